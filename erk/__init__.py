@@ -1,0 +1,33 @@
+"""ERK-Guid: stiffness-aware diffusion sampling via embedded Runge-Kutta guidance.
+
+The public names are loaded on first use, so that ``import erk`` costs no torch import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .jobs.noise import noise_and_labels as noise_and_labels
+    from .models.model import Model as Model
+    from .models.model import load_model as load_model
+    from .sampler import sample as sample
+    from .sampler import steps as steps
+
+_PUBLIC = {
+    "Model": ".models.model",
+    "load_model": ".models.model",
+    "sample": ".sampler",
+    "steps": ".sampler",
+    "noise_and_labels": ".jobs.noise",
+}
+__all__ = ["Model", "load_model", "noise_and_labels", "sample", "steps"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'erk' has no attribute '{name}'")
+    return getattr(import_module(_PUBLIC[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,87 @@
+"""Noise schedules: strictly decreasing noise levels sigma_0 > ... > sigma_N, in float64.
+
+`steps` counts intervals. The `edm` schedule ends at 0 (its last interval is sigma_min -> 0);
+the others end at sigma_min, i.e. they have diff-sampler's num_steps = steps + 1 nodes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """EDM's schedule with its trailing 0: [steps + 1] (Karras et al. 2022, Eq. 5)."""
+    nodes = polynomial(steps - 1, sigma_min, sigma_max, rho)
+    return torch.cat([nodes, nodes.new_zeros(1)])
+
+
+def polynomial(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Nodes evenly spaced in sigma^(1/rho), ending at sigma_min: [steps + 1]."""
+    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    nodes = (hi + _unit(steps) * (lo - hi)) ** rho
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def logsnr(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Nodes evenly spaced in ln sigma, ending at sigma_min: [steps + 1]."""
+    nodes = sigma_max * (sigma_min / sigma_max) ** _unit(steps)
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def _unit(steps: int) -> Tensor:
+    return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def _with_ends(nodes: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    nodes[0], nodes[-1] = sigma_max, sigma_min  # exact, whatever the powers rounded to
+    return nodes
+
+
+SCHEDULES: dict[str, tuple[Callable[..., Tensor], float | None, int]] = {
+    "edm": (edm, 7.0, 2),
+    "polynomial": (polynomial, 7.0, 1),
+    "logsnr": (logsnr, None, 1),
+}
+"""name -> (function, default rho or None where there is none, fewest steps)."""
+
+
+def make_schedule(
+    schedule: str | Sequence[float] | Tensor,
+    steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
+) -> Tensor:
+    """Noise levels [N + 1], float64, of a named schedule or an explicit list of sigmas.
+
+    Raises ValueError for an unknown name, too few steps, or noise levels out of order.
+    """
+    if not isinstance(schedule, str):
+        return _explicit(torch.as_tensor(schedule, dtype=torch.float64))
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
+    make, default_rho, fewest = SCHEDULES[schedule]
+    if steps < fewest:
+        raise ValueError(f"the '{schedule}' schedule needs at least {fewest} steps, not {steps}.")
+    if not 0 < sigma_min < sigma_max < float("inf"):
+        raise ValueError(
+            f"noise levels must satisfy 0 < sigma_min < sigma_max < inf, "
+            f"not sigma_min = {sigma_min:g}, sigma_max = {sigma_max:g}."
+        )
+    if default_rho is None:
+        if rho is not None:
+            raise ValueError(f"the '{schedule}' schedule takes no rho, but got rho = {rho:g}.")
+        return make(steps, sigma_min, sigma_max)
+    rho = default_rho if rho is None else rho
+    if not 0 < rho < float("inf"):
+        raise ValueError(f"rho must be positive, not {rho:g}.")
+    return make(steps, sigma_min, sigma_max, rho)
+
+
+def _explicit(sigmas: Tensor) -> Tensor:
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError("an explicit schedule needs at least two noise levels in one list.")
+    if not (sigmas.isfinite().all() and sigmas[-1] >= 0 and (sigmas.diff() < 0).all()):
+        raise ValueError("an explicit schedule must be finite, non-negative, strictly decreasing.")
+    return sigmas
