@@ -1,0 +1,90 @@
+"""Encoders: from a network's data space to uint8 pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Encoder(Protocol):
+    """What a model needs to turn samples into pictures."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] float, data of standard deviation 0.5 -> uint8 [B, C', H', W']."""
+        ...
+
+
+class PixelEncoder:
+    """Pixels as they are: -1..1 stands for 0..255 (EDM, EDM2 at 64x64)."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] float -> uint8 [B, C, H, W], truncating as the published code does."""
+        return (x.to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+class DigitsEncoder:
+    """Scikit-learn's digits (0..16), standardised by two scalars to mean 0, deviation 0.5."""
+
+    def __init__(self, mean: float, std: float):
+        self.mean, self.std = mean, std
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Digit values 0..16 -> float32 of the same shape, mean 0 and standard deviation 0.5."""
+        return (values.to(torch.float32) / 8 - 1 - self.mean) / self.std * 0.5
+
+    def decode(self, x: Tensor) -> Tensor:
+        """[B, 1, 8, 8] float -> uint8 [B, 1, 8, 8]: digit value * 255 / 16, clipped, truncated."""
+        values = (x.to(torch.float32) / 0.5 * self.std + self.mean + 1) * 8
+        return (values * (255 / 16)).clip(0, 255).to(torch.uint8)
+
+
+class VAEEncoder:
+    """Latents of Stability's VAE, standardised per channel (EDM2 at 512x512).
+
+    This VAE is applied to pictures in 0..1 (not -1..1, as elsewhere), and the latents carry
+    their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
+    the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
+    """
+
+    def __init__(
+        self,
+        vae_name: str = "stabilityai/sd-vae-ft-mse",
+        raw_mean: Sequence[float] = (5.81, 3.25, 0.12, -2.15),
+        raw_std: Sequence[float] = (4.17, 4.62, 3.71, 3.28),
+        batch_size: int = 8,
+        offline: bool = False,
+        cache: Path | None = None,
+    ):
+        mean, std = torch.tensor(raw_mean), torch.tensor(raw_std)
+        self.vae_name, self.batch_size = vae_name, batch_size
+        self.offline, self.cache = offline, cache
+        self.scale = (0.5 / std).reshape(1, -1, 1, 1)
+        self.bias = -mean.reshape(1, -1, 1, 1) * self.scale
+        self.vae: Any = None
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`."""
+        vae = self._load(x.device)
+        raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
+        images = torch.cat([vae.decode(part).sample for part in raw.split(self.batch_size)])
+        return (images.clamp(0, 1) * 255).to(torch.uint8)
+
+    def _load(self, device: torch.device) -> Any:
+        if self.vae is None:
+            from diffusers import AutoencoderKL
+
+            try:
+                self.vae = AutoencoderKL.from_pretrained(
+                    self.vae_name, cache_dir=self.cache, local_files_only=self.offline
+                )
+            except (OSError, ValueError) as error:
+                raise OSError(
+                    f"the VAE '{self.vae_name}' could not be loaded "
+                    f"({str(error).splitlines()[0]}); connect to the network once to cache it, "
+                    "or give --vae a folder that holds it."
+                ) from error
+            self.vae.eval().requires_grad_(False)
+        return self.vae.to(device)

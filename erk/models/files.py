@@ -1,0 +1,160 @@
+"""From a file to a network and back: released pickles, and safetensors with a JSON card."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import pickles
+from ..fetch import sha256_of
+from . import edm, edm2
+from .encoders import DigitsEncoder, Encoder, PixelEncoder, VAEEncoder
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "Precond": edm2.Precond,
+    "EDMPrecond": edm.EDMPrecond,
+    "VPPrecond": edm.VPPrecond,
+    "VEPrecond": edm.VEPrecond,
+    "iDDPMPrecond": edm.iDDPMPrecond,
+}
+ENCODERS: dict[str, type[Any]] = {
+    "StandardRGBEncoder": PixelEncoder,
+    "StabilityVAEEncoder": VAEEncoder,
+    "DigitsEncoder": DigitsEncoder,
+}
+
+
+class Part(NamedTuple):
+    """The name of a class and its constructor's arguments."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
+class Checkpoint(NamedTuple):
+    """All that a file says of a network, checked by nobody yet."""
+
+    architecture: Part
+    encoder: Part
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]  # licence, source and the like; plain JSON
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`: .safetensors with its card, else a released pickle.
+
+    Raises FileNotFoundError, or ValueError with one sentence.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = pickles.load(path)
+    network = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(network, pickles.Record):
+        raise ValueError(f"{path} holds no network under the key 'ema'; give a network pickle.")
+    encoder = content.get("encoder")
+    return Checkpoint(
+        Part(network.class_name, _plain(network.init_kwargs)),
+        Part("StandardRGBEncoder", {})
+        if encoder is None
+        else Part(encoder.class_name, _plain(encoder.init_kwargs)),
+        dict(network.tensors()),
+        {"licence": "CC BY-NC-SA 4.0 (as released by NVIDIA)"},
+    )
+
+
+def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
+    """Our own network with the checkpoint's weights, for inference, and its encoder.
+
+    Raises ValueError if the file names an unknown class, or arguments or tensors do not fit it.
+    """
+    kind, kwargs = checkpoint.architecture
+    if kind not in NETWORKS:
+        raise ValueError(f"{name} holds a '{kind}'; networks known here: {', '.join(NETWORKS)}.")
+    if checkpoint.encoder.name not in ENCODERS:
+        raise ValueError(f"{name} names the unknown encoder '{checkpoint.encoder.name}'.")
+    try:
+        with torch.device("meta"):  # no memory is spent on weights that the file replaces
+            network = NETWORKS[kind](**kwargs)
+        network.load_state_dict(checkpoint.tensors, assign=True)
+        encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
+    except (TypeError, RuntimeError, KeyError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
+    return network.eval().requires_grad_(False), encoder
+
+
+def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the tensors to `path` and the card beside it (.json); the card comes last.
+
+    Each file appears whole or not at all; a weights file without its card is refused by `read`.
+    """
+    from safetensors.torch import save
+
+    data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, data)
+    card = {
+        "architecture": {
+            "class": checkpoint.architecture.name,
+            "kwargs": checkpoint.architecture.kwargs,
+        },
+        "encoder": {"class": checkpoint.encoder.name, "kwargs": checkpoint.encoder.kwargs},
+        "sha256": sha256_of(path),
+        **checkpoint.card,
+    }
+    _replace(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from safetensors.torch import load_file
+
+    with open(path, "rb") as file:  # safetensors' own errors for these two are less clear
+        header = int.from_bytes(file.read(8), "little")
+        content = file.read(min(header, 100_000_000))
+    try:
+        entries = json.loads(content)
+        ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
+        missing = 8 + header + max(ends, default=0) - path.stat().st_size
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or only its beginning.") from error
+    if missing > 0:
+        raise ValueError(f"{path} ends too early: {missing} bytes are missing; fetch it again.")
+    place = path.with_suffix(".json")
+    if not place.is_file():
+        raise ValueError(
+            f"{path} has no card: {place.name} must lie beside it and name the architecture "
+            "(scripts/convert.py writes both)."
+        )
+    try:
+        card = json.loads(place.read_text())
+        parts = [Part(card[k]["class"], card[k]["kwargs"]) for k in ("architecture", "encoder")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} is not a card: it must name architecture and encoder.") from error
+    if card.get("sha256") not in (None, sha256_of(path)):
+        raise ValueError(f"{path} is not the file that its card {place.name} describes (sha256).")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises a class of its own for each fault
+        raise ValueError(f"{path} is not a sound safetensors file: {error}.") from error
+    return Checkpoint(parts[0], parts[1], tensors, card)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars and arrays, which old files hold, as plain Python numbers and lists."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,111 @@
+"""erk.Model: a network with its decoder, callable as the denoiser D(x; sigma)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..fetch import fetch, sha256_of
+from . import edm2
+from .encoders import Encoder, VAEEncoder
+from .files import build, read
+from .presets import find_preset
+
+PRECISIONS = {
+    "auto": None,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+class Model:
+    """A denoiser with what is known of it.
+
+    sample_shape: (C, H, W) of one sample; label_dim: number of classes, 0 if unconditional;
+    device; encoder; name and sha256 of the file; licence of the weights; sigma_min, sigma_max:
+    the noise levels the network was trained for.
+    """
+
+    def __init__(self, network: nn.Module, encoder: Encoder, device: str | torch.device = "cpu"):
+        self.network = network.to(device)
+        self.encoder = encoder
+        self.device = torch.device(device)
+        res, channels = network.img_resolution, network.img_channels
+        self.sample_shape: tuple[int, int, int] = (channels, res, res)  # type: ignore[assignment]
+        self.label_dim = int(network.label_dim)  # type: ignore[arg-type]
+        self.sigma_min = float(network.sigma_min)  # type: ignore[arg-type]
+        self.sigma_max = float(network.sigma_max)  # type: ignore[arg-type]
+        self.name, self.sha256, self.licence = "unnamed", "", "unknown"
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Denoised D(x; sigma): x [B, C, H, W] float32 -> [B, C, H, W] float32.
+
+        sigma: a number, [] or [B]; labels: one-hot [B, label_dim], classes [B] (int) or None.
+        A network without labels ignores them; a conditional one without labels sees zeros.
+        """
+        sigma = torch.as_tensor(sigma, dtype=torch.float32)
+        return self.network(x, sigma, self._vectors(labels))
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Samples [B, C, H, W] -> pictures uint8 [B, 3, H', W'] (or [B, 1, H', W'])."""
+        return self.encoder.decode(x0)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels the network knows, in float32 for discrete ones."""
+        return self.network.round_sigma(sigma)  # type: ignore[operator]
+
+    def _vectors(self, labels: Tensor | None) -> Tensor | None:
+        if labels is None or self.label_dim == 0:
+            return None
+        if not labels.is_floating_point():
+            return torch.nn.functional.one_hot(labels.long(), self.label_dim).to(torch.float32)
+        if labels.shape[-1] != self.label_dim:
+            raise ValueError(
+                f"labels have {labels.shape[-1]} columns, but '{self.name}' has "
+                f"{self.label_dim} classes; give one-hot rows of that width or class numbers."
+            )
+        return labels
+
+
+def load_model(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    precision: str = "auto",
+    offline: bool = False,
+    vae: str | None = None,
+) -> Model:
+    """Load a network: a path or URL of a .pkl or .safetensors file, or the name of a preset.
+
+    `precision` is what the network computes in: auto (float16 on CUDA where the file says so,
+    else float32), fp32, tf32, fp16, bf16. `offline` forbids downloads. `vae` replaces the hub
+    name of the latent decoder (e.g. by a folder); it is loaded by the first `decode`, not here.
+    Raises FileNotFoundError or ValueError, each with one sentence.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}.")
+    is_file = "/" in str(source) or Path(source).suffix in (".pkl", ".safetensors")
+    address = str(source) if is_file else find_preset(str(source)).net
+    path = fetch_checkpoint(address, offline)
+    checkpoint = read(path)
+    network, encoder = build(checkpoint, str(path))
+    if isinstance(encoder, VAEEncoder):
+        encoder.offline = offline
+        encoder.vae_name = vae or encoder.vae_name
+    model = Model(network, encoder, device)
+    model.name, model.sha256 = address, sha256_of(path)
+    model.licence = checkpoint.card.get("licence", "unknown")
+    model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
+    if isinstance(network, edm2.Precond):
+        network.fold()
+    return model
+
+
+def fetch_checkpoint(address: str, offline: bool = False) -> Path:
+    """The local file of a path or URL; of remote safetensors the card is fetched as well."""
+    path = fetch(address, offline=offline)
+    if "://" in address and path.suffix == ".safetensors":
+        fetch(address.removesuffix(".safetensors") + ".json", offline=offline)
+    return path
