@@ -1,0 +1,63 @@
+"""What all command lines share: how options are spelt and how a command ends."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "show_default": True,
+}
+"""click's context settings; the originals' spellings (--w_stiff) are taken for ours (--w-stiff)."""
+
+
+def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Bad input ends a command with one sentence on stderr and exit code 2, without a traceback.
+
+    Bad input is what raises ValueError, OSError or FloatingPointError. ERK_TRACEBACK=1 shows where.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:  # the reader of our output has left: not our user's mistake
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (ValueError, OSError, FloatingPointError) as error:
+            if os.environ.get("ERK_TRACEBACK"):
+                raise
+            fail(_sentence(error))
+
+    return run
+
+
+def fail(message: str) -> NoReturn:
+    """Print the message and exit with code 2."""
+    print(f"Error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-9,12' -> [0, ..., 9, 12]; ValueError if it is empty, malformed or names a seed twice."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"'{text}' is not a list of seeds; write it as 0-49999 or 1,2,5-10.")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low:
+            raise ValueError(f"the seed range {part.strip()} runs backwards; write {high}-{low}.")
+        seeds.extend(range(low, high + 1))
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"'{text}' names a seed twice; each image has one seed.")
+    return seeds

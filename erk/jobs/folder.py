@@ -1,0 +1,156 @@
+"""A run's folder: pictures named by seed, and run.json, which says how each was made.
+
+A picture that is there is whole (see `images.write_whole`), so a run that was stopped goes on by
+making the missing seeds. run.json fixes the settings: a folder never mixes two.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .cli import parse_seeds
+from .images import image_path, pack_npz, pack_zip, png_bytes, write_whole
+
+ARCHIVES = {"zip": "images.zip", "npz": "images.npz"}
+
+
+class RunFolder:
+    """The output folder of one generation run; `open` checks it and writes nothing."""
+
+    def __init__(self, folder: Path, kind: str, subdirs: bool, settings: dict[str, Any]):
+        self.folder, self.kind, self.subdirs = folder, kind, subdirs
+        self.settings = json.loads(json.dumps(plain(settings)))
+        self.pictures = folder if kind == "png" else folder / ".pictures"
+        self.record: dict[str, Any] = {}
+
+    def check(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds still to make. ValueError or OSError if this run may not use the folder."""
+        self._check_writable()
+        place = self.folder / "run.json"
+        if place.is_file():
+            self.record = _read_record(place)
+            self._check_settings(place)
+        elif self.folder.is_dir() and any(self.path(seed).exists() for seed in seeds):
+            raise ValueError(
+                f"{self.folder} holds pictures but no run.json that says how they were made; "
+                "choose another --outdir."
+            )
+        if self.kind in ARCHIVES and self.record.get("complete"):
+            if self.record["seeds"] != format_seeds(seeds):
+                raise ValueError(
+                    f"{self.folder / ARCHIVES[self.kind]} is finished with the seeds "
+                    f"{self.record['seeds']}; choose another --outdir for other seeds."
+                )
+            return []
+        return [seed for seed in seeds if not self.path(seed).exists()]
+
+    def path(self, seed: int) -> Path:
+        """Where the picture of a seed lies while the run goes on."""
+        return image_path(self.pictures, seed, self.subdirs)
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Make the folder and write run.json, marked incomplete; seeds made earlier stay listed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pictures.mkdir(exist_ok=True)
+        seeds = {*parse_seeds(facts["seeds"]), *parse_seeds(self.record.get("seeds", facts["seeds"]))}
+        told = {"seeds": format_seeds(sorted(seeds)), "images": len(seeds), "complete": False}
+        kept = {k: self.record[k] for k in ("nfe", "guide_nfe") if k in self.record}
+        self.record = {**facts, **kept, **told, "settings": self.settings}
+        self._write_record()
+
+    def note(self, facts: dict[str, Any]) -> None:
+        """Add facts to run.json."""
+        if any(self.record.get(name) != value for name, value in facts.items()):
+            self.record.update(facts)
+            self._write_record()
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a run that failed before its first picture."""
+        with contextlib.suppress(OSError):  # a folder that holds something stays
+            if not any(self.pictures.rglob("*.png")):
+                (self.folder / "run.json").unlink()
+                self.pictures.rmdir()
+                self.folder.rmdir()
+
+    def add(self, seed: int, image: Any) -> None:
+        """Write one picture, uint8 [C, H, W]."""
+        place = self.path(seed)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, png_bytes(image))
+
+    def finish(self, seeds: Sequence[int]) -> None:
+        """Pack an archive if one was asked for, and mark the run complete."""
+        pictures = [self.path(seed) for seed in seeds]
+        if self.kind == "zip":
+            pack_zip(self.folder / ARCHIVES["zip"], pictures, self.pictures)
+        if self.kind == "npz":
+            pack_npz(self.folder / ARCHIVES["npz"], pictures, seeds)
+        self.record["complete"] = True
+        self._write_record()
+        if self.kind in ARCHIVES:
+            shutil.rmtree(self.pictures)
+        for stray in self.pictures.rglob(".*.tmp"):  # left by a process that was killed
+            stray.unlink()
+
+    def _write_record(self) -> None:
+        write_whole(self.folder / "run.json", (json.dumps(self.record, indent=1) + "\n").encode())
+
+    def _check_settings(self, place: Path) -> None:
+        old = self.record["settings"]
+        differing = sorted(k for k in {*old, *self.settings} if old.get(k) != self.settings.get(k))
+        if differing:
+            pairs = [f"{k} {old.get(k)} there, {self.settings.get(k)} here" for k in differing]
+            raise ValueError(
+                f"{place} is of a run with other settings ({'; '.join(pairs)}); "
+                "choose another --outdir."
+            )
+
+    def _check_writable(self) -> None:
+        """Nothing is written: the nearest folder that exists must let us write."""
+        place = self.folder.absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            reason = "is not a folder" if not place.is_dir() else "is not writable"
+            raise ValueError(
+                f"cannot write to {self.folder}: {place} {reason}; choose another --outdir."
+            )
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """[0, 1, 2, 7] -> '0-2,7'."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it; infinities and types of numbers become their names."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+def _read_record(place: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(place.read_text())
+        if isinstance(record["settings"], dict) and isinstance(record["complete"], bool):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{place} is not the record of a run; choose another --outdir.")

@@ -1,0 +1,109 @@
+"""Seeds -> batches of pictures, as an iterator: nothing here touches a disk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..drift import GuidedDrift
+from ..sampler import NonFiniteError, Settings, integrate
+from .noise import SeededNoise, one_hot
+
+Labels = str | int | Mapping[int, int]
+"""'random' (drawn per seed), 'balanced' (seed mod classes), one class, or {seed: class}."""
+
+
+class Batch(NamedTuple):
+    """Finished pictures."""
+
+    seeds: list[int]  # [n]
+    images: Tensor  # uint8 [n, C, H, W] on the CPU
+    classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
+    nfe: int  # evaluations of the main network per picture, counted
+    guide_nfe: int  # evaluations of the guide per picture, counted
+
+
+def generate(
+    model: Any,
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    guide_model: Any = None,
+    labels: Labels = "random",
+    batch: int = 32,
+    noise_device: torch.device | str | None = None,
+) -> Iterator[Batch]:
+    """Sample the seeds in batches of `batch`; each picture depends on its seed and settings alone.
+
+    Every batch runs at the same shape (the last one is filled up and the filling dropped),
+    because networks round differently at different batch sizes. `noise_device` is where random
+    numbers are drawn; default: the model's device. Raises ValueError for a class that the model
+    does not have and NonFiniteError, with the seed, if the network produces NaN.
+    """
+    check_labels(labels, model.label_dim, seeds)
+    for first in range(0, len(seeds), batch):
+        own = list(seeds[first : first + batch])
+        padded = own + own[-1:] * (batch - len(own))
+        yield _one_batch(model, own, padded, settings, guide_model, labels, noise_device)
+
+
+def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
+    """ValueError if the labels ask for a class that a model with `label_dim` does not have."""
+    if isinstance(labels, str):
+        if labels not in ("random", "balanced"):
+            raise ValueError(f"unknown labels '{labels}'; choose random, balanced or a file.")
+        return
+    if label_dim == 0:
+        raise ValueError("this model has no classes; leave out --class and label files.")
+    if not isinstance(labels, int):
+        missing = next((seed for seed in seeds if seed not in labels), None)
+        if missing is not None:
+            raise ValueError(f"the label file has no line for seed {missing}.")
+    wanted = [labels] if isinstance(labels, int) else [labels[seed] for seed in seeds]
+    wrong = next((c for c in wanted if not 0 <= c < label_dim), None)
+    if wrong is not None:
+        raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
+
+
+@torch.inference_mode()
+def _one_batch(
+    model: Any,
+    own: list[int],
+    padded: list[int],
+    settings: Settings,
+    guide_model: Any,
+    labels: Labels,
+    noise_device: torch.device | str | None,
+) -> Batch:
+    source = SeededNoise(padded, model.device if noise_device is None else noise_device)
+    noise = source.randn(model.sample_shape).to(model.device)
+    classes = vectors = None
+    if model.label_dim:
+        classes = _classes(labels, padded, source.randint(model.label_dim).cpu(), model.label_dim)
+        vectors = one_hot(classes, model)
+        classes = classes[: len(own)]
+    drift = GuidedDrift(
+        model, vectors, guide_model, settings.guidance, settings.guidance_interval
+    )
+    x = noise
+    try:
+        for x, _ in integrate(drift, noise, settings, source.randn_like):
+            pass
+    except NonFiniteError as error:
+        seed = padded[error.sample]
+        raise NonFiniteError(error.sample, error.step, error.sigma, f"seed {seed}") from error
+    images = model.decode(x)[: len(own)].cpu()
+    return Batch(own, images, classes, drift.nfe, drift.guide_nfe)
+
+
+def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:
+    """Class of each seed, [B]. All policies draw, so that later draws do not depend on them."""
+    if labels == "random":
+        return drawn
+    if labels == "balanced":
+        return torch.tensor(seeds) % label_dim
+    if isinstance(labels, int):
+        return torch.full_like(drawn, labels)
+    assert not isinstance(labels, str)
+    return torch.tensor([labels[seed] for seed in seeds])

@@ -1,0 +1,95 @@
+"""torch.distributed in a few functions: one process needs none of it, and gets none of it."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class World(NamedTuple):
+    """This process's place among those that torchrun started (1 process: rank 0 of 1)."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'mps' -> this process's device; ValueError if it is not there.
+
+    'auto' takes CUDA, then Apple's MPS, then the CPU. Under torchrun every process on a machine
+    gets its own GPU, by LOCAL_RANK.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
+        raise ValueError(f"this machine offers no device '{name}'; use --device cpu.")
+    if name != "cuda":
+        return torch.device(name)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} on this machine has no GPU of its own: there are "
+            f"{torch.cuda.device_count()}; start at most as many processes."
+        )
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun started (gloo on the CPU, nccl on CUDA); alone without one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(torch.distributed.get_rank(), size, device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def wait(world: World) -> None:
+    """Every process gets here before any goes on."""
+    if world.size > 1:
+        torch.distributed.barrier()
+
+
+def from_first(world: World, value: Any) -> Any:
+    """The value that the first process has, in every process."""
+    if world.size == 1:
+        return value
+    held = [value]
+    torch.distributed.broadcast_object_list(held, device=world.device)
+    return held[0]
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a number needs to be made again: command, commit (None outside git), device, versions."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    is_cuda = torch.device(device).type == "cuda"
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit,
+        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }

@@ -1,0 +1,80 @@
+"""Sample a diffusion model with ERK-Guid: seeds in, pictures out.
+
+    python generate.py --preset digits --seeds 0-63 --steps 8 --w-stiff 0.5 --w-con 0.3 --grid
+    torchrun --nproc-per-node 8 generate.py --preset edm2-img512-s --w-stiff 1.0
+"""
+
+from typing import Any
+
+import click
+
+from erk.jobs.cli import CONTEXT, clean_exit
+
+
+def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from erk.models.presets import describe
+
+        click.echo("\n".join(describe()))
+        context.exit()
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--preset", metavar="NAME", help="Network, guide and guidance by name.")
+@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo/file.")
+@click.option("--gnet", metavar="FILE", help="Guiding network: for CFG an unconditional one, "
+              "for Autoguidance a weaker one.")  # fmt: skip
+@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False,
+              callback=_list_presets, help="Print all presets and exit.")  # fmt: skip
+@click.option("--outdir", metavar="DIR", default="out", help="Where the pictures go.")
+@click.option("--seeds", metavar="LIST", default="0-49999", help="One picture per seed: 0-9,12.")
+@click.option("--class", "class_idx", type=int, metavar="N", help="One class for all pictures.")
+@click.option("--labels", metavar="random|balanced|FILE", default="random",
+              help="Class of each picture: drawn from its seed; seed mod classes; or lines of "
+              "'SEED CLASS'.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=32, help="Pictures at a time.")
+@click.option("--steps", type=int, default=32, help="Intervals of the schedule.")
+@click.option("--sigma-min", type=float, default=0.002, help="Lowest noise level above 0.")
+@click.option("--sigma-max", type=float, default=80.0, help="Highest noise level.")
+@click.option("--rho", type=float, help="Exponent of the schedule.  [default: the schedule's own]")
+@click.option("--solver", default="heun", metavar="NAME", help="ODE solver: euler or heun.")
+@click.option("--schedule", default="edm", metavar="NAME",
+              help="Noise levels: edm, polynomial or logsnr.")  # fmt: skip
+@click.option("--guidance", type=float, help="Weight of model guidance; 1 is off.  "
+              "[default: the preset's, else 1]")  # fmt: skip
+@click.option("--guidance-interval", metavar="LO,HI",
+              help="Apply model guidance only for LO < sigma <= HI.")  # fmt: skip
+@click.option("--w-stiff", type=float, default=0.0, help="Strength of ERK-Guid; 0 is off.")
+@click.option("--w-con", type=float, default=0.5, help="Stiffness above which ERK-Guid acts.")
+@click.option("--S-churn", "S_churn", type=float, default=0.0, help="EDM's stochasticity.")
+@click.option("--S-min", "S_min", type=float, default=0.0, help="Lowest sigma that is churned.")
+@click.option("--S-max", "S_max", type=float, default=float("inf"), help="Highest such sigma.")
+@click.option("--S-noise", "S_noise", type=float, default=1.0, help="Scale of churned noise.")
+@click.option("--noise", type=click.Choice(["device", "cpu"]), default="device",
+              help="Where noise is drawn: 'device' as published; 'cpu' starts a seed equally "
+              "on every device.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"]),
+              default="auto", help="What networks compute in; auto: fp16 on CUDA where released "
+              "so, else fp32.")  # fmt: skip
+@click.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models.")
+@click.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png")
+@click.option("--subdirs", is_flag=True, help="1000 pictures per sub-folder.")
+@click.option("--grid", is_flag=True, help="Also write grid.png, a sheet of the first 100.")
+@click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
+@clean_exit
+def main(**options: Any) -> None:
+    """Sample a diffusion model, with ERK-Guid if --w-stiff is above 0.
+
+    A picture depends on its seed and the settings alone. Running the same command again makes
+    what is missing. Several GPUs: torchrun --nproc-per-node N generate.py ...
+
+    Every option may also be spelt with underscores, --w_stiff.
+    """
+    from erk.jobs.run import run
+
+    run(**options)
+
+
+if __name__ == "__main__":
+    main()
