@@ -52,4 +52,7 @@ class GuidedDrift:
     def _guided_at(self, sigma: Tensor) -> bool:
         if self.guidance == 1:
             return False
-        return self.interval is None or self.interval[0] < sigma <= self.interval[1]
+        if self.interval is None:
+            return True
+        lo, hi = self.interval  # tensor comparisons: the bounds round as sigma does
+        return bool(lo < sigma) and bool(sigma <= hi)

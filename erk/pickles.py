@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import torch
 
-_DTYPE_CODES = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"}
+_DTYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
 class Record:
@@ -168,7 +168,7 @@ class _Array(np.ndarray[Any, Any]):
         version, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _DType) or not isinstance(raw, bytes):
             raise pickle.UnpicklingError("an array does not hold plain numbers")
-        super().__setstate__((version, shape, dtype.dtype, bool(fortran), raw))
+        super().__setstate__((version, shape, dtype.dtype, fortran, raw))
 
 
 def _empty_array(*unused: Any) -> np.ndarray[Any, Any]:

@@ -156,17 +156,30 @@ def integrate(
     the last step, so it never makes a GPU wait.
     """
     sigmas = settings.sigmas(drift.model)
-    x = noise.to(settings.dtype) * sigmas[0]
+    start = noise.to(settings.dtype) * sigmas[0]
     solver = make_solver(settings.solver, settings.solver_options)
     churn = settings.churn(drift.model, len(sigmas) - 1, randn_like)
     sums = []
-    for x, step in steps(drift, x, sigmas, solver, settings.guide(), churn):
+    for x, step in steps(drift, start, sigmas, solver, settings.guide(), churn):
         sums.append(x.flatten(1).sum(1))
         yield x, step
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
         index, sample = bad[0].tolist()
         raise NonFiniteError(sample, index, sigmas[index].item())
+
+
+def solve(
+    drift: GuidedDrift,
+    noise: Tensor,
+    settings: Settings,
+    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Tensor:
+    """The last state of `integrate`: x0 [B, ...]."""
+    x0 = noise
+    for state, _ in integrate(drift, noise, settings, randn_like):
+        x0 = state
+    return x0
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def from_first(world: World, value: Any) -> Any:
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a number needs to be made again: command, commit (None outside git), device, versions."""
+    """What it takes to remake a number: command, commit (None if unknown), device, versions."""
     root = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:

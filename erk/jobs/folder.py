@@ -57,10 +57,16 @@ class RunFolder:
         """Make the folder and write run.json, marked incomplete; seeds made earlier stay listed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pictures.mkdir(exist_ok=True)
-        seeds = {*parse_seeds(facts["seeds"]), *parse_seeds(self.record.get("seeds", facts["seeds"]))}
-        told = {"seeds": format_seeds(sorted(seeds)), "images": len(seeds), "complete": False}
-        kept = {k: self.record[k] for k in ("nfe", "guide_nfe") if k in self.record}
-        self.record = {**facts, **kept, **told, "settings": self.settings}
+        old = self.record
+        seeds = {*parse_seeds(facts["seeds"]), *parse_seeds(old.get("seeds", facts["seeds"]))}
+        self.record = {
+            **facts,
+            **{name: old[name] for name in ("nfe", "guide_nfe") if name in old},
+            "seeds": format_seeds(sorted(seeds)),
+            "images": len(seeds),
+            "complete": False,
+            "settings": self.settings,
+        }
         self._write_record()
 
     def note(self, facts: dict[str, Any]) -> None:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..drift import GuidedDrift
-from ..sampler import NonFiniteError, Settings, integrate
+from ..sampler import GuidedDrift, NonFiniteError, Settings, solve
 from .noise import SeededNoise, one_hot
 
 Labels = str | int | Mapping[int, int]
@@ -86,14 +85,12 @@ def _one_batch(
     drift = GuidedDrift(
         model, vectors, guide_model, settings.guidance, settings.guidance_interval
     )
-    x = noise
     try:
-        for x, _ in integrate(drift, noise, settings, source.randn_like):
-            pass
+        x0 = solve(drift, noise, settings, source.randn_like)
     except NonFiniteError as error:
         seed = padded[error.sample]
         raise NonFiniteError(error.sample, error.step, error.sigma, f"seed {seed}") from error
-    images = model.decode(x)[: len(own)].cpu()
+    images = model.decode(x0)[: len(own)].cpu()
     return Batch(own, images, classes, drift.nfe, drift.guide_nfe)
 
 

@@ -99,8 +99,9 @@ def _make(
         model, own, settings,
         guide_model=guide, labels=labels, batch=size, noise_device=noise_device,
     )  # fmt: skip
-    hidden = world.rank > 0
-    with click.progressbar(length=len(own), label="Sampling", file=sys.stderr, hidden=hidden) as bar:
+    with click.progressbar(
+        length=len(own), label="Sampling", file=sys.stderr, hidden=world.rank > 0
+    ) as bar:
         for batch in made:
             for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
                 folder.add(seed, image)

@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         card = json.loads(place.read_text())
         parts = [Part(card[k]["class"], card[k]["kwargs"]) for k in ("architecture", "encoder")]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place} is not a card: it must name architecture and encoder.") from error
+        raise ValueError(f"{place} must name 'architecture' and 'encoder' to be a card.") from error
     if card.get("sha256") not in (None, sha256_of(path)):
         raise ValueError(f"{path} is not the file that its card {place.name} describes (sha256).")
     try:

@@ -1,0 +1,77 @@
+"""Mean and covariance of features, gathered batch by batch and merged over processes."""
+
+import torch
+from torch import Tensor
+
+ROWS = 1024  # float64 rows multiplied at a time: fast, and memory stays flat
+
+
+class Moments:
+    """n, sum and outer-product sum of features, in float64, of which two runs add exactly.
+
+    Public state for all-reduce and restart: ``n`` int, ``total`` [D], ``outer`` [D, D].
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.n = 0
+        self.total = torch.zeros(dim, dtype=torch.float64)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> "Moments":
+        """Add a batch of features [B, D] and return self.
+
+        Raises ValueError for another dimension or for NaN and infinite features.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self.total):
+            raise ValueError(
+                f"features of shape {list(features.shape)} do not fit moments of dimension "
+                f"{len(self.total)}: give [B, {len(self.total)}]"
+            )
+        check_finite(features, "features")
+        for rows in features.split(ROWS):
+            rows = rows.to(self.total.device, torch.float64)
+            self.total += rows.sum(0)
+            self.outer.addmm_(rows.T, rows)
+        self.n += len(features)
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Add the samples that ``other`` has seen and return self."""
+        if other.total.shape != self.total.shape:
+            raise ValueError(
+                f"moments of dimension {len(other.total)} cannot be merged into "
+                f"{len(self.total)}: use one extractor for both"
+            )
+        self.n += other.n
+        self.total += other.total
+        self.outer += other.outer
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean [D], float64."""
+        if self.n < 1:
+            raise ValueError("no samples, no mean: add features first")
+        return self.total / self.n
+
+    @property
+    def cov(self) -> Tensor:
+        """Unbiased covariance (divisor N - 1) [D, D], float64."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, not {self.n}")
+        return (self.outer - torch.outer(self.total, self.mean)) / (self.n - 1)
+
+
+def moments_of(features: Tensor) -> Moments:
+    """Moments of one set of features [N, D]."""
+    if features.ndim != 2:
+        raise ValueError(f"features must be [N, D], not of shape {list(features.shape)}")
+    return Moments(features.shape[1]).add(features)
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise ValueError, naming the first bad row, if ``values`` holds NaN or infinity."""
+    finite = torch.isfinite(values)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        raise ValueError(f"the {what} hold NaN or infinity (first in row {row}): remove the cause")

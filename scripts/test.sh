@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Does all set-up, then runs the tests; arguments go on to pytest.
+#   bash scripts/test.sh                     all but the slow ones
+#   bash scripts/test.sh --all               the slow ones too
+#   bash scripts/test.sh tests/test_fetch.py -k resume
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh dev
+
+select=(-m "not slow")
+arguments=()
+for argument in "$@"; do
+    case $argument in
+        --all) select=(-m "slow or not slow") ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+
+# One process a core, four at most (each holds a PyTorch), and one thread in each.
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec .venv/bin/python -m pytest -n "$((cores < 4 ? cores : 4))" "${select[@]}" \
+    ${arguments[@]+"${arguments[@]}"}

@@ -1,0 +1,90 @@
+"""The digits classifier: its quantiser, its accuracy, its files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from metrics.extractors import load_extractor
+from metrics.extractors.digits import WEIGHTS, load, normalise
+
+
+def test_all_levels_survive_the_way_through_a_png():
+    levels = torch.arange(17)
+    stored = (levels * (255 / 16)).to(torch.uint8)
+    assert torch.equal(normalise(stored), levels / 8 - 1)
+
+
+def test_every_byte_goes_to_its_nearest_level():
+    found = (normalise(torch.arange(256).to(torch.uint8)) + 1) * 8
+    nearest = np.abs(np.arange(256)[:, None] - np.arange(17) * 255 / 16).argmin(1)
+    assert found.int().tolist() == nearest.tolist()
+
+
+def test_card_tells_the_accuracy_and_the_network_has_it(extractor, digits):
+    card = json.loads(WEIGHTS.with_suffix(".json").read_text())
+    assert card["training"]["held_out_accuracy"] >= 0.98
+    assert card["sha256"] == extractor.sha256
+    images, labels = digits
+    accuracy = (extractor(images).logits.argmax(1) == labels).float().mean()
+    assert accuracy >= card["training"]["held_out_accuracy"]
+
+
+def test_held_out_accuracy_is_measured_on_digits_never_trained_on(extractor, digits):
+    split = pytest.importorskip("sklearn.model_selection").train_test_split
+    training = json.loads(WEIGHTS.with_suffix(".json").read_text())["training"]
+    images, labels = digits
+    _, unseen = split(
+        np.arange(len(labels)),
+        test_size=training["held_out_share"],
+        stratify=labels.numpy(),
+        random_state=training["seed"],
+    )
+    accuracy = (extractor(images[unseen]).logits.argmax(1) == labels[unseen]).double().mean()
+    assert round(accuracy.item(), 4) == training["held_out_accuracy"]
+
+
+def test_features(extractor, digits):
+    found = extractor(digits[0][:5])
+    assert found.features.shape == (5, extractor.feature_dim) == (5, 64)
+    assert found.logits.shape == (5, 10)
+    assert found.features.dtype == torch.float32
+    assert found.features.min() >= 0
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
+        torch.zeros(2, 1, 8, 8),
+    ],
+)
+def test_other_images_are_refused(extractor, images):
+    with pytest.raises(ValueError, match="the digits extractor takes uint8 images"):
+        extractor(images)
+
+
+def test_unknown_extractor():
+    with pytest.raises(ValueError, match="no extractor 'vgg': choose one of digits"):
+        load_extractor("vgg")
+
+
+def test_missing_and_foreign_weights(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    with pytest.raises(FileNotFoundError, match="w.safetensors is missing"):
+        load(weights=weights)
+    shutil.copy(WEIGHTS, weights)
+    with pytest.raises(FileNotFoundError, match="w.json is missing"):
+        load(weights=weights)
+    shutil.copy(WEIGHTS.with_suffix(".json"), tmp_path / "w.json")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="is not the file its card describes"):
+        load(weights=weights)
+    (tmp_path / "w.json").write_text("{")
+    with pytest.raises(ValueError, match="w.json is not a card"):
+        load(weights=weights)

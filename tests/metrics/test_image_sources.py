@@ -1,0 +1,191 @@
+"""Folders, zips and npz files give the same batches; what is wrong is named."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metrics.images import labels_of, open_images, read_batches, seeds_of
+
+GREY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+RGB = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+
+
+RUN = {"seeds": "0-4", "settings": {"labels": "balanced", "class": None}}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "png")
+    return data.getvalue()
+
+
+def everything(path) -> torch.Tensor:
+    return torch.cat(list(read_batches(open_images(path), 2)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two sub-folders, and what is no image of the set."""
+    for i, pixels in enumerate(GREY):
+        file = tmp_path / f"{i // 2 * 2:06d}" / f"{i:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(pixels))
+    (tmp_path / "grid.png").write_bytes(png(RGB[0]))
+    (tmp_path / ".hidden.png").write_bytes(png(RGB[0]))
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_folder_is_read_in_seed_order(folder):
+    source = open_images(folder)
+    assert source.names[3] == "000002/000003.png"
+    assert source.run == RUN
+    batches = list(read_batches(source, 2))
+    assert [tuple(batch.shape) for batch in batches] == [(2, 1, 6, 7), (2, 1, 6, 7), (1, 1, 6, 7)]
+    assert batches[0].dtype == torch.uint8
+    assert torch.equal(torch.cat(batches)[:, 0], torch.from_numpy(GREY))
+
+
+def test_numbers_sort_as_numbers(tmp_path):
+    for name in ("1000000", "999999", "10"):
+        (tmp_path / f"{name}.png").write_bytes(png(GREY[0]))
+    assert seeds_of(open_images(tmp_path)) == [10, 999999, 1000000]
+
+
+def test_zip_equals_folder(folder, tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*"), reverse=True):
+            if file != path and file.is_file():
+                archive.write(file, file.relative_to(folder).as_posix())
+    source = open_images(path)
+    assert source.names == open_images(folder).names
+    assert source.run == RUN
+    assert torch.equal(everything(path), everything(folder))
+
+
+@pytest.mark.parametrize("key", ["images", "arr_0"])
+def test_npz_grey_and_rgb(tmp_path, key):
+    np.savez(tmp_path / "grey.npz", **{key: GREY})
+    np.savez(tmp_path / "rgb.npz", **{key: RGB})
+    assert torch.equal(everything(tmp_path / "grey.npz")[:, 0], torch.from_numpy(GREY))
+    assert torch.equal(everything(tmp_path / "rgb.npz"), torch.from_numpy(RGB).permute(0, 3, 1, 2))
+
+
+def test_folder_that_holds_only_an_archive(tmp_path):
+    np.savez(tmp_path / "images.npz", images=GREY, seeds=np.arange(20, 25), labels=np.arange(5))
+    (tmp_path / "run.json").write_text('{"seeds": "20-24"}')
+    source = open_images(tmp_path)
+    assert seeds_of(source) == [20, 21, 22, 23, 24]
+    assert labels_of(source, 10) == [0, 1, 2, 3, 4]
+    assert source.run == {"seeds": "20-24"}
+
+
+def test_jpeg_rgb(tmp_path):
+    for i in range(2):
+        Image.fromarray(RGB[i]).save(tmp_path / f"{i}.JPG", "jpeg")
+    assert everything(tmp_path).shape == (2, 3, 6, 7)
+
+
+def test_labels_follow_from_the_settings(folder):
+    assert labels_of(open_images(folder), 3) == [0, 1, 2, 0, 1]
+    (folder / "run.json").write_text('{"settings": {"class": 7, "labels": "random"}}')
+    assert labels_of(open_images(folder), 10) == [7] * 5
+    (folder / "run.json").write_text('{"settings": {"labels": "random"}}')
+    assert labels_of(open_images(folder), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("000001.png", png(GREY[0])[:-40], "000001.png is not a readable image"),
+        ("000001.png", b"junk", "000001.png is not a readable image"),
+        ("000001.png", b"", "000001.png is not a readable image"),
+        ("000001.png", png(GREY[0, :4]), "000001.png is 7x4 grey but .*000000.png is 7x6 grey"),
+        ("000001.png", png(RGB[0]), "000001.png is 7x6 RGB but .*000000.png is 7x6 grey"),
+        ("000001.png", png(np.zeros((6, 7, 4), np.uint8)), "000001.png has mode RGBA"),
+        ("000001.png", png(np.zeros((6, 7), np.uint16)), "000001.png has mode I;16"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_bad_picture_is_named(tmp_path, kind, name, content, message):
+    files = {"000000.png": png(GREY[0]), name: content}
+    if kind == "folder":
+        for key, data in files.items():
+            (tmp_path / key).write_bytes(data)
+    else:
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for key, data in files.items():
+                archive.writestr(key, data)
+    with pytest.raises(ValueError, match=message):
+        everything(tmp_path if kind == "folder" else tmp_path / "x.zip")
+
+
+def test_a_picture_cut_off_inside_a_zip_is_named(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(2):
+            archive.writestr(f"{i}.png", png(GREY[i]))
+    data = bytearray(path.read_bytes())
+    data[60] ^= 255  # inside the first picture: its checksum fails
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"0\.png is not a readable image"):
+        everything(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": GREY}, "has no images"),
+        ({"images": GREY.astype(np.float32)}, "holds float32 .* must be uint8"),
+        ({"images": GREY[0, 0]}, "must be uint8"),
+        ({"images": RGB[..., :2]}, "C = 1 or 3"),
+        ({"images": GREY, "seeds": np.arange(4)}, "one seed and one label per image"),
+        ({"images": GREY, "labels": np.arange(4)}, "one seed and one label per image"),
+        ({"images": GREY[:1]}, "only one image"),
+        ({"images": np.array([None, None])}, "not a readable npz"),
+    ],
+)
+def test_npz_refusals(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        open_images(tmp_path / "x.npz")
+
+
+def test_source_refusals(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
+        open_images(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds no images"):
+        open_images(tmp_path)
+    (tmp_path / "0.png").write_bytes(png(GREY[0]))
+    with pytest.raises(ValueError, match="holds only one image"):
+        open_images(tmp_path)
+    with pytest.raises(ValueError, match="0.png is no image source"):
+        open_images(tmp_path / "0.png")
+    for name in ("x.zip", "x.npz"):
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(ValueError, match=f"{name} is not a readable"):
+            open_images(tmp_path / name)
+    (tmp_path / "1.png").write_bytes(png(GREY[0]))
+    with pytest.raises(ValueError, match="batch size must be at least 1"):
+        next(read_batches(open_images(tmp_path), 0))
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"settings": 1}', "with the settings"),
+    ):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_images(tmp_path)
+
+
+def test_empty_zip(tmp_path):
+    zipfile.ZipFile(tmp_path / "x.zip", "w").close()
+    with pytest.raises(ValueError, match=r"x\.zip holds no images"):
+        open_images(tmp_path / "x.zip")
