@@ -1,0 +1,173 @@
+"""The demo: digits with and without ERK-Guid, from the same seeds, sampled, measured, shown.
+
+    bash scripts/demo.sh          # set-up, then this
+
+Writes results/demo.md, results/demo.json and results/demo.png and prints the table. Standard
+errors are over seed blocks; differences are paired, the same seeds with and without ERK-Guid.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from erk import load_model
+from erk.jobs.cli import CONTEXT, clean_exit, parse_seeds
+from erk.jobs.generation import generate
+from erk.jobs.images import png_bytes, sheet, write_whole
+from erk.models.presets import find_preset
+from erk.sampler import Settings
+from erk.world import provenance
+from metrics.evaluation import Result, fd_floor, measure, paired_differences, standard_errors
+from metrics.extractors import load_extractor
+from metrics.references import load_reference
+from metrics.table import to_json, to_markdown, to_text, write
+
+STEPS = (6, 8, 16)
+ERK = {"w_stiff": 0.5, "w_con": 0.3}
+GUIDES = {"none": "digits", "Autoguidance": "digits-autog"}
+BATCH = 250
+SHOWN = 30  # pictures per row of the sheet
+
+
+class Run(NamedTuple):
+    """One row of the table."""
+
+    guide: str
+    steps: int
+    erk: bool
+    nfe: str
+    images: torch.Tensor  # uint8 [N, 1, 8, 8]
+    result: Result
+
+
+def sample_all(seeds: list[int], blocks: int) -> list[Run]:
+    """Every combination of guide, steps and ERK-Guid, from the same seeds and labels."""
+    extractor = load_extractor("digits", "cpu")
+    reference = load_reference("digits", extractor)
+    runs = []
+    for guide, name in GUIDES.items():
+        preset = find_preset(name)
+        model = load_model(preset.net)
+        guide_model = load_model(preset.gnet) if preset.gnet else None
+        for steps in STEPS:
+            for erk in (False, True):
+                settings = Settings(
+                    steps=steps, guidance=preset.guidance, **(ERK if erk else {})
+                )
+                start = time.perf_counter()
+                made = list(
+                    generate(
+                        model, seeds, settings,
+                        guide_model=guide_model, labels="balanced", batch=BATCH,
+                    )  # fmt: skip
+                )
+                images = torch.cat([batch.images for batch in made])
+                labels = [int(c) for batch in made for c in batch.classes]
+                result = measure([images], extractor, reference, labels=labels, blocks=blocks)
+                nfe = f"{made[0].nfe}" + (f" + {made[0].guide_nfe}" if guide_model else "")
+                runs.append(Run(guide, steps, erk, nfe, images, result))
+                click.echo(
+                    f"{guide}, {steps} steps, ERK-Guid {'on' if erk else 'off'}: "
+                    f"FD {result.metrics.fd:.2f} ({time.perf_counter() - start:.0f} s)",
+                    err=True,
+                )
+    return runs
+
+
+def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
+    """Table rows; the last column is the paired change that ERK-Guid makes to FD."""
+    rows = []
+    for run in runs:
+        errors = standard_errors(run.result.blocks)
+        found = run.result.metrics
+        row: dict[str, Any] = {
+            "guide": run.guide,
+            "steps": run.steps,
+            "ERK-Guid": "on" if run.erk else "off",
+            "NFE": run.nfe,
+            "FD": (found.fd, errors["fd"]),
+            "precision": (found.precision, errors["precision"]),
+            "recall": (found.recall, errors["recall"]),
+            "IS": (found.is_mean, errors["is_mean"]),
+            "recognised": (found.accuracy, errors["accuracy"]),
+            "change of FD per block": None,
+        }
+        if run.erk:
+            plain = next(r for r in runs if r[:2] == run[:2] and not r.erk)
+            change = paired_differences(run.result.blocks, plain.result.blocks)["fd"]
+            row["change of FD per block"] = change and tuple(change)
+        rows.append(row)
+    return rows
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """What the paired differences say, counted, not hoped for."""
+    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not measurably different": []}
+    for row in rows:
+        if row["change of FD per block"] is not None:
+            change, error = row["change of FD per block"]
+            kind = "lower" if change < -2 * error else "higher" if change > 2 * error else None
+            guide = "" if row["guide"] == "none" else f" with {row['guide']}"
+            name = f"{row['steps']} steps{guide}"
+            groups[kind or "not measurably different"].append(name)
+    told = [f"{kind} at {', '.join(names)}" for kind, names in groups.items() if names]
+    return f"With ERK-Guid FD is {'; '.join(told)} (beyond 2 standard errors or not)."
+
+
+def picture(runs: list[Run]) -> np.ndarray:
+    """One row of digits per run, the same seeds below each other."""
+    images = np.concatenate([run.images[:SHOWN].numpy() for run in runs])
+    return sheet(images, columns=SHOWN, scale=3)
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--seeds", default="0-1999", help="Pictures per row of the table.")
+@click.option("--blocks", default=5, help="Seed blocks of the error bars.")
+@click.option("--results", default=str(ROOT / "results"), help="Where the files go.")
+@clean_exit
+def main(seeds: str, blocks: int, results: str) -> None:
+    """Sample digits with and without ERK-Guid, measure, and write results/demo.*."""
+    chosen = parse_seeds(seeds)
+    runs = sample_all(chosen, blocks)
+    rows = rows_of(runs)
+    reference = load_reference("digits", load_extractor("digits", "cpu"))
+    floor = fd_floor(reference, len(chosen), balanced=True)
+    notes = [
+        f"{len(chosen)} pictures per row (seeds {seeds}, balanced labels, preset digits, Heun, "
+        f"EDM schedule); ERK-Guid: w_stiff {ERK['w_stiff']}, w_con {ERK['w_con']}.",
+        f"FD floor {floor.value:.2f} ± {floor.error:.2f}: what as many real digits get. "
+        f"Standard errors are over {blocks} seed blocks of {len(chosen) // blocks}; the last "
+        "column is the paired change within blocks of that size.",
+        verdict(rows),
+    ]
+    made_by = provenance("cpu")
+    folder = Path(results)
+    order = "; ".join(
+        f"{i}: {run.guide}, {run.steps} steps, {'ERK-Guid' if run.erk else 'plain'}"
+        for i, run in enumerate(runs, 1)
+    )
+    write(
+        folder / "demo.md",
+        "# Digits with and without ERK-Guid\n\n"
+        + to_markdown(rows)
+        + "\n" + "\n\n".join(notes) + "\n\n![digits](demo.png)\n\n"
+        + f"Rows of the picture: {order}.\n\n"
+        + f"Made by `{made_by['command']}` at commit {made_by['commit']} on {made_by['device']} "
+        + f"with {', '.join(f'{k} {v}' for k, v in made_by['versions'].items())}.\n",
+    )  # fmt: skip
+    write(folder / "demo.json", to_json([row | {"made_by": made_by} for row in rows]))
+    write_whole(folder / "demo.png", png_bytes(picture(runs)))
+    click.echo(to_text(rows) + "\n" + "\n".join(notes))
+    click.echo(f"wrote {folder / 'demo.md'}, demo.json and demo.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Does all set-up, then samples digits with and without ERK-Guid and measures them (minutes).
+#   bash scripts/demo.sh [--seeds 0-1999] [--results DIR]
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+exec .venv/bin/python scripts/demo.py "$@"
