@@ -67,7 +67,7 @@ def main(**options: Any) -> None:
     """Sample a diffusion model, with ERK-Guid if --w-stiff is above 0.
 
     A picture depends on its seed and the settings alone. Running the same command again makes
-    what is missing. Several GPUs: torchrun --nproc-per-node N generate.py ...
+    what is missing. Several GPUs or CPU cores: torchrun --nproc-per-node N generate.py ...
 
     Every option may also be spelt with underscores, --w_stiff.
     """

@@ -5,19 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .point import Point
+from .point import Drift, Point, dot
+from .stiffness import stiffness
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x [B, ...] float32, sigma [] float32, labels) -> D(x; sigma) [B, ...]."""
+"""(x [B, ...] float32, sigma [] or [B] float32, labels) -> D(x; sigma) [B, ...]."""
 
 
 class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 
     Classifier-free guidance takes an unconditional network as `guide_model`, Autoguidance a
-    weaker one; both see the same labels. With `interval` = (lo, hi) guidance acts for
-    lo < sigma <= hi (Kynkaanniemi et al. 2024); outside, and at guidance 1, the guide is not
-    called. `nfe` counts calls of the main network, `guide_nfe` those of the guide.
+    weaker one; both see the same labels unless `guide_labels` are given, as for CFG within one
+    network. With `interval` = (lo, hi) guidance acts for lo < sigma <= hi (Kynkaanniemi et al.
+    2024); outside, and at guidance 1, the guide is not called. A guide that IS the main network
+    shares its call, at twice the batch. `nfe` and `guide_nfe` count evaluations of each.
     """
 
     def __init__(
@@ -27,27 +29,42 @@ class GuidedDrift:
         guide_model: Denoiser | None = None,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
+        guide_labels: Tensor | None = None,
     ):
         if guidance != 1 and guide_model is None:
             raise ValueError(
                 f"guidance {guidance:g} needs a guiding network: give one, or leave guidance at 1."
             )
         self.model, self.guide_model, self.labels = model, guide_model, labels
+        self.guide_labels = labels if guide_labels is None else guide_labels
         self.guidance, self.interval = guidance, interval
-        self.nfe = self.guide_nfe = 0
+        self.nfe: float = 0
+        self.guide_nfe: float = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
-        return Point(x, (x - self.denoise(x, sigma)) / sigma, sigma)  # Eq. 1
+        main, guide = self.denoise(x, sigma)
+        denoised = main if guide is None else guide.lerp(main, self.guidance)
+        return Point(x, (x - denoised) / sigma, sigma)  # Eq. 1
 
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x; sigma) with model guidance, [B, ...] in x's dtype; the networks see float32."""
+    def denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D(x; sigma) of the main network and of the guide (None where it does not act).
+
+        [B, ...] in x's dtype; the networks see float32.
+        """
         seen, level = x.to(torch.float32), sigma.to(torch.float32)
         self.nfe += 1
-        denoised = self.model(seen, level, self.labels).to(x.dtype)
         if self.guide_model is None or not self._guided_at(sigma):
-            return denoised
+            return self.model(seen, level, self.labels).to(x.dtype), None
         self.guide_nfe += 1
-        return self.guide_model(seen, level, self.labels).to(x.dtype).lerp(denoised, self.guidance)
+        if self.guide_model is self.model and (self.labels is None) == (self.guide_labels is None):
+            both = None
+            if self.labels is not None and self.guide_labels is not None:
+                both = torch.cat([self.labels, self.guide_labels])
+            level = torch.cat([level, level]) if level.ndim else level
+            main, guide = self.model(torch.cat([seen, seen]), level, both).to(x.dtype).chunk(2)
+            return main, guide
+        main = self.model(seen, level, self.labels).to(x.dtype)
+        return main, self.guide_model(seen, level, self.guide_labels).to(x.dtype)
 
     def _guided_at(self, sigma: Tensor) -> bool:
         if self.guidance == 1:
@@ -56,3 +73,46 @@ class GuidedDrift:
             return True
         lo, hi = self.interval  # tensor comparisons: the bounds round as sigma does
         return bool(lo < sigma) and bool(sigma <= hi)
+
+
+class ProjectedDrift(GuidedDrift):
+    """ERK-Proj: model guidance damped outside the stiff direction (Eq. 59-61).
+
+    The guiding difference g = f_main - f_guide becomes eta g + (1 - eta) <g, v> v with
+    eta = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come
+    from the MAIN network's drift (the paper does not say which) at this evaluation and the one
+    before; for Heun that is the embedded pair. The first evaluation uses the plain g.
+    """
+
+    w_stiff: float = 0.0
+    last: Point | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Point:
+        main, guide = self.denoise(x, sigma)
+        here, before = Point(x, (x - main) / sigma, sigma), self.last
+        self.last = here
+        if guide is None:
+            return here
+        g = (guide - main) / sigma  # f_main - f_guide
+        if before is not None:
+            rho, v, _, _ = stiffness(here, before)
+            eta = torch.exp(-self.w_stiff * rho)
+            g = eta * g + (1 - eta) * dot(g, v) * v
+        return Point(x, here.f + (self.guidance - 1) * g, sigma)
+
+
+def analytic_first(drift: Drift) -> Drift:
+    """The drift whose first evaluation is x / sqrt(1 + sigma^2), at no cost (AFS).
+
+    It is exact for data of unit variance; at the highest noise level all data look alike
+    (Dockhorn et al. 2022).
+    """
+    pending = [True]
+
+    def evaluate(x: Tensor, sigma: Tensor) -> Point:
+        if pending:
+            pending.clear()
+            return Point(x, x / (1 + sigma**2).sqrt(), sigma)
+        return drift(x, sigma)
+
+    return evaluate

@@ -1,5 +1,6 @@
 """Guides: what may be done to a step's answer. They know the Step and no solver."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,22 @@ class Push(NamedTuple):
     gate: Tensor  # rho > w_con                    [B, 1, ...] bool
     z: Tensor  # w_stiff * h * rho              [B, 1, ...]
     slope: Tensor  # <f, v>                         [B, 1, ...]
-    push: Tensor  # h z^2 <f, v> v, before gating  [B, ...]
+    push: Tensor  # h s(z) <f, v> v, before gating [B, ...]
+
+
+def alpha(z: Tensor) -> Tensor:
+    """(e^z - 1)/z - 1 - z/2, the weight of Heun's local error; z^2/6 for small z (Eq. 15)."""
+    series = z**2 * (1 / 6 + z * (1 / 24 + z * (1 / 120 + z * (1 / 720 + z / 5040))))
+    safe = torch.where(z == 0, 1.0, z)
+    return torch.where(z.abs() < 0.3, series, torch.expm1(safe) / safe - 1 - z / 2)
+
+
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "quadratic": torch.square,
+    "abs": torch.abs,
+    "alpha": alpha,
+}
+"""How the correction grows with z: the paper's z^2 and its ablations (Fig. 6b)."""
 
 
 def unguided(step: Step) -> Tensor:
@@ -24,37 +40,40 @@ def unguided(step: Step) -> Tensor:
     return step.x
 
 
-def erk_push(step: Step, w_stiff: float, w_con: float) -> Push | None:
+def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
     """The ERK-Guid correction of `step` (Eq. 19), or None while the solver has no pair yet."""
     if step.twin is None or step.h is None:
         return None
     estimate = stiffness(step.start, step.twin)
     z = w_stiff * step.h * estimate.rho
     slope = dot(step.start.f, estimate.v)
-    push = step.h * z**2 * slope * estimate.v
+    push = step.h * SCALES[scale](z) * slope * estimate.v
     return Push(estimate, estimate.rho > w_con, z, slope, push)
 
 
-def erk_guid(step: Step, w_stiff: float, w_con: float) -> Tensor:
+def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Tensor:
     """ERK-Guid: the solver's answer moved along the stiff direction (Eq. 17-20, Algorithm 1).
 
     `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
-    corrected; each sample is decided on its own. Costs no network evaluation. Returns [B, ...].
+    corrected; each sample is decided on its own. Costs no network evaluation. `scale` is one of
+    `SCALES`. Returns [B, ...].
     """
-    made = erk_push(step, w_stiff, w_con)
+    made = erk_push(step, w_stiff, w_con, scale)
     if made is None:
         return step.x
     return torch.where(made.gate, step.x - made.push, step.x)
 
 
-def telemetry(step: Step, w_stiff: float, w_con: float) -> dict[str, Tensor]:
+def telemetry(
+    step: Step, w_stiff: float, w_con: float, scale: str = "quadratic"
+) -> dict[str, Tensor]:
     """What ERK-Guid sees and does in one step, each [B]; NaN while there is no pair.
 
     stiffness: rho; gate: 1 where corrected; z; slope: <f, v>; dx, df: norms of the pair's
     differences; cosine: cos(f, v); push: norm of the applied correction.
     """
     batch = step.x.shape[0]
-    made = erk_push(step, w_stiff, w_con)
+    made = erk_push(step, w_stiff, w_con, scale)
     if made is None:
         missing = torch.full((batch,), torch.nan, dtype=step.x.dtype, device=step.x.device)
         return {name: missing for name in TELEMETRY}

@@ -8,11 +8,13 @@ only produce tensors, arrays, plain containers and `Record`s.
 
 import io
 import math
+import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -55,79 +57,101 @@ class Record:
 
 
 def load(path: str | Path) -> Any:
-    """Content of the pickle at `path`: containers, tensors, arrays and `Record`s.
+    """Content of the pickle (protocol 2 or later) at `path`, with `Record`s for its objects.
 
-    Raises FileNotFoundError, or ValueError with one sentence that names the refused global or
-    the missing bytes. No code of the file is run.
+    Raises OSError, or ValueError with one sentence that names the refused global or the missing
+    bytes. No code of the file is run.
     """
     with open(path, "rb") as file:
+        start = file.peek(1)[:4]
+        if not start.startswith(b"\x80"):
+            what = f"begins with {start!r}" if start else "is empty"
+            raise ValueError(f"{path} {what}, so it is not a pickle; fetch it again.")
         stream = _Stream(file)
         try:
             return _Unpickler(stream).load()
+        except _EndError as error:
+            raise ValueError(
+                f"{path} ends too early: at least {error} bytes are missing after byte "
+                f"{stream.size}; fetch it again."
+            ) from None
         except Exception as error:  # a hostile stream can make the unpickler raise anything
-            _explain(Path(path), stream, error)
+            reason = _sentence(error)
+            raise ValueError(f"{path} is not a pickle that can be read safely: {reason}") from error
 
 
-def _explain(path: Path, stream: "_Stream", error: Exception) -> NoReturn:
-    if stream.missing:
-        raise ValueError(
-            f"{path} ends too early: at least {stream.missing} bytes are missing after byte "
-            f"{path.stat().st_size}; fetch it again."
-        ) from error
-    reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"{path} is not a pickle that can be read safely: {reason}.") from error
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    ours = isinstance(error, pickle.UnpicklingError)
+    return f"{text}." if ours else f"{type(error).__name__} {text}".rstrip() + "."
+
+
+class _EndError(Exception): ...  # carries the number of bytes that are missing
 
 
 class _Stream:
-    """A file that remembers by how many bytes a read fell short."""
+    """A file that refuses to read, or to reserve memory for, more bytes than it has."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.missing = file, 0
-
-    def _wanted(self, wanted: int, data: bytes) -> bytes:
-        self.missing = max(self.missing, wanted - len(data))
-        return data
+        self.file = file
+        self.size = self.left = os.fstat(file.fileno()).st_size
 
     def read(self, size: int) -> bytes:
-        return self._wanted(size, self.file.read(size))
+        if size > self.left:
+            raise _EndError(size - self.left)
+        self.left -= size
+        return self.file.read(size)
 
     def readline(self) -> bytes:
         line = self.file.readline()
-        return self._wanted(len(line) + (not line.endswith(b"\n")), line)
+        self.left -= len(line)
+        if not line.endswith(b"\n"):
+            raise _EndError(1)
+        return line
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler, less what a hostile stream could use.
+
+    The one in C cannot be told what BUILD may touch (of a tensor it would let the stream set
+    shape and strides unchecked, of a class any attribute), and one opcode of four bytes makes it
+    reserve gigabytes for its memo. Large values are single opcodes, so this one is fast enough.
+    """
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+
     def find_class(self, module: str, name: str) -> Any:
-        allowed = _ALLOWED.get(f"{module}.{name}")
-        if allowed is None:
-            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which is not allowed")
-        return allowed
+        full = f"{module}.{name}"
+        if full not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {full!r}, which is not allowed")
+        return _ALLOWED[full]
 
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, Record | _DType | _Array):
+            raise pickle.UnpicklingError(f"it tries to change a {type(target).__name__}")
+        target.__setstate__(state)
 
-class _Call:
-    """An allowed callable; a stream can call it and nothing else (no attribute can be set)."""
+    def bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.stack.append(bytearray(self.read(size)))
 
-    __slots__ = ("function",)
+    def extension(self) -> None:
+        raise pickle.UnpicklingError("it asks for a global by a number")
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it tries to change a function")
-
-
-class _EasyDict(dict[str, Any]):
-    __slots__ = ()
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
+        pickle.BUILD[0]: build,
+        pickle.BYTEARRAY8[0]: bytearray8,
+        **dict.fromkeys(pickle.EXT1 + pickle.EXT2 + pickle.EXT4, extension),
+    }
 
 
 def _persistent_object(meta: Any) -> Record:
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise pickle.UnpicklingError("a persistent object is not of type 'class'")
-    record = Record(str(meta["class_name"]))
-    record.__setstate__(meta["state"])
+    record = Record(str(meta.get("class_name")))
+    record.__setstate__(meta.get("state"))
     return record
 
 
@@ -135,8 +159,17 @@ def _storage(data: bytes) -> torch.Tensor:
     """A nested storage is a torch file of its own; here it becomes a flat tensor."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+        try:
+            storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+        except Exception as error:  # torch's own text advises to read the file unsafely
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"asks for '{found[1]}', which is not allowed" if found else "cannot be read"
+            raise pickle.UnpicklingError(f"a storage in it {reason}") from error
+    whole = flat.nbytes <= len(data) and data.endswith(flat.view(torch.uint8).numpy().tobytes())
+    if not whole:  # torch would hand out memory that was never set
+        raise pickle.UnpicklingError("a storage in it does not hold all of its values")
+    return flat
 
 
 def _tensor(
@@ -175,10 +208,11 @@ def _empty_array(*unused: Any) -> np.ndarray[Any, Any]:
     return np.empty(0, dtype=np.uint8).view(_Array)
 
 
-def _array_from_buffer(
-    raw: bytes, dtype: _DType, shape: Any, order: str
-) -> np.ndarray[Any, Any]:
-    return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+def _array_from_buffer(raw: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray[Any, Any]:
+    if not isinstance(raw, bytes | bytearray):  # a view of an array could outlive its memory
+        raise pickle.UnpicklingError("an array does not hold plain numbers")
+    flat = np.array(np.frombuffer(raw, dtype.dtype))
+    return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _scalar(dtype: _DType, raw: bytes) -> Any:
@@ -192,22 +226,22 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _numpy_names() -> dict[str, Any]:
-    names = {"numpy.ndarray": _Call(_empty_array), "numpy.dtype": _Call(_DType)}
+    names: dict[str, Any] = {"numpy.ndarray": _empty_array, "numpy.dtype": _DType}
     for core in ("numpy.core", "numpy._core"):  # the spelling of numpy 1 and of numpy 2
-        names[f"{core}.multiarray._reconstruct"] = _Call(_empty_array)
-        names[f"{core}.multiarray.scalar"] = _Call(_scalar)
-        names[f"{core}.numeric._frombuffer"] = _Call(_array_from_buffer)
+        names[f"{core}.multiarray._reconstruct"] = _empty_array
+        names[f"{core}.multiarray.scalar"] = _scalar
+        names[f"{core}.numeric._frombuffer"] = _array_from_buffer
     return names
 
 
 _ALLOWED: dict[str, Any] = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _Call(_persistent_object),
-    "dnnlib.util.EasyDict": _EasyDict,
-    "collections.OrderedDict": _Call(dict),
-    "torch._utils._rebuild_tensor_v2": _Call(_tensor),
-    "torch._utils._rebuild_parameter": _Call(_parameter),
-    "torch.storage._load_from_bytes": _Call(_storage),
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
+    "dnnlib.util.EasyDict": dict,
+    "collections.OrderedDict": dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage._load_from_bytes": _storage,
     "torch.nn.modules.container.ModuleDict": Record,
-    "_codecs.encode": _Call(_encode),
+    "_codecs.encode": _encode,
     **_numpy_names(),
 }

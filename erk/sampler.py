@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .drift import Denoiser, GuidedDrift
-from .guides import TELEMETRY, erk_guid, telemetry, unguided
-from .point import Drift, Guide, Solver, Step
-from .schedule import make_schedule
-from .solvers import PAIRED, euler, make_solver
+from .drift import Denoiser, GuidedDrift, ProjectedDrift, analytic_first
+from .guides import SCALES, TELEMETRY, erk_guid, telemetry, unguided
+from .point import Drift, Guide, Point, Solver, Step
+from .rivals import adaptive_heun, with_langevin
+from .schedule import check_schedule, make_schedule
+from .solvers import euler, make_solver
 
 Churn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Noise = Callable[[Tensor], Tensor]
+Twin = Callable[[Step, Step | None], tuple[Point | None, Tensor | None]]
+"""(step, the step before or None) -> (twin, h): a pair of one's own for ERK-Guid."""
 
 
 def steps(
@@ -53,7 +57,7 @@ class Settings:
     weights are read. The names are those of `sample`.
     """
 
-    solver: str = "heun"
+    solver: str | Solver = "heun"
     schedule: str | Sequence[float] = "edm"
     steps: int = 32
     sigma_min: float = 0.002
@@ -63,29 +67,32 @@ class Settings:
     guidance_interval: tuple[float, float] | None = None
     w_stiff: float = 0.0
     w_con: float = 0.5
+    erk_scale: str = "quadratic"
+    erk_proj: bool = False
+    twin: Twin | None = None
     S_churn: float = 0.0
     S_min: float = 0.0
     S_max: float = math.inf
     S_noise: float = 1.0
+    afs: bool = False
+    denoise_to_zero: bool = False
+    adaptive_tau: float | None = None
+    pc_snr: float = 0.0
+    pc_stochastic: bool = True
     solver_options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.sigmas()
-        make_solver(self.solver, self.solver_options)
-        for name in ("guidance", "w_stiff", "w_con", "S_churn", "S_min", "S_noise"):
+        check_schedule(self.schedule, self.steps, self.sigma_min, self.sigma_max, self.rho)
+        self._solver(None)
+        for name in ("guidance", "w_stiff", "w_con", "S_churn", "S_min", "S_noise", "pc_snr"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, not {getattr(self, name)}.")
-        for name in ("w_stiff", "w_con", "S_churn", "S_noise"):
+        for name in ("w_stiff", "w_con", "S_churn", "S_noise", "pc_snr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name):g}.")
-        if self.w_stiff > 0 and self.S_churn > 0:
-            raise ValueError("ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.")
-        if self.w_stiff > 0 and self.solver not in PAIRED:
-            raise ValueError(
-                f"the solver '{self.solver}' offers ERK-Guid no pair; "
-                f"use one of {', '.join(sorted(PAIRED))}, or w_stiff 0."
-            )
+        if self.erk_scale not in SCALES:
+            raise ValueError(f"erk_scale must be {' or '.join(SCALES)}, not '{self.erk_scale}'.")
         if self.guidance_interval is not None and not (
             0 <= self.guidance_interval[0] < self.guidance_interval[1]
         ):
@@ -93,6 +100,26 @@ class Settings:
                 "guidance_interval must be (lo, hi) in sigma with 0 <= lo < hi, "
                 f"not {self.guidance_interval}."
             )
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        guided = self.w_stiff > 0 and not self.erk_proj
+        if guided and self.S_churn > 0:
+            raise ValueError("ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.")
+        if self.erk_proj and (self.guidance == 1 or self.w_stiff == 0):
+            raise ValueError("ERK-Proj works on model guidance: give guidance and w_stiff > 0.")
+        if guided and (self.pc_snr > 0 or self.adaptive_tau is not None):
+            raise ValueError(
+                "ERK-Guid, adaptive steps and the Langevin corrector are rivals: set w_stiff to 0."
+            )
+        if self.adaptive_tau is not None and not (
+            self.adaptive_tau > 0 and self.solver == "heun" and self.S_churn == self.pc_snr == 0
+        ):
+            raise ValueError(
+                "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver."
+            )
+        if self.denoise_to_zero and self.schedule == "edm":
+            raise ValueError("the 'edm' schedule ends at 0 already: leave out denoise_to_zero.")
 
     def sigmas(self, model: Any = None) -> Tensor:
         """The noise levels, [N + 1] in `dtype` on the CPU.
@@ -102,18 +129,60 @@ class Settings:
         """
         lo = max(self.sigma_min, getattr(model, "sigma_min", 0.0))
         hi = min(self.sigma_max, getattr(model, "sigma_max", math.inf))
-        made = make_schedule(self.schedule, self.steps, lo, hi, self.rho)
+        made = make_schedule(self.schedule, self.steps, lo, hi, self.rho, model)
+        if self.denoise_to_zero and made[-1] > 0:
+            made = torch.cat([made, made.new_zeros(1)])
         return _round_sigma(model, made).to(self.dtype)
 
-    def guide(self) -> Guide:
-        """ERK-Guid with these weights, or no guide at w_stiff 0."""
-        if self.w_stiff == 0:
-            return unguided
-        return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con)
+    def drift(
+        self,
+        model: Denoiser,
+        labels: Tensor | None = None,
+        guide_model: Denoiser | None = None,
+        guide_labels: Tensor | None = None,
+    ) -> GuidedDrift:
+        """The drift with these settings' model guidance."""
+        kind = ProjectedDrift if self.erk_proj else GuidedDrift
+        drift = kind(
+            model, labels, guide_model, self.guidance, self.guidance_interval, guide_labels
+        )
+        if isinstance(drift, ProjectedDrift):
+            drift.w_stiff = self.w_stiff
+        return drift
 
-    def churn(
-        self, model: Any, intervals: int, randn_like: Callable[[Tensor], Tensor]
-    ) -> Churn | None:
+    def guide(self) -> Guide:
+        """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts."""
+        if self.w_stiff == 0 or self.erk_proj:
+            return unguided
+        return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
+
+    def loop(
+        self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise
+    ) -> Iterator[tuple[Tensor, Step]]:
+        """The sampling loop that these settings ask for."""
+        if self.adaptive_tau is not None:
+            return adaptive_heun(drift, x, sigmas, self.adaptive_tau)
+        solver = self._solver(sigmas)
+        if self.pc_snr > 0:
+            solver = with_langevin(solver, self.pc_snr, randn_like if self.pc_stochastic else None)
+        if self.twin is not None:
+            solver = with_twin(solver, self.twin)
+        if self.w_stiff > 0 and not self.erk_proj:
+            solver = must_pair(solver)
+        churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
+        start = analytic_first(drift) if self.afs else drift
+        return steps(start, x, sigmas, solver, self.guide(), churn)
+
+    def _solver(self, sigmas: Tensor | None) -> Solver:
+        if not callable(self.solver):
+            return make_solver(
+                self.solver, self.solver_options, sigmas, (self.sigma_min, self.sigma_max)
+            )
+        if self.solver_options:
+            raise ValueError("solver_options are for named solvers; bind your own solver's.")
+        return self.solver
+
+    def _churn(self, model: Any, intervals: int, randn_like: Noise) -> Churn | None:
         """EDM's noise injection (Karras et al. 2022, Algorithm 2), or None when it is off."""
         if self.S_churn == 0:
             return None
@@ -126,6 +195,35 @@ class Settings:
             return x + (raised**2 - sigma**2).sqrt() * self.S_noise * randn_like(x), raised
 
         return inject
+
+
+def with_twin(solver: Solver, choose: Twin) -> Solver:
+    """`solver` with a pair of one's own: choose(step, the step before or None) -> (twin, h)."""
+
+    def chosen(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
+        inner, before = memory or (None, None)
+        step = solver(drift, x, sigma, sigma_next, inner)
+        twin, h = choose(step, before)
+        return step._replace(twin=twin, h=h, memory=(step.memory, step))
+
+    return chosen
+
+
+def must_pair(solver: Solver) -> Solver:
+    """`solver`, but ValueError if its second step has no pair: ERK-Guid would silently be off."""
+    first = [True]
+
+    def paired(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
+        step = solver(drift, x, sigma, sigma_next, memory)
+        if step.twin is None and not first:
+            raise ValueError(
+                "this solver never offers ERK-Guid a pair (Step.twin and Step.h); "
+                "give it one with twin=, or set w_stiff to 0."
+            )
+        first.clear()
+        return step
+
+    return paired
 
 
 def _round_sigma(model: Any, sigma: Tensor) -> Tensor:
@@ -148,7 +246,7 @@ def integrate(
     drift: GuidedDrift,
     noise: Tensor,
     settings: Settings,
-    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    randn_like: Noise = torch.randn_like,
 ) -> Iterator[tuple[Tensor, Step]]:
     """`steps` from unit-variance noise [B, ...] by `settings`; raises NonFiniteError at the end.
 
@@ -157,10 +255,8 @@ def integrate(
     """
     sigmas = settings.sigmas(drift.model)
     start = noise.to(settings.dtype) * sigmas[0]
-    solver = make_solver(settings.solver, settings.solver_options)
-    churn = settings.churn(drift.model, len(sigmas) - 1, randn_like)
     sums = []
-    for x, step in steps(drift, start, sigmas, solver, settings.guide(), churn):
+    for x, step in settings.loop(drift, start, sigmas, randn_like):
         sums.append(x.flatten(1).sum(1))
         yield x, step
     bad = (~torch.stack(sums).isfinite()).nonzero()
@@ -173,13 +269,31 @@ def solve(
     drift: GuidedDrift,
     noise: Tensor,
     settings: Settings,
-    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    randn_like: Noise = torch.randn_like,
+    watch: Callable[[Tensor, Step], None] | None = None,
 ) -> Tensor:
-    """The last state of `integrate`: x0 [B, ...]."""
+    """The last state of `integrate`, x0 [B, ...]; `watch` sees every state and Step."""
     x0 = noise
-    for state, _ in integrate(drift, noise, settings, randn_like):
+    for state, step in integrate(drift, noise, settings, randn_like):
         x0 = state
+        if watch is not None:
+            watch(state, step)
     return x0
+
+
+class Trace:
+    """Collects telemetry step by step; `result()` is {name: [steps, B]} (`guides.telemetry`)."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.rows: list[dict[str, Tensor]] = []
+
+    def __call__(self, x: Tensor, step: Step) -> None:
+        s = self.settings
+        self.rows.append(telemetry(step, s.w_stiff, s.w_con, s.erk_scale))
+
+    def result(self) -> dict[str, Tensor]:
+        return {name: torch.stack([row[name] for row in self.rows]) for name in TELEMETRY}
 
 
 @torch.no_grad()
@@ -189,34 +303,37 @@ def sample(
     labels: Tensor | None = None,
     *,
     guide_model: Denoiser | None = None,
-    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    guide_labels: Tensor | None = None,
+    randn_like: Noise = torch.randn_like,
     return_trajectory: bool = False,
     trace: bool = False,
     **settings: Any,
 ) -> Any:
     """Solve the probability-flow ODE from unit-variance `noise` [B, ...]; returns x0 [B, ...].
 
-    `settings` are the fields of `Settings`: solver, schedule (a name or a list of sigmas), steps
-    (intervals), sigma_min, sigma_max, rho, guidance, guidance_interval, w_stiff, w_con, S_churn,
-    S_min, S_max, S_noise, solver_options, dtype (of the state and of x0; networks see float32).
-    `model` and `guide_model` are denoisers D(x, sigma, labels): an erk.Model or any callable.
-    `randn_like` draws the churn noise. With `return_trajectory` the states [steps + 1, B, ...]
+    `settings` are the fields of `Settings`: solver (a name or a function), schedule (a name or a
+    list of sigmas), steps (intervals), sigma_min, sigma_max, rho, guidance, guidance_interval,
+    w_stiff, w_con, erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs,
+    denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic, solver_options, dtype (of the state and
+    of x0; networks see float32). `model` and `guide_model` are denoisers D(x, sigma, labels): an
+    erk.Model or any callable. `guide_labels` are for a guide that sees other labels. `randn_like`
+    draws the noise of stochastic samplers. With `return_trajectory` the states [steps + 1, B, ...]
     follow x0; with `trace` a dict of [steps, B] (see `guides.telemetry`) follows, last.
     """
     plan = Settings(**settings)
-    drift = GuidedDrift(model, labels, guide_model, plan.guidance, plan.guidance_interval)
-    states: list[Tensor] = []
-    seen: list[dict[str, Tensor]] = []
-    x = noise
-    for x, step in integrate(drift, noise, plan, randn_like):
+    drift = plan.drift(model, labels, guide_model, guide_labels)
+    states = [noise.to(plan.dtype) * plan.sigmas(model)[0]]
+    seen = Trace(plan)
+
+    def watch(x: Tensor, step: Step) -> None:
         if return_trajectory:
             states.append(x)
         if trace:
-            seen.append(telemetry(step, plan.w_stiff, plan.w_con))
-    answer: list[Any] = [x]
+            seen(x, step)
+
+    answer: list[Any] = [solve(drift, noise, plan, randn_like, watch)]
     if return_trajectory:
-        start = noise.to(plan.dtype) * plan.sigmas(model)[0]
-        answer.append(torch.stack([start, *states]))
+        answer.append(torch.stack(states))
     if trace:
-        answer.append({name: torch.stack([row[name] for row in seen]) for name in TELEMETRY})
+        answer.append(seen.result())
     return answer[0] if len(answer) == 1 else tuple(answer)

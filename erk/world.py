@@ -5,12 +5,16 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+PATIENCE = timedelta(days=7)
+"""How long a process that is done waits for the others; torch's own minutes would end long runs."""
 
 
 class World(NamedTuple):
@@ -52,7 +56,8 @@ def join(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(torch.distributed.get_rank(), size, device)
     finally:
@@ -78,10 +83,10 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What it takes to remake a number: command, commit (None if unknown), device, versions."""
     root = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    commit = None
+    if (root / ".git").exists():  # else git would take the commit of a repository around us
+        with suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     is_cuda = torch.device(device).type == "cuda"
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

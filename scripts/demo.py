@@ -16,8 +16,7 @@ import click
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk import load_model
 from erk.jobs.cli import CONTEXT, clean_exit, parse_seeds
@@ -31,6 +30,7 @@ from metrics.extractors import load_extractor
 from metrics.references import load_reference
 from metrics.table import to_json, to_markdown, to_text, write
 
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = (6, 8, 16)
 ERK = {"w_stiff": 0.5, "w_con": 0.3}
 GUIDES = {"none": "digits", "Autoguidance": "digits-autog"}

@@ -1,5 +1,6 @@
 """Whole sampling runs against the original samplers: EDM2, ERK-Guid, EDM, closed-form cases."""
 
+import functools
 import math
 
 import pytest
@@ -26,6 +27,7 @@ class Replay:
         return self.draws.pop(0).to(x)
 
 
+@functools.cache
 def network(name):
     return build(read(pickle_paths(name)[0]), name)[0]
 

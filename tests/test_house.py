@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 POINT = {"erk.point"}
 LEAVES = {"erk.fetch", "erk.world", "erk.pickles"}
-METHOD = POINT | {"erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift"}
+METHOD = POINT | {
+    "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals"
+}  # fmt: skip
 
 # A module, or a folder with all that is in it, -> what of ours it may import (modules, folders).
 # Third-party packages are free. A module without a line here is an error: give it a room.
@@ -18,11 +20,14 @@ ARROWS = {
     "erk.world": set(),
     "erk.pickles": set(),
     "erk.point": set(),
-    "erk.schedule": POINT,
-    "erk.solvers": POINT,
-    "erk.drift": POINT,
+    "erk.vp": set(),
+    "erk.weights": set(),
+    "erk.schedule": POINT | {"erk.vp"},
+    "erk.solvers": POINT | {"erk.vp", "erk.weights"},
+    "erk.drift": POINT | {"erk.stiffness"},  # ERK-Proj
     "erk.stiffness": POINT,
     "erk.guides": POINT | {"erk.stiffness"},
+    "erk.rivals": POINT | {"erk.stiffness", "erk.solvers", "erk.drift"},
     "erk.sampler": METHOD,
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,

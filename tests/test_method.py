@@ -135,10 +135,11 @@ def test_model_guidance_extrapolates_and_respects_its_interval():
     main, guide = linear_denoiser(0.2), linear_denoiser(0.8)
     d_main, d_guide = main(x, sigma, None), guide(x, sigma, None)
     drift = GuidedDrift(main, None, guide, 3.0, interval=(0.4, 0.5))
-    assert torch.allclose(drift.denoise(x, sigma), d_guide + 3 * (d_main - d_guide))
+    extrapolated = d_guide + 3 * (d_main - d_guide)
+    assert torch.allclose(drift(x, sigma).f, (x - extrapolated) / sigma)
     for outside in (0.4, 0.51):  # open below, closed above
         sigma = torch.tensor(outside)
-        assert torch.equal(drift.denoise(x, sigma), main(x, sigma, None))
+        assert torch.equal(drift(x, sigma).f, (x - main(x, sigma, None)) / sigma)
 
 
 def test_the_last_step_gives_the_denoised_state_unguided():
@@ -185,7 +186,7 @@ def test_edm_schedule_ends_exactly_where_asked():
 
 
 BAD = {
-    "unknown solver 'heum'; choose one of euler, heun": dict(solver="heum"),
+    "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
     "unknown schedule 'edn'": dict(schedule="edn"),
     "needs at least 2 steps, not 1": dict(steps=1),
     "0 < sigma_min < sigma_max": dict(sigma_min=-0.1),
@@ -195,11 +196,21 @@ BAD = {
     "strictly decreasing": dict(schedule=[1.0, 2.0, 0.0]),
     "at least two": dict(schedule=[1.0]),
     "set S_churn to 0": dict(w_stiff=1.0, S_churn=1.0),
-    "offers ERK-Guid no pair": dict(solver="euler", w_stiff=1.0),
     "w_con must not be negative": dict(w_con=-1.0),
     "guidance must be a finite number": dict(guidance=math.nan),
     "guidance_interval must be": dict(guidance_interval=(2.0, 1.0)),
-    "takes no options, but got order": dict(solver_options={"order": 2}),
+    "has no option 'order'; it takes none": dict(solver_options={"order": 2}),
+    "has no option 'r'; it takes order, mode": dict(solver="deis", solver_options={"r": 0.5}),
+    "order of the solver 'deis' must be 1 to 4": dict(solver="deis", solver_options={"order": 5}),
+    "r of the solver 'dpm2' must be": dict(solver="dpm2", solver_options={"r": 0}),
+    "must be tab or rhoab": dict(solver="deis", solver_options={"mode": "x"}),
+    "must be true or false": dict(solver="dpmpp", solver_options={"predict_x0": 1}),
+    "erk_scale must be": dict(erk_scale="cubic"),
+    "ERK-Proj works on model guidance": dict(erk_proj=True),
+    "are rivals": dict(w_stiff=1.0, pc_snr=0.1),
+    "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),
+    "ends at 0 already": dict(denoise_to_zero=True),
+    "needs a network with a time of its own": dict(schedule="discrete"),
     "guidance 2 needs a guiding network": dict(guidance=2.0),
 }
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from .cli import parse_seeds
 from .images import image_path, pack_npz, pack_zip, png_bytes, write_whole
 
 ARCHIVES = {"zip": "images.zip", "npz": "images.npz"}
+STRAY = re.compile(r"\.(\d{6,}\.png|grid\.png|run\.json|images\.(zip|npz))\.\d+\.tmp")
+"""Names of the temporary files of `images.write_whole` and of the archives in a run's folder."""
 
 
 class RunFolder:
-    """The output folder of one generation run; `open` checks it and writes nothing."""
+    """The output folder of one generation run; `check` looks at it and writes nothing."""
 
     def __init__(self, folder: Path, kind: str, subdirs: bool, settings: dict[str, Any]):
         self.folder, self.kind, self.subdirs = folder, kind, subdirs
@@ -35,7 +38,7 @@ class RunFolder:
         if place.is_file():
             self.record = _read_record(place)
             self._check_settings(place)
-        elif self.folder.is_dir() and any(self.path(seed).exists() for seed in seeds):
+        elif next(self.folder.rglob("*.png"), None) is not None:
             raise ValueError(
                 f"{self.folder} holds pictures but no run.json that says how they were made; "
                 "choose another --outdir."
@@ -53,12 +56,25 @@ class RunFolder:
         """Where the picture of a seed lies while the run goes on."""
         return image_path(self.pictures, seed, self.subdirs)
 
+    def check_networks(self, facts: dict[str, Any]) -> None:
+        """ValueError if the pictures that are there come from files of other content."""
+        for role in ("network", "guide"):
+            old, new = self.record.get(role), facts[role]
+            if old and new and old["sha256"] != new["sha256"]:
+                raise ValueError(
+                    f"{self.folder} is of a run with another {role} of the same file name (sha256 "
+                    f"{old['sha256'][:12]} there, {new['sha256'][:12]} here); choose another "
+                    "--outdir."
+                )
+
     def begin(self, facts: dict[str, Any]) -> None:
         """Make the folder and write run.json, marked incomplete; seeds made earlier stay listed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pictures.mkdir(exist_ok=True)
         old = self.record
-        seeds = {*parse_seeds(facts["seeds"]), *parse_seeds(old.get("seeds", facts["seeds"]))}
+        earlier = parse_seeds(old["seeds"]) if old else []
+        made = [seed for seed in earlier if self.path(seed).exists()]
+        seeds = {*parse_seeds(facts["seeds"]), *made}
         self.record = {
             **facts,
             **{name: old[name] for name in ("nfe", "guide_nfe") if name in old},
@@ -89,8 +105,9 @@ class RunFolder:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, png_bytes(image))
 
-    def finish(self, seeds: Sequence[int]) -> None:
-        """Pack an archive if one was asked for, and mark the run complete."""
+    def finish(self) -> None:
+        """Pack an archive if one was asked for, in order of seeds, and mark the run complete."""
+        seeds = parse_seeds(self.record["seeds"])
         pictures = [self.path(seed) for seed in seeds]
         if self.kind == "zip":
             pack_zip(self.folder / ARCHIVES["zip"], pictures, self.pictures)
@@ -100,8 +117,9 @@ class RunFolder:
         self._write_record()
         if self.kind in ARCHIVES:
             shutil.rmtree(self.pictures)
-        for stray in self.pictures.rglob(".*.tmp"):  # left by a process that was killed
-            stray.unlink()
+        for stray in self.folder.rglob(".*.tmp"):  # left by a process that was killed
+            if STRAY.fullmatch(stray.name):
+                stray.unlink()
 
     def _write_record(self) -> None:
         write_whole(self.folder / "run.json", (json.dumps(self.record, indent=1) + "\n").encode())
@@ -156,7 +174,8 @@ def _read_record(place: Path) -> dict[str, Any]:
     try:
         record = json.loads(place.read_text())
         if isinstance(record["settings"], dict) and isinstance(record["complete"], bool):
+            parse_seeds(record["seeds"])
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{place} is not the record of a run; choose another --outdir.")

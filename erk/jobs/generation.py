@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..sampler import GuidedDrift, NonFiniteError, Settings, solve
+from ..sampler import NonFiniteError, Settings, solve
 from .noise import SeededNoise, one_hot
 
 Labels = str | int | Mapping[int, int]
@@ -19,8 +19,8 @@ class Batch(NamedTuple):
     seeds: list[int]  # [n]
     images: Tensor  # uint8 [n, C, H, W] on the CPU
     classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
-    nfe: int  # evaluations of the main network per picture, counted
-    guide_nfe: int  # evaluations of the guide per picture, counted
+    nfe: float  # evaluations of the main network per picture, counted
+    guide_nfe: float  # evaluations of the guide per picture, counted
 
 
 def generate(
@@ -82,9 +82,7 @@ def _one_batch(
         classes = _classes(labels, padded, source.randint(model.label_dim).cpu(), model.label_dim)
         vectors = one_hot(classes, model)
         classes = classes[: len(own)]
-    drift = GuidedDrift(
-        model, vectors, guide_model, settings.guidance, settings.guidance_interval
-    )
+    drift = settings.drift(model, vectors, guide_model)
     try:
         x0 = solve(drift, noise, settings, source.randn_like)
     except NonFiniteError as error:
@@ -99,7 +97,7 @@ def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) ->
     if labels == "random":
         return drawn
     if labels == "balanced":
-        return torch.tensor(seeds) % label_dim
+        return torch.tensor([seed % label_dim for seed in seeds])
     if isinstance(labels, int):
         return torch.full_like(drawn, labels)
     assert not isinstance(labels, str)

@@ -1,5 +1,6 @@
 """What generate.py does: options in, a finished folder out, spread over processes."""
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from ..fetch import sha256_of
 from ..models.model import load_model
 from ..models.presets import find_preset
-from ..sampler import NonFiniteError, Settings
+from ..sampler import Settings
 from ..world import World, from_first, join, pick_device, provenance, wait
 from .cli import parse_seeds
 from .folder import RunFolder, format_seeds
@@ -47,7 +48,11 @@ def run(**options: Any) -> None:
     pending = folder.check(seeds)
     if not pending and folder.record.get("complete"):
         click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
+        if options["grid"] and folder.kind == "png" and not (folder.folder / "grid.png").exists():
+            _write_grid(folder, seeds)
         return
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
     torch.backends.cuda.matmul.allow_tf32 = options["precision"] == "tf32"
     torch.backends.cudnn.allow_tf32 = options["precision"] == "tf32"
     how = {"precision": options["precision"], "offline": options["offline"]}
@@ -62,6 +67,7 @@ def run(**options: Any) -> None:
         "guide": guide and _describe(guide),
         **provenance(device),
     }
+    folder.check_networks(facts)
     with join(device) as world:
         pending = from_first(world, pending)
         if world.rank == 0:
@@ -69,14 +75,14 @@ def run(**options: Any) -> None:
         wait(world)
         try:
             _make(world, folder, pending, model, guide, settings, labels, options)
-        except NonFiniteError:
+        except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
             folder.abandon()
             raise
         wait(world)
         if world.rank == 0:
             if options["grid"]:
                 _write_grid(folder, seeds)
-            folder.finish(seeds)
+            folder.finish()
             _report(folder, seeds)
 
 
@@ -103,10 +109,10 @@ def _make(
         length=len(own), label="Sampling", file=sys.stderr, hidden=world.rank > 0
     ) as bar:
         for batch in made:
+            if world.rank == 0:  # before the pictures: who finds all of them finds NFE, too
+                folder.note({"nfe": batch.nfe, "guide_nfe": batch.guide_nfe})
             for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
                 folder.add(seed, image)
-            if world.rank == 0:
-                folder.note({"nfe": batch.nfe, "guide_nfe": batch.guide_nfe})
             bar.update(len(batch.seeds))
 
 
@@ -140,6 +146,8 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 def _labels(policy: str, class_idx: int | None) -> Labels:
     """The label policy; a file has one line 'SEED CLASS' per seed."""
+    if class_idx is not None and policy != "random":
+        raise ValueError("--class and --labels exclude each other; give one of them.")
     if class_idx is not None:
         return class_idx
     if policy in ("random", "balanced"):
@@ -161,7 +169,7 @@ def _identity(
     """All that a picture depends on, beside its seed and the rounding of batch sizes."""
     drawn = "cpu" if options["noise"] == "cpu" else device.type
     labels = options["labels"]
-    if labels not in ("random", "balanced") and options["class_idx"] is None:
+    if labels not in ("random", "balanced"):
         labels = f"file {sha256_of(Path(labels))}"
     return {
         "net": net.rpartition("/")[2],

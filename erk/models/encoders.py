@@ -1,11 +1,12 @@
 """Encoders: from a network's data space to uint8 pixels."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..fetch import cache_dir
 
 
 class Encoder(Protocol):
@@ -53,15 +54,16 @@ class VAEEncoder:
         vae_name: str = "stabilityai/sd-vae-ft-mse",
         raw_mean: Sequence[float] = (5.81, 3.25, 0.12, -2.15),
         raw_std: Sequence[float] = (4.17, 4.62, 3.71, 3.28),
+        final_mean: float = 0.0,
+        final_std: float = 0.5,
         batch_size: int = 8,
         offline: bool = False,
-        cache: Path | None = None,
     ):
         mean, std = torch.tensor(raw_mean), torch.tensor(raw_std)
         self.vae_name, self.batch_size = vae_name, batch_size
-        self.offline, self.cache = offline, cache
-        self.scale = (0.5 / std).reshape(1, -1, 1, 1)
-        self.bias = -mean.reshape(1, -1, 1, 1) * self.scale
+        self.offline = offline
+        self.scale = (final_std / std).reshape(1, -1, 1, 1)
+        self.bias = final_mean - mean.reshape(1, -1, 1, 1) * self.scale
         self.vae: Any = None
 
     @torch.no_grad()
@@ -78,13 +80,17 @@ class VAEEncoder:
 
             try:
                 self.vae = AutoencoderKL.from_pretrained(
-                    self.vae_name, cache_dir=self.cache, local_files_only=self.offline
+                    self.vae_name,
+                    cache_dir=cache_dir() / "huggingface",
+                    local_files_only=self.offline,
+                    use_safetensors=True,  # never a pickle, whatever the repository offers
+                    low_cpu_mem_usage=False,  # else a warning wherever accelerate is missing
                 )
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = str(error).strip().partition("\n")[0].rstrip(". ")
                 raise OSError(
-                    f"the VAE '{self.vae_name}' could not be loaded "
-                    f"({str(error).splitlines()[0]}); connect to the network once to cache it, "
-                    "or give --vae a folder that holds it."
+                    f"the VAE '{self.vae_name}' could not be loaded ({reason}); connect to the "
+                    "network once to cache it, or give --vae a folder that holds it."
                 ) from error
             self.vae.eval().requires_grad_(False)
         return self.vae.to(device)

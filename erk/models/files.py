@@ -1,5 +1,6 @@
 """From a file to a network and back: released pickles, and safetensors with a JSON card."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,8 @@ ENCODERS: dict[str, type[Any]] = {
     "DigitsEncoder": DigitsEncoder,
 }
 
+LARGEST_HEADER = 100_000_000  # bytes; safetensors allows no more
+
 
 class Part(NamedTuple):
     """The name of a class and its constructor's arguments."""
@@ -47,23 +50,37 @@ class Checkpoint(NamedTuple):
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`: .safetensors with its card, else a released pickle.
 
-    Raises FileNotFoundError, or ValueError with one sentence.
+    Raises OSError or ValueError with one sentence.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a .pkl or .safetensors file in it.")
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except PermissionError as error:
+        raise PermissionError(f"{error.filename} may not be read; change its rights.") from None
+
+
+def _read_pickle(path: Path) -> Checkpoint:
     content = pickles.load(path)
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, pickles.Record):
         raise ValueError(f"{path} holds no network under the key 'ema'; give a network pickle.")
     encoder = content.get("encoder")
-    return Checkpoint(
-        Part(network.class_name, _plain(network.init_kwargs)),
-        Part("StandardRGBEncoder", {})
-        if encoder is None
-        else Part(encoder.class_name, _plain(encoder.init_kwargs)),
-        dict(network.tensors()),
-        {"licence": "CC BY-NC-SA 4.0 (as released by NVIDIA)"},
-    )
+    try:
+        return Checkpoint(
+            _part(network),
+            Part("StandardRGBEncoder", {}) if encoder is None else _part(encoder),
+            dict(network.tensors()),
+            {"licence": "CC BY-NC-SA 4.0 (as released by NVIDIA)"},
+        )
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} describes its network in an unknown way ({error}).") from error
+
+
+def _part(record: pickles.Record) -> Part:
+    if record.state.get("_init_args"):
+        raise ValueError(f"'{record.class_name}' was made with unnamed arguments")
+    return Part(record.class_name, _plain(record.init_kwargs))
 
 
 def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
@@ -81,8 +98,8 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
             network = NETWORKS[kind](**kwargs)
         network.load_state_dict(checkpoint.tensors, assign=True)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
-    except (TypeError, RuntimeError, KeyError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # a file may give any constructor any arguments
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(". ")
         raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
     return network.eval().requires_grad_(False), encoder
 
@@ -95,34 +112,28 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save
 
     data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, data)
-    card = {
-        "architecture": {
-            "class": checkpoint.architecture.name,
-            "kwargs": checkpoint.architecture.kwargs,
-        },
-        "encoder": {"class": checkpoint.encoder.name, "kwargs": checkpoint.encoder.kwargs},
-        "sha256": sha256_of(path),
-        **checkpoint.card,
+    facts = {
+        "architecture": _described(checkpoint.architecture),
+        "encoder": _described(checkpoint.encoder),
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
-    _replace(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    card = json.dumps(facts | checkpoint.card | facts, indent=1) + "\n"  # in this order
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+        _replace(path.with_suffix(".json"), card.encode())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}); choose another place.") from error
+
+
+def _described(part: Part) -> dict[str, Any]:
+    return {"class": part.name, "kwargs": part.kwargs}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
-    with open(path, "rb") as file:  # safetensors' own errors for these two are less clear
-        header = int.from_bytes(file.read(8), "little")
-        content = file.read(min(header, 100_000_000))
-    try:
-        entries = json.loads(content)
-        ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
-        missing = 8 + header + max(ends, default=0) - path.stat().st_size
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or only its beginning.") from error
-    if missing > 0:
-        raise ValueError(f"{path} ends too early: {missing} bytes are missing; fetch it again.")
+    _check_length(path)
     place = path.with_suffix(".json")
     if not place.is_file():
         raise ValueError(
@@ -130,9 +141,12 @@ def _read_safetensors(path: Path) -> Checkpoint:
             "(scripts/convert.py writes both)."
         )
     try:
-        card = json.loads(place.read_text())
-        parts = [Part(card[k]["class"], card[k]["kwargs"]) for k in ("architecture", "encoder")]
-    except (ValueError, KeyError, TypeError) as error:
+        card = json.loads(place.read_text("utf-8"))
+        parts = [
+            Part(str(card[key]["class"]), dict(card[key]["kwargs"]))
+            for key in ("architecture", "encoder")
+        ]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{place} must name 'architecture' and 'encoder' to be a card.") from error
     if card.get("sha256") not in (None, sha256_of(path)):
         raise ValueError(f"{path} is not the file that its card {place.name} describes (sha256).")
@@ -141,6 +155,27 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except Exception as error:  # safetensors raises a class of its own for each fault
         raise ValueError(f"{path} is not a sound safetensors file: {error}.") from error
     return Checkpoint(parts[0], parts[1], tensors, card)
+
+
+def _check_length(path: Path) -> None:
+    """Name the missing bytes of a file that was cut off; safetensors' own errors do not."""
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        content = file.read(min(header, LARGEST_HEADER))
+    end = 8 + header
+    try:
+        if len(content) == header:
+            entries = {k: v for k, v in json.loads(content).items() if k != "__metadata__"}
+            end += max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        elif not content.startswith(b"{") or header > LARGEST_HEADER:
+            raise ValueError("no header")
+        missing = end - path.stat().st_size
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or only its beginning.") from error
+    if missing > 0:
+        raise ValueError(
+            f"{path} ends too early: at least {missing} bytes are missing; fetch it again."
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -156,5 +191,8 @@ def _plain(value: Any) -> Any:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

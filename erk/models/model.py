@@ -37,6 +37,8 @@ class Model:
         self.label_dim = int(network.label_dim)  # type: ignore[arg-type]
         self.sigma_min = float(network.sigma_min)  # type: ignore[arg-type]
         self.sigma_max = float(network.sigma_max)  # type: ignore[arg-type]
+        if hasattr(network, "sigma_inv"):  # its own time, which the discrete schedule uses
+            self.sigma, self.sigma_inv = network.sigma, network.sigma_inv
         self.name, self.sha256, self.licence = "unnamed", "", "unknown"
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -59,11 +61,16 @@ class Model:
     def _vectors(self, labels: Tensor | None) -> Tensor | None:
         if labels is None or self.label_dim == 0:
             return None
-        if not labels.is_floating_point():
+        if labels.ndim == 1 and not labels.is_floating_point():
+            if labels.numel() and not 0 <= labels.min() <= labels.max() < self.label_dim:
+                raise ValueError(
+                    f"class numbers run from 0 to {self.label_dim - 1} in '{self.name}', "
+                    f"but {labels.tolist()} were given."
+                )
             return torch.nn.functional.one_hot(labels.long(), self.label_dim).to(torch.float32)
-        if labels.shape[-1] != self.label_dim:
+        if labels.ndim == 0 or labels.shape[-1] != self.label_dim:
             raise ValueError(
-                f"labels have {labels.shape[-1]} columns, but '{self.name}' has "
+                f"labels have the shape {list(labels.shape)}, but '{self.name}' has "
                 f"{self.label_dim} classes; give one-hot rows of that width or class numbers."
             )
         return labels
@@ -82,12 +89,11 @@ def load_model(
     `precision` is what the network computes in: auto (float16 on CUDA where the file says so,
     else float32), fp32, tf32, fp16, bf16. `offline` forbids downloads. `vae` replaces the hub
     name of the latent decoder (e.g. by a folder); it is loaded by the first `decode`, not here.
-    Raises FileNotFoundError or ValueError, each with one sentence.
+    Raises OSError or ValueError, each with one sentence.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}.")
-    is_file = "/" in str(source) or Path(source).suffix in (".pkl", ".safetensors")
-    address = str(source) if is_file else find_preset(str(source)).net
+    address = address_of(source)
     path = fetch_checkpoint(address, offline)
     checkpoint = read(path)
     network, encoder = build(checkpoint, str(path))
@@ -103,9 +109,23 @@ def load_model(
     return model
 
 
+def address_of(source: str | Path) -> str:
+    """The path or URL that `source` means; a bare word is a preset's name, else a file here."""
+    text = str(source)
+    if isinstance(source, Path) or "/" in text or text.endswith((".pkl", ".safetensors")):
+        return text
+    try:
+        return find_preset(text).net
+    except ValueError:
+        if Path(text).is_file():
+            return text
+        raise
+
+
 def fetch_checkpoint(address: str, offline: bool = False) -> Path:
     """The local file of a path or URL; of remote safetensors the card is fetched as well."""
     path = fetch(address, offline=offline)
     if "://" in address and path.suffix == ".safetensors":
-        fetch(address.removesuffix(".safetensors") + ".json", offline=offline)
+        place, mark, rest = address.partition("@" if address.startswith("hf://") else "?")
+        fetch(f"{place.removesuffix('.safetensors')}.json{mark}{rest}", offline=offline)
     return path

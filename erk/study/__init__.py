@@ -1,0 +1,1 @@
+"""Oracles and analyses: what the cost-free estimates are compared with."""

@@ -1,0 +1,73 @@
+"""Convert a released network pickle to safetensors with a JSON card.
+
+    python scripts/convert.py edm2-img512-s-2147483-0.130.pkl edm2-s.safetensors
+    python scripts/convert.py hf://owner/repo/net.pkl net.safetensors
+    python scripts/convert.py edm2-img512-s edm2-s.safetensors   # a preset's network
+
+No code in the pickle is run, and every tensor keeps its type (float16 stays float16), so the
+written network gives the same outputs bit for bit. It is read again before success is reported.
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from erk.jobs.cli import CONTEXT, clean_exit
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--offline", is_flag=True, help="Download nothing; look into the cache only.")
+@clean_exit
+def main(source: str, output: Path, offline: bool) -> None:
+    """Write the network of SOURCE (a path, https://, hf://owner/repo/file or a preset's name)
+    to OUTPUT.safetensors, and beside it OUTPUT.json, which says what it is."""
+    if output.suffix != ".safetensors":
+        raise ValueError(f"the output {output} must end in .safetensors; rename it.")
+    click.echo(convert(source, output, offline))
+
+
+def convert(source: str, output: Path, offline: bool = False) -> str:
+    """Do it; one line that says what was written. Raises ValueError or OSError."""
+    from erk.fetch import sha256_of
+    from erk.models.files import build, read, write_safetensors
+    from erk.models.model import address_of, fetch_checkpoint
+
+    path = fetch_checkpoint(address_of(source), offline)
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} is safetensors already; copy it together with its .json card.")
+    checkpoint = read(path)
+    network, _ = build(checkpoint, str(path))
+    origin = {"file": path.name, "sha256": sha256_of(path)}
+    write_safetensors(output, checkpoint._replace(card=checkpoint.card | {"source": origin}))
+    written = read(output)
+    again, _ = build(written, str(output))
+    same_parts = written[:2] == checkpoint[:2]  # architecture and encoder
+    if not same_parts or not same_tensors(network.state_dict(), again.state_dict()):
+        output.unlink()
+        output.with_suffix(".json").unlink()
+        raise OSError(f"{output} does not hold what was written to it; check the disk.")
+    return (
+        f"{path.name} ({path.stat().st_size / 1e6:.2f} MB) -> {output} "
+        f"({output.stat().st_size / 1e6:.2f} MB): {checkpoint.architecture.name}, "
+        f"{len(checkpoint.tensors)} tensors, read back and equal bit for bit"
+    )
+
+
+def same_tensors(first: dict, second: dict) -> bool:
+    """Whether both hold the same names, types, shapes and bits (NaN and -0 included)."""
+    import torch
+
+    def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        return tensor.dtype, tensor.shape, flat.numpy().tobytes()
+
+    return first.keys() == second.keys() and all(bits(first[k]) == bits(second[k]) for k in first)
+
+
+if __name__ == "__main__":
+    main()

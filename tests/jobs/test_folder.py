@@ -1,0 +1,277 @@
+"""A run's folder: what it refuses, what it remembers and what it leaves behind."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from golden_data import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erk.jobs.cli import parse_seeds
+from erk.jobs.folder import RunFolder, format_seeds
+
+SETTINGS = {"net": "a.pkl", "steps": 8, "S_max": float("inf"), "guidance_interval": (0.1, 2.0)}
+NETWORK = {"name": "a", "sha256": "1" * 64, "licence": "free"}
+
+
+def picture(seed):
+    return np.full((1, 4, 4), seed % 256, np.uint8)
+
+
+def facts(seeds, **others):
+    return {"seeds": format_seeds(seeds), "network": NETWORK, "guide": None, **others}
+
+
+def open_folder(path, kind="png", subdirs=False, **settings):
+    return RunFolder(path, kind, subdirs, SETTINGS | settings)
+
+
+def start(path, seeds, **kwargs):
+    """A run of `seeds` up to the point where the first picture is written."""
+    folder = open_folder(path, **kwargs)
+    pending = folder.check(seeds)
+    folder.check_networks(facts(seeds))
+    folder.begin(facts(seeds))
+    folder.note({"nfe": 15, "guide_nfe": 0})
+    return folder, pending
+
+
+def make(path, seeds, **kwargs):
+    """A whole run; returns the seeds that it had to make."""
+    folder, pending = start(path, seeds, **kwargs)
+    for seed in pending:
+        folder.add(seed, picture(seed))
+    folder.finish()
+    return pending
+
+
+def record(path):
+    return json.loads((path / "run.json").read_text())
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "runs" / "out"
+
+
+def test_check_writes_nothing(out):
+    assert open_folder(out).check([3, 1]) == [3, 1]
+    assert not out.parent.exists()
+
+
+def test_files_and_record(out):
+    assert make(out, [0, 1, 1000], subdirs=True) == [0, 1, 1000]
+    files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert files == ["000000/000000.png", "000000/000001.png", "001000/001000.png", "run.json"]
+    found = record(out)
+    assert found["complete"] is True and found["images"] == 3 and found["seeds"] == "0-1,1000"
+    assert found["nfe"] == 15 and found["network"] == NETWORK
+    assert found["settings"] == {
+        "net": "a.pkl", "steps": 8, "S_max": "inf", "guidance_interval": [0.1, 2.0]
+    }  # fmt: skip
+
+
+def test_a_finished_run_has_nothing_to_do(out):
+    make(out, [0, 1, 2])
+    folder = open_folder(out)
+    assert folder.check([2, 0]) == [] and folder.record["complete"]
+
+
+def test_a_stopped_run_goes_on(out):
+    folder, _ = start(out, [0, 1, 2, 3])
+    folder.add(2, picture(2))
+    assert record(out)["complete"] is False
+    assert make(out, [0, 1, 2, 3]) == [0, 1, 3]
+    assert record(out)["complete"] is True and record(out)["images"] == 4
+
+
+def test_union_of_seeds(out):
+    make(out, [0, 1])
+    assert make(out, [1, 2, 5]) == [2, 5]
+    assert record(out)["seeds"] == "0-2,5" and record(out)["images"] == 4
+    assert len(list(out.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("kind", ["png", "zip", "npz"])
+def test_seeds_that_were_never_made_are_not_listed(kind, out):
+    """Stopped at seed 5 of 0-9, then asked for 0-2 only: complete means these and 5."""
+    folder, _ = start(out, range(10), kind=kind)
+    folder.add(5, picture(5))
+    assert make(out, [0, 1, 2], kind=kind) == [0, 1, 2]
+    assert record(out)["seeds"] == "0-2,5" and record(out)["images"] == 4
+    if kind == "zip":
+        with zipfile.ZipFile(out / "images.zip") as archive:
+            assert archive.namelist() == [f"{seed:06d}.png" for seed in (0, 1, 2, 5)]
+    if kind == "npz":
+        with np.load(out / "images.npz") as file:
+            assert file["seeds"].tolist() == [0, 1, 2, 5]
+            assert file["arr_0"][:, 0, 0, 0].tolist() == [0, 1, 2, 5]
+
+
+def test_other_settings_are_named(out):
+    make(out, [0])
+    with pytest.raises(ValueError, match="other settings") as caught:
+        open_folder(out, steps=16, S_max=3.0).check([0])
+    assert "S_max inf there, 3.0 here; steps 8 there, 16 here" in str(caught.value)
+    assert "net" not in str(caught.value).partition("(")[2]
+    with pytest.raises(ValueError, match="w_stiff None there, 1 here"):
+        open_folder(out, w_stiff=1).check([0])
+
+
+def test_another_network_of_the_same_name_is_refused(out):
+    make(out, [0])
+    folder = open_folder(out)
+    folder.check([0, 1])
+    folder.check_networks(facts([0, 1]))
+    other = facts([0, 1], network=NETWORK | {"sha256": "2" * 64})
+    with pytest.raises(ValueError, match="another network of the same file name .*222222222222"):
+        folder.check_networks(other)
+
+
+@pytest.mark.parametrize("name", ["000000.png", "000077.png", "sub/photo.png"])
+def test_pictures_of_others_are_refused(name, out):
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="holds pictures but no run.json"):
+        open_folder(out).check([0, 1])
+
+
+def test_a_folder_with_other_things_is_welcome(out):
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    assert make(out, [0]) == [0]
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '"settings"', '{"settings": {}}', '{"settings": [], "complete": true}',
+     '{"settings": {}, "complete": true}', '{"settings": {}, "complete": true, "seeds": "x"}',
+     '{"settings": {}, "complete": true, "seeds": 3}'],
+)  # fmt: skip
+def test_a_foreign_run_json_is_refused(text, out):
+    out.mkdir(parents=True)
+    (out / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="is not the record of a run"):
+        open_folder(out).check([0])
+
+
+def test_archives_replace_the_pictures(out):
+    make(out, [4, 3], kind="zip")
+    assert sorted(os.listdir(out)) == ["images.zip", "run.json"]
+    with zipfile.ZipFile(out / "images.zip") as archive:
+        assert archive.namelist() == ["000003.png", "000004.png"]
+    assert open_folder(out, kind="zip").check([3, 4]) == []
+    with pytest.raises(ValueError, match="is finished with the seeds 3-4"):
+        open_folder(out, kind="zip").check([3, 4, 5])
+
+
+def test_a_stopped_archive_goes_on(out):
+    folder, _ = start(out, [0, 1, 2], kind="npz")
+    folder.add(1, picture(1))
+    assert make(out, [0, 1, 2], kind="npz") == [0, 2]
+    with np.load(out / "images.npz") as file:
+        assert file["arr_0"].shape == (3, 4, 4, 1) and file["seeds"].tolist() == [0, 1, 2]
+
+
+def test_archives_do_not_depend_on_the_order_of_seeds(tmp_path):
+    make(tmp_path / "a", [0, 1, 2], kind="zip")
+    make(tmp_path / "b", [2, 0, 1], kind="zip")
+    packed = [(tmp_path / name / "images.zip").read_bytes() for name in "ab"]
+    assert packed[0] == packed[1]
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(ValueError, match="cannot write to .*file is not a folder"):
+            open_folder(place).check([0])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+def test_without_the_right_to_write(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="is not writable"):
+        open_folder(tmp_path / "out").check([0])
+
+
+@pytest.mark.parametrize("kind", ["png", "zip"])
+def test_abandon_leaves_nothing(kind, out):
+    folder, _ = start(out, [0, 1], kind=kind)
+    folder.abandon()
+    assert not out.exists()
+
+
+def test_abandon_keeps_what_others_wrote(out):
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    start(out, [0, 1])[0].abandon()
+    assert os.listdir(out) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["png", "zip"])
+def test_abandon_keeps_pictures(kind, out):
+    folder, _ = start(out, [0, 1], kind=kind)
+    folder.add(1, picture(1))
+    folder.abandon()
+    assert open_folder(out, kind=kind).check([0, 1]) == [0]
+    assert record(out)["complete"] is False
+
+
+@pytest.mark.parametrize("kind", ["png", "zip"])
+def test_stray_files_of_killed_processes_go(kind, out):
+    folder, _ = start(out, [0, 1], kind=kind)
+    ours = [folder.path(1).with_name(".000001.png.77.tmp"), out / ".run.json.77.tmp",
+            out / ".images.zip.77.tmp"]  # fmt: skip
+    others = [out / ".cache.tmp", out / ".report.pdf.77.tmp", out / "000001.png.77.tmp"]
+    for stray in (*ours, *others):
+        stray.write_bytes(b"part")
+    make(out, [0, 1], kind=kind)
+    assert not any(stray.exists() for stray in ours)
+    assert all(other.exists() for other in others)
+
+
+def test_a_temporary_file_is_no_picture(out):
+    folder, _ = start(out, [0, 1])
+    (out / ".000001.png.77.tmp").write_bytes(b"part")
+    assert open_folder(out).check([0, 1]) == [0, 1]
+
+
+def test_a_note_that_says_nothing_new_rewrites_nothing(out):
+    folder, _ = start(out, [0])
+    os.utime(out / "run.json", (1e9, 1e9))
+    folder.note({"nfe": 15})
+    assert (out / "run.json").stat().st_mtime == 1e9
+    folder.note({"nfe": 16})
+    assert record(out)["nfe"] == 16
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, unique=True))
+def test_seeds_as_text_and_back(seeds):
+    text = format_seeds(seeds)
+    assert parse_seeds(text) == sorted(seeds)
+    assert format_seeds(parse_seeds(text)) == text
+    parts = len(text.split(","))
+    assert parts == sum(seed - 1 not in seeds for seed in seeds)
+
+
+def test_seed_lists_as_the_originals_read_them():
+    cases = json.loads((GOLDEN / "ref" / "rng.json").read_text())["parse_int_list"]
+    assert {text: parse_seeds(text) for text in cases} == cases
+    assert parse_seeds(" 3 , 5-6") == [3, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is not a list of seeds"), (",", "is not a list"), ("1,,2", "is not a list"),
+     ("a", "'a' is not a list"), ("1-", "is not a list"), ("-1", "is not a list"),
+     ("1.5", "is not a list"), ("1-2-3", "is not a list"), ("0x10", "is not a list"),
+     ("5-3", "runs backwards; write 3-5"), ("1,1", "names a seed twice"),
+     ("0-9,9", "names a seed twice")],
+)  # fmt: skip
+def test_malformed_seed_lists(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_seeds(text)
