@@ -37,15 +37,28 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--sigma-min", type=float, default=0.002, help="Lowest noise level above 0.")
 @click.option("--sigma-max", type=float, default=80.0, help="Highest noise level.")
 @click.option("--rho", type=float, help="Exponent of the schedule.  [default: the schedule's own]")
-@click.option("--solver", default="heun", metavar="NAME", help="ODE solver: euler or heun.")
-@click.option("--schedule", default="edm", metavar="NAME",
-              help="Noise levels: edm, polynomial or logsnr.")  # fmt: skip
+@click.option("--solver", default="heun", metavar="NAME", help="euler, heun, dpm2, ipndm, "
+              "ipndm_v, deis, dpmpp or unipc (docs/solvers.md).")  # fmt: skip
+@click.option("--solver-option", multiple=True, metavar="NAME=VALUE",
+              help="An option of the solver, such as order=3; may be repeated.")  # fmt: skip
+@click.option("--schedule", default="edm", metavar="NAME|LIST", help="edm, polynomial, logsnr, "
+              "time_uniform, discrete, or noise levels 80,20,5,0.")  # fmt: skip
+@click.option("--afs", is_flag=True, help="Analytic first step: one evaluation less.")
+@click.option("--denoise-to-zero", is_flag=True, help="A last Euler step to sigma = 0.")
 @click.option("--guidance", type=float, help="Weight of model guidance; 1 is off.  "
               "[default: the preset's, else 1]")  # fmt: skip
 @click.option("--guidance-interval", metavar="LO,HI",
               help="Apply model guidance only for LO < sigma <= HI.")  # fmt: skip
 @click.option("--w-stiff", type=float, default=0.0, help="Strength of ERK-Guid; 0 is off.")
 @click.option("--w-con", type=float, default=0.5, help="Stiffness above which ERK-Guid acts.")
+@click.option("--erk-scale", type=click.Choice(["quadratic", "abs", "alpha"]),
+              default="quadratic", help="How the correction grows with z (Fig. 6b).")  # fmt: skip
+@click.option("--erk-proj", is_flag=True, help="ERK-Proj in place of ERK-Guid (Eq. 59-61).")
+@click.option("--adaptive-tau", type=float, metavar="TAU",
+              help="Halve Heun's steps where stiffness exceeds TAU (Table 10).")  # fmt: skip
+@click.option("--pc-snr", type=float, default=0.0,
+              help="Langevin corrector's signal-to-noise ratio; 0 is off (Table 11).")  # fmt: skip
+@click.option("--pc-deterministic", is_flag=True, help="The corrector without its noise.")
 @click.option("--S-churn", "S_churn", type=float, default=0.0, help="EDM's stochasticity.")
 @click.option("--S-min", "S_min", type=float, default=0.0, help="Lowest sigma that is churned.")
 @click.option("--S-max", "S_max", type=float, default=float("inf"), help="Highest such sigma.")
@@ -61,6 +74,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png")
 @click.option("--subdirs", is_flag=True, help="1000 pictures per sub-folder.")
 @click.option("--grid", is_flag=True, help="Also write grid.png, a sheet of the first 100.")
+@click.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step.")
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
 @clean_exit
 def main(**options: Any) -> None:

@@ -79,6 +79,15 @@ def from_first(world: World, value: Any) -> Any:
     return held[0]
 
 
+def gather(world: World, value: Any) -> list[Any]:
+    """The values of all processes, by rank, in every process."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What it takes to remake a number: command, commit (None if unknown), device, versions."""
     root = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does all set-up, then samples digits with and without ERK-Guid and measures them (minutes).
-#   bash scripts/demo.sh [--seeds 0-1999] [--results DIR]
+#   bash scripts/demo.sh [--seeds 0-1499] [--results DIR]
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

@@ -14,6 +14,9 @@ CONTEXT: dict[str, Any] = {
 """click's context settings; the originals' spellings (--w_stiff) are taken for ours (--w-stiff)."""
 
 
+MOST_SEEDS = 10_000_000  # in one run; a slip of the keyboard must not fill the memory
+
+
 def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
     """Bad input ends a command with one sentence on stderr and exit code 2, without a traceback.
 
@@ -57,6 +60,8 @@ def parse_seeds(text: str) -> list[int]:
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise ValueError(f"the seed range {part.strip()} runs backwards; write {high}-{low}.")
+        if len(seeds) + high - low >= MOST_SEEDS:
+            raise ValueError(f"'{text}' names more than {MOST_SEEDS:,} seeds; split the job.")
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"'{text}' names a seed twice; each image has one seed.")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..sampler import NonFiniteError, Settings, solve
+from ..sampler import NonFiniteError, Settings, Trace, solve
 from .noise import SeededNoise, one_hot
 
 Labels = str | int | Mapping[int, int]
@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
     nfe: float  # evaluations of the main network per picture, counted
     guide_nfe: float  # evaluations of the guide per picture, counted
+    trace: dict[str, Any] | None = None  # telemetry, numpy [steps, n] each (see guides.telemetry)
 
 
 def generate(
@@ -32,19 +33,21 @@ def generate(
     labels: Labels = "random",
     batch: int = 32,
     noise_device: torch.device | str | None = None,
+    trace: bool = False,
 ) -> Iterator[Batch]:
     """Sample the seeds in batches of `batch`; each picture depends on its seed and settings alone.
 
     Every batch runs at the same shape (the last one is filled up and the filling dropped),
     because networks round differently at different batch sizes. `noise_device` is where random
-    numbers are drawn; default: the model's device. Raises ValueError for a class that the model
-    does not have and NonFiniteError, with the seed, if the network produces NaN.
+    numbers are drawn; default: the model's device. `trace` adds telemetry. Raises ValueError for
+    a class that the model does not have and NonFiniteError, with the seed, if the network
+    produces NaN.
     """
     check_labels(labels, model.label_dim, seeds)
     for first in range(0, len(seeds), batch):
         own = list(seeds[first : first + batch])
         padded = own + own[-1:] * (batch - len(own))
-        yield _one_batch(model, own, padded, settings, guide_model, labels, noise_device)
+        yield _one_batch(model, own, padded, settings, guide_model, labels, noise_device, trace)
 
 
 def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
@@ -74,6 +77,7 @@ def _one_batch(
     guide_model: Any,
     labels: Labels,
     noise_device: torch.device | str | None,
+    trace: bool,
 ) -> Batch:
     source = SeededNoise(padded, model.device if noise_device is None else noise_device)
     noise = source.randn(model.sample_shape).to(model.device)
@@ -83,13 +87,17 @@ def _one_batch(
         vectors = one_hot(classes, model)
         classes = classes[: len(own)]
     drift = settings.drift(model, vectors, guide_model)
+    seen = Trace(settings) if trace else None
     try:
-        x0 = solve(drift, noise, settings, source.randn_like)
+        x0 = solve(drift, noise, settings, source.randn_like, seen)
     except NonFiniteError as error:
         seed = padded[error.sample]
         raise NonFiniteError(error.sample, error.step, error.sigma, f"seed {seed}") from error
     images = model.decode(x0)[: len(own)].cpu()
-    return Batch(own, images, classes, drift.nfe, drift.guide_nfe)
+    told = None if seen is None else {
+        name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
+    }  # fmt: skip
+    return Batch(own, images, classes, drift.nfe, drift.guide_nfe, told)
 
 
 def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What generate.py does: options in, a finished folder out, spread over processes."""
 
+import io
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,14 @@ import click
 import numpy as np
 import torch
 
-from ..fetch import sha256_of
 from ..models.model import load_model
-from ..models.presets import find_preset
 from ..sampler import Settings
-from ..world import World, from_first, join, pick_device, provenance, wait
+from ..world import World, from_first, gather, join, pick_device, provenance, wait
 from .cli import parse_seeds
 from .folder import RunFolder, format_seeds
 from .generation import Labels, check_labels, generate
 from .images import png_bytes, read_png, sheet, write_whole
-
-SAMPLING = ("solver", "schedule", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con",
-            "S_churn", "S_min", "S_max", "S_noise")  # fmt: skip
+from .options import identity_of, labels_of, networks_of, settings_of
 
 
 def run(**options: Any) -> None:
@@ -30,20 +26,16 @@ def run(**options: Any) -> None:
     Everything that can be checked is checked before weights are read, and everything else before
     anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
     """
-    net, gnet, guidance = _networks(options)
-    settings = Settings(
-        guidance=guidance,
-        guidance_interval=_interval(options["guidance_interval"]),
-        **{name: options[name] for name in SAMPLING},
-    )
+    net, gnet, guidance = networks_of(options)
+    settings = settings_of(options, guidance)
     seeds = parse_seeds(options["seeds"])
-    labels = _labels(options["labels"], options["class_idx"])
+    labels = labels_of(options["labels"], options["class_idx"])
     device = pick_device(options["device"])
     folder = RunFolder(
         Path(options["outdir"]),
         options["kind"],
         options["subdirs"],
-        _identity(options, settings, net, gnet, device),
+        identity_of(options, settings, net, gnet, device),
     )
     pending = folder.check(seeds)
     if not pending and folder.record.get("complete"):
@@ -102,9 +94,10 @@ def _make(
     own = [seed for batch in batches[world.rank :: world.size] for seed in batch]
     noise_device = "cpu" if options["noise"] == "cpu" else None
     made = generate(
-        model, own, settings,
-        guide_model=guide, labels=labels, batch=size, noise_device=noise_device,
+        model, own, settings, guide_model=guide, labels=labels, batch=size,
+        noise_device=noise_device, trace=options["trace"] is not None,
     )  # fmt: skip
+    spent, traces = np.zeros(3), []  # pictures, their NFE, NFE of the guide
     with click.progressbar(
         length=len(own), label="Sampling", file=sys.stderr, hidden=world.rank > 0
     ) as bar:
@@ -113,76 +106,33 @@ def _make(
                 folder.note({"nfe": batch.nfe, "guide_nfe": batch.guide_nfe})
             for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
                 folder.add(seed, image)
+            spent += len(batch.seeds) * np.array([1, batch.nfe, batch.guide_nfe])
+            if batch.trace is not None:
+                traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
             bar.update(len(batch.seeds))
+    if settings.adaptive_tau is not None:  # evaluations differ from picture to picture
+        count, nfe, guide_nfe = sum(gather(world, spent))
+        if count and world.rank == 0:
+            folder.note({"nfe": nfe / count, "guide_nfe": guide_nfe / count})
+    if options["trace"] is not None:
+        parts = [part for share in gather(world, traces) for part in share]
+        if parts and world.rank == 0:
+            _write_trace(Path(options["trace"]), parts, settings.sigmas(model)[:-1].numpy())
 
 
-def _networks(options: dict[str, Any]) -> tuple[str, str | None, float]:
-    """Addresses of network and guide, and the guidance weight; no guide at guidance 1."""
-    net, gnet, guidance = options["net"], options["gnet"], options["guidance"]
-    if options["preset"] is not None:
-        preset = find_preset(options["preset"])
-        net, gnet = net or preset.net, gnet or preset.gnet
-        guidance = preset.guidance if guidance is None else guidance
-    if net is None:
-        raise ValueError(
-            "no network: give --preset NAME or --net FILE (a first try: --preset digits "
-            "--seeds 0-63; all names: --list-presets)."
-        )
-    guidance = 1.0 if guidance is None else guidance
-    if guidance != 1 and gnet is None:
-        raise ValueError(f"--guidance {guidance:g} needs a guiding network: give --gnet FILE.")
-    return net, None if guidance == 1 else gnet, guidance
-
-
-def _interval(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        lo, hi = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--guidance-interval wants LO,HI in sigma, not '{text}'.") from None
-    return lo, hi
-
-
-def _labels(policy: str, class_idx: int | None) -> Labels:
-    """The label policy; a file has one line 'SEED CLASS' per seed."""
-    if class_idx is not None and policy != "random":
-        raise ValueError("--class and --labels exclude each other; give one of them.")
-    if class_idx is not None:
-        return class_idx
-    if policy in ("random", "balanced"):
-        return policy
-    if not Path(policy).is_file():
-        raise FileNotFoundError(f"--labels wants random, balanced or a file; '{policy}' is none.")
-    rows: dict[int, int] = {}
-    for number, line in enumerate(Path(policy).read_text().splitlines(), 1):
-        words = line.replace(",", " ").split()
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
-            raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
-        rows[int(words[0])] = int(words[1])
-    return rows
-
-
-def _identity(
-    options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
-) -> dict[str, Any]:
-    """All that a picture depends on, beside its seed and the rounding of batch sizes."""
-    drawn = "cpu" if options["noise"] == "cpu" else device.type
-    labels = options["labels"]
-    if labels not in ("random", "balanced"):
-        labels = f"file {sha256_of(Path(labels))}"
-    return {
-        "net": net.rpartition("/")[2],
-        "gnet": gnet and gnet.rpartition("/")[2],
-        **asdict(settings),
-        "labels": labels,
-        "class": options["class_idx"],
-        "noise": drawn,
-        "precision": options["precision"],
-        "vae": options["vae"],
-        "format": options["kind"],
-        "subdirs": options["subdirs"],
-    }
+def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
+    """Telemetry [steps, N] of the N seeds made in this run, in seed order, with the sigmas."""
+    seeds = np.concatenate([part["seeds"] for part in parts])
+    order = np.argsort(seeds)
+    names = [name for name in parts[0] if name != "seeds"]
+    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
+    stream = io.BytesIO()
+    rows = {name: values[:, order] for name, values in joined.items()}
+    content: dict[str, Any] = {"seeds": seeds[order], "sigmas": sigmas, **rows}
+    np.savez_compressed(stream, **content)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, stream.getvalue())
+    click.echo(f"wrote {place}")
 
 
 def _describe(model: Any) -> dict[str, str]:
@@ -197,7 +147,7 @@ def _write_grid(folder: RunFolder, seeds: list[int]) -> None:
 
 
 def _report(folder: RunFolder, seeds: list[int]) -> None:
-    nfe = f"NFE {folder.record['nfe']}"
+    nfe = f"NFE {folder.record['nfe']:g}"
     if folder.record["guide_nfe"]:
-        nfe += f" + {folder.record['guide_nfe']} of the guide"
+        nfe += f" + {folder.record['guide_nfe']:g} of the guide"
     click.echo(f"{folder.folder}: {len(seeds)} pictures, {nfe} per picture.")

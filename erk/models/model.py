@@ -101,7 +101,8 @@ def load_model(
         encoder.offline = offline
         encoder.vae_name = vae or encoder.vae_name
     model = Model(network, encoder, device)
-    model.name, model.sha256 = address, sha256_of(path)
+    model.name = address if "://" in address else path.name
+    model.sha256 = sha256_of(path)
     model.licence = checkpoint.card.get("licence", "unknown")
     model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
     if isinstance(network, edm2.Precond):

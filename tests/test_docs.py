@@ -1,0 +1,60 @@
+"""The documents' code runs, and what they list is what there is."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erk.solvers import SOLVERS
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+
+
+@pytest.mark.parametrize("name", ["docs/solvers.md"])
+def test_the_code_of_a_document_runs(name):
+    space = {}
+    for block in blocks(name):
+        exec(compile(block, name, "exec"), space)
+    assert space["x0"].isfinite().all()
+
+
+def test_the_readmes_python_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    api, own = blocks("README.md")
+    space = {}
+    exec(compile(api, "README.md", "exec"), space)
+    assert space["images"].shape == (16, 1, 8, 8) and space["trace"]["stiffness"].shape == (8, 16)
+    import torch
+
+    x, f = torch.ones(2, 3), torch.full((2, 3), 0.5)
+    space = {"x": x, "f": f, "sigma": torch.tensor(2.0), "sigma_next": torch.tensor(1.5)}
+    space |= {"f_euler": f * 0.9, "x_euler": x - 0.25, "twin": None}
+    exec(compile(own, "README.md", "exec"), space)
+    first = space["x"]
+    exec(compile(own, "README.md", "exec"), space)  # now with a twin
+    assert first.shape == space["x"].shape == (2, 3)
+
+
+def test_every_solver_and_option_is_in_the_table():
+    text = (ROOT / "docs/solvers.md").read_text()
+    for name, solver in SOLVERS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        options = inspect.signature(solver).parameters.values()
+        for option in options:
+            if option.kind is option.KEYWORD_ONLY and option.name not in ("sigmas", "ends"):
+                assert f"`{option.name}`" in row or "those of `dpmpp`" in row
+
+
+def test_the_table_of_local_errors_is_what_the_script_prints():
+    made = subprocess.run(
+        [sys.executable, "scripts/local_errors.py"], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    assert made in (ROOT / "docs/theory.md").read_text()
