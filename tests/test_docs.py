@@ -58,3 +58,11 @@ def test_the_table_of_local_errors_is_what_the_script_prints():
         check=True,
     ).stdout  # fmt: skip
     assert made in (ROOT / "docs/theory.md").read_text()
+
+
+def test_the_readme_shows_what_the_demo_measured():
+    demo = (ROOT / "results/demo.md").read_text()
+    table = [line for line in demo.splitlines() if line.startswith("|")]
+    assert len(table) == 14
+    readme = (ROOT / "README.md").read_text()
+    assert all(line in readme for line in table)
