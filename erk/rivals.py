@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .drift import GuidedDrift
 from .point import Drift, Point, Solver, Step, norm
-from .solvers import euler, heun
+from .solvers import euler, heun, heun_from
 from .stiffness import stiffness
 
 
@@ -59,39 +59,29 @@ def adaptive_heun(
             step = euler(drift, x, sigma, sigma_next)
             yield step.x, step
             continue
-        step, whole = _counted(drift, lambda: heun(drift, x, sigma, sigma_next, twin))  # noqa: B023
+        start = drift(x, sigma)
+        before = _spent(drift)
+        step = heun_from(drift, start, sigma_next)._replace(twin=twin)
+        after_whole = _spent(drift)
         if twin is not None:
-            stiff = stiffness(step.start, twin).rho > tau
+            stiff = stiffness(start, twin).rho > tau
             share = stiff.to(torch.float32).mean().item()
             if share > 0:
-                halves, split = _counted(
-                    drift, lambda: _two_halves(drift, step.start, sigma_next)  # noqa: B023
-                )
+                middle = heun_from(drift, start, (sigma + sigma_next) / 2)
+                halves = heun(drift, middle.x, (sigma + sigma_next) / 2, sigma_next)
                 kept = _select(stiff, halves.memory, step.memory)
                 step = step._replace(x=torch.where(stiff, halves.x, step.x), memory=kept)
-                # the first half begins where the whole interval does: that call is shared
-                for name in ("nfe", "guide_nfe"):
-                    at_start = whole[name] / 2
-                    spent = share * (at_start + split[name]) + (1 - share) * whole[name]
-                    setattr(drift, name, getattr(drift, name) - whole[name] - split[name] + spent)
+                spent = zip(before, after_whole, _spent(drift), strict=True)
+                drift.nfe, drift.guide_nfe = (
+                    a + (1 - share) * (b - a) + share * (c - b) for a, b, c in spent
+                )
         x, twin = step.x, step.memory
         yield x, step
-
-
-def _two_halves(drift: Drift, start: Point, sigma_next: Tensor) -> Step:
-    """Two Heun steps of half the size from a point whose drift is known: 3 evaluations."""
-    sigma = (start.sigma + sigma_next) / 2
-    end = drift(start.x + (sigma - start.sigma) * start.f, sigma)
-    middle = start.x + (sigma - start.sigma) * (0.5 * start.f + 0.5 * end.f)
-    return heun(drift, middle, sigma, sigma_next)
 
 
 def _select(mask: Tensor, a: Point, b: Point) -> Point:
     return Point(torch.where(mask, a.x, b.x), torch.where(mask, a.f, b.f), b.sigma)
 
 
-def _counted(drift: GuidedDrift, work: Callable[[], Step]) -> tuple[Step, dict[str, float]]:
-    """The step and the evaluations it took."""
-    before = {"nfe": drift.nfe, "guide_nfe": drift.guide_nfe}
-    step = work()
-    return step, {name: getattr(drift, name) - old for name, old in before.items()}
+def _spent(drift: GuidedDrift) -> tuple[float, float]:
+    return drift.nfe, drift.guide_nfe

@@ -103,12 +103,11 @@ class Settings:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        guided = self.w_stiff > 0 and not self.erk_proj
-        if guided and self.S_churn > 0:
+        if self.w_stiff > 0 and self.S_churn > 0:
             raise ValueError("ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.")
         if self.erk_proj and (self.guidance == 1 or self.w_stiff == 0):
             raise ValueError("ERK-Proj works on model guidance: give guidance and w_stiff > 0.")
-        if guided and (self.pc_snr > 0 or self.adaptive_tau is not None):
+        if self.w_stiff > 0 and (self.pc_snr > 0 or self.adaptive_tau is not None):
             raise ValueError(
                 "ERK-Guid, adaptive steps and the Langevin corrector are rivals: set w_stiff to 0."
             )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .point import Drift, Point, Solver, Step
@@ -32,10 +33,15 @@ def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any
 
     The pair at x_i is the Euler solution of the PREVIOUS step, known at the same sigma_i.
     """
-    start = drift(x, sigma)
-    end = drift(x + (sigma_next - sigma) * start.f, sigma_next)  # Eq. 3
-    x_next = x + (sigma_next - sigma) * (0.5 * start.f + 0.5 * end.f)  # Eq. 5
-    return Step(x_next, start, twin=memory, h=sigma - sigma_next, memory=end)
+    return heun_from(drift, drift(x, sigma), sigma_next)._replace(twin=memory)
+
+
+def heun_from(drift: Drift, start: Point, sigma_next: Tensor) -> Step:
+    """A Heun step from a point whose drift is known: 1 evaluation, no pair yet."""
+    x, f, sigma = start
+    end = drift(x + (sigma_next - sigma) * f, sigma_next)  # Eq. 3
+    x_next = x + (sigma_next - sigma) * (0.5 * f + 0.5 * end.f)  # Eq. 5
+    return Step(x_next, start, h=sigma - sigma_next, memory=end)
 
 
 def dpm2(
@@ -232,7 +238,8 @@ def _prediction(point: Point, predict_x0: bool, threshold: bool) -> Tensor:
 
 def _threshold(denoised: Tensor) -> Tensor:
     """Imagen's dynamic thresholding (p = 0.995, at least 1), per sample, as diff-sampler has it."""
-    size = denoised.abs().flatten(1).quantile(0.995, dim=1).clamp_min(1)
+    rows = denoised.abs().flatten(1)  # one by one: torch's quantile refuses large batches
+    size = torch.stack([row.quantile(0.995) for row in rows]).clamp_min(1)
     size = size.reshape(-1, *[1] * (denoised.ndim - 1))
     return denoised.clamp(-size, size) / size
 

@@ -51,6 +51,7 @@ def run(**options: Any) -> None:
     model = load_model(net, device, vae=options["vae"], **how)
     guide = None if gnet is None else load_model(gnet, device, **how)
     check_labels(labels, model.label_dim, seeds)
+    settings.sigmas(model)  # some networks have no noise levels for some schedules
     facts = {
         "seeds": format_seeds(seeds),
         "images": len(seeds),
