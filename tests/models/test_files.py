@@ -396,7 +396,7 @@ def test_str_path_and_preset_give_the_same_model():
     path = ROOT / "checkpoints" / "digits.safetensors"
     models = [load_model(source) for source in ("digits", path, str(path))]
     assert {model.sha256 for model in models} == {fetching.sha256_of(path)}
-    assert {model.name for model in models} == {str(path)}
+    assert {model.name for model in models} == {path.name}
     assert {model.licence for model in models} == {"Apache-2.0"}
     assert models[0].sample_shape == (1, 8, 8) and models[0].label_dim == 10
 
@@ -637,13 +637,14 @@ def test_a_model_takes_the_folder_of_its_vae(vae_folder):
     assert model.decode(torch.zeros(2, *model.sample_shape)).shape == (2, 3, 32, 32)
 
 
-def test_a_vae_that_is_not_there_is_named(vae_folder, tmp_path):
+def test_a_vae_that_is_not_there_is_named(vae_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken"
     shutil.copytree(vae_folder, broken)
     weights = broken / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for name in (str(tmp_path / "none"), "owner/not-cached", str(tmp_path), str(broken)):
-        encoder = VAEEncoder(vae_name=name, offline=True, cache=tmp_path / "cache")
+        encoder = VAEEncoder(vae_name=name, offline=True)
         with pytest.raises(OSError, match=f"the VAE '{name}' could not be loaded") as error:
             encoder.decode(torch.zeros(1, 4, 2, 2))
         assert "--vae" in sentence(error)
