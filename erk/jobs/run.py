@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..models.model import load_model
 from ..sampler import Settings
@@ -99,8 +100,9 @@ def _make(
         noise_device=noise_device, trace=options["trace"] is not None,
     )  # fmt: skip
     spent, traces = np.zeros(3), []  # pictures, their NFE, NFE of the guide
-    with click.progressbar(
-        length=len(own), label="Sampling", file=sys.stderr, hidden=world.rank > 0
+    quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
+    with tqdm(
+        total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
     ) as bar:
         for batch in made:
             if world.rank == 0:  # before the pictures: who finds all of them finds NFE, too
