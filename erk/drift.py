@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .point import Drift, Point, dot
-from .stiffness import stiffness
+from .stiffness import Stiffness, stiffness
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x [B, ...] float32, sigma [] or [B] float32, labels) -> D(x; sigma) [B, ...]."""
@@ -38,8 +38,8 @@ class GuidedDrift:
         self.model, self.guide_model, self.labels = model, guide_model, labels
         self.guide_labels = labels if guide_labels is None else guide_labels
         self.guidance, self.interval = guidance, interval
-        self.nfe: float = 0
-        self.guide_nfe: float = 0
+        self.nfe: float | Tensor = 0  # [B] where samples differ (adaptive steps)
+        self.guide_nfe: float | Tensor = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
         main, guide = self.denoise(x, sigma)
@@ -52,11 +52,11 @@ class GuidedDrift:
         [B, ...] in x's dtype; the networks see float32.
         """
         seen, level = x.to(torch.float32), sigma.to(torch.float32)
-        self.nfe += 1
+        self.nfe = self.nfe + 1
         if self.guide_model is None or not self._guided_at(sigma):
             return self.model(seen, level, self.labels).to(x.dtype), None
-        self.guide_nfe += 1
-        if self.guide_model is self.model and (self.labels is None) == (self.guide_labels is None):
+        self.guide_nfe = self.guide_nfe + 1
+        if self.guide_model is self.model and self._labels_stack(len(x)):
             both = None
             if self.labels is not None and self.guide_labels is not None:
                 both = torch.cat([self.labels, self.guide_labels])
@@ -65,6 +65,13 @@ class GuidedDrift:
             return main, guide
         main = self.model(seen, level, self.labels).to(x.dtype)
         return main, self.guide_model(seen, level, self.guide_labels).to(x.dtype)
+
+    def _labels_stack(self, batch: int) -> bool:
+        """Whether the labels of main and guide can go through the network as one batch."""
+        if self.labels is None or self.guide_labels is None:
+            return self.labels is self.guide_labels
+        same = self.labels.shape == self.guide_labels.shape
+        return same and len(self.labels) == batch and self.labels.dtype == self.guide_labels.dtype
 
     def _guided_at(self, sigma: Tensor) -> bool:
         if self.guidance == 1:
@@ -80,12 +87,16 @@ class ProjectedDrift(GuidedDrift):
 
     The guiding difference g = f_main - f_guide becomes eta g + (1 - eta) <g, v> v with
     eta = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come
-    from the MAIN network's drift (the paper does not say which) at this evaluation and the one
-    before; for Heun that is the embedded pair. The first evaluation uses the plain g.
+    from the MAIN network's drift (the paper does not say which) at two evaluations in a row. With
+    `embedded` only evaluations at one sigma make a pair, i.e. Heun's embedded one, and its
+    estimates hold for the whole step; solvers that never return to a sigma take any two. Until
+    there is a pair the plain g acts (Heun: the first step).
     """
 
     w_stiff: float = 0.0
+    embedded: bool = True
     last: Point | None = None
+    estimate: Stiffness | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
         main, guide = self.denoise(x, sigma)
@@ -94,8 +105,10 @@ class ProjectedDrift(GuidedDrift):
         if guide is None:
             return here
         g = (guide - main) / sigma  # f_main - f_guide
-        if before is not None:
-            rho, v, _, _ = stiffness(here, before)
+        if before is not None and (before.sigma == sigma or not self.embedded):
+            self.estimate = stiffness(here, before)
+        if self.estimate is not None:
+            rho, v, _, _ = self.estimate
             eta = torch.exp(-self.w_stiff * rho)
             g = eta * g + (1 - eta) * dot(g, v) * v
         return Point(x, here.f + (self.guidance - 1) * g, sigma)

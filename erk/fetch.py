@@ -45,7 +45,7 @@ def fetch(
     source, root = os.fspath(source), Path(cache) if cache is not None else cache_dir()
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
         raise ValueError(f"a sha256 has 64 hexadecimal digits, {sha256!r} is none: correct it")
-    offline = offline or os.environ.get("ERK_OFFLINE", "0") not in ("", "0")
+    offline = is_offline(offline)
     scheme = source.partition("://")[0] if "://" in source else "path"
     get = {"path": _from_disk, "http": _from_web, "https": _from_web, "hf": _from_hub}.get(scheme)
     if get is None:
@@ -57,6 +57,11 @@ def fetch(
             raise
         advice = "check the rights and the free space there, or name another cache by ERK_CACHE"
         raise type(error)(f"cannot fetch {_shown(source)} ({error}): {advice}") from None
+
+
+def is_offline(asked: bool = False) -> bool:
+    """Whether downloads are forbidden: by the caller, or by ERK_OFFLINE=1."""
+    return asked or os.environ.get("ERK_OFFLINE", "0") not in ("", "0")
 
 
 def cache_dir() -> Path:

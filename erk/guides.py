@@ -15,7 +15,7 @@ class Push(NamedTuple):
 
     estimate: Stiffness
     gate: Tensor  # rho > w_con                    [B, 1, ...] bool
-    z: Tensor  # w_stiff * h * rho              [B, 1, ...]
+    z: Tensor  # w_stiff * |h| * rho            [B, 1, ...]
     slope: Tensor  # <f, v>                         [B, 1, ...]
     push: Tensor  # h s(z) <f, v> v, before gating [B, ...]
 
@@ -45,7 +45,7 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
     if step.twin is None or step.h is None:
         return None
     estimate = stiffness(step.start, step.twin)
-    z = w_stiff * step.h * estimate.rho
+    z = w_stiff * step.h.abs() * estimate.rho  # the sign of h is the direction, not part of z
     slope = dot(step.start.f, estimate.v)
     push = step.h * SCALES[scale](z) * slope * estimate.v
     return Push(estimate, estimate.rho > w_con, z, slope, push)

@@ -50,8 +50,8 @@ def adaptive_heun(
 
     Each sample decides for itself, from ERK-Guid's own estimate at the start of the interval.
     Both ways run on the whole batch and each sample keeps its own, so that no bit of it depends
-    on its mates; `drift.nfe` counts what each sample needs, on average over the batch (a halved
-    interval costs 4 evaluations in place of 2). Yields as `sampler.steps` does.
+    on its mates; `drift.nfe` becomes [B], what each sample needs (a halved interval costs 4
+    evaluations in place of 2). Yields as `sampler.steps` does.
     """
     twin: Point | None = None
     for sigma, sigma_next in pairwise(sigmas):
@@ -65,15 +65,15 @@ def adaptive_heun(
         after_whole = _spent(drift)
         if twin is not None:
             stiff = stiffness(start, twin).rho > tau
-            share = stiff.to(torch.float32).mean().item()
-            if share > 0:
+            if stiff.any():
                 middle = heun_from(drift, start, (sigma + sigma_next) / 2)
                 halves = heun(drift, middle.x, (sigma + sigma_next) / 2, sigma_next)
                 kept = _select(stiff, halves.memory, step.memory)
                 step = step._replace(x=torch.where(stiff, halves.x, step.x), memory=kept)
+                mine = stiff.flatten().cpu()
                 spent = zip(before, after_whole, _spent(drift), strict=True)
                 drift.nfe, drift.guide_nfe = (
-                    a + (1 - share) * (b - a) + share * (c - b) for a, b, c in spent
+                    a + torch.where(mine, c - b, b - a) for a, b, c in spent
                 )
         x, twin = step.x, step.memory
         yield x, step
@@ -83,5 +83,5 @@ def _select(mask: Tensor, a: Point, b: Point) -> Point:
     return Point(torch.where(mask, a.x, b.x), torch.where(mask, a.f, b.f), b.sigma)
 
 
-def _spent(drift: GuidedDrift) -> tuple[float, float]:
-    return drift.nfe, drift.guide_nfe
+def _spent(drift: GuidedDrift) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(drift.nfe), torch.as_tensor(drift.guide_nfe)

@@ -84,7 +84,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule, self.steps, self.sigma_min, self.sigma_max, self.rho)
-        self._solver(None)
+        self._solver(None, None)
         for name in ("guidance", "w_stiff", "w_con", "S_churn", "S_min", "S_noise", "pc_snr"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, not {getattr(self, name)}.")
@@ -117,7 +117,9 @@ class Settings:
             raise ValueError(
                 "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver."
             )
-        if self.denoise_to_zero and self.schedule == "edm":
+        if self.afs and self.adaptive_tau is not None:
+            raise ValueError("adaptive steps begin with a real evaluation: leave out afs.")
+        if self.denoise_to_zero and isinstance(self.schedule, str) and self.schedule == "edm":
             raise ValueError("the 'edm' schedule ends at 0 already: leave out denoise_to_zero.")
 
     def sigmas(self, model: Any = None) -> Tensor:
@@ -126,12 +128,18 @@ class Settings:
         As in EDM's sampler they stay within model.sigma_min and model.sigma_max and become levels
         that the model knows, model.round_sigma; a model without these takes any level.
         """
-        lo = max(self.sigma_min, getattr(model, "sigma_min", 0.0))
-        hi = min(self.sigma_max, getattr(model, "sigma_max", math.inf))
-        made = make_schedule(self.schedule, self.steps, lo, hi, self.rho, model)
+        made = make_schedule(self.schedule, self.steps, *self._ends(model), self.rho, model)
         if self.denoise_to_zero and made[-1] > 0:
             made = torch.cat([made, made.new_zeros(1)])
-        return _round_sigma(model, made).to(self.dtype)
+        # levels that rounding made equal are one level
+        return torch.unique_consecutive(_round_sigma(model, made).to(self.dtype))
+
+    def _ends(self, model: Any) -> tuple[float, float]:
+        """(sigma_min, sigma_max) within what the model knows."""
+        return (
+            max(self.sigma_min, getattr(model, "sigma_min", 0.0)),
+            min(self.sigma_max, getattr(model, "sigma_max", math.inf)),
+        )
 
     def drift(
         self,
@@ -146,7 +154,7 @@ class Settings:
             model, labels, guide_model, self.guidance, self.guidance_interval, guide_labels
         )
         if isinstance(drift, ProjectedDrift):
-            drift.w_stiff = self.w_stiff
+            drift.w_stiff, drift.embedded = self.w_stiff, self.solver == "heun"
         return drift
 
     def guide(self) -> Guide:
@@ -161,7 +169,7 @@ class Settings:
         """The sampling loop that these settings ask for."""
         if self.adaptive_tau is not None:
             return adaptive_heun(drift, x, sigmas, self.adaptive_tau)
-        solver = self._solver(sigmas)
+        solver = self._solver(sigmas, drift.model)
         if self.pc_snr > 0:
             solver = with_langevin(solver, self.pc_snr, randn_like if self.pc_stochastic else None)
         if self.twin is not None:
@@ -172,11 +180,9 @@ class Settings:
         start = analytic_first(drift) if self.afs else drift
         return steps(start, x, sigmas, solver, self.guide(), churn)
 
-    def _solver(self, sigmas: Tensor | None) -> Solver:
+    def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:
         if not callable(self.solver):
-            return make_solver(
-                self.solver, self.solver_options, sigmas, (self.sigma_min, self.sigma_max)
-            )
+            return make_solver(self.solver, self.solver_options, sigmas, self._ends(model))
         if self.solver_options:
             raise ValueError("solver_options are for named solvers; bind your own solver's.")
         return self.solver
@@ -256,7 +262,7 @@ def integrate(
     start = noise.to(settings.dtype) * sigmas[0]
     sums = []
     for x, step in settings.loop(drift, start, sigmas, randn_like):
-        sums.append(x.flatten(1).sum(1))
+        sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))
         yield x, step
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
@@ -300,8 +306,19 @@ def sample(
     model: Denoiser,
     noise: Tensor,
     labels: Tensor | None = None,
-    *,
+    solver: str | Solver = "heun",
+    schedule: str | Sequence[float] = "edm",
+    steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
     guide_model: Denoiser | None = None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    w_stiff: float = 0.0,
+    w_con: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    *,
     guide_labels: Tensor | None = None,
     randn_like: Noise = torch.randn_like,
     return_trajectory: bool = False,
@@ -310,16 +327,20 @@ def sample(
 ) -> Any:
     """Solve the probability-flow ODE from unit-variance `noise` [B, ...]; returns x0 [B, ...].
 
-    `settings` are the fields of `Settings`: solver (a name or a function), schedule (a name or a
-    list of sigmas), steps (intervals), sigma_min, sigma_max, rho, guidance, guidance_interval,
-    w_stiff, w_con, erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs,
-    denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic, solver_options, dtype (of the state and
-    of x0; networks see float32). `model` and `guide_model` are denoisers D(x, sigma, labels): an
-    erk.Model or any callable. `guide_labels` are for a guide that sees other labels. `randn_like`
-    draws the noise of stochastic samplers. With `return_trajectory` the states [steps + 1, B, ...]
-    follow x0; with `trace` a dict of [steps, B] (see `guides.telemetry`) follows, last.
+    `model` and `guide_model` are denoisers D(x, sigma, labels): an erk.Model or any callable.
+    `solver` is a name or a function, `schedule` a name or a list of sigmas, `steps` its intervals,
+    `dtype` that of the state and of x0 (networks see float32). `guide_labels` are for a guide that
+    sees other labels. `settings` are the other fields of `Settings`: solver_options, erk_scale,
+    erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau, pc_snr,
+    pc_stochastic; `randn_like` draws the noise of the stochastic ones. With `return_trajectory`
+    the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B] (see
+    `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together and
+    NonFiniteError if the network produces NaN.
     """
-    plan = Settings(**settings)
+    plan = Settings(
+        solver, schedule, steps, sigma_min, sigma_max, rho, guidance, guidance_interval,
+        w_stiff, w_con, dtype=dtype, **settings,
+    )  # fmt: skip
     drift = plan.drift(model, labels, guide_model, guide_labels)
     states = [noise.to(plan.dtype) * plan.sigmas(model)[0]]
     seen = Trace(plan)

@@ -137,7 +137,7 @@ def dpmpp(
     has half of the second derivative's weight, so it converges at order 2, with a small error.
     """
     points = _latest(drift(x, sigma), memory, order)
-    now = _order(points, sigma, sigmas, order, lower_order_final)
+    now = _order(points, sigma_next, sigmas, order, lower_order_final)
     m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
     base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
     total = hh * phi(1, hh) * m[0]
@@ -173,7 +173,7 @@ def unipc(
     point. The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
     """
     points = memory or (drift(x, sigma),)
-    now = _order(points, sigma, sigmas, order, lower_order_final)
+    now = _order(points, sigma_next, sigmas, order, lower_order_final)
     m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
     base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
     b = hh if variant == "bh1" else hh * phi(1, hh)
@@ -209,10 +209,10 @@ def _multistep(
 
 
 def _order(
-    points: tuple[Point, ...], sigma: Tensor, sigmas: Tensor, order: int, lower_at_end: bool
+    points: tuple[Point, ...], sigma_next: Tensor, sigmas: Tensor, order: int, lower_at_end: bool
 ) -> int:
     """The order of this step: limited by the points known and, if asked, by the steps left."""
-    left = int(((sigmas < sigma) & (sigmas > 0)).sum()) if lower_at_end else order
+    left = int(((sigmas <= sigma_next) & (sigmas > 0)).sum()) if lower_at_end else order
     return min(order, len(points), left)
 
 
@@ -239,7 +239,7 @@ def _prediction(point: Point, predict_x0: bool, threshold: bool) -> Tensor:
 def _threshold(denoised: Tensor) -> Tensor:
     """Imagen's dynamic thresholding (p = 0.995, at least 1), per sample, as diff-sampler has it."""
     rows = denoised.abs().flatten(1)  # one by one: torch's quantile refuses large batches
-    size = torch.stack([row.quantile(0.995) for row in rows]).clamp_min(1)
+    size = torch.stack([row.quantile(0.995) for row in rows.float()]).to(denoised).clamp_min(1)
     size = size.reshape(-1, *[1] * (denoised.ndim - 1))
     return denoised.clamp(-size, size) / size
 
@@ -307,7 +307,7 @@ def make_solver(
 
 def _check_option(solver: str, key: str, value: Any, default: Any) -> None:
     if key == "order":  # the default is the highest there is
-        ok, wanted = value in range(1, default + 1), f"1 to {default}"
+        ok, wanted = type(value) is int and 1 <= value <= default, f"1 to {default}"
     elif key == "r":
         ok, wanted = isinstance(value, int | float) and 0 < value <= 1, "a number in (0, 1]"
     elif key in CHOICES:

@@ -75,7 +75,9 @@ def from_first(world: World, value: Any) -> Any:
     if world.size == 1:
         return value
     held = [value]
-    torch.distributed.broadcast_object_list(held, device=world.device)
+    torch.distributed.broadcast_object_list(
+        held, device=world.device if world.device.type == "cuda" else None
+    )
     return held[0]
 
 

@@ -113,8 +113,9 @@ def _open(path: Path) -> ImageSource:
 def _open_folder(folder: Path) -> ImageSource:
     names = _pictures(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     archives = [p for p in folder.iterdir() if p.suffix in (".zip", ".npz")]
-    if not names and len(archives) == 1:
-        return _open(archives[0])
+    ours = [p for p in archives if p.stem == "images"]  # generate.py's, beside whatever else
+    if not names and len(ours or archives) == 1:
+        return _open((ours or archives)[0])
 
     def read(index: int) -> np.ndarray:
         file = folder / names[index]

@@ -139,7 +139,10 @@ DERIVED = [  # where the sign of h is right, as the table of docs/theory.md says
     ("euler", {}, ANYWHERE),
     ("heun", {}, ANYWHERE),
     ("dpm2", {}, ANYWHERE),
+    *[("ipndm", {"order": n}, ANYWHERE) for n in (1, 2)],
+    *[("ipndm", {"order": n}, ABOVE) for n in (3, 4)],
     *[("ipndm_v", {"order": n}, ANYWHERE) for n in (1, 2)],
+    ("ipndm_v", {"order": 3}, ABOVE),
     *[("deis", {"order": n, "mode": "rhoab"}, ANYWHERE) for n in (1, 2)],
     *[("deis", {"order": n, "mode": "rhoab"}, ABOVE) for n in (3, 4)],
     *[("deis", {"order": n}, ABOVE) for n in (2, 3, 4)],
@@ -161,7 +164,10 @@ def test_the_pair_lowers_the_local_error(name, options, where):
     the solver's range.
     """
     for place in np.geomspace(*where, 12):
-        nodes = STD * place * 1.25 ** torch.arange(6, -3, -1, dtype=torch.float64)
+        behind = torch.arange(6, -3, -1, dtype=torch.float64)
+        nodes = STD * place * 1.25**behind
+        if name.startswith("ipndm"):  # made for equal steps: elsewhere their own weights are off
+            nodes = STD * place * (1 + 0.2 * behind)
         solver = make_solver(name, options, nodes)
         memory = None
         for sigma, sigma_next in itertools.pairwise(nodes[:-1]):
@@ -278,6 +284,11 @@ def test_erk_proj_keeps_the_stiff_part_of_guidance():
     plain = erk.sample(gaussian_model, noise, **how)
     weak = erk.sample(gaussian_model, noise, erk_proj=True, w_stiff=1e-9, **how)
     strong = erk.sample(gaussian_model, noise, erk_proj=True, w_stiff=5.0, **how)
+    first = [
+        erk.sample(gaussian_model, noise, return_trajectory=True, **how, **more)[1][1]
+        for more in ({}, {"erk_proj": True, "w_stiff": 5.0})
+    ]
+    assert torch.allclose(*first, rtol=1e-5)  # no pair yet: the first step is plainly guided
     assert torch.allclose(weak, plain, atol=1e-4)
     assert not torch.allclose(strong, plain, atol=1e-2)
 
@@ -297,13 +308,26 @@ def test_adaptive_steps_are_per_sample_and_counted():
         together = x
     plain = erk.sample(two_rates, noise, steps=12)
     assert torch.equal(together[1:], plain[1:]) and not torch.equal(together[0], plain[0])
-    assert 23 < drift.nfe < 2 * 23
+    assert drift.nfe[1:].tolist() == [23] * 3 and 23 < drift.nfe[0] < 2 * 23
     alone = plan.drift(two_rates)
     for x, _ in erk.sampler.integrate(alone, noise[:1], plan):
         single = x
-    assert torch.equal(single[0], together[0])
-    assert alone.nfe > drift.nfe  # the average over one stiff and three mild samples is lower
-    assert (alone.nfe - 23) / 4 == pytest.approx(drift.nfe - 23)
+    assert torch.equal(single[0], together[0]) and alone.nfe[0] == drift.nfe[0]
+
+
+def test_adaptive_steps_count_the_guide_inside_its_interval_only():
+    """All intervals but the first, which has no pair yet, are halved; counted by hand."""
+    plan = Settings(steps=6, adaptive_tau=1e-6, guidance=1.5, guidance_interval=(0.0, 5.0))
+    drift = plan.drift(two_rates, None, gaussian_model)
+    for _ in erk.sampler.integrate(drift, torch.ones(1, 2), plan):
+        pass
+    nodes = plan.sigmas().tolist()[:-1]
+    levels = [*nodes[:2], nodes[-1]]  # Heun's first step, and the last Euler step
+    for high, low in itertools.pairwise(nodes[1:]):
+        middle = (high + low) / 2
+        levels += [high, middle, middle, low]
+    assert drift.nfe.tolist() == [len(levels)] == [19]
+    assert drift.guide_nfe.tolist() == [sum(level <= 5 for level in levels)]
 
 
 def test_a_threshold_nobody_reaches_is_plain_heun():

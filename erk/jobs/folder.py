@@ -30,10 +30,11 @@ class RunFolder:
         self.settings = json.loads(json.dumps(plain(settings)))
         self.pictures = folder if kind == "png" else folder / ".pictures"
         self.record: dict[str, Any] = {}
+        self.is_new = False
 
     def check(self, seeds: Sequence[int]) -> list[int]:
         """The seeds still to make. ValueError or OSError if this run may not use the folder."""
-        self._check_writable()
+        check_writable(self.folder)
         place = self.folder / "run.json"
         if place.is_file():
             self.record = _read_record(place)
@@ -44,7 +45,7 @@ class RunFolder:
                 "choose another --outdir."
             )
         if self.kind in ARCHIVES and self.record.get("complete"):
-            if self.record["seeds"] != format_seeds(seeds):
+            if not {*seeds} <= {*parse_seeds(self.record["seeds"])}:
                 raise ValueError(
                     f"{self.folder / ARCHIVES[self.kind]} is finished with the seeds "
                     f"{self.record['seeds']}; choose another --outdir for other seeds."
@@ -69,6 +70,7 @@ class RunFolder:
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Make the folder and write run.json, marked incomplete; seeds made earlier stay listed."""
+        self.is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pictures.mkdir(exist_ok=True)
         old = self.record
@@ -77,7 +79,7 @@ class RunFolder:
         seeds = {*parse_seeds(facts["seeds"]), *made}
         self.record = {
             **facts,
-            **{name: old[name] for name in ("nfe", "guide_nfe") if name in old},
+            **{name: old[name] for name in ("nfe", "guide_nfe", "nfe_images") if name in old},
             "seeds": format_seeds(sorted(seeds)),
             "images": len(seeds),
             "complete": False,
@@ -91,13 +93,35 @@ class RunFolder:
             self.record.update(facts)
             self._write_record()
 
+    def note_average(self, count: int, nfe: float, guide_nfe: float) -> None:
+        """Put evaluations per picture into run.json: sums over `count` pictures made now.
+
+        `nfe_images` says how many pictures the average covers; a killed run's are not in it.
+        """
+        before = self.record.get("nfe_images", 0)
+        told = {"nfe_images": before + count}
+        for name, total in (("nfe", nfe), ("guide_nfe", guide_nfe)):
+            earlier = before * self.record.get(name, 0)
+            told[name] = (earlier + total) / (before + count)
+        self.note(told)
+
     def abandon(self) -> None:
         """Leave nothing behind of a run that failed before its first picture."""
         with contextlib.suppress(OSError):  # a folder that holds something stays
             if not any(self.pictures.rglob("*.png")):
                 (self.folder / "run.json").unlink()
-                self.pictures.rmdir()
-                self.folder.rmdir()
+                if self.pictures != self.folder:
+                    self.pictures.rmdir()
+                if self.is_new:
+                    self.folder.rmdir()
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed left: temporary files, packed pictures."""
+        if self.kind in ARCHIVES and self.record.get("complete"):
+            shutil.rmtree(self.pictures, ignore_errors=True)
+        for stray in self.folder.rglob(".*.tmp"):
+            if STRAY.fullmatch(stray.name):
+                stray.unlink(missing_ok=True)
 
     def add(self, seed: int, image: Any) -> None:
         """Write one picture, uint8 [C, H, W]."""
@@ -115,11 +139,7 @@ class RunFolder:
             pack_npz(self.folder / ARCHIVES["npz"], pictures, seeds)
         self.record["complete"] = True
         self._write_record()
-        if self.kind in ARCHIVES:
-            shutil.rmtree(self.pictures)
-        for stray in self.folder.rglob(".*.tmp"):  # left by a process that was killed
-            if STRAY.fullmatch(stray.name):
-                stray.unlink()
+        self.tidy()
 
     def _write_record(self) -> None:
         write_whole(self.folder / "run.json", (json.dumps(self.record, indent=1) + "\n").encode())
@@ -134,16 +154,15 @@ class RunFolder:
                 "choose another --outdir."
             )
 
-    def _check_writable(self) -> None:
-        """Nothing is written: the nearest folder that exists must let us write."""
-        place = self.folder.absolute()
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            reason = "is not a folder" if not place.is_dir() else "is not writable"
-            raise ValueError(
-                f"cannot write to {self.folder}: {place} {reason}; choose another --outdir."
-            )
+
+def check_writable(folder: Path) -> None:
+    """ValueError if `folder` cannot be made or written to. Nothing is written to find out."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "is not a folder" if not place.is_dir() else "is not writable"
+        raise ValueError(f"cannot write to {folder}: {place} {reason}; choose another place.")
 
 
 def format_seeds(seeds: Sequence[int]) -> str:

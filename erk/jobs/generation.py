@@ -52,12 +52,14 @@ def generate(
 
 def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
     """ValueError if the labels ask for a class that a model with `label_dim` does not have."""
-    if isinstance(labels, str):
-        if labels not in ("random", "balanced"):
-            raise ValueError(f"unknown labels '{labels}'; choose random, balanced or a file.")
+    if labels == "random":
         return
+    if isinstance(labels, str) and labels != "balanced":
+        raise ValueError(f"unknown labels '{labels}'; choose random, balanced or a file.")
     if label_dim == 0:
-        raise ValueError("this model has no classes; leave out --class and label files.")
+        raise ValueError("this model has no classes; leave out --class and --labels.")
+    if isinstance(labels, str):
+        return
     if not isinstance(labels, int):
         missing = next((seed for seed in seeds if seed not in labels), None)
         if missing is not None:
@@ -97,7 +99,15 @@ def _one_batch(
     told = None if seen is None else {
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
-    return Batch(own, images, classes, drift.nfe, drift.guide_nfe, told)
+    nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
+    return Batch(own, images, classes, nfe, guide_nfe, told)
+
+
+def _mean(count: float | Tensor, n: int) -> float:
+    """Evaluations per picture, [B] or one number for all, averaged over the first n."""
+    if isinstance(count, Tensor) and count.ndim:
+        return count[:n].double().mean().item()
+    return float(count)
 
 
 def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:

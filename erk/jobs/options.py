@@ -114,7 +114,7 @@ def identity_of(
         "labels": labels,
         "class": options["class_idx"],
         "noise": drawn,
-        "precision": options["precision"],
+        "precision": f"{options['precision']} on {device.type}",
         "vae": options["vae"],
         "format": options["kind"],
         "subdirs": options["subdirs"],

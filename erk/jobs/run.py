@@ -15,7 +15,7 @@ from ..models.model import load_model
 from ..sampler import Settings
 from ..world import World, from_first, gather, join, pick_device, provenance, wait
 from .cli import parse_seeds
-from .folder import RunFolder, format_seeds
+from .folder import RunFolder, check_writable, format_seeds
 from .generation import Labels, check_labels, generate
 from .images import png_bytes, read_png, sheet, write_whole
 from .options import identity_of, labels_of, networks_of, settings_of
@@ -39,18 +39,21 @@ def run(**options: Any) -> None:
         identity_of(options, settings, net, gnet, device),
     )
     pending = folder.check(seeds)
+    if options["trace"] is not None:
+        check_writable(Path(options["trace"]).absolute().parent)
     if not pending and folder.record.get("complete"):
-        click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
-        if options["grid"] and folder.kind == "png" and not (folder.folder / "grid.png").exists():
-            _write_grid(folder, seeds)
+        if os.environ.get("RANK", "0") == "0":
+            _say_finished(folder, seeds, options)
         return
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
-    torch.backends.cuda.matmul.allow_tf32 = options["precision"] == "tf32"
-    torch.backends.cudnn.allow_tf32 = options["precision"] == "tf32"
+    torch.backends.cudnn.deterministic = True  # the same bytes in every run
     how = {"precision": options["precision"], "offline": options["offline"]}
     model = load_model(net, device, vae=options["vae"], **how)
-    guide = None if gnet is None else load_model(gnet, device, **how)
+    guide = None
+    if gnet is not None:
+        guide = model if gnet == net else load_model(gnet, device, **how)
+        _check_guide(model, guide)
     check_labels(labels, model.label_dim, seeds)
     settings.sigmas(model)  # some networks have no noise levels for some schedules
     facts = {
@@ -70,7 +73,8 @@ def run(**options: Any) -> None:
         try:
             _make(world, folder, pending, model, guide, settings, labels, options)
         except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
-            folder.abandon()
+            if world.size == 1:  # other processes may be writing there still
+                folder.abandon()
             raise
         wait(world)
         if world.rank == 0:
@@ -105,7 +109,8 @@ def _make(
         total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
     ) as bar:
         for batch in made:
-            if world.rank == 0:  # before the pictures: who finds all of them finds NFE, too
+            if world.rank == 0 and "nfe_images" not in folder.record:
+                # before the pictures: who finds all of them finds NFE, too
                 folder.note({"nfe": batch.nfe, "guide_nfe": batch.guide_nfe})
             for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
                 folder.add(seed, image)
@@ -116,11 +121,33 @@ def _make(
     if settings.adaptive_tau is not None:  # evaluations differ from picture to picture
         count, nfe, guide_nfe = sum(gather(world, spent))
         if count and world.rank == 0:
-            folder.note({"nfe": nfe / count, "guide_nfe": guide_nfe / count})
+            folder.note_average(int(count), float(nfe), float(guide_nfe))
     if options["trace"] is not None:
         parts = [part for share in gather(world, traces) for part in share]
         if parts and world.rank == 0:
             _write_trace(Path(options["trace"]), parts, settings.sigmas(model)[:-1].numpy())
+
+
+def _check_guide(model: Any, guide: Any) -> None:
+    if guide.sample_shape != model.sample_shape:
+        raise ValueError(
+            f"the guide makes samples of shape {guide.sample_shape}, the network "
+            f"{model.sample_shape}; give a guide for the same data."
+        )
+    if guide.label_dim not in (0, model.label_dim):
+        raise ValueError(
+            f"the guide has {guide.label_dim} classes, the network {model.label_dim}; give a "
+            "guide with the same classes or with none."
+        )
+
+
+def _say_finished(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
+    folder.tidy()
+    click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
+    if options["trace"] is not None:
+        click.echo("no trace was written: it covers the pictures that a run makes, and none was.")
+    if options["grid"] and folder.kind == "png" and not (folder.folder / "grid.png").exists():
+        _write_grid(folder, seeds)
 
 
 def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:

@@ -529,7 +529,7 @@ class Precond(nn.Module):
             return x.new_zeros(1, self.label_dim)
         if labels.shape[-1] != self.label_dim:
             raise ValueError(f"labels must be [B, {self.label_dim}], not {list(labels.shape)}.")
-        return labels.to(torch.float32).reshape(-1, self.label_dim)
+        return labels.to(x).reshape(-1, self.label_dim)
 
     def scales(self, sigma: Tensor) -> Scales:
         """Table 1's row for sigma [B or 1, 1, 1, 1]."""

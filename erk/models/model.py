@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..fetch import fetch, sha256_of
+from ..fetch import fetch, is_offline, sha256_of
 from . import edm2
 from .encoders import Encoder, VAEEncoder
 from .files import build, read
@@ -87,8 +87,9 @@ def load_model(
     """Load a network: a path or URL of a .pkl or .safetensors file, or the name of a preset.
 
     `precision` is what the network computes in: auto (float16 on CUDA where the file says so,
-    else float32), fp32, tf32, fp16, bf16. `offline` forbids downloads. `vae` replaces the hub
-    name of the latent decoder (e.g. by a folder); it is loaded by the first `decode`, not here.
+    else float32), fp32, tf32, fp16, bf16; loading on CUDA sets torch's global TF32 switches
+    accordingly. `offline` forbids downloads. `vae` replaces the hub name of the latent decoder
+    (e.g. by a folder); it is loaded by the first `decode`, not here.
     Raises OSError or ValueError, each with one sentence.
     """
     if precision not in PRECISIONS:
@@ -97,8 +98,11 @@ def load_model(
     path = fetch_checkpoint(address, offline)
     checkpoint = read(path)
     network, encoder = build(checkpoint, str(path))
+    if torch.device(device).type == "cuda":  # torch's own default lets convolutions use TF32
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if isinstance(encoder, VAEEncoder):
-        encoder.offline = offline
+        encoder.offline = is_offline(offline)
         encoder.vae_name = vae or encoder.vae_name
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..drift import Denoiser, GuidedDrift
 from ..point import Drift, Point, dot, norm
 from ..sampler import Settings, integrate, solve, steps
+from ..schedule import polynomial
 from ..solvers import heun
 from ..stiffness import stiffness
 
@@ -116,12 +117,15 @@ def global_error(
 ) -> Tensor:
     """Distance |x0 - converged x0| per sample, [B]: the sampler's error alone, not the model's.
 
-    The converged solution is unguided Heun with `fine_steps` steps of the EDM schedule and the
-    same model guidance; `settings` are those of `erk.sample`.
+    The converged solution is Heun without ERK-Guid, `fine_steps` intervals between the same first
+    and last noise levels, with the same model guidance; `settings` are those of `erk.sample`.
     """
     plan = Settings(**settings)
+    sigmas = plan.sigmas(model).double()
+    positive = sigmas[sigmas > 0]
+    levels = polynomial(fine_steps, positive[-1].item(), positive[0].item(), rho=7).tolist()
     fine = Settings(
-        steps=fine_steps, sigma_min=plan.sigma_min, sigma_max=plan.sigma_max,
+        schedule=[*levels, 0.0] if sigmas[-1] == 0 else levels,
         guidance=plan.guidance, guidance_interval=plan.guidance_interval, dtype=plan.dtype,
     )  # fmt: skip
     ends = [solve(s.drift(model, labels, guide_model), noise, s) for s in (plan, fine)]
