@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch and the metrics load when a command runs: --help answ
     from metrics.images import ImageSource
     from metrics.references import Reference
 
+FEW = 5000  # images, below which the bias of FD and IS is larger than most differences
 SHOWN = {
     "fd": "FD",
     "precision": "precision",
@@ -48,8 +49,12 @@ def main(**options: Any) -> None:
 
 
 def _name(path: str) -> str:
-    """What a result file calls a path; only the endings of archives go, not those of folders."""
-    return Path(path).resolve().name.removesuffix(".zip").removesuffix(".npz")
+    """What a result file calls a path: a/out is a-out, out/images.zip is out-images."""
+    place = Path(path).resolve()
+    inside = place.is_relative_to(Path.cwd()) and place != Path.cwd()
+    parts = place.relative_to(Path.cwd()).parts if inside else place.parts[-2:]
+    joined = "-".join(part for part in parts if part != place.anchor)
+    return joined.removesuffix(".zip").removesuffix(".npz")
 
 
 def evaluate(
@@ -99,6 +104,10 @@ def _report(row: dict[str, Any], result: "Result", reference: "Reference") -> st
         notes.append(f"the run is not complete: it is to make {row['run'].get('images')} images")
     if reference.features is None:
         notes.append("precision and recall need real features, and this reference has none")
+    if row["n"] < FEW:
+        notes.append(
+            f"FD falls and IS rises with N: compare these {row['n']} images only with as many"
+        )
     if row["n"] <= len(reference.mean):
         notes.append(
             f"{row['n']} images are too few for {len(reference.mean)} features: "

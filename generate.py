@@ -21,7 +21,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 @click.command(context_settings=CONTEXT)
 @click.option("--preset", metavar="NAME", help="Network, guide and guidance by name.")
-@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo/file.")
+@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo/file; "
+              "takes the place of the preset's.")  # fmt: skip
 @click.option("--gnet", metavar="FILE", help="Guiding network: for CFG an unconditional one, "
               "for Autoguidance a weaker one.")  # fmt: skip
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False,
@@ -66,12 +67,14 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--noise", type=click.Choice(["device", "cpu"]), default="device",
               help="Where noise is drawn: 'device' as published; 'cpu' starts a seed equally "
               "on every device.")  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
+              help="Where to compute; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"]),
               default="auto", help="What networks compute in; auto: fp16 on CUDA where released "
               "so, else fp32.")  # fmt: skip
 @click.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models.")
-@click.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png")
+@click.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png",
+              help="One PNG per seed, or all in images.zip or images.npz.")  # fmt: skip
 @click.option("--subdirs", is_flag=True, help="1000 pictures per sub-folder.")
 @click.option("--grid", is_flag=True, help="Also write grid.png, a sheet of the first 100.")
 @click.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step.")

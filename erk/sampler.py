@@ -1,5 +1,6 @@
 """The sampler: a schedule, a solver, a guide and one loop."""
 
+import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -337,6 +338,11 @@ def sample(
     `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together and
     NonFiniteError if the network produces NaN.
     """
+    unknown = next((name for name in settings if name not in Settings.__dataclass_fields__), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, [*Settings.__dataclass_fields__], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise TypeError(f"sample() got an unexpected argument '{unknown}'{hint}")
     plan = Settings(
         solver, schedule, steps, sigma_min, sigma_max, rho, guidance, guidance_interval,
         w_stiff, w_con, dtype=dtype, **settings,

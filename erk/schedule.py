@@ -88,11 +88,10 @@ def check_schedule(
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
     _, default_rho, fewest = SCHEDULES[schedule]
-    if steps != int(steps) or steps < fewest:
-        raise ValueError(
-            f"the '{schedule}' schedule needs a whole number of at least {fewest} steps, "
-            f"not {steps}."
-        )
+    if steps != int(steps):
+        raise ValueError(f"steps must be a whole number, not {steps}.")
+    if steps < fewest:
+        raise ValueError(f"the '{schedule}' schedule needs at least {fewest} steps, not {steps}.")
     if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(
             f"noise levels must satisfy 0 < sigma_min < sigma_max < inf, "

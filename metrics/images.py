@@ -117,6 +117,11 @@ def _open_folder(folder: Path) -> ImageSource:
     if not names and len(ours or archives) == 1:
         return _open((ours or archives)[0])
 
+    if not names and _run(folder / "run.json").get("complete") is False:
+        raise ValueError(
+            f"the run in {folder} is not complete: run its generate.py command again to finish it"
+        )
+
     def read(index: int) -> np.ndarray:
         file = folder / names[index]
         return _decode(file.read_bytes, file)

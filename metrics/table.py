@@ -70,10 +70,15 @@ def flatten(row: Row) -> dict[str, Any]:
 
 
 def cell(value: Any) -> str:
-    """A value as people read it: 4 significant digits, ``1.23 ± 0.05``, – for None."""
+    """A value as people read it: 4 significant digits, – for None; with its error, the error's
+    decimals: ``1.23 ± 0.05``."""
     pair = _pair(value)
+    if pair is not None and pair[0] is not None and pair[1]:
+        error = _short(pair[1], 2)
+        decimals = len(error.partition(".")[2]) if "e" not in error else 4
+        return f"{pair[0]:.{decimals}f} ± {error}"
     if pair is not None:
-        return cell(pair[0]) + ("" if pair[1] is None else f" ± {_short(pair[1], 2)}")
+        return cell(pair[0])
     if value is None:
         return "–"
     return _short(value, 4) if isinstance(value, float) else str(value)

@@ -74,7 +74,7 @@ def test_demo_table_says_what_the_rows_say(demo):
     rows = json.loads((demo[0] / "demo.json").read_text())
     for shown, row in zip(cells, rows, strict=True):
         assert shown[3] == row["NFE"]
-        assert float(shown[4].split("±")[0]) == pytest.approx(row["FD"], rel=1e-3)
+        assert float(shown[4].split("±")[0]) == pytest.approx(row["FD"], abs=row["FD_se"])
     assert "40 pictures per row (seeds 0-39, balanced labels" in text
     assert "![digits](demo.png)" in text and "FD floor" in text
 

@@ -158,7 +158,7 @@ def test_run_json(two_commands):
     assert settings["S_max"] == "inf" and settings["labels"] == "random"
     wanted = {"solver": "heun", "schedule": "edm", "steps": 32, "sigma_min": 0.002,
               "sigma_max": 80.0, "rho": None, "guidance": 1.0, "w_stiff": 0.0, "w_con": 0.5,
-              "format": "png", "precision": "auto", "class": None}  # fmt: skip
+              "format": "png", "precision": "auto on cpu", "class": None}  # fmt: skip
     assert {name: settings[name] for name in wanted} == wanted
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert found["commit"] == (commit.stdout.strip() or None)

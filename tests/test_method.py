@@ -188,7 +188,7 @@ def test_edm_schedule_ends_exactly_where_asked():
 BAD = {
     "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
     "unknown schedule 'edn'": dict(schedule="edn"),
-    "at least 2 steps, not 1": dict(steps=1),
+    "needs at least 2 steps, not 1": dict(steps=1),
     "whole number": dict(steps=6.5),
     "0 < sigma_min < sigma_max": dict(sigma_min=-0.1),
     "0 < sigma_min < sigma_max < inf": dict(sigma_min=80.0),

@@ -30,6 +30,9 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # the reader of our output has left: not our user's mistake
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
+            sys.exit(130)
         except (ValueError, OSError, FloatingPointError) as error:
             if os.environ.get("ERK_TRACEBACK"):
                 raise

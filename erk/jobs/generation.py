@@ -63,7 +63,10 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
     if not isinstance(labels, int):
         missing = next((seed for seed in seeds if seed not in labels), None)
         if missing is not None:
-            raise ValueError(f"the label file has no line for seed {missing}.")
+            raise ValueError(
+                f"the label file has no line for seed {missing}; add it, or name its seeds with "
+                "--seeds."
+            )
     wanted = [labels] if isinstance(labels, int) else [labels[seed] for seed in seeds]
     wrong = next((c for c in wanted if not 0 <= c < label_dim), None)
     if wrong is not None:

@@ -38,6 +38,10 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
 def settings_of(options: dict[str, Any], guidance: float) -> Settings:
     """The sampling settings that the options ask for."""
     schedule = options["schedule"]
+    if options["guidance_interval"] is not None and guidance == 1:
+        raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
+    if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
+        raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
     if schedule and schedule[0].isdigit():
         schedule = tuple(_numbers("--schedule", schedule))
     return Settings(
@@ -92,7 +96,9 @@ def labels_of(policy: str, class_idx: int | None) -> Labels:
         raise FileNotFoundError(f"--labels wants random, balanced or a file; '{policy}' is none.")
     rows: dict[int, int] = {}
     for number, line in enumerate(Path(policy).read_text().splitlines(), 1):
-        words = line.replace(",", " ").split()
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
         if len(words) != 2 or not all(word.isdecimal() for word in words):
             raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
         rows[int(words[0])] = int(words[1])

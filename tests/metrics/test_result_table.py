@@ -23,7 +23,9 @@ ROWS = [
         (362.149, "362.1"),
         (1797, "1797"),
         ("heun", "heun"),
-        ((3.851, 0.1623), "3.851 ± 0.16"),
+        ((3.851, 0.1623), "3.85 ± 0.16"),
+        ((8.1e-05, 0.012), "0.000 ± 0.012"),
+        ((3.851, 0.0), "3.851"),
         ((3.851, None), "3.851"),
         (999999.0, "999999"),
         (1e-7, "1e-07"),
@@ -44,7 +46,7 @@ def test_text_is_aligned():
 def test_markdown():
     lines = to_markdown(ROWS, ["solver", "FD"]).splitlines()
     assert lines[:2] == ["| solver | FD |", "| --- | ---: |"]
-    assert lines[3] == "| heun + ERK\\|Guid | 362.5 ± 12 |"
+    assert lines[3] == "| heun + ERK\\|Guid | 362 ± 12 |"
 
 
 def test_csv_keeps_full_precision():
