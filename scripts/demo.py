@@ -199,8 +199,7 @@ def main(seeds: str, blocks: int, results: str) -> None:
         f"FD floor {floor.value:.2f} ± {floor.error:.2f}: what as many real digits get. Standard "
         f"errors are over {blocks} seed blocks of {len(chosen) // blocks} pictures. The last "
         "column is the mean change within such blocks, on against off from the same seeds; FD "
-        "falls with "
-        "the number of pictures, so it need not equal the difference of two rows.",
+        "falls with the number of pictures, so it need not equal the difference of two rows.",
         verdict(rows),
     ]
     made_by = provenance("cpu")

@@ -38,13 +38,11 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
 def settings_of(options: dict[str, Any], guidance: float) -> Settings:
     """The sampling settings that the options ask for."""
     schedule = options["schedule"]
-    if options["guidance_interval"] is not None and guidance == 1:
-        raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
     if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
     if schedule and schedule[0].isdigit():
         schedule = tuple(_numbers("--schedule", schedule))
-    return Settings(
+    settings = Settings(
         schedule=schedule,
         guidance=guidance,
         guidance_interval=_interval(options["guidance_interval"]),
@@ -52,6 +50,9 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         solver_options=dict(_solver_option(text) for text in options["solver_option"]),
         **{name: options[name] for name in SAMPLING},
     )
+    if settings.guidance_interval is not None and guidance == 1:
+        raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
+    return settings
 
 
 def _numbers(option: str, text: str) -> list[float]:
