@@ -23,13 +23,16 @@ SHOWN = {
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--images", default="out", help="Folder, .zip or .npz of images.")
-@click.option("--ref", help="What to compare with: digits, or a .npz with mu and sigma.")
-@click.option("--json", "json_path", help="Result row  [default: results/<images>-<ref>.json]")
-@click.option("--csv", "csv_path", help="Write the row as CSV too.")
+@click.option("--images", metavar="PATH", default="out", help="Folder, .zip or .npz of images.")
+@click.option("--ref", metavar="NAME|FILE",
+              help="What to compare with: digits, or a .npz with mu and sigma.")  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE",
+              help="Where the result row goes.  [default: results/IMAGES-REF.json]")  # fmt: skip
+@click.option("--csv", "csv_path", metavar="FILE", help="Write the row as CSV, too.")
 @click.option("--batch", default=256, help="Images per network call.")
-@click.option("--blocks", default=5, help="Seed blocks of error bars; 1: none.")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@click.option("--blocks", default=5, help="Seed blocks of the error bars; 1 gives no error bars.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+              help="Where to compute; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 @clean_exit
 def main(**options: Any) -> None:
     """Measure images: Fréchet distance, precision, recall and Inception score."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..models.model import load_model
+from ..models.model import Model, load_model
 from ..sampler import Settings
 from ..world import World, from_first, gather, join, pick_device, provenance, wait
 from .cli import parse_seeds
@@ -45,15 +45,7 @@ def run(**options: Any) -> None:
         if os.environ.get("RANK", "0") == "0":
             _say_finished(folder, seeds, options)
         return
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
-    torch.backends.cudnn.deterministic = True  # the same bytes in every run
-    how = {"precision": options["precision"], "offline": options["offline"]}
-    model = load_model(net, device, vae=options["vae"], **how)
-    guide = None
-    if gnet is not None:
-        guide = model if gnet == net else load_model(gnet, device, **how)
-        _check_guide(model, guide)
+    model, guide = _load(options, net, gnet, device)
     check_labels(labels, model.label_dim, seeds)
     settings.sigmas(model)  # some networks have no noise levels for some schedules
     facts = {
@@ -82,6 +74,22 @@ def run(**options: Any) -> None:
                 _write_grid(folder, seeds)
             folder.finish()
             _report(folder, seeds)
+
+
+def _load(
+    options: dict[str, Any], net: str, gnet: str | None, device: torch.device
+) -> tuple[Model, Model | None]:
+    """The network and its guide, if any, on a device that rounds alike in every run."""
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
+    torch.backends.cudnn.deterministic = True
+    how = {"precision": options["precision"], "offline": options["offline"]}
+    model = load_model(net, device, vae=options["vae"], **how)
+    if gnet is None:
+        return model, None
+    guide = model if gnet == net else load_model(gnet, device, **how)
+    _check_guide(model, guide)
+    return model, guide
 
 
 def _make(

@@ -68,20 +68,20 @@ def reference_solution(
     nfe = torch.zeros(batch, dtype=torch.int64, device=x.device)
     rejected = torch.zeros_like(nfe)
     for _ in range(max_steps):
-        todo = sigma > sigma_min
-        if not todo.any():
+        pending = sigma > sigma_min
+        if not pending.any():
             return Solution(x, nfe, rejected)
         h = torch.minimum(h, sigma - sigma_min).clamp_min(0)
         x_next, error = _step(field, x, sigma, h)
         scale = atol + rtol * torch.maximum(x.abs(), x_next.abs())
         size = (error / scale).flatten(1).square().mean(1).sqrt().to(torch.float64)
-        accepted = todo & (size <= 1)
+        accepted = pending & (size <= 1)
         x = torch.where(_column(accepted, x), x_next, x)
         left = sigma - h
         sigma = torch.where(accepted, torch.where(left <= sigma_min, sigma_min, left), sigma)
-        nfe += todo * len(NODES)
-        rejected += todo & ~accepted
-        h = torch.where(todo, h * (0.9 * size.clamp_min(1e-10) ** -0.2).clamp(0.2, 5), h)
+        nfe += pending * len(NODES)
+        rejected += pending & ~accepted
+        h = torch.where(pending, h * (0.9 * size.clamp_min(1e-10) ** -0.2).clamp(0.2, 5), h)
     raise ArithmeticError(
         f"no solution within {max_steps} steps: loosen rtol and atol ({rtol:g}, {atol:g})."
     )

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from metrics.references import load_reference
 
@@ -18,7 +19,7 @@ def test_digits(extractor, reference, digits):
 
 
 def test_real_digits_are_the_pixels_of_scikit_learn(digits):
-    values = pytest.importorskip("sklearn.datasets").load_digits().images
+    values = load_digits().images
     assert torch.equal(
         (digits[0][:, 0].float() * 16 / 255).round(), torch.from_numpy(values).float()
     )
