@@ -91,13 +91,18 @@ def gather(world: World, value: Any) -> list[Any]:
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What it takes to remake a number: command, commit (None if unknown), device, versions."""
+    """What it takes to remake a number: command, commit (None if unknown), device, versions.
+
+    A commit that ends in "-dirty" ran with changes of the code that no commit holds.
+    """
     root = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     commit = None
     if (root / ".git").exists():  # else git would take the commit of a repository around us
         with suppress(OSError, subprocess.CalledProcessError):
             commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+            changed = ["git", "-C", str(root), "diff", "--quiet", "HEAD", "--", ".", ":!results"]
+            commit += "-dirty" if subprocess.run(changed, capture_output=True).returncode else ""
     is_cuda = torch.device(device).type == "cuda"
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -1,13 +1,12 @@
 """Train the embedded networks: EDM2 denoisers of scikit-learn's digits, and their judge.
 
-    python scripts/train_embedded.py            # everything, about 8 CPU minutes
+    python scripts/train_embedded.py            # everything, about 9 CPU minutes
     python scripts/train_embedded.py --only main
 
 Writes to checkpoints/: digits (class-conditional), digits-weak (the same run, early: the guide of
 Autoguidance), digits-uncond (no labels: the guide of CFG), and digits-classifier (extractor).
 One thread and fixed seeds: a rerun on the same machine gives the same weights. It stops early on
-purpose: at 262k images guidance still has something to correct, and samples do not yet copy the
-training digits.
+purpose, while Autoguidance still has something to correct (results/demo.md: FD with and without).
 """
 
 import copy

@@ -155,7 +155,7 @@ def test_discrete_equals_the_original_at_rho_1(nodes):
     model = network("vp_ddpmpp")
     theirs = ref("schedules")[f"discrete_vp_rho1_n{nodes}_0.002_80.0"].astype(np.float64)
     ours = make_schedule("discrete", nodes - 1, model=model).numpy()
-    assert np.allclose(ours[:-1], theirs[:-1], rtol=2e-4)  # theirs is float32
+    assert np.allclose(ours[:-1], theirs[:-1], rtol=1e-5)  # theirs is float32; 4.6e-6 seen
     assert (ours[0], ours[-1]) == (80.0, 0.002)
 
 
@@ -225,7 +225,7 @@ def test_closed_form_runs_equal_the_originals(key, monkeypatch):
         solver_options=options, schedule=levels, w_stiff=w_stiff, w_con=0.05,
     )  # fmt: skip
     wanted = tensor(ANALYTIC[key])
-    assert (x0 - wanted).abs().max() <= 2e-4 * max(1, wanted.abs().max().item())
+    assert (x0 - wanted).abs().max() <= 1e-4 * max(1, wanted.abs().max().item())
 
 
 def test_two_point_runs_of_the_edm2_sampler_equal_the_originals():

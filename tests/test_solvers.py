@@ -13,7 +13,7 @@ import erk
 from erk.drift import analytic_first
 from erk.guides import alpha, erk_push
 from erk.point import Point
-from erk.sampler import Settings, steps, with_twin
+from erk.sampler import Settings, steps
 from erk.solvers import SOLVERS, make_solver
 from erk.stiffness import stiffness
 
@@ -226,7 +226,6 @@ def test_a_twin_of_ones_own():
     x0 = erk.sample(gaussian_model, torch.ones(1, 2), steps=5, w_stiff=0.3, w_con=0.0, twin=choose)
     assert seen == [True, False, False, False]
     assert not torch.equal(x0, erk.sample(gaussian_model, torch.ones(1, 2), steps=5))
-    assert with_twin(SOLVERS["heun"], choose) is not SOLVERS["heun"]
 
 
 def my_midpoint(drift, x, sigma, sigma_next, memory=None):

@@ -22,8 +22,8 @@ def image_path(folder: Path, seed: int, subdirs: bool = False) -> Path:
 def png_bytes(image: Array) -> bytes:
     """uint8 [C, H, W] (C = 1 or 3) as a PNG file.
 
-    compress_type 3 (run lengths) at level 1 gives the size of Pillow's default in a quarter of
-    the time.
+    compress_type 3 (run lengths) at level 1 spares zlib the search for matches; the files are at
+    most 1.3 times as large as with Pillow's default.
     """
     pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     stream = io.BytesIO()
