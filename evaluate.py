@@ -1,5 +1,15 @@
-"""Measure images against a reference: python evaluate.py --images out --ref digits"""
+"""Measure images against a reference: python evaluate.py --images out --ref imagenet512
 
+python evaluate.py --images out --ref imagenet512 --real imagenet-val-512.zip
+torchrun --nproc-per-node 8 evaluate.py --images out --ref imagenet512
+python evaluate.py --images on --paired off --ref digits     # the same seeds: is it better?
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,124 +18,230 @@ import click
 from erk.jobs.cli import CONTEXT, clean_exit
 
 if TYPE_CHECKING:  # torch and the metrics load when a command runs: --help answers at once
-    from metrics.evaluation import Result
+    from erk.world import World
     from metrics.images import ImageSource
-    from metrics.references import Reference
+    from metrics.judge import Judge, Verdict
 
-FEW = 5000  # images, below which the bias of FD and IS is larger than most differences
-SHOWN = {
-    "fd": "FD",
-    "precision": "precision",
-    "recall": "recall",
-    "is_mean": "IS",
-    "accuracy": "class recognised",
-}
+TOLD = ("real", "protocol", "metrics", "num", "seed", "groups", "weights")
+DEFAULTS = {"seed": 0, "groups": 10, "weights": ()}
+PASSED = ("protocol", "real", "allow_random", "cache", "batch", "skip_corrupt", "offline", "groups")
+
+
+def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from metrics.protocols import PROTOCOLS
+        from metrics.references import describe
+
+        click.echo("References (--ref)\n" + "\n".join(f"  {line}" for line in describe()))
+        click.echo("Protocols (--protocol)")
+        for one in PROTOCOLS.values():
+            click.echo(f"  {one.name}: {', '.join(one.columns)} ({one.source})")
+        context.exit()
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--images", metavar="PATH", default="out", help="Folder, .zip or .npz of images.")
-@click.option("--ref", metavar="NAME|FILE",
-              help="What to compare with: digits, or a .npz with mu and sigma.")  # fmt: skip
+@click.option("--paired", metavar="PATH", help="A second run with the same seeds; the difference "
+              "is given with its standard error.")  # fmt: skip
+@click.option("--ref", metavar="NAME|FILE", help="What to compare with: imagenet512, digits, ... "
+              "(--list), or a file of statistics.")  # fmt: skip
+@click.option("--real", metavar="PATH", help="Real images, for precision and recall.")
+@click.option("--protocol", metavar="NAME", help="Whose definitions (--list).  "
+              "[default: the one that the reference is made for]")  # fmt: skip
+@click.option("--metrics", metavar="LIST", help="Some of the protocol's metrics: fid,is.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_names,
+              help="Print references and protocols and exit.")  # fmt: skip
+@click.option("--num", type=int, metavar="N", help="Measure N of the images.  [default: all]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Which N: drawn as EDM2 draws them."
+)
+@click.option("--groups", default=10, help="Groups of seeds of the error bars; 1 gives none.")
 @click.option("--json", "json_path", metavar="FILE",
               help="Where the result row goes.  [default: results/IMAGES-REF.json]")  # fmt: skip
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the row as CSV, too.")
-@click.option("--batch", default=256, help="Images per network call.")
-@click.option("--blocks", default=5, help="Seed blocks of the error bars; 1 gives no error bars.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be read.")
+@click.option("--shard", metavar="I/N", help="Only extract every N-th part, from I = 0 on; the "
+              "same command without it then puts all together.")  # fmt: skip
+@click.option("--cache", metavar="DIR", help="Where features are kept.  [default: in ERK_CACHE]")
+@click.option("--cache-limit", type=click.FloatRange(min=0), default=40.0, metavar="GIB",
+              help="Oldest features are removed beyond this size.")  # fmt: skip
+@click.option("--batch", default=64, help="Images per network call.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N",
+              help="Threads that decode.  [default: by the cores]")  # fmt: skip
+@click.option("--memory", type=click.IntRange(min=1), default=256, metavar="MIB",
+              help="Memory for neighbours, beside the features.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="NAME=FILE",
+              help="Weights of an extractor, from a file or random:SEED.")  # fmt: skip
+@click.option("--allow-random-weights", "allow_random", is_flag=True,
+              help="For trials: numbers then measure nothing.")  # fmt: skip
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda", "mps"]),
               help="Where to compute; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
+@click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
 @clean_exit
 def main(**options: Any) -> None:
-    """Measure images: Fréchet distance, precision, recall and Inception score."""
-    images, ref = options["images"], options["ref"]
-    if not ref:
-        raise ValueError("--ref is missing: say what to compare with, for example --ref digits")
-    if options["blocks"] < 1:
-        raise ValueError(f"--blocks must be at least 1 (no error bars), not {options['blocks']}")
-    row, text = evaluate(images, ref, options["batch"], options["blocks"], options["device"])
+    """Measure images: FID, FD-DINOv2, precision, recall, Inception score, with standard errors.
+
+    Every image is decoded once. Features are kept, so a killed run goes on where it was, and
+    measuring again takes seconds.
+    """
+    from erk.world import join, pick_device
+    from metrics.images import open_images, subset
+    from metrics.judge import check_size
+
+    device = pick_device(options["device"])
+    share = _share(options["shard"])
+    if share is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("--shard and torchrun both divide the work: use one of them")
+    runs = [options["images"], *([options["paired"]] if options["paired"] else [])]
+    by = _judge(options, device)
+    sources = [subset(open_images(run), options["num"], options["seed"]) for run in runs]
+    _check_pair(sources)
+    for source in sources:
+        check_size(by, source)
+    with join(device) as world:
+        verdicts = [_measure(by, source, world, share, options) for source in sources]
+        if world.rank == 0 and share is None:
+            _tell(by, sources, [one for one in verdicts if one is not None], options)
+
+
+def _judge(options: dict[str, Any], device: Any) -> "Judge":
+    from metrics.judge import load_judge
+
+    metrics, weights = options["metrics"], options["weights"]
+    wrong = next((text for text in weights if "=" not in text), None)
+    if wrong is not None:
+        raise ValueError(f"--weights wants NAME=FILE, such as inception=random:0, not '{wrong}'")
+    return load_judge(
+        options["ref"],
+        metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
+        weights=dict(text.split("=", 1) for text in weights),
+        memory=options["memory"] * 2**20,
+        device=device,
+        **{name: options[name] for name in PASSED},
+    )
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    """'3/8' -> (3, 8); ValueError for anything else."""
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ValueError(f"--shard wants I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
+
+
+def _check_pair(sources: "list[ImageSource]") -> None:
+    from metrics.images import seeds_of
+
+    names = [seeds_of(source) or source.names for source in sources]
+    if names[0] != names[-1]:
+        raise ValueError(
+            f"{sources[0].path} ({len(names[0])} images) and {sources[-1].path} ({len(names[-1])}) "
+            "are not of the same seeds: a paired comparison needs the same names in both"
+        )
+
+
+def _measure(
+    by: "Judge",
+    source: "ImageSource",
+    world: "World",
+    share: tuple[int, int] | None,
+    options: dict[str, Any],
+) -> "Verdict | None":
+    """The verdict on one set of images; None where another process or a later run gives it."""
+    from metrics.extraction import image_chunks, work
+    from metrics.images import labels_of, seeds_of
+    from metrics.judge import measure_chunks
+
+    chunks = image_chunks(source, by.how, options["workers"])
+    if share is None:
+        labels = labels_of(source, classes=10) if by.protocol.name == "digits" else None
+        by_seed = seeds_of(source) is not None
+        return measure_chunks(by, world, chunks, len(source.names), labels, by_seed)
+    if by.real is not None and by.real_how.extractors:
+        real = image_chunks(by.real, by.real_how, options["workers"])
+        deque(work(by.real_how, real(*share), world, len(by.real.names)), maxlen=0)
+    mine = sum(chunk.size for chunk in work(by.how, chunks(*share), world, len(source.names)))
+    click.echo(f"{source.path}: the features of {mine} images are in {by.how.folder}; run this "
+               "without --shard when all shards are done")  # fmt: skip
+    return None
+
+
+def _tell(
+    by: "Judge",
+    sources: "list[ImageSource]",
+    verdicts: "list[Verdict]",
+    options: dict[str, Any],
+) -> None:
+    """Write the rows and print the tables."""
+    from erk.world import provenance
+    from metrics.report import differences, notes, paired_text, text, to_row
+    from metrics.store import trim
     from metrics.table import to_csv, to_json, write
 
-    default = Path("results") / f"{_name(images)}-{_name(ref)}.json"
-    click.echo(text, nl=False)
-    click.echo(f"row written to {write(options['json_path'] or default, to_json(row))}")
+    if len({tuple(verdict.found.kept.tolist()) for verdict in verdicts}) > 1:
+        raise ValueError(
+            "different images of the two runs are broken, so that they are no pairs: remake them"
+        )
+    made_by = provenance(by.device)
+    rows = []
+    for source, verdict in zip(sources, verdicts, strict=True):
+        about = {"images": str(source.path), "seeds": _seeds(source),
+                 "skipped": len(source.names) - verdict.result.n}  # fmt: skip
+        rows.append(about | to_row(by, verdict) | made_by | {"run": source.run})
+    if len(rows) == 1:
+        click.echo(text(by, rows[0], verdicts[0].result))
+    else:
+        found = differences(verdicts[0].result, verdicts[1].result)
+        rows[0]["minus"] = {"images": rows[1]["images"]} | {
+            name: one._asdict() for name, one in found.items()
+        }
+        for row, verdict in zip(rows, verdicts, strict=True):
+            click.echo(notes(by, row, verdict.result) + "\n")
+        click.echo(paired_text(rows, found))
+    for row in rows:
+        place = Path("results") / f"{_name(row['images'])}-{_against(options)}.json"
+        place = Path(options["json_path"]) if options["json_path"] and row is rows[0] else place
+        there = " (in place of an earlier one)" if place.exists() else ""
+        click.echo(f"row written to {write(place, to_json(row))}{there}")
     if options["csv_path"]:
-        click.echo(f"row written to {write(options['csv_path'], to_csv([row]))}")
+        told = {"replicates", "run", "minus"}  # too much for a table
+        flat = [
+            {
+                k: json.dumps(v) if isinstance(v, dict) else v
+                for k, v in row.items()
+                if k not in told
+            }
+            for row in rows
+        ]
+        click.echo(f"rows written to {write(options['csv_path'], to_csv(flat))}")
+    freed = trim(by.how.folder, int(options["cache_limit"] * 2**30))
+    if freed:
+        click.echo(f"{freed / 2**30:.1f} GiB of old features removed from {by.how.folder}")
 
 
 def _name(path: str) -> str:
-    """What a result file calls a path: a/out is a-out, out/images.zip is out-images."""
+    """What a result file calls a path: a/out is a-out, out/images.zip is out-images-zip."""
     place = Path(path).resolve()
     inside = place.is_relative_to(Path.cwd()) and place != Path.cwd()
     parts = place.relative_to(Path.cwd()).parts if inside else place.parts[-2:]
     joined = "-".join(part for part in parts if part != place.anchor)
-    return joined.removesuffix(".zip").removesuffix(".npz")
+    return re.sub(r"\.(zip|npz|pkl)$", r"-\1", joined)
 
 
-def evaluate(
-    images: str, ref: str, batch: int, blocks: int, device: str
-) -> tuple[dict[str, Any], str]:
-    """The result row of ``images`` against ``ref`` and the table that shows it."""
-    from erk.world import pick_device, provenance
-    from metrics.evaluation import fd_floor, measure, to_row
-    from metrics.extractors import load_extractor
-    from metrics.images import labels_of, open_images, read_batches
-    from metrics.references import load_reference
-
-    place = pick_device(device)
-    source = open_images(images)
-    extractor = load_extractor("digits", str(place))
-    reference = load_reference(ref, extractor)
-    labels = labels_of(source, classes=10)
-    blocks = blocks if len(source.names) >= 2 * blocks else 1
-    result = measure(
-        read_batches(source, batch), extractor, reference, labels=labels, blocks=blocks
-    )
-    row = {"images": images, "seeds": _seeds(source)} | to_row(result)
-    if reference.features is not None:
-        balanced = labels is not None and reference.labels is not None
-        floor = fd_floor(reference, result.metrics.n, balanced=balanced)
-        row |= {"fd_floor": floor.value, "fd_floor_std": floor.error}
-    row |= provenance(place) | {"run": source.run}
-    return row, _report(row, result, reference)
-
-
-def _report(row: dict[str, Any], result: "Result", reference: "Reference") -> str:
-    from metrics.table import cell, to_text
-
-    lines = [
-        {"metric": shown, "value": row[name], "standard error": row[f"{name}_se"]}
-        for name, shown in SHOWN.items()
-        if row[name] is not None
-    ]
-    head = f"{row['images']}: {row['n']} images against {reference.name}"
-    notes = [f"{head}, protocol {result.protocol}"]
-    if "fd_floor" in row:
-        floor = cell((row["fd_floor"], row["fd_floor_std"]))
-        notes.append(f"FD floor {floor}: what as many real images get, drawn again and again")
-    if result.blocks:
-        notes.append(f"standard errors from {row['blocks']} seed blocks of {row['block_n']} images")
-    if row["run"].get("complete") is False:
-        notes.append(f"the run is not complete: it is to make {row['run'].get('images')} images")
-    if reference.features is None:
-        notes.append("precision and recall need real features, and this reference has none")
-    if row["n"] < FEW:
-        notes.append(
-            f"FD falls and IS rises with N: compare these {row['n']} images only with as many"
-        )
-    if row["n"] <= len(reference.mean):
-        notes.append(
-            f"{row['n']} images are too few for {len(reference.mean)} features: "
-            "FD is far above its value at large N"
-        )
-    return "\n".join([*notes, "", to_text(lines)])
+def _against(options: dict[str, Any]) -> str:
+    """The reference, and the digits of a hash of all else that changes what is measured."""
+    told = {name: options[name] for name in TOLD if options[name] != DEFAULTS.get(name)}
+    code = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
+    return _name(options["ref"] or options["real"]) + (f"-{code}" if told else "")
 
 
 def _seeds(source: "ImageSource") -> Any:
-    """Seeds as in ``0-99,120``: what run.json says, else what the file names say."""
+    """Seeds as in ``0-99,120``, from the names; None: they have no seeds."""
     from erk.jobs.folder import format_seeds
     from metrics.images import seeds_of
 
-    if "seeds" in source.run:
-        return source.run["seeds"]
     seeds = seeds_of(source)
     return None if seeds is None else format_seeds(seeds)
 

@@ -1,9 +1,10 @@
 """Sample a diffusion model with ERK-Guid: seeds in, pictures out.
 
-    python generate.py --preset digits --seeds 0-63 --steps 8 --w-stiff 0.5 --w-con 0.3 --grid
-    torchrun --nproc-per-node 8 generate.py --preset edm2-img512-s --w-stiff 1.0
+python generate.py --preset digits --seeds 0-63 --steps 8 --w-stiff 0.5 --w-con 0.3 --grid
+torchrun --nproc-per-node 8 generate.py --preset edm2-img512-s --w-stiff 1.0
 """
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -78,6 +79,13 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--subdirs", is_flag=True, help="1000 pictures per sub-folder.")
 @click.option("--grid", is_flag=True, help="Also write grid.png, a sheet of the first 100.")
 @click.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step.")
+@click.option("--evaluate", metavar="NAME|FILE", help="Measure the pictures against this "
+              "reference as they are made, and write none (see evaluate.py).")  # fmt: skip
+@click.option("--real", metavar="PATH", help="With --evaluate: real images, for precision and "
+              "recall.")  # fmt: skip
+@click.option("--protocol", metavar="NAME", help="With --evaluate: whose definitions.")
+@click.option("--json", "json_path", metavar="FILE", help="With --evaluate: where the row goes.  "
+              "[default: results/PRESET-REF-SETTINGS.json]")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
 @clean_exit
 def main(**options: Any) -> None:
@@ -88,9 +96,56 @@ def main(**options: Any) -> None:
 
     Every option may also be spelt with underscores, --w_stiff.
     """
+    ref = options.pop("evaluate")
+    measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
+    if ref is not None:
+        _measure(ref, options, **measuring)
+        return
+    given = [name for name, value in measuring.items() if value is not None]
+    if given:
+        raise ValueError(f"--{given[0].removesuffix('_path')} says how to measure: add --evaluate")
     from erk.jobs.run import run
 
     run(**options)
+
+
+def _measure(
+    ref: str,
+    options: dict[str, Any],
+    real: str | None,
+    protocol: str | None,
+    json_path: str | None,
+) -> None:
+    """From the sampler to the numbers; features are kept, so a killed run goes on."""
+    from erk.jobs.folder import plain
+    from erk.jobs.run import open_job
+    from erk.jobs.stream import pieces, settings_key
+    from erk.world import join, pick_device
+    from metrics.judge import load_judge, measure_chunks
+    from metrics.report import text, to_row
+    from metrics.table import to_json, write
+
+    unused = next((n for n in ("trace", "grid", "subdirs") if options[n]), None)
+    if unused is not None:
+        raise ValueError(
+            f"--{unused} needs pictures on the disk: leave out --{unused} or --evaluate"
+        )
+    device = pick_device(options["device"])
+    by = load_judge(ref, real=real, protocol=protocol, device=device, offline=options["offline"])
+    job = open_job(options)
+    with join(device) as world:
+        verdict = measure_chunks(by, world, pieces(job), len(job.seeds))
+    if verdict is None:
+        return
+    key = settings_key(job)
+    name = options["preset"] or Path(options["net"]).stem
+    run = {"settings": plain(job.identity), "settings_key": key} | job.facts
+    nfe = {fact: verdict.found.facts[fact].mean().item() for fact in ("nfe", "guide_nfe")}
+    row = {"images": f"{name}, not stored", "seeds": job.facts["seeds"]} | to_row(by, verdict)
+    row |= nfe | {"run": run}
+    place = json_path or Path("results") / f"{name}-{Path(ref).stem}-{key[:8]}.json"
+    click.echo(text(by, row, verdict.result))
+    click.echo(f"row written to {write(place, to_json(row))}")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             tries = tries + 1 if _size(part) <= best else 1
             best = max(best, _size(part))
             if tries == TRIES:
-                advice = "check the network, then run it again"
+                advice = f"check the network, then run it again, or put the file at {target}"
                 raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
         time.sleep(PAUSE * 2 ** (tries - 1))
     _check_hash(part, sha256, _shown(url), remove=(part, _beside(part, ".tag")))

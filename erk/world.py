@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+CODE = ("*.py", "*.yaml", "*.safetensors")  # what numbers come from
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torch's own minutes would end long runs."""
 
@@ -101,8 +102,9 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     if (root / ".git").exists():  # else git would take the commit of a repository around us
         with suppress(OSError, subprocess.CalledProcessError):
             commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-            changed = ["git", "-C", str(root), "diff", "--quiet", "HEAD", "--", ".", ":!results"]
-            commit += "-dirty" if subprocess.run(changed, capture_output=True).returncode else ""
+            changed = ["git", "-C", str(root), "status", "--porcelain", "--", *CODE]
+            found = subprocess.run(changed, capture_output=True, text=True, check=True).stdout
+            commit += "-dirty" if found.strip() else ""
     is_cuda = torch.device(device).type == "cuda"
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

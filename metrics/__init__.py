@@ -8,17 +8,22 @@ from typing import Any
 
 _HOME = {
     "open_images": "images",
-    "read_batches": "images",
     "load_extractor": "extractors",
+    "extract": "extraction",
     "Moments": "statistics",
     "frechet_distance": "distances",
-    "precision_recall": "distances",
     "inception_score": "distances",
+    "kernel_distance": "distances",
+    "fd_infinity": "distances",
+    "precision_recall": "neighbours",
+    "density_coverage": "neighbours",
     "load_reference": "references",
+    "find_protocol": "protocols",
     "measure": "evaluation",
-    "standard_errors": "evaluation",
-    "paired_differences": "evaluation",
     "fd_floor": "evaluation",
+    "load_judge": "judge",
+    "measure_chunks": "judge",
+    "differences": "report",
 }
 __all__ = list(_HOME)
 

@@ -1,145 +1,93 @@
 """The distances as pure functions: numpy arrays or tensors in, plain floats out."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
-from metrics.statistics import check_finite
+from metrics.statistics import Moments, as_features, check_finite, check_same_dimension
 
-TILE = 2048  # distances live in TILE x TILE blocks, so memory does not grow with N
 NEGATIVE = 1e-5  # share of the largest eigenvalue below which a negative one is rounding
+EPSILON = torch.finfo(torch.float64).eps
+SEED = 2020  # torch-fidelity's, for shuffles and subsets
+LARGE = 5000  # samples of the smallest subset that FD-infinity extrapolates from
+ROWS = 1024  # samples gathered at a time
+
+Gaussian = tuple[Any, Any]
+"""Mean [D] and covariance [D, D]."""
 
 
-def frechet_distance(mu1: Any, cov1: Any, mu2: Any, cov2: Any) -> float:
+def frechet_distance(*, real: Gaussian, generated: Gaussian, factor: Tensor | None = None) -> float:
     """Fréchet distance of two Gaussians, |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^1/2).
 
-    Dowson & Landau 1982; the FID of Heusel et al. 2017. mu [D], cov [D, D], computed in float64;
-    also exact where a covariance is rank-deficient. Raises ValueError for shapes that do not
-    match, NaN, infinity or a matrix that is no covariance.
+    Dowson & Landau 1982; the FID of Heusel et al. 2017. Computed in float64 on the device of
+    the real mean; also exact where a covariance is rank-deficient. ``factor``, if known, is
+    ``covariance_factor`` of the real covariance: half of the work when one reference meets
+    many sets. Raises ValueError for shapes that do not match, NaN, infinity or a matrix that is
+    no covariance.
     """
-    mu1, cov1, mu2, cov2 = (_float64(value) for value in (mu1, cov1, mu2, cov2))
-    for mu, cov in ((mu1, cov1), (mu2, cov2)):
-        if mu.shape != mu1.shape or mu.ndim != 1 or cov.shape != (len(mu), len(mu)):
-            raise ValueError(
-                "frechet_distance needs two means [D] and two covariances [D, D] of one D, not "
-                f"{[list(value.shape) for value in (mu1, cov1, mu2, cov2)]}"
-            )
-        check_finite(mu, "means")
-        check_finite(cov, "covariances")
-    trace_root = root_trace(covariance_factor(cov2), cov1)
-    distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
+    mean1, cov1 = _gaussian(real, "real")
+    mean2, cov2 = (value.to(mean1.device) for value in _gaussian(generated, "generated"))
+    if mean1.shape != mean2.shape:
+        raise ValueError(
+            f"the real mean has {len(mean1)} dimensions and the generated one {len(mean2)}: "
+            "use one extractor for both"
+        )
+    if factor is None:
+        factor = covariance_factor(cov1)
+    elif factor.ndim != 2 or len(factor) != len(mean1):
+        raise ValueError(
+            f"a factor of shape {list(factor.shape)} does not belong to a covariance of "
+            f"{len(mean1)} dimensions: use covariance_factor(cov)"
+        )
+    trace_root = root_trace(factor.to(cov2), cov2)
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
     return max(float(distance), 0.0)  # equal inputs may round to -1e-13
 
 
-def covariance_factor(cov: Tensor) -> Tensor:
-    """A factor H [D, r] with H H^T = cov [D, D], float64; r is the rank if cov is singular."""
+def covariance_factor(cov: Any) -> Tensor:
+    """A factor H [D, r] with H H^T = cov [D, D], float64; r is the rank if cov is singular.
+
+    Raises ValueError for a matrix that is no covariance.
+    """
+    cov = _float64(cov)
     factor, failed = torch.linalg.cholesky_ex(cov)
     if not failed:
         return factor
+    factor, rounding = _pivoted_factor(cov), 10 * len(cov) * EPSILON * cov.abs().max()
+    exact = (factor @ factor.T - cov).abs().max() <= rounding
+    return factor if exact else _spectral_factor(cov)  # not exact: stored in float32, for instance
+
+
+def _pivoted_factor(cov: Tensor) -> Tensor:
+    """By Cholesky's method with pivots: fast and exact if cov is so within float64 rounding."""
+    lower, order, rank, _ = lapack.dpstrf(cov.cpu().numpy().T, lower=1)
+    factor = torch.zeros_like(cov)
+    factor[torch.from_numpy(order - 1).long()] = torch.from_numpy(lower).tril().to(cov.device)
+    return factor[:, :rank]
+
+
+def _spectral_factor(cov: Tensor) -> Tensor:
+    """By eigenvectors: negative eigenvalues that are rounding do not spread."""
     values, vectors = torch.linalg.eigh(cov)
     values = _no_negative(values)
-    kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+    kept = values > len(values) * EPSILON * values[-1]
     return vectors[:, kept] * values[kept].sqrt()
 
 
 def root_trace(factor: Tensor, cov: Tensor) -> Tensor:
     """tr (cov H H^T)^1/2: the eigenvalues of cov H H^T are those of the symmetric H^T cov H."""
-    return _no_negative(torch.linalg.eigvalsh(factor.T @ cov @ factor)).sqrt().sum()
-
-
-def precision_recall(*, real: Any, generated: Any, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) of features [N, D] and [M, D].
-
-    The ball of a sample reaches to the k-th nearest other sample of its own set. Precision is
-    the share of generated samples inside a real ball (<=), recall the share of real samples
-    inside a generated ball. Exact, in the dtype of the features (float32 or float64), with
-    memory that does not depend on N. Raises ValueError for NaN, fewer than k + 1 samples or
-    different D.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    real, generated = _features(real, "real", k), _features(generated, "generated", k)
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"real features have {real.shape[1]} dimensions and generated ones "
-            f"{generated.shape[1]}: use one extractor for both"
-        )
-    dtype = torch.promote_types(real.dtype, generated.dtype)
-    real, generated = real.to(dtype), generated.to(real.device, dtype)
-    centre = real.mean(0)  # distances do not change, but less of them cancels
-    real, generated = real - centre, generated - centre
-    real_radii, generated_radii = squared_radii(real, k), squared_radii(generated, k)
-    precise = torch.zeros(len(generated), dtype=torch.bool, device=real.device)
-    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for g in _tiles(generated):
-        for r in _tiles(real):
-            distances = squared_distances(generated[g], real[r])
-            precise[g] |= (distances <= real_radii[r]).any(1)
-            recalled[r] |= (distances <= generated_radii[g, None]).any(0)
-    return precise.double().mean().item(), recalled.double().mean().item()
-
-
-def squared_radii(features: Tensor, k: int) -> Tensor:
-    """Squared distance [N] from every sample to its k-th nearest other sample."""
-    nearest = features.new_full((len(features), k + 1), torch.inf)
-    for i in _tiles(features):
-        for j in _tiles(features):
-            if j.start < i.start:
-                continue  # symmetric: the block was used when its mirror image was computed
-            block = squared_distances(features[i], features[j])
-            if i == j:
-                block.fill_diagonal_(0)  # a sample is exactly at distance 0 from itself
-            nearest[i] = _smallest(nearest[i], block, k)
-            if i != j:
-                nearest[j] = _smallest(nearest[j], block.T, k)
-    return nearest.amax(1)
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances [A, B] of rows; what is below rounding counts as 0."""
-    norms = a.square().sum(1)[:, None] + b.square().sum(1)
-    distances = torch.addmm(norms, a, b.T, alpha=-2)
-    rounding = torch.finfo(a.dtype).eps * a.shape[1] ** 0.5
-    return distances.masked_fill_(distances <= rounding * norms, 0)  # copies touch exactly
-
-
-def inception_score(logits: Any, splits: int = 10) -> tuple[float, float]:
-    """Inception score (Salimans et al. 2016) of logits [N, K]: mean and population std.
-
-    torch-fidelity's rule: samples are shuffled by RandomState(2020), cut into ``splits`` parts,
-    and each part scores exp(mean KL(p(y|x) || p(y))), in float64. Raises ValueError for NaN
-    or fewer samples than splits.
-    """
-    logits = _float64(logits)
-    if logits.ndim != 2 or splits < 1 or len(logits) < splits:
-        raise ValueError(
-            f"an inception score in {splits} splits needs logits [N, K] with N >= {splits}, "
-            f"not {list(logits.shape)}"
-        )
-    check_finite(logits, "logits")
-    order = np.random.RandomState(2020).permutation(len(logits))
-    log_p = logits[torch.from_numpy(order).to(logits.device)].log_softmax(1)
-    bounds = [i * len(log_p) // splits for i in range(splits + 1)]
-    parts = [log_p[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    scores = [_split_score(part) for part in parts]
-    return float(np.mean(scores)), float(np.std(scores))
-
-
-def _split_score(log_p: Tensor) -> float:
-    log_q = log_p.logsumexp(0) - np.log(len(log_p))  # log of the mean p, without underflow
-    return (log_p.exp() * (log_p - log_q)).sum(1).mean().exp().item()
-
-
-def _smallest(nearest: Tensor, block: Tensor, k: int) -> Tensor:
-    candidates = torch.cat([nearest, block], 1)
-    return candidates.topk(k + 1, dim=1, largest=False, sorted=False).values
-
-
-def _tiles(features: Tensor) -> Iterator[slice]:
-    return (slice(start, start + TILE) for start in range(0, len(features), TILE))
+    square = factor.shape[0] == factor.shape[1]
+    if square and cov.device.type == "cpu" and not factor.triu(1).any():  # a Cholesky factor
+        # LAPACK's product H^T cov H takes half the time of two: it knows what is symmetric and
+        # what is 0. Its columns are our rows, so its upper triangles are our lower ones.
+        product, _ = lapack.dsygst(cov.numpy().T, factor.numpy().T, itype=2, lower=0)
+        symmetric = torch.from_numpy(product.T)
+    else:
+        symmetric = factor.T @ cov @ factor
+    return _no_negative(torch.linalg.eigvalsh(symmetric, UPLO="L")).sqrt().sum()
 
 
 def _no_negative(eigenvalues: Tensor) -> Tensor:
@@ -149,17 +97,146 @@ def _no_negative(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.clamp_min(0)
 
 
-def _features(values: Any, name: str, k: int) -> Tensor:
-    features = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-    if not features.is_floating_point() or features.dtype.itemsize < 4:
-        features = features.float()
-    if features.ndim != 2 or len(features) < k + 1:
-        raise ValueError(
-            f"precision and recall with k = {k} need {name} features [N, D] with N >= {k + 1}, "
-            f"not {list(features.shape)}"
+def fd_infinity(
+    *, real: Gaussian, generated: Any, points: int = 15, seed: int = 0, without: Any = None
+) -> float:
+    """Fréchet distance of generated features [N, D] extrapolated to infinitely many samples.
+
+    Chong & Forsyth 2020, with dgm-eval's choices: FD of ``points`` random subsets of evenly
+    spaced sizes, the smallest 5000 (N / 10 if that is less) and the largest N; a straight line
+    over 1 / size by least squares; its intercept, which may be negative. Subsets are drawn
+    without replacement from ``seed``. ``without``: see ``inception_score``. Raises ValueError for
+    N < 20 or fewer than 2 points, and as ``frechet_distance`` does.
+    """
+    if points < 2:
+        raise ValueError(f"a straight line needs at least 2 points, not {points}")
+    features = as_features(generated, "generated", least=20)
+    n, dim = features.shape
+    sizes = np.linspace(min(LARGE, n // 10), n, points).astype(int)
+    factor = covariance_factor(_gaussian(real, "real")[1])
+    generator, kept = torch.Generator().manual_seed(seed), _kept(n, without)
+    counts, distances = [], []
+    for size in sizes:
+        moments, drawn = Moments(dim), torch.randperm(n, generator=generator)[:size]
+        for rows in drawn[kept[drawn]].split(ROWS):
+            moments.add(features[rows.to(features.device)])
+        counts.append(moments.n)
+        distances.append(
+            frechet_distance(real=real, generated=(moments.mean, moments.cov), factor=factor)
         )
-    check_finite(features, f"{name} features")
-    return features
+    return float(np.polynomial.Polynomial.fit(1 / np.array(counts), distances, deg=1)(0))
+
+
+def kernel_distance(
+    *,
+    real: Any,
+    generated: Any,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    without: Any = None,
+) -> tuple[float, float]:
+    """Kernel distance (KID, Bińkowski et al. 2018) of features [N, D] and [M, D].
+
+    The unbiased squared MMD with the kernel (x.y / D + 1)^3: mean and population std over
+    random subsets, drawn as torch-fidelity draws them, but computed in float64. Values a little
+    below 0 are valid. ``without``: see ``inception_score``, of the generated. Raises ValueError for
+    a set smaller than ``subset_size``, different D, NaN or infinity.
+    """
+    if subsets < 1 or subset_size < 2:
+        raise ValueError(
+            f"a kernel distance needs at least 1 subset of 2 samples, not {subsets} of "
+            f"{subset_size}"
+        )
+    real = as_features(real, "real", least=subset_size)
+    generated = as_features(generated, "generated", least=subset_size)
+    check_same_dimension(real, generated)
+    random, kept = np.random.RandomState(SEED), _kept(len(generated), without).numpy()
+    values = []
+    for _ in range(subsets):
+        own, others = (
+            random.choice(len(features), subset_size, replace=False)
+            for features in (generated, real)  # in this order, for the same draws
+        )
+        x, y = _float64(generated[own[kept[own]]]), _float64(real[others])
+        values.append(_squared_mmd(x, y.to(x.device)))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def inception_score(
+    logits: Any,
+    splits: int = 10,
+    shuffle: bool = True,
+    split_size: int | None = None,
+    without: Any = None,
+) -> tuple[float, float]:
+    """Inception score (Salimans et al. 2016) of logits [N, K]: mean and population std.
+
+    Every part of the samples scores exp(mean KL(p(y|x) || p(y))), in float64. torch-fidelity's
+    rule is the default: shuffle by RandomState(2020), cut into ``splits`` parts. ADM's is
+    ``shuffle=False, split_size=5000``: parts of that many in the given order, the last one
+    smaller if N is no multiple; ``splits`` then plays no part. ``without`` [N] bool marks samples
+    that are dropped after the draws, so that those of all samples hold: a jackknife must not draw
+    anew. Raises ValueError for NaN or fewer samples than splits.
+    """
+    logits = _float64(logits)
+    least, size = (splits, splits) if split_size is None else (1, split_size)
+    if logits.ndim != 2 or len(logits) < least or size < 1:
+        raise ValueError(
+            f"an Inception score in {'splits' if split_size is None else 'parts'} of {size} needs "
+            f"logits [N, K] with N >= {least}, not {list(logits.shape)}"
+        )
+    check_finite(logits, "logits")
+    order = np.arange(len(logits))
+    if shuffle:
+        order = np.random.RandomState(SEED).permutation(len(logits))
+    order = order[_kept(len(logits), without).numpy()[order]]
+    log_p = logits.log_softmax(1)[torch.from_numpy(order).to(logits.device)]
+    if split_size is None:
+        parts = log_p.tensor_split([i * len(log_p) // splits for i in range(1, splits)])
+    else:
+        parts = log_p.split(split_size)
+    scores = [_split_score(part) for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _kept(n: int, without: Any) -> Tensor:
+    """Bool [n]: the samples that are not dropped."""
+    if without is None:
+        return torch.ones(n, dtype=torch.bool)
+    dropped = torch.as_tensor(without, dtype=torch.bool).cpu()
+    if dropped.shape != (n,):
+        raise ValueError(f"there are {n} samples but marks of shape {list(dropped.shape)}")
+    return ~dropped
+
+
+def _split_score(log_p: Tensor) -> float:
+    log_q = log_p.logsumexp(0) - np.log(len(log_p))  # log of the mean p, without underflow
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean().exp().item()
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    """The unbiased estimator of MMD^2 from x [n, D] and y [m, D]."""
+    own = sum(
+        (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
+        for kernel in (_kernel(x, x), _kernel(y, y))
+    )
+    return float(own - 2 * _kernel(x, y).mean())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
+    mean, cov = map(_float64, values)
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"a Fréchet distance needs the {name} mean [D] and covariance [D, D], not "
+            f"{list(mean.shape)} and {list(cov.shape)}"
+        )
+    check_finite(mean, f"{name} means")
+    check_finite(cov, f"{name} covariances")
+    return mean, cov.to(mean.device)
 
 
 def _float64(values: Any) -> Tensor:

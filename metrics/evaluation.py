@@ -1,232 +1,285 @@
-"""One pass over images: features once, every metric from them, error bars over seed blocks."""
+"""From features to numbers: every measure of a protocol, with its jackknife replicates.
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+A replicate is the same measure with one of the groups of consecutive images left out. It has
+nearly as many images as the whole, so that the bias of FD and recall with N is the same, and the
+spread of the replicates gives the standard error (metrics/errors.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metrics.distances import frechet_distance, inception_score, precision_recall
-from metrics.extractors import Extractor, Features
-from metrics.references import Reference
-from metrics.statistics import check_finite, moments_of
+from metrics.distances import (
+    covariance_factor,
+    fd_infinity,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+)
+from metrics.errors import Estimate, group_of, standard_error
+from metrics.extraction import Found
+from metrics.extractors import Features
+from metrics.neighbours import membership
+from metrics.protocols import Measure, Protocol, find_protocol
+from metrics.references import Reference, Statistics
+from metrics.statistics import Moments, moments_of
 
-SPLITS = 10  # of the Inception score
-METRICS = ("fd", "precision", "recall", "is_mean", "is_std", "accuracy")
+GROUPS = 10
+FEWEST = 20  # images for an extrapolation
+KID_SUBSET = 1000
+NO_REAL = "real images are needed, give them by --real DIR or ZIP"
+NEIGHBOURS = 5  # the most that any protocol asks for
+MEMORY = 256 * 2**20  # bytes beside the features
+
+Values = tuple[list[float], list[list[float]]]
+"""The value of each column, and the replicates of each (none: no error is defined for it)."""
 
 
-class Metrics(NamedTuple):
-    """The numbers of one set of images; None where one is not defined."""
+class Case(NamedTuple):
+    """What a measure is computed from."""
 
-    n: int
-    fd: float
-    precision: float | None  # None: no real features, or n <= k
-    recall: float | None
-    is_mean: float | None  # None: no logits, or n < splits
-    is_std: float | None
-    accuracy: float | None  # share recognised as the class asked for; None: no labels
+    measure: Measure
+    generated: Tensor  # [N, D], the extractor's output that is measured
+    real: Statistics | None  # None: the measure needs none
+    labels: Tensor | None  # int64 [N], the classes asked for
+    groups: Tensor  # int64 [N]; a single group: no replicates
+    memory: int
+    device: torch.device
 
 
 class Result(NamedTuple):
-    """Metrics with what they were measured by; the same metrics per seed block."""
+    """Numbers of one set of images."""
 
-    metrics: Metrics
-    blocks: tuple[Metrics, ...]  # equal blocks in seed order; (): none
     protocol: str
-    k: int
-    extractor: str
-    extractor_sha256: str
-    reference: str
-    reference_sha256: str
-    reference_n: int | None
+    n: int
+    values: dict[str, float | None]  # by column; None: not defined here, the notes say why
+    replicates: dict[str, list[float]]  # by column, each group left out once; []: no error
+    notes: list[str]
 
-
-class Estimate(NamedTuple):
-    """A number with its standard error."""
-
-    value: float
-    error: float
+    @property
+    def errors(self) -> dict[str, float | None]:
+        """Standard error by column."""
+        return {name: standard_error(self.replicates.get(name, [])) for name in self.values}
 
 
 def measure(
-    batches: Iterable[Tensor],
-    extractor: Extractor,
-    reference: Reference,
+    found: Found,
+    protocol: Protocol | str,
+    reference: Reference | None = None,
     *,
-    k: int = 3,
-    labels: Sequence[int] | None = None,
-    blocks: int = 1,
+    real: Mapping[str, Features] | None = None,
+    labels: Sequence[int] | Tensor | None = None,
+    groups: int = GROUPS,
+    by_seed: bool = True,
+    memory: int = MEMORY,
+    device: torch.device | str = "cpu",
 ) -> Result:
-    """Measure images, batches of uint8 [B, C, H, W] in seed order, in one pass.
+    """Every measure of ``protocol`` for the features ``found`` of images in seed order.
 
-    ``labels`` are the classes that were asked for, one per image. ``blocks`` > 1 also measures
-    that many seed blocks (see ``measure_blocks``). Raises ValueError for fewer than 2 images,
-    NaN features, or labels that do not fit.
+    ``reference`` holds the statistics of real images, ``real`` features of real images where
+    the reference keeps none; without a reference ``real`` serves for both. ``labels`` are the
+    classes that were asked for. ``groups`` > 1 gives standard errors; without ``by_seed`` they are
+    drawn, since neighbours in the order may be alike (of one class). ``memory`` bounds the bytes
+    that neighbours may take beside the features. Raises ValueError for fewer than 2 images, NaN,
+    or labels that do not fit.
     """
-    found = extract(batches, extractor)
-    asked = None if labels is None else torch.tensor(list(labels), dtype=torch.long)
-    return Result(
-        metrics=measure_features(found, reference, k=k, labels=asked),
-        blocks=measure_blocks(found, reference, blocks, k=k, labels=asked) if blocks > 1 else (),
-        protocol=extractor.name,
-        k=k,
-        extractor=extractor.name,
-        extractor_sha256=extractor.sha256,
-        reference=reference.name,
-        reference_sha256=reference.sha256,
-        reference_n=reference.n,
-    )
-
-
-def extract(batches: Iterable[Tensor], extractor: Extractor) -> Features:
-    """Features [N, D] and logits [N, K] of all images, float32 on the CPU."""
-    parts = [extractor(images) for images in batches]
-    if not parts:
-        raise ValueError("there are no images to measure: give at least 2")
-    features = torch.cat([part.features.cpu() for part in parts])
-    check_finite(features, f"{extractor.name} features")
-    logits = [part.logits.cpu() for part in parts if part.logits is not None]
-    return Features(features, torch.cat(logits) if logits else None)
-
-
-def measure_features(
-    found: Features,
-    reference: Reference,
-    *,
-    k: int = 3,
-    labels: Tensor | None = None,
-    splits: int = SPLITS,
-) -> Metrics:
-    """Every metric of features [N, D]; labels int64 [N] are the classes asked for."""
-    features, logits = found
-    n, real = len(features), reference.features
-    moments = moments_of(features)
-    fd = frechet_distance(moments.mean, moments.cov, reference.mean, reference.cov)
-    precision = recall = is_mean = is_std = None
-    if real is not None and min(n, len(real)) > k:
-        precision, recall = precision_recall(real=real, generated=features, k=k)
-    if logits is not None and n >= splits:
-        is_mean, is_std = inception_score(logits, splits)
-    return Metrics(n, fd, precision, recall, is_mean, is_std, _accuracy(logits, labels, n))
-
-
-def measure_blocks(
-    found: Features,
-    reference: Reference,
-    blocks: int,
-    *,
-    k: int = 3,
-    labels: Tensor | None = None,
-) -> tuple[Metrics, ...]:
-    """The metrics of ``blocks`` disjoint blocks of N // blocks images each, in seed order.
-
-    FD rises and recall falls as a block shrinks, so only blocks of one size compare, never a
-    block with the whole. The Inception score keeps its split size (10 // blocks splits each).
-    Left-over images at the end are unused. Raises ValueError for blocks of fewer than 2 images.
-    """
-    size = len(found.features) // max(blocks, 1)
-    if blocks < 1 or size < 2:
-        raise ValueError(
-            f"{len(found.features)} images do not fill {blocks} blocks of at least 2: "
-            "use fewer blocks or more images"
-        )
-    cuts = [slice(i * size, (i + 1) * size) for i in range(blocks)]
-    return tuple(
-        measure_features(
-            Features(found.features[cut], None if found.logits is None else found.logits[cut]),
-            reference,
-            k=k,
-            labels=None if labels is None else labels[cut],
-            splits=max(1, SPLITS // blocks),
-        )
-        for cut in cuts
-    )
-
-
-def standard_errors(blocks: Sequence[Metrics]) -> dict[str, float | None]:
-    """Standard error of every metric: std over the blocks (divisor B - 1) / sqrt(B).
-
-    It estimates the error of the metric on all images, whose N is B times a block's, and
-    overestimates that of an FD near its floor, where the spread falls faster than 1 / sqrt(N).
-    None for metrics that were not measured, or with fewer than 2 blocks.
-    """
-    return {name: _error([getattr(block, name) for block in blocks]) for name in METRICS}
-
-
-def paired_differences(a: Sequence[Metrics], b: Sequence[Metrics]) -> dict[str, Estimate | None]:
-    """Mean of a - b over pairs of blocks of the same seeds, with its standard error.
-
-    What both runs share by their seeds cancels, so small gains show. Raises ValueError if the
-    blocks do not pair up, or with fewer than 2 of them.
-    """
-    if [block.n for block in a] != [block.n for block in b] or len(a) < 2:
-        raise ValueError(
-            "paired differences need at least 2 blocks of equal sizes from both runs, not "
-            f"{[block.n for block in a]} and {[block.n for block in b]}"
-        )
-    return {
-        name: _paired([getattr(x, name) for x in a], [getattr(y, name) for y in b])
-        for name in METRICS
-    }
+    if found.n < 2:
+        raise ValueError(f"there are {found.n} images: at least 2 are needed to measure anything")
+    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    asked = None if labels is None else torch.as_tensor(labels, dtype=torch.long)
+    if asked is not None and asked.shape != (found.n,):
+        raise ValueError(f"there are {found.n} images but labels of shape {list(asked.shape)}")
+    left = found.n - -(-found.n // groups)  # when the largest group is left out
+    enough = found.n >= 2 * groups and left > NEIGHBOURS
+    parts = group_of(found.n, groups if enough else 1)
+    if not by_seed:
+        parts = parts[torch.randperm(found.n, generator=torch.Generator().manual_seed(0))]
+    values: dict[str, float | None] = {}
+    replicates: dict[str, list[float]] = {}
+    notes: list[str] = []
+    if not enough and groups > 1:
+        notes.append(f"no standard errors: {found.n} images are too few for {groups} groups")
+    for one in protocol.measures:
+        statistics = _statistics(one, reference, real)
+        why = _undefined(one, found.n, statistics, asked)
+        if why is None:
+            generated = getattr(found.features[one.extractor], one.field)
+            case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
+            numbers, repeats = KINDS[one.kind](case)
+            values |= dict(zip(one.columns, numbers, strict=True))
+            replicates |= dict(zip(one.columns, repeats, strict=False))
+        else:
+            values |= dict.fromkeys(one.columns)
+            notes.append(f"{' and '.join(one.columns)}: {why}")
+    return Result(protocol.name, found.n, values, replicates, notes)
 
 
 def fd_floor(
-    reference: Reference, n: int, *, balanced: bool = False, repeats: int = 10, seed: int = 0
+    real: Statistics,
+    n: int,
+    labels: Tensor | None = None,
+    *,
+    repeats: int = 10,
+    seed: int = 0,
 ) -> Estimate:
     """FD that n perfect samples would get: real images drawn with replacement, to all of them.
 
     Mean over ``repeats`` seeded draws and the standard deviation of ONE draw (not of the mean):
-    below value + error, differences of FD at this n mean nothing. ``balanced`` draws each class
-    equally often (n is rounded down to a multiple of the classes). Raises ValueError where the
-    reference keeps no features or labels.
+    below value + error, differences of FD at this n mean nothing. With ``labels`` [N] each class
+    is drawn equally often (n is rounded down to a multiple of the classes). Raises ValueError for
+    statistics without features and for n below 2 or, with labels, twice the classes.
     """
-    if reference.features is None or (balanced and reference.labels is None) or repeats < 2:
-        raise ValueError(
-            f"the FD floor of {reference.name} needs real features, labels if balanced, and "
-            f"at least 2 repeats (not {repeats})"
-        )
+    if real.features is None or repeats < 2:
+        raise ValueError(f"an FD floor needs real features and 2 repeats or more, not {repeats}")
     generator = torch.Generator().manual_seed(seed)
-    classes = [torch.arange(len(reference.features))]
-    if balanced and reference.labels is not None:
-        classes = [(reference.labels == c).nonzero()[:, 0] for c in reference.labels.unique()]
-    draws = []
+    classes = [torch.arange(len(real.features))]
+    if labels is not None:
+        classes = [(labels == c).nonzero()[:, 0] for c in labels.unique()]
+    if n < 2 * len(classes):
+        raise ValueError(f"an FD floor of {n} images needs {2 * len(classes)} or more")
+    factor, draws = covariance_factor(real.cov), []
     for _ in range(repeats):
         rows = [_draw(members, n // len(classes), generator) for members in classes]
-        moments = moments_of(reference.features[torch.cat(rows)])
-        draws.append(frechet_distance(moments.mean, moments.cov, reference.mean, reference.cov))
+        drawn = moments_of(real.features[torch.cat(rows)])
+        draws.append(
+            frechet_distance(
+                real=(real.mean, real.cov), generated=(drawn.mean, drawn.cov), factor=factor
+            )
+        )
     fds = torch.tensor(draws, dtype=torch.float64)
     return Estimate(fds.mean().item(), fds.std().item())
 
 
-def to_row(result: Result) -> dict[str, Any]:
-    """A result as one flat row: metrics, ``<metric>_se``, block size, protocol and hashes."""
-    row: dict[str, Any] = result.metrics._asdict()
-    row |= {f"{name}_se": error for name, error in standard_errors(result.blocks).items()}
-    row["blocks"] = len(result.blocks)
-    row["block_n"] = result.blocks[0].n if result.blocks else None
-    return row | {name: getattr(result, name) for name in Result._fields[2:]}
+def _statistics(
+    one: Measure, reference: Reference | None, real: Mapping[str, Features] | None
+) -> Statistics | None:
+    """What the reference, or else the real images, say to a measure."""
+    known = reference.statistics.get(one.statistics) if reference is not None else None
+    features = (
+        getattr(real[one.extractor], one.field, None) if real and one.extractor in real else None
+    )
+    if features is None:
+        return known
+    if known is not None:
+        return known._replace(features=features)
+    moments = moments_of(features)
+    return Statistics(moments.mean, moments.cov, moments.n, features)
 
 
-def _accuracy(logits: Tensor | None, labels: Tensor | None, n: int) -> float | None:
-    if logits is None or labels is None:
-        return None
-    if labels.shape != (n,):
-        raise ValueError(f"there are {n} images but labels of shape {list(labels.shape)}")
-    return (logits.argmax(1) == labels).double().mean().item()
+def _undefined(one: Measure, n: int, real: Statistics | None, labels: Tensor | None) -> str | None:
+    """Why a measure of n images has no value; None: it has."""
+    if one.kind.startswith("fd") and real is None:
+        return f"the reference has no statistics of {one.statistics}"
+    if one.needs_real_features and (real is None or real.features is None):
+        return NO_REAL
+    if one.kind == "accuracy" and labels is None:
+        return "the classes asked for are not known (run.json or stored labels tell them)"
+    fewest = n
+    if one.needs_real_features and real is not None and real.features is not None:
+        fewest = min(n, len(real.features))
+    needed = {"fd_infinity": FEWEST, "kid": KID_SUBSET, "neighbours": one.options.get("k", 0) + 1,
+              "is": one.options.get("splits", 1)}  # fmt: skip
+    if fewest < needed.get(one.kind, 0):
+        return f"{fewest} images are too few, {needed[one.kind]} are needed"
+    return None
 
 
-def _error(values: Sequence[float | None]) -> float | None:
-    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
-    if len(known) < 2 or len(known) < len(values):
-        return None
-    return (known.std() / len(known) ** 0.5).item()
+def _frechet(case: Case) -> Values:
+    assert case.real is not None
+    real, factor = (case.real.mean, case.real.cov), covariance_factor(case.real.cov)
+    parts = [moments_of(case.generated[case.groups == g]) for g in case.groups.unique()]
+    whole = Moments(case.generated.shape[1])
+    for part in parts:
+        whole.merge(part)
+
+    def distance(moments: Moments) -> float:
+        return frechet_distance(real=real, generated=(moments.mean, moments.cov), factor=factor)
+
+    left = [whole.without(part) for part in parts] if len(parts) > 1 else []
+    return [distance(whole)], [[distance(rest) for rest in left]]
 
 
-def _paired(a: Sequence[float | None], b: Sequence[float | None]) -> Estimate | None:
-    pairs = zip(a, b, strict=True)
-    differences = [x - y for x, y in pairs if x is not None and y is not None]
-    error = _error(differences) if len(differences) == len(a) else None
-    return None if error is None else Estimate(sum(differences) / len(differences), error)
+def _extrapolated(case: Case) -> Values:
+    assert case.real is not None
+    real, own = (case.real.mean, case.real.cov), case.generated
+    return _repeated(case, lambda left: (fd_infinity(real=real, generated=own, without=left),))
+
+
+def _inception(case: Case) -> Values:
+    how = case.measure.options
+    splits = {"shuffle": False, **how} if "split_size" in how else how
+    return _repeated(case, lambda left: inception_score(case.generated, **splits, without=left))
+
+
+def _kernel(case: Case) -> Values:
+    assert case.real is not None and case.real.features is not None
+    real, own, size = case.real.features, case.generated, KID_SUBSET
+    return _repeated(
+        case, lambda w: kernel_distance(real=real, generated=own, subset_size=size, without=w)
+    )
+
+
+def _neighbours(case: Case) -> Values:
+    assert case.real is not None and case.real.features is not None
+    options = case.measure.options
+    order = case.groups.argsort(stable=True)  # groups in a row, as membership wants them
+    both = case.real.features, case.generated[order]
+    most = min(options.get("reduced", len(both[0])), *map(len, both))
+    reduced = "reduced" in options
+    real, generated = ((_reduced(f, most) if reduced else f).to(case.device) for f in both)
+    groups = int(case.groups.max()) + 1
+    k, strict = options["k"], options.get("strict", False)
+    found = membership(
+        real=real, generated=generated, k=k, strict=strict, groups=groups, memory=case.memory
+    )
+    of = group_of(len(generated), groups).to(found.precise.device)
+    left = [of != g for g in range(groups)] if groups > 1 else []
+    every = torch.ones_like(of, dtype=torch.bool)
+    rows = [
+        [_share(found.precise[keep]) for keep in (every, *left)],
+        [_share(row) for row in found.recalled],
+        [_share(found.inside[keep]) / k for keep in (every, *left)],
+        [_share(row) for row in found.covered],
+    ][: len(case.measure.columns)]
+    return [row[0] for row in rows], [row[1:] for row in rows]
+
+
+def _accuracy(case: Case) -> Values:
+    assert case.labels is not None
+    right = (case.generated.argmax(1) == case.labels).double()
+    every = torch.zeros(len(right), dtype=torch.bool)
+    return _repeated(case, lambda left: (right[~(every if left is None else left)].mean().item(),))
+
+
+KINDS: dict[str, Callable[[Case], Values]] = {
+    "fd": _frechet,
+    "fd_infinity": _extrapolated,
+    "is": _inception,
+    "kid": _kernel,
+    "neighbours": _neighbours,
+    "accuracy": _accuracy,
+}
+
+
+def _repeated(case: Case, function: Callable[[Tensor | None], tuple[float, ...]]) -> Values:
+    """function(samples to leave out): of none, and of each group. A spread gets no replicates."""
+    groups = case.groups.unique()
+    repeats = [function(case.groups == g)[0] for g in groups] if len(groups) > 1 else []
+    return list(function(None)), [repeats]
+
+
+def _reduced(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, drawn by a fixed seed, in their order."""
+    if len(rows) <= most:
+        return rows
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
+    return rows[drawn.sort().values]
+
+
+def _share(marks: Tensor) -> float:
+    return marks.double().mean().item()
 
 
 def _draw(members: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -3,30 +3,33 @@
 import io
 import json
 import re
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
+from metrics.npz import BROKEN, map_npz, read_npz
+
 PICTURES = (".png", ".jpg", ".jpeg")
-BROKEN = (  # what Pillow, zipfile and numpy raise for a damaged or locked file
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile),
-)
+
+
+class BrokenImageError(ValueError):
+    """A picture that cannot be decoded."""
+
+
+class _ModeError(Exception): ...  # a picture of another mode than 8-bit grey or RGB
 
 
 class ImageSource(NamedTuple):
-    """Images that can be read one by one; nothing is decoded until ``read`` is called."""
+    """Images that can be read one by one, from several threads; nothing is decoded before."""
 
     path: Path
     names: list[str]  # in seed order: digits in a name sort as numbers
-    read: Callable[[int], np.ndarray]  # index -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
+    fetch: Callable[[int], bytes]  # index -> the picture's bytes as stored
+    decode: Callable[[bytes], np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
     run: dict[str, Any]  # run.json beside the images, with its "settings"; {}: none
     labels: list[int] | None = None  # class of every image where the source stores it
 
@@ -51,18 +54,52 @@ def open_images(path: str | Path) -> ImageSource:
     return source
 
 
-def read_batches(source: ImageSource, size: int = 256) -> Iterator[torch.Tensor]:
-    """Yield the images of ``source`` in order as uint8 [B, C, H, W], B <= size.
+def read_bytes(source: ImageSource, index: int) -> bytes:
+    """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read."""
+    try:
+        return source.fetch(index)
+    except BROKEN as error:
+        name = source.path / source.names[index]
+        raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
-    Raises ValueError, naming the file, for a broken image or one that differs in shape.
+
+def read_image(source: ImageSource, index: int, data: bytes | None = None) -> np.ndarray:
+    """One picture, uint8 [H, W, C]; ``data``: its bytes, where they are at hand already.
+
+    Raises ValueError, naming the picture, if it is broken or neither 8-bit grey nor RGB.
     """
-    if size < 1:
-        raise ValueError(f"the batch size must be at least 1, not {size}")
-    first = source.read(0).shape
-    for start in range(0, len(source.names), size):
-        indices = range(start, min(start + size, len(source.names)))
-        pictures = [_same_shape(source.read(i), first, source, i) for i in indices]
-        yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    name = source.path / source.names[index]
+    try:
+        return source.decode(read_bytes(source, index) if data is None else data)
+    except BrokenImageError:
+        raise
+    except _ModeError as error:
+        raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
+
+
+def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
+    """``num`` images drawn without replacement, in order; None: all of them.
+
+    The draw is that of EDM's and EDM2's data sets, so the same seed picks the same images.
+    Raises ValueError for fewer than 2 images or more than there are.
+    """
+    if num is None:
+        return source
+    if not 2 <= num <= len(source.names):
+        raise ValueError(
+            f"{source.path} holds {len(source.names)} images: a subset has 2 to as many, not {num}"
+        )
+    chosen = np.arange(len(source.names))
+    if num < len(chosen):
+        np.random.RandomState(seed % (1 << 31)).shuffle(chosen)
+    order = [int(i) for i in np.sort(chosen[:num])]
+    return source._replace(
+        names=[source.names[i] for i in order],
+        fetch=lambda index: source.fetch(order[index]),
+        labels=source.labels and [source.labels[i] for i in order],
+    )
 
 
 def seeds_of(source: ImageSource) -> list[int] | None:
@@ -88,18 +125,6 @@ def labels_of(source: ImageSource, classes: int) -> list[int] | None:
     return None
 
 
-def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an npz whose names are ``wanted`` and there; pickled objects are refused.
-
-    Raises ValueError, naming the file, if it cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in wanted if name in archive.files}
-    except (*BROKEN, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
-
-
 def _open(path: Path) -> ImageSource:
     if path.is_dir():
         return _open_folder(path)
@@ -122,11 +147,11 @@ def _open_folder(folder: Path) -> ImageSource:
             f"the run in {folder} is not complete: run its generate.py command again to finish it"
         )
 
-    def read(index: int) -> np.ndarray:
-        file = folder / names[index]
-        return _decode(file.read_bytes, file)
+    def fetch(index: int) -> bytes:
+        return (folder / names[index]).read_bytes()
 
-    return ImageSource(folder, names, read, _run(folder / "run.json"))
+    labels = _dataset_labels(folder / "dataset.json", names)
+    return ImageSource(folder, names, fetch, _decode, _run(folder / "run.json"), labels)
 
 
 def _open_zip(path: Path) -> ImageSource:
@@ -138,29 +163,40 @@ def _open_zip(path: Path) -> ImageSource:
     inside = zipfile.Path(archive, "run.json")
     run = _run(inside if inside.exists() else path.parent / "run.json")
 
-    def read(index: int) -> np.ndarray:
-        return _decode(lambda: archive.read(names[index]), path / names[index])
+    def fetch(index: int) -> bytes:
+        return archive.read(names[index])
 
-    return ImageSource(path, names, read, run)
+    labels = _dataset_labels(zipfile.Path(archive, "dataset.json"), names)
+    return ImageSource(path, names, fetch, _decode, run, labels)
 
 
 def _open_npz(path: Path) -> ImageSource:
-    arrays = read_npz(path, ("images", "arr_0", "seeds", "labels"))
-    images = arrays.get("images", arrays.get("arr_0"))
+    images = map_npz(path, "images")
+    images = map_npz(path, "arr_0") if images is None else images
     if images is None:
         raise ValueError(f"{path} has no images: store them under the key 'images' or 'arr_0'")
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+    pixels = images[..., None] if images.ndim == 3 else images
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3):
         raise ValueError(
             f"{path} holds {images.dtype} {list(images.shape)}: images must be uint8 "
             "[N, H, W] or [N, H, W, C] with C = 1 or 3"
         )
-    names = [f"{int(seed):06d}" for seed in arrays.get("seeds", np.arange(len(images)))]
+    arrays = read_npz(path, ("seeds", "labels"))
+    for name, values in arrays.items():
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {name} must be whole numbers [N], one per image")
+    names = [f"{int(seed):06d}" for seed in arrays.get("seeds", np.arange(len(pixels)))]
     labels = [int(label) for label in arrays["labels"]] if "labels" in arrays else None
-    if len(names) != len(images) or (labels is not None and len(labels) != len(images)):
+    if len(names) != len(pixels) or (labels is not None and len(labels) != len(pixels)):
         raise ValueError(f"{path} must hold one seed and one label per image, or none at all")
-    run = _run(path.parent / "run.json")
-    return ImageSource(path, names, lambda i: images[i], run, labels)
+    return ImageSource(
+        path,
+        names,
+        lambda index: pixels[index].tobytes(),
+        lambda data: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
+        _run(path.parent / "run.json"),
+        labels,
+    )
 
 
 def _pictures(names: Iterable[str]) -> list[str]:
@@ -178,32 +214,25 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _decode(fetch: Callable[[], bytes], name: Path) -> np.ndarray:
+def _decode(data: bytes) -> np.ndarray:
     """uint8 [H, W, C] of one encoded picture."""
-    try:
-        with Image.open(io.BytesIO(fetch())) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is not a readable image: delete or remake it") from error
-    if mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has mode {mode}: convert it to 8-bit grey (L) or RGB")
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode not in ("L", "RGB"):
+            raise _ModeError(image.mode)
+        pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _same_shape(
-    picture: np.ndarray, first: tuple[int, ...], source: ImageSource, index: int
-) -> np.ndarray:
-    if picture.shape != first:
-        raise ValueError(
-            f"{source.path / source.names[index]} is {_shape(picture.shape)} but "
-            f"{source.names[0]} is {_shape(first)}: measure images of one size and mode at a time"
-        )
-    return picture
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    height, width, channels = shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+def _dataset_labels(file: Path | zipfile.Path, names: list[str]) -> list[int] | None:
+    """Classes from EDM's dataset.json, {"labels": [[name, class], ...] or null}."""
+    if not file.exists():
+        return None
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        known = {str(name): int(label) for name, label in rows or ()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not EDM's dataset.json: delete or remake it") from error
+    return [known[name] for name in names] if all(name in known for name in names) else None
 
 
 def _run(file: Path | zipfile.Path) -> dict[str, Any]:

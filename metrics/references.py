@@ -1,55 +1,116 @@
-"""What generated images are compared with: moments of real images, and features if there."""
+"""What generated images are compared with: references by name, by address or from a file."""
 
+import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
-from erk.fetch import sha256_of
+from erk.fetch import fetch
 from metrics.extractors import Extractor
-from metrics.images import read_npz
-from metrics.statistics import check_finite, moments_of
+from metrics.reference_files import Reference, Statistics, read_reference
+from metrics.statistics import moments_of
 
-NAMES = ("digits",)
-
-
-class Reference(NamedTuple):
-    """Statistics of real images under one extractor."""
-
-    name: str
-    sha256: str  # of the file; for built-in images, of their uint8 pixels
-    n: int | None  # how many images; None: the file does not say
-    mean: Tensor  # [D] float64
-    cov: Tensor  # [D, D] float64, divisor n - 1
-    features: Tensor | None = None  # [n, D] float32; None: no precision, recall, floor
-    labels: Tensor | None = None  # [n] int64, the real classes
+ROWS = Path(__file__).parents[1] / "configs" / "references.yaml"
+KINDS: dict[str, type] = {"url": str, "protocol": str, "image_size": int, "licence": str}
 
 
-def load_reference(source: str | Path, extractor: Extractor) -> Reference:
-    """A reference by name (``digits``) or from an npz.
+class Known(NamedTuple):
+    """A published reference: one row of configs/references.yaml."""
 
-    The npz holds ``mu`` [D] and ``sigma`` [D, D] as EDM writes them, and may hold ``num_images``
-    and ``features`` [N, D]. Raises FileNotFoundError or ValueError for what is not there, cannot
-    be read or has another dimension than ``extractor``.
+    url: str
+    protocol: str
+    image_size: int  # pixels
+    licence: str | None = None  # of the file; None: its source names none
+
+
+def load_reference(
+    source: str | Path, extractors: Mapping[str, Extractor] = {}, offline: bool = False
+) -> Reference:
+    """A reference by name (see ``reference_names``), by address (https://, hf://) or by path.
+
+    ``extractors`` are those at hand: ``digits`` needs the one of that name, and statistics must
+    fit those they are for. Files are downloaded once into the cache, with ``offline`` never. For
+    the formats see ``metrics.reference_files.read_reference``. Raises OSError (FileNotFoundError,
+    ConnectionError) or ValueError for what is not there, cannot be read or does not fit.
     """
-    if str(source) == "digits":
-        reference = _digits(extractor)
-    elif Path(source).suffix == ".npz":
-        reference = _from_npz(Path(source))
+    name = str(source)
+    if name == "digits":
+        return _digits(extractors)
+    row = known_references().get(name)
+    if row is None:
+        reference = read_reference(_place(name, offline), extractors)
     else:
+        read = read_reference(fetch(row.url, offline=offline), extractors)
+        reference = read._replace(name=name, protocol=row.protocol, image_size=row.image_size)
+    for extractor in extractors.values():
+        if extractor.name in reference.statistics:
+            check_extractor(reference, extractor)
+    return reference
+
+
+def check_extractor(reference: Reference, extractor: Extractor) -> Statistics:
+    """The reference's statistics under ``extractor``.
+
+    Raises ValueError if there are none, if they have another dimension or if they were made with
+    other weights.
+    """
+    found = reference.statistics.get(extractor.name)
+    if found is None:
+        there = ", ".join(reference.statistics)
         raise ValueError(
-            f"the reference {str(source)!r} is not available in this version: use "
-            f"{', '.join(NAMES)} or a .npz file with mu and sigma"
+            f"the reference {reference.name} has no statistics under {extractor.name}, only under "
+            f"{there}: choose a protocol or a reference that fits"
         )
-    if len(reference.mean) != extractor.feature_dim:
+    if len(found.mean) != extractor.feature_dim:
         raise ValueError(
-            f"the reference {source} has {len(reference.mean)} dimensions but the extractor "
+            f"the reference {reference.name} has {len(found.mean)} dimensions but the extractor "
             f"{extractor.name} has {extractor.feature_dim}: use statistics made with it"
         )
-    return reference
+    if found.weights and extractor.sha256 and found.weights != extractor.sha256:
+        raise ValueError(
+            f"the reference {reference.name} was made with other weights of {extractor.name} "
+            f"(sha256 {found.weights[:8]}, here {extractor.sha256[:8]}): make it again"
+        )
+    return found
+
+
+def reference_names() -> tuple[str, ...]:
+    """Every name that ``load_reference`` takes."""
+    return ("digits", *known_references())
+
+
+def describe() -> list[str]:
+    """One line per reference: name, protocol, image size, address and licence of the file."""
+    rows = {"digits": Known("built in: scikit-learn's", "digits", 8)} | known_references()
+    lines = []
+    for name, row in rows.items():
+        size = f"{row.image_size}x{row.image_size}"
+        licence = f"  ({row.licence})" if row.licence else ""
+        lines.append(f"{name:16}  {row.protocol:9}  {size:>7}  {row.url}{licence}")
+    return lines
+
+
+@functools.cache
+def known_references() -> dict[str, Known]:
+    """The published references by name, in the order of configs/references.yaml."""
+    return read_rows(ROWS)
+
+
+def read_rows(path: Path) -> dict[str, Known]:
+    """The rows of a table of references; ValueError names the file, the row and the key."""
+    try:
+        rows = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(rows, dict):
+        raise ValueError(f"{path} must hold one row per name of a reference")
+    return {name: _known(f"{path}: {name}", row) for name, row in rows.items()}
 
 
 def real_digits() -> tuple[Tensor, Tensor]:
@@ -64,34 +125,39 @@ def real_digits() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(labels).long()
 
 
-def _digits(extractor: Extractor) -> Reference:
+def _digits(extractors: Mapping[str, Extractor]) -> Reference:
+    if "digits" not in extractors:
+        raise ValueError("the reference digits needs the extractor digits: use its protocol")
+    extractor = extractors["digits"]
     images, labels = real_digits()
     features = extractor(images).features.cpu()
     moments = moments_of(features)
+    found = Statistics(moments.mean, moments.cov, moments.n, features, extractor.sha256)
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    return Reference(
-        "digits", digest, moments.n, moments.mean, moments.cov, features=features, labels=labels
+    return Reference("digits", digest, {"digits": found}, "digits", labels, images.shape[-1])
+
+
+def _place(source: str, offline: bool) -> Path:
+    """The local file of an address or a path; ValueError for what can only be a name."""
+    if "://" in source:
+        return fetch(source, offline=offline)
+    path = Path(source)
+    if path.exists() or path.suffix or path.name != source:
+        return path
+    raise ValueError(
+        f"there is no reference {source!r}: choose {', '.join(reference_names())}, or give a .npz "
+        "or .pkl file"
     )
 
 
-def _from_npz(path: Path) -> Reference:
-    if not path.exists():
-        raise FileNotFoundError(f"the reference file {path} does not exist")
-    arrays = read_npz(path, ("mu", "sigma", "num_images", "features"))
-    if "mu" not in arrays or "sigma" not in arrays:
-        raise ValueError(f"{path} is no reference: an npz must hold mu [D] and sigma [D, D]")
-    mean, cov = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path} holds mu {list(mean.shape)} and sigma {list(cov.shape)}: "
-            "they must be [D] and [D, D]"
-        )
-    check_finite(mean, f"means in {path}")
-    check_finite(cov, f"covariances in {path}")
-    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
-        raise ValueError(f"{path} holds features {list(features.shape)}: they must be [N, D]")
-    n = int(arrays["num_images"]) if "num_images" in arrays else None
-    if n is None and features is not None:
-        n = len(features)
-    return Reference(path.stem, sha256_of(path), n, mean, cov, features=features)
+def _known(where: str, row: Any) -> Known:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} must be a row of {', '.join(KINDS)}")
+    for key, value in row.items():
+        if key not in KINDS:
+            raise ValueError(f"{where} has the unknown key {key!r}: use {', '.join(KINDS)}")
+        if type(value) is not KINDS[key]:
+            raise ValueError(f"{where} has the {key} {value!r}: it must be {KINDS[key].__name__}")
+    for key in KINDS.keys() - row.keys() - Known._field_defaults.keys():
+        raise ValueError(f"{where} has no {key}: add it")
+    return Known(**row)

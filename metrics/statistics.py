@@ -1,9 +1,13 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 ROWS = 1024  # float64 rows multiplied at a time: fast, and memory stays flat
+FEW = 128  # rows checked at a time
 
 
 class Moments:
@@ -47,6 +51,13 @@ class Moments:
         self.outer += other.outer
         return self
 
+    def without(self, other: "Moments") -> "Moments":
+        """Moments of the samples that ``other`` has not seen; self stays as it is."""
+        rest = Moments(len(self.total))
+        rest.n = self.n - other.n
+        rest.total, rest.outer = self.total - other.total, self.outer - other.outer
+        return rest
+
     @property
     def mean(self) -> Tensor:
         """Mean [D], float64."""
@@ -69,9 +80,39 @@ def moments_of(features: Tensor) -> Moments:
     return Moments(features.shape[1]).add(features)
 
 
+def as_features(values: Any, name: str, least: int) -> Tensor:
+    """Features [N, D] as they are; other numbers than float32 and float64 become float32.
+
+    Raises ValueError for another shape, fewer than ``least`` samples, NaN or infinity.
+    """
+    if not isinstance(values, Tensor):  # PyTorch warns of arrays that it could not write to
+        values = torch.from_numpy(np.require(values, requirements="W"))
+    features = values.detach()
+    if features.dtype not in (torch.float32, torch.float64):
+        features = features.float()
+    if features.ndim != 2 or len(features) < least:
+        raise ValueError(
+            f"{name} features must be [N, D] with N >= {least}, not {list(features.shape)}"
+        )
+    check_finite(features, f"{name} features")
+    return features
+
+
+def check_same_dimension(real: Tensor, generated: Tensor) -> None:
+    """Raise ValueError unless features [N, D] and [M, D] have one D."""
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"real features have {real.shape[1]} dimensions and generated ones "
+            f"{generated.shape[1]}: use one extractor for both"
+        )
+
+
 def check_finite(values: Tensor, what: str) -> None:
     """Raise ValueError, naming the first bad row, if ``values`` holds NaN or infinity."""
-    finite = torch.isfinite(values)
-    if not finite.all():
-        row = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"the {what} hold NaN or infinity (first in row {row}): remove the cause")
+    for start in range(0, len(values), FEW):  # the check's own memory stays flat, too
+        finite = torch.isfinite(values[start : start + FEW])
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0, 0])
+            raise ValueError(
+                f"the {what} hold NaN or infinity (first in row {row}): remove the cause"
+            )

@@ -3,7 +3,7 @@
     bash scripts/demo.sh          # set-up, then this
 
 Writes results/demo.md, results/demo.json and results/demo.png and prints the table. Standard
-errors are over seed blocks; differences are paired, the same seeds with and without ERK-Guid.
+errors leave out groups of seeds; differences are paired, the same seeds with and without ERK-Guid.
 """
 
 import io
@@ -27,9 +27,12 @@ from erk.jobs.images import sheet
 from erk.models.presets import find_preset
 from erk.sampler import Settings
 from erk.world import provenance
-from metrics.evaluation import Result, fd_floor, measure, paired_differences, standard_errors
+from metrics.evaluation import Result, fd_floor, measure
+from metrics.extraction import extract
 from metrics.extractors import load_extractor
+from metrics.protocols import find_protocol
 from metrics.references import load_reference
+from metrics.report import differences
 from metrics.table import to_json, to_markdown, to_text, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +40,7 @@ STEPS = (6, 8, 16)
 ERK = {"w_stiff": 0.5, "w_con": 0.3}
 GUIDES = {"none": "digits", "Autoguidance": "digits-autog"}
 BATCH = 250
-CHANGE = "change of FD per block"
+CHANGE = "change of FD"
 SHOWN = 12  # pictures per row of the sheet
 
 
@@ -70,14 +73,14 @@ def sample_row(guide: str, steps: int, erk: bool, seeds: list[int]) -> tuple[Any
     return torch.cat([batch.images for batch in made]).numpy(), classes, nfe
 
 
-def sample_all(seeds: list[int], blocks: int) -> list[Run]:
+def sample_all(seeds: list[int], groups: int) -> list[Run]:
     """Every combination of guide, steps and ERK-Guid, from the same seeds and labels.
 
     Rows are sampled side by side, one thread each: pictures then do not depend on the machine's
     number of cores, and nets this small gain nothing from more threads.
     """
-    extractor = load_extractor("digits", "cpu")
-    reference = load_reference("digits", extractor)
+    judges = {"digits": load_extractor("digits", "cpu")}
+    reference, protocol = load_reference("digits", judges), find_protocol("digits")
     rows = [(guide, steps, erk) for guide in GUIDES for steps in STEPS for erk in (False, True)]
     workers = min(os.cpu_count() or 1, len(rows))
     runs = []
@@ -88,12 +91,13 @@ def sample_all(seeds: list[int], blocks: int) -> list[Run]:
         for row, future in zip(rows, futures, strict=True):
             pixels, classes, nfe = future.result()
             images = torch.from_numpy(pixels)
-            result = measure([images], extractor, reference, labels=classes, blocks=blocks)
+            found = extract([images], judges)
+            result = measure(found, protocol, reference, labels=classes, groups=groups)
             runs.append(Run(*row, nfe, images, result))
             guide, steps, erk = row
             state = "on" if erk else "off"
-            found = f"{guide}, {steps} steps, ERK-Guid {state}: FD {result.metrics.fd:.2f}"
-            click.echo(f"[{len(runs)}/{len(rows)}] {found}", err=True)
+            told = f"{guide}, {steps} steps, ERK-Guid {state}: FD {result.values['fd']:.2f}"
+            click.echo(f"[{len(runs)}/{len(rows)}] {told}", err=True)
     return runs
 
 
@@ -101,41 +105,41 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
     """Table rows; the last column is the paired change that ERK-Guid makes to FD."""
     rows = []
     for run in runs:
-        errors = standard_errors(run.result.blocks)
-        found = run.result.metrics
+        found = {
+            name: (run.result.values[name], error) for name, error in run.result.errors.items()
+        }
         row: dict[str, Any] = {
             "guide": run.guide,
             "steps": run.steps,
             "ERK-Guid": "on" if run.erk else "off",
             "NFE": run.nfe,
-            "FD": (found.fd, errors["fd"]),
-            "precision": (found.precision, errors["precision"]),
-            "recall": (found.recall, errors["recall"]),
-            "IS": (found.is_mean, errors["is_mean"]),
-            "recognised": (found.accuracy, errors["accuracy"]),
+            "FD": found["fd"],
+            "precision": found["precision"],
+            "recall": found["recall"],
+            "IS": found["is"],
+            "recognised": found["accuracy"],
             CHANGE: None,
-            "FD blocks": [block.fd for block in run.result.blocks],
+            "beyond noise": None,
         }
         if run.erk:
             plain = next(r for r in runs if r[:2] == run[:2] and not r.erk)
-            change = paired_differences(run.result.blocks, plain.result.blocks)["fd"]
-            row[CHANGE] = change and tuple(change)
+            change = differences(run.result, plain.result).get("fd")
+            if change is not None:
+                row[CHANGE] = (change.value, change.error)
+                row["beyond noise"] = "yes" if change.exceeds else "no"
         rows.append(row)
     return rows
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
     """What the paired differences say, counted, not hoped for."""
-    from scipy.stats import t
-
-    blocks = len(rows[0]["FD blocks"])
-    bound = t.ppf(0.975, blocks - 1)
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "not measurably changed": []}
     for row in rows:
         if row[CHANGE] is not None:
-            change, error = row[CHANGE]
-            sure = abs(change) > bound * error
-            kind = ("lower" if change < 0 else "higher") if sure else "not measurably changed"
+            sure = row["beyond noise"] == "yes"
+            kind = (
+                ("lower" if row[CHANGE][0] < 0 else "higher") if sure else "not measurably changed"
+            )
             guide = "" if row["guide"] == "none" else f" with {row['guide']}"
             groups[kind].append(f"{row['steps']} steps{guide}")
     told = "; ".join(f"{kind} at {', '.join(names)}" for kind, names in groups.items() if names)
@@ -145,7 +149,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         up = sum(on[name][0] > off[name][0] for off, on in pairs)
         moves.append(f"{name} rises in {up} of {len(pairs)} pairs")
     return (
-        f"With ERK-Guid FD is {told} (paired differences over {blocks} seed blocks, "
+        f"With ERK-Guid FD is {told} (paired differences, the same seeds on and off, "
         f"95 % interval). Of the single rows, {' and '.join(moves)}, on against off."
     )
 
@@ -166,7 +170,7 @@ def picture(runs: list[Run]) -> bytes:
         height = page.shape[0] / len(own)
         names = [
             f"{run.steps} steps, {'ERK-Guid' if run.erk else 'plain'}\n"
-            f"FD {run.result.metrics.fd:.2f}"
+            f"FD {run.result.values['fd']:.2f}"
             for run in own
         ]
         panel.set_yticks([(i + 0.5) * height for i in range(len(own))], names, fontsize=8)
@@ -180,16 +184,16 @@ def picture(runs: list[Run]) -> bytes:
 
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", default="0-1499", help="Pictures per row of the table.")
-@click.option("--blocks", default=5, help="Seed blocks of the error bars.")
+@click.option("--groups", default=10, help="Groups of seeds of the error bars.")
 @click.option("--results", default=str(ROOT / "results"), help="Where the files go.")
 @clean_exit
-def main(seeds: str, blocks: int, results: str) -> None:
+def main(seeds: str, groups: int, results: str) -> None:
     """Sample digits with and without ERK-Guid, measure, and write results/demo.*."""
     chosen = parse_seeds(seeds)
-    runs = sample_all(chosen, blocks)
+    runs = sample_all(chosen, groups)
     rows = rows_of(runs)
-    reference = load_reference("digits", load_extractor("digits", "cpu"))
-    floor = fd_floor(reference, len(chosen), balanced=True)
+    reference = load_reference("digits", {"digits": load_extractor("digits", "cpu")})
+    floor = fd_floor(reference.statistics["digits"], len(chosen), reference.labels)
     notes = [
         f"{len(chosen)} pictures per row (seeds {seeds}, balanced labels, preset digits, Heun, "
         f"EDM schedule); ERK-Guid: w_stiff {ERK['w_stiff']}, w_con {ERK['w_con']}.",
@@ -197,25 +201,23 @@ def main(seeds: str, blocks: int, results: str) -> None:
         "share that it takes for the class asked for; w_stiff and w_con were fixed beforehand, not "
         "chosen on these seeds.",
         f"FD floor {floor.value:.2f} ± {floor.error:.2f}: what as many real digits get. Standard "
-        f"errors are over {blocks} seed blocks of {len(chosen) // blocks} pictures. The last "
-        "column is the mean change within such blocks, on against off from the same seeds; FD "
-        "falls with the number of pictures, so it need not equal the difference of two rows.",
+        f"errors by leaving out each of {groups} groups of seeds in turn (jackknife); the last but "
+        "one column is the change that ERK-Guid makes, from the same seeds.",
         verdict(rows),
     ]
     made_by = provenance("cpu")
-    shown = [name for name in rows[0] if name != "FD blocks"]
     folder = Path(results)
     write(
         folder / "demo.md",
         "# Digits with and without ERK-Guid\n\n"
-        + to_markdown(rows, shown)
+        + to_markdown(rows)
         + "\n" + "\n\n".join(notes) + "\n\n![digits](demo.png)\n\n"
         + f"Made by `{made_by['command']}` at commit {made_by['commit']} on {made_by['device']} "
         + f"with {', '.join(f'{k} {v}' for k, v in made_by['versions'].items())}.\n",
     )  # fmt: skip
     write(folder / "demo.json", to_json([row | {"made_by": made_by} for row in rows]))
     write(folder / "demo.png", picture(runs))
-    click.echo(to_text(rows, shown) + "\n" + "\n".join(notes))
+    click.echo(to_text(rows) + "\n" + "\n".join(notes))
     click.echo(f"wrote {folder / 'demo.md'}, demo.json and demo.png")
 
 

@@ -33,7 +33,7 @@ ROWS = [
 def demo(tmp_path_factory):
     """The folder of results and what was printed; 40 pictures a row."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "scripts" / "demo.py", "--seeds", "0-39", "--blocks", "2"]
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--seeds", "0-39", "--groups", "2"]
     done = subprocess.run(
         [*command, "--results", folder / "results"], cwd=folder, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -60,7 +60,7 @@ def test_demo_rows(demo):
         assert row["FD"] > 0 and 1 <= row["IS"] <= 10
         assert all(0 <= row[name] <= 1 for name in ("precision", "recall", "recognised"))
         assert row["made_by"]["versions"]["torch"] == torch.__version__
-        change = row["change of FD per block"]
+        change = row["change of FD"]
         assert (change is None) == (row["ERK-Guid"] == "off")
         assert change is None or math.isfinite(change)
     assert len({row["FD"] for row in rows}) == len(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from erk.solvers import SOLVERS
+from metrics.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +24,25 @@ def test_the_code_of_a_document_runs(name):
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
     assert space["x0"].isfinite().all()
+
+
+def test_the_code_on_measuring_runs(capsys):
+    (block,) = blocks("docs/evaluation.md")
+    space = {}
+    exec(compile(block, "evaluation.md", "exec"), space)
+    assert space["result"].values["fd"] > 100 and space["result"].errors["fd"] > 0
+    assert "Difference(value=" in capsys.readouterr().out
+
+
+def test_every_protocol_and_column_is_in_the_document():
+    text = (ROOT / "docs/evaluation.md").read_text()
+    for protocol in PROTOCOLS.values():
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{protocol.name}` |")]
+        row = rows[-1]  # digits is the name of a network, too, in the table before
+        for column in protocol.columns:
+            assert column in row or column.removesuffix("_std") in row or column in (
+                "precision", "recall"
+            ), (protocol.name, column)  # fmt: skip
 
 
 def test_the_readmes_python_runs(monkeypatch):

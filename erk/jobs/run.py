@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -21,49 +21,53 @@ from .images import png_bytes, read_png, sheet, write_whole
 from .options import identity_of, labels_of, networks_of, settings_of
 
 
+class Job(NamedTuple):
+    """What is to be made, checked, with the networks in place."""
+
+    model: Model
+    guide: Model | None
+    settings: Settings
+    seeds: list[int]
+    labels: Labels
+    batch: int
+    noise_device: str | None  # where noise is drawn; None: where the model is
+    identity: dict[str, Any]  # all that a picture depends on, beside its seed
+    facts: dict[str, Any]  # networks, command, device and versions, for the record
+
+
+def open_job(options: dict[str, Any]) -> Job:
+    """Read the options of generate.py and load the networks; writes nothing.
+
+    Everything that can be checked is checked before weights are read. Raises ValueError or
+    OSError, each with one sentence.
+    """
+    return _open(_plan(options), options)
+
+
 def run(**options: Any) -> None:
     """Make all pictures that `options` (those of generate.py) ask for and that are not there yet.
 
     Everything that can be checked is checked before weights are read, and everything else before
     anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
     """
-    net, gnet, guidance = networks_of(options)
-    settings = settings_of(options, guidance)
-    seeds = parse_seeds(options["seeds"])
-    labels = labels_of(options["labels"], options["class_idx"])
-    device = pick_device(options["device"])
-    folder = RunFolder(
-        Path(options["outdir"]),
-        options["kind"],
-        options["subdirs"],
-        identity_of(options, settings, net, gnet, device),
-    )
-    pending = folder.check(seeds)
+    plan = _plan(options)
+    folder = RunFolder(Path(options["outdir"]), options["kind"], options["subdirs"], plan.identity)
+    pending = folder.check(plan.seeds)
     if options["trace"] is not None:
         check_writable(Path(options["trace"]).absolute().parent)
     if not pending and folder.record.get("complete"):
         if os.environ.get("RANK", "0") == "0":
-            _say_finished(folder, seeds, options)
+            _say_finished(folder, plan.seeds, options)
         return
-    model, guide = _load(options, net, gnet, device)
-    check_labels(labels, model.label_dim, seeds)
-    settings.sigmas(model)  # some networks have no noise levels for some schedules
-    facts = {
-        "seeds": format_seeds(seeds),
-        "images": len(seeds),
-        "batch": options["batch"],
-        "network": _describe(model),
-        "guide": guide and _describe(guide),
-        **provenance(device),
-    }
-    folder.check_networks(facts)
-    with join(device) as world:
+    job = _open(plan, options)
+    folder.check_networks(job.facts)
+    with join(plan.device) as world:
         pending = from_first(world, pending)
         if world.rank == 0:
-            folder.begin({**facts, "processes": world.size})
+            folder.begin({**job.facts, "processes": world.size})
         wait(world)
         try:
-            _make(world, folder, pending, model, guide, settings, labels, options)
+            _make(world, folder, pending, job, options["trace"])
         except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
             if world.size == 1:  # other processes may be writing there still
                 folder.abandon()
@@ -71,9 +75,50 @@ def run(**options: Any) -> None:
         wait(world)
         if world.rank == 0:
             if options["grid"]:
-                _write_grid(folder, seeds)
+                _write_grid(folder, job.seeds)
             folder.finish()
-            _report(folder, seeds)
+            _report(folder, job.seeds)
+
+
+class _Plan(NamedTuple):
+    """What the options say, before any weights are read."""
+
+    net: str
+    gnet: str | None
+    settings: Settings
+    seeds: list[int]
+    labels: Labels
+    device: torch.device
+    identity: dict[str, Any]
+
+
+def _plan(options: dict[str, Any]) -> _Plan:
+    net, gnet, guidance = networks_of(options)
+    settings = settings_of(options, guidance)
+    seeds = parse_seeds(options["seeds"])
+    labels = labels_of(options["labels"], options["class_idx"])
+    device = pick_device(options["device"])
+    identity = identity_of(options, settings, net, gnet, device)
+    return _Plan(net, gnet, settings, seeds, labels, device, identity)
+
+
+def _open(plan: _Plan, options: dict[str, Any]) -> Job:
+    model, guide = _load(options, plan.net, plan.gnet, plan.device)
+    check_labels(plan.labels, model.label_dim, plan.seeds)
+    plan.settings.sigmas(model)  # some networks have no noise levels for some schedules
+    facts = {
+        "seeds": format_seeds(plan.seeds),
+        "images": len(plan.seeds),
+        "batch": options["batch"],
+        "network": _describe(model),
+        "guide": guide and _describe(guide),
+        **provenance(plan.device),
+    }
+    noise_device = "cpu" if options["noise"] == "cpu" else None
+    return Job(
+        model, guide, plan.settings, plan.seeds, plan.labels, options["batch"], noise_device,
+        plan.identity, facts,
+    )  # fmt: skip
 
 
 def _load(
@@ -92,24 +137,14 @@ def _load(
     return model, guide
 
 
-def _make(
-    world: World,
-    folder: RunFolder,
-    pending: list[int],
-    model: Any,
-    guide: Any,
-    settings: Settings,
-    labels: Labels,
-    options: dict[str, Any],
-) -> None:
+def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: str | None) -> None:
     """This process's share: every size-th batch of the pending seeds."""
-    size = options["batch"]
+    size = job.batch
     batches = [pending[i : i + size] for i in range(0, len(pending), size)]
     own = [seed for batch in batches[world.rank :: world.size] for seed in batch]
-    noise_device = "cpu" if options["noise"] == "cpu" else None
     made = generate(
-        model, own, settings, guide_model=guide, labels=labels, batch=size,
-        noise_device=noise_device, trace=options["trace"] is not None,
+        job.model, own, job.settings, guide_model=job.guide, labels=job.labels, batch=size,
+        noise_device=job.noise_device, trace=trace is not None,
     )  # fmt: skip
     spent, traces = np.zeros(3), []  # pictures, their NFE, NFE of the guide
     quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
@@ -126,14 +161,14 @@ def _make(
             if batch.trace is not None:
                 traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
             bar.update(len(batch.seeds))
-    if settings.adaptive_tau is not None:  # evaluations differ from picture to picture
+    if job.settings.adaptive_tau is not None:  # evaluations differ from picture to picture
         count, nfe, guide_nfe = sum(gather(world, spent))
         if count and world.rank == 0:
             folder.note_average(int(count), float(nfe), float(guide_nfe))
-    if options["trace"] is not None:
+    if trace is not None:
         parts = [part for share in gather(world, traces) for part in share]
         if parts and world.rank == 0:
-            _write_trace(Path(options["trace"]), parts, settings.sigmas(model)[:-1].numpy())
+            _write_trace(Path(trace), parts, job.settings.sigmas(job.model)[:-1].numpy())
 
 
 def _check_guide(model: Any, guide: Any) -> None:

@@ -5,14 +5,22 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-_HOME = {"digits": "metrics.extractors.digits"}  # every module offers load(device) -> Extractor
+_HOME = {  # every module offers load(name, device, weights, offline) -> Extractor
+    "inception": "metrics.extractors.inception",
+    "dinov2": "metrics.extractors.dinov2",
+    "dinov2-pil": "metrics.extractors.dinov2",
+    "vgg16": "metrics.extractors.vgg16",
+    "digits": "metrics.extractors.digits",
+}
+NAMES = tuple(_HOME)
 
 
 class Features(NamedTuple):
     """What an extractor says about a batch of images."""
 
     features: Tensor  # [B, D] float32
-    logits: Tensor | None  # [B, K] float32; None: the network is no classifier
+    logits: Tensor | None = None  # [B, K] float32; None: the network is no classifier
+    spatial: Tensor | None = None  # [B, S] float32; only Inception: the features of ADM's sFID
 
 
 class Extractor(Protocol):
@@ -23,17 +31,24 @@ class Extractor(Protocol):
     @property
     def feature_dim(self) -> int: ...
     @property
-    def sha256(self) -> str: ...  # of the file of weights
+    def sha256(self) -> str: ...  # of the file of weights, or "random:SEED"
 
     def __call__(self, images: Tensor) -> Features: ...
 
 
-def load_extractor(name: str, device: str = "cpu") -> Extractor:
+def load_extractor(
+    name: str, device: str = "cpu", weights: str | None = None, offline: bool = False
+) -> Extractor:
     """Build the extractor ``name`` on ``device``; its features come back on that device.
 
-    Raises ValueError for an unknown name, FileNotFoundError for missing weights.
+    weights: None for the published file, downloaded once into the cache; a state dict (.pth,
+    .safetensors) with the same keys; or "random:SEED", for tests only, which the extractor's
+    ``sha256`` repeats. offline: never download.
+
+    Raises ValueError for an unknown name and for weights that are damaged or do not fit, OSError
+    (FileNotFoundError, ConnectionError) for weights that cannot be had.
     """
     if name not in _HOME:
-        raise ValueError(f"there is no extractor {name!r}: choose one of {', '.join(_HOME)}")
-    extractor: Extractor = import_module(_HOME[name]).load(device)
+        raise ValueError(f"there is no extractor {name!r}: choose one of {', '.join(NAMES)}")
+    extractor: Extractor = import_module(_HOME[name]).load(name, device, weights, offline)
     return extractor

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from erk.fetch import sha256_of
 from metrics.extractors import Features
+from metrics.extractors.network import full_float32
+from metrics.extractors.weights import is_random, random_weights, shapes_of
 
 WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "digits-classifier.safetensors"
 LEVELS = 16  # a digit's pixel is an integer 0..16
@@ -52,7 +54,8 @@ class DigitsExtractor(NamedTuple):
                 f"the digits extractor takes uint8 images [B, 1, 8, 8], not {images.dtype} "
                 f"{list(images.shape)}: measure 8x8 grey images with it"
             )
-        return Features(*self.network(normalise(images.to(self.device))))
+        with full_float32():
+            return Features(*self.network(normalise(images.to(self.device))))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -63,26 +66,37 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() * (LEVELS / 255)).round() / (LEVELS / 2) - 1
 
 
-def load(device: str = "cpu", weights: Path = WEIGHTS) -> DigitsExtractor:
-    """Read the classifier from its safetensors file and the JSON card beside it.
+def load(
+    name: str = "digits",
+    device: str = "cpu",
+    weights: str | Path | None = None,
+    offline: bool = False,
+) -> DigitsExtractor:
+    """Read the classifier from a safetensors file with a JSON card beside it, or "random:SEED".
 
-    Raises FileNotFoundError if one is missing, ValueError if they do not belong together.
+    weights: None for ``WEIGHTS``, which comes with this repository; nothing is ever downloaded.
+    Raises FileNotFoundError if a file is missing, ValueError if they do not belong together.
     """
-    card = _card(weights)
-    digest = sha256_of(weights)
-    if digest != card.get("sha256"):
-        raise ValueError(
-            f"{weights} is not the file its card describes (sha256 {digest[:8]}): "
-            "run python scripts/train_classifier.py"
-        )
-    with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
-        network = DigitsClassifier(**card["architecture"]["kwargs"])
-    network.load_state_dict(load_file(weights), assign=True)
+    source = str(weights or WEIGHTS)
+    if is_random(source):
+        network = _empty()
+        state, digest = random_weights(source, shapes_of(network))
+    else:
+        card = _card(Path(source))
+        network, digest = _empty(**card["architecture"]["kwargs"]), card["sha256"]
+        state = load_file(source)
+    network.load_state_dict(state, assign=True)
     network.eval().requires_grad_(False).to(device)
-    return DigitsExtractor("digits", network.out.in_features, digest, network, device)
+    return DigitsExtractor(name, network.out.in_features, digest, network, device)
+
+
+def _empty(**kwargs: int) -> DigitsClassifier:
+    with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
+        return DigitsClassifier(**kwargs)
 
 
 def _card(weights: Path) -> dict[str, Any]:
+    """What stands beside the file of weights, after a check that it is about this very file."""
     for file in (weights, weights.with_suffix(".json")):
         if not file.exists():
             raise FileNotFoundError(
@@ -93,4 +107,9 @@ def _card(weights: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not a card in JSON: get it from git again") from error
+    if (digest := sha256_of(weights)) != card.get("sha256"):
+        raise ValueError(
+            f"{weights} is not the file its card describes (sha256 {digest[:8]}): "
+            "run python scripts/train_classifier.py"
+        )
     return card

@@ -18,7 +18,7 @@ def extractor() -> Extractor:
 
 @pytest.fixture(scope="session")
 def reference(extractor: Extractor) -> Reference:
-    return load_reference("digits", extractor)
+    return load_reference("digits", {"digits": extractor})
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,9 @@ def save_pngs(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of a test are its own, never those of the machine's cache."""
+    monkeypatch.setattr("metrics.judge.default_folder", lambda: tmp_path_factory.mktemp("store"))

@@ -68,8 +68,25 @@ def test_other_images_are_refused(extractor, images):
 
 
 def test_unknown_extractor():
-    with pytest.raises(ValueError, match="no extractor 'vgg': choose one of digits"):
+    with pytest.raises(ValueError, match="no extractor 'vgg': choose one of inception, dinov2, "):
         load_extractor("vgg")
+
+
+def test_random_weights(extractor, digits):
+    before = torch.get_rng_state()
+    one, two = (load_extractor("digits", weights=f"random:{seed}") for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (one.sha256, two.sha256, one.feature_dim) == ("random:0", "random:1", 64)
+    images, labels = digits
+    assert (one(images).logits.argmax(1) == labels).float().mean() < 0.3
+    assert not torch.equal(one(images).features, two(images).features)
+
+
+def test_copied_weights_are_the_same_extractor(extractor, tmp_path):
+    for file in (WEIGHTS, WEIGHTS.with_suffix(".json")):
+        shutil.copy(file, tmp_path)
+    copied = load_extractor("digits", weights=str(tmp_path / WEIGHTS.name))
+    assert copied.sha256 == extractor.sha256
 
 
 def test_missing_and_foreign_weights(tmp_path):

@@ -1,21 +1,72 @@
-"""References: the built-in digits and npz files."""
+"""References by name, by address and by path, and whether they fit the extractor."""
 
 import hashlib
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from metrics.references import load_reference
+from metrics.reference_files import Reference, Statistics, write_reference
+from metrics.references import (
+    ROWS,
+    Known,
+    check_extractor,
+    describe,
+    known_references,
+    load_reference,
+    read_rows,
+    reference_names,
+)
+
+ADDRESSES = {  # as the projects that publish the files give them
+    "imagenet512": "nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img512.pkl",
+    "imagenet64": "nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img64.pkl",
+    "cifar10": "nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz",
+    "ffhq64": "nvlabs-fi-cdn.nvidia.com/edm/fid-refs/ffhq-64x64.npz",
+    "afhqv2-64": "nvlabs-fi-cdn.nvidia.com/edm/fid-refs/afhqv2-64x64.npz",
+    "imagenet64-edm": "nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz",
+}
 
 
-def test_digits(extractor, reference, digits):
+class Stand(NamedTuple):
+    """A stand-in for an extractor that is never run."""
+
+    name: str
+    feature_dim: int
+    sha256: str = "a" * 64
+
+
+@pytest.fixture(scope="module")
+def built_in(extractor):
+    return load_reference("digits", {"digits": extractor})
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """tmp_path/mine.npz with mu and sigma of `dim` dimensions."""
+
+    def write(dim, **more):
+        path = tmp_path / "mine.npz"
+        np.savez(path, mu=np.zeros(dim), sigma=np.eye(dim), **more)
+        return path
+
+    return write
+
+
+def test_digits(extractor, built_in, digits):
     features = extractor(digits[0]).features
-    assert (reference.name, reference.n) == ("digits", 1797)
-    assert torch.equal(reference.features, features)
-    np.testing.assert_allclose(reference.cov, np.cov(features.double().T), atol=1e-10)
-    assert reference.labels.bincount().min() >= 174
+    found = built_in.statistics["digits"]
+    assert (built_in.name, built_in.protocol, built_in.image_size) == ("digits", "digits", 8)
+    assert (found.n, found.weights) == (1797, extractor.sha256)
+    assert torch.equal(found.features, features)
+    np.testing.assert_allclose(found.cov, np.cov(features.double().T), atol=1e-10)
+    assert built_in.labels.bincount().min() >= 174
+    assert check_extractor(built_in, extractor) is found
+    with pytest.raises(ValueError, match="needs the extractor digits"):
+        load_reference("digits")
 
 
 def test_real_digits_are_the_pixels_of_scikit_learn(digits):
@@ -25,45 +76,135 @@ def test_real_digits_are_the_pixels_of_scikit_learn(digits):
     )
 
 
-def test_npz(tmp_path, extractor, reference):
+def test_a_bare_npz_of_digits(tmp_path, extractor, built_in):
+    mean, cov, _, features, _ = built_in.statistics["digits"]
     path = tmp_path / "mine.npz"
-    np.savez(path, mu=reference.mean, sigma=reference.cov, num_images=1797)
-    found = load_reference(path, extractor)
-    assert (found.name, found.n, found.features) == ("mine", 1797, None)
-    assert torch.equal(found.cov, reference.cov)
+    np.savez(path, mu=mean, sigma=cov, num_images=1797)
+    found = load_reference(path, {"digits": extractor})
+    assert (found.name, found.protocol) == ("mine", "digits")
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    np.savez(path, mu=reference.mean, sigma=reference.cov, features=reference.features)
-    found = load_reference(path, extractor)
+    assert found.statistics["digits"][2:] == (1797, None, None)
+    assert torch.equal(found.statistics["digits"].cov, cov)
+    np.savez(path, mu=mean, sigma=cov, features=features)
+    found = load_reference(str(path), {"digits": extractor}).statistics["digits"]
     assert found.n == 1797
-    assert torch.equal(found.features, reference.features)
+    assert torch.equal(found.features, features)
 
 
-@pytest.mark.parametrize("name", ["imagenet512", "statistics.pkl", "digit"])
-def test_unavailable_references_say_what_there_is(name, extractor):
-    with pytest.raises(ValueError, match=f"'{name}' is not available .* digits or a .npz"):
-        load_reference(name, extractor)
+def test_a_bare_npz_belongs_to_the_extractor_of_its_dimension(bare):
+    stands = {name: Stand(name, dim) for name, dim in (("vgg16", 12), ("dinov2", 7))}
+    found = load_reference(bare(7), stands)
+    assert (list(found.statistics), found.protocol) == (["dinov2"], None)
+    for dim, name, protocol in ((2048, "inception", "edm"), (64, "digits", "digits")):
+        found = load_reference(bare(dim), stands)
+        assert (list(found.statistics), found.protocol) == ([name], protocol)
+    with pytest.raises(ValueError, match=r"has 3 dimensions .* must have .*12 \(vgg16\)"):
+        load_reference(bare(3), stands)
+
+
+def test_names_are_read_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path))
+    for name, address in ADDRESSES.items():
+        with pytest.raises(FileNotFoundError, match="not in the cache"):
+            load_reference(name, offline=True)
+        (tmp_path / address).parent.mkdir(parents=True, exist_ok=True)
+        path = write_reference(tmp_path / "x.npz", {"inception": moments(3)}, protocol="other")
+        path.rename(tmp_path / address)
+        found = load_reference(name, offline=True)
+        row = known_references()[name]
+        assert (found.name, found.protocol, found.image_size) == (
+            name, row.protocol, row.image_size,
+        )  # fmt: skip
+        by_address = load_reference(row.url, offline=True)
+        assert (by_address.name, by_address.protocol) == (Path(address).stem, "other")
+        assert by_address.sha256 == found.sha256
+
+
+def moments(dim, **more):
+    return Statistics(torch.zeros(dim).double(), torch.eye(dim).double(), **more)
+
+
+def test_the_table_of_names():
+    names = reference_names()
+    rows = known_references()
+    assert names == ("digits", *rows)
+    assert [line.split()[0] for line in describe()] == list(names)
+    found = {name: (row.protocol, row.image_size) for name, row in rows.items()}
+    assert found == {
+        "imagenet512": ("erk-paper", 512),
+        "imagenet64": ("edm2", 64),
+        "cifar10": ("edm", 32),
+        "ffhq64": ("edm", 64),
+        "afhqv2-64": ("edm", 64),
+        "imagenet64-edm": ("edm", 64),
+        "imagenet64-adm": ("adm", 64),
+        "imagenet128-adm": ("adm", 128),
+        "imagenet256-adm": ("adm", 256),
+        "imagenet512-adm": ("adm", 512),
+    }
+
+
+@pytest.mark.parametrize("name", ["imagenet", "digit"])
+def test_unknown_names_are_answered_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"no reference '{name}': choose digits, imagenet512, "):
+        load_reference(name)
+
+
+@pytest.mark.parametrize("name", ["statistics.pkl", "folder/statistics"])
+def test_missing_files(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{name} does not exist"):
+        load_reference(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"{name} does not exist"):
+        load_reference(name)
+
+
+GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("text", "message"),
     [
-        ({"mu": np.zeros(64)}, "must hold mu"),
-        ({"mu": np.zeros(64), "sigma": np.eye(63)}, r"must be \[D\] and \[D, D\]"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "3 dimensions but the extractor digits has 64"),
-        ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "means in .* hold NaN"),
-        ({"mu": np.zeros(64), "sigma": np.full((64, 64), np.inf)}, "covariances in .* hold NaN"),
-        ({"mu": np.zeros(64), "sigma": np.eye(64), "features": np.zeros((9, 2))}, r"\[N, D\]"),
+        (GOOD + "  sha: 1\n", r"rows\.yaml: a has the unknown key 'sha': use url, protocol"),
+        (GOOD.replace("8", "eight"), r"rows\.yaml: a has the image_size 'eight': it must be int"),
+        (GOOD.replace("8", "true"), "image_size True: it must be int"),
+        (GOOD.replace("protocol: edm", "protocol:"), "protocol None: it must be str"),
+        (GOOD.replace("  protocol: edm\n", ""), r"rows\.yaml: a has no protocol: add it"),
+        ("a: https://host/a.npz", r"rows\.yaml: a must be a row of url, protocol"),
+        ("- a\n- b\n", r"rows\.yaml must hold one row per name"),
+        ("a: [", r"rows\.yaml is not readable YAML"),
     ],
 )
-def test_npz_refusals(tmp_path, extractor, arrays, message):
-    np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
-        load_reference(tmp_path / "x.npz", extractor)
+def test_errors_in_the_table(tmp_path, text, message):
+    path = tmp_path / "rows.yaml"
+    path.write_text(GOOD)
+    assert read_rows(path) == {"a": Known("https://host/a.npz", "edm", 8)}
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_rows(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_missing_and_broken_file(tmp_path, extractor):
-    with pytest.raises(FileNotFoundError, match=r"x\.npz does not exist"):
-        load_reference(tmp_path / "x.npz", extractor)
-    (tmp_path / "x.npz").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"x\.npz is not a readable npz"):
-        load_reference(tmp_path / "x.npz", extractor)
+def test_the_shipped_table_has_no_row_twice():
+    keys = [line.partition(":")[0] for line in ROWS.read_text().splitlines() if line[:1].isalnum()]
+    assert keys == list(known_references())
+
+
+def test_statistics_must_fit_the_extractor(tmp_path):
+    inception = Stand("inception", 5)
+    for weights in (None, inception.sha256):
+        found = moments(5, weights=weights)
+        reference = Reference("mine", "", {"inception": found})
+        assert check_extractor(reference, inception) is found
+    with pytest.raises(ValueError, match="mine has no statistics under vgg16, only under incept"):
+        check_extractor(reference, Stand("vgg16", 5))
+    with pytest.raises(ValueError, match="mine has 5 dimensions but the extractor inception has 6"):
+        check_extractor(reference, Stand("inception", 6))
+    other = Stand("inception", 5, "b" * 64)
+    with pytest.raises(ValueError, match=r"other weights of inception \(sha256 aaaaaaaa, here bb"):
+        check_extractor(reference, other)
+
+    path = write_reference(tmp_path / "mine.npz", reference.statistics)
+    assert load_reference(path, {"vgg16": Stand("vgg16", 6)}).name == "mine"
+    for stand in (other, Stand("inception", 6)):
+        with pytest.raises(ValueError, match="the reference mine"):
+            load_reference(path, {"inception": stand})

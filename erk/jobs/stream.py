@@ -1,0 +1,70 @@
+"""A job's pictures in pieces that go straight to whoever measures them: no image on a disk."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..fetch import sha256_of
+from .folder import plain
+from .generation import Batch, generate
+from .run import Job
+
+CODE = Path(__file__).parents[1]  # features of other code's pictures must not be taken for ours
+STORAGE = ("format", "subdirs")  # of an identity: they say how files lie, and there are none
+
+
+class Piece(NamedTuple):
+    """One batch of pictures, not yet made; the fields are those that metrics' collect wants."""
+
+    start: int  # place of its first seed in the list of seeds
+    key: str  # names all that the pictures depend on
+    size: int
+    read: Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]
+    """-> images uint8 [n, C, H, W], their places in the piece [n], facts of each: nfe, labels"""
+
+
+def pieces(job: Job) -> Callable[[int, int], Iterator[Piece]]:
+    """(rank, size) -> every size-th batch of the job's seeds.
+
+    The batches are those of generate.py at the same --batch, and so are the pictures.
+    """
+    identity = settings_key(job)
+
+    def share(rank: int, size: int) -> Iterator[Piece]:
+        for start in range(rank * job.batch, len(job.seeds), size * job.batch):
+            seeds = job.seeds[start : start + job.batch]
+            key = hashlib.sha256(f"{identity} {seeds}".encode()).hexdigest()
+            yield Piece(start, key, len(seeds), functools.partial(_read, job, seeds))
+
+    return share
+
+
+def settings_key(job: Job) -> str:
+    """64 hexadecimal digits for the networks' bytes, all settings but the seeds, and the code."""
+    identity = {name: value for name, value in job.identity.items() if name not in STORAGE}
+    files = [job.model.sha256, job.guide and job.guide.sha256]
+    code = [torch.__version__, *(sha256_of(path) for path in sorted(CODE.rglob("*.py")))]
+    told = json.dumps([plain(identity), files, job.batch, code], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _read(job: Job, seeds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    made: Batch = next(
+        generate(
+            job.model, seeds, job.settings, guide_model=job.guide, labels=job.labels,
+            batch=job.batch, noise_device=job.noise_device,
+        )
+    )  # fmt: skip
+    facts = {
+        "nfe": torch.full((len(seeds),), made.nfe, dtype=torch.float64),
+        "guide_nfe": torch.full((len(seeds),), made.guide_nfe, dtype=torch.float64),
+    }
+    if made.classes is not None:
+        facts["labels"] = made.classes
+    return made.images, torch.arange(len(seeds)), facts

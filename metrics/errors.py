@@ -1,0 +1,82 @@
+"""Standard errors by the delete-a-group jackknife, for one run and for two with the same seeds.
+
+A Fréchet distance falls with N, so that blocks of N / G samples would measure another quantity
+than all N. Leaving out one group of G keeps N nearly the same: value and error belong together,
+and the difference of two runs is the difference of their values. Efron & Tibshirani 1993, ch. 11;
+groups in place of single samples as in Kott 2001.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+LEVEL = 0.975  # of Student's t: a two-sided interval of 95 %
+
+Replicates = Sequence[float | None]  # a metric without group 0, without group 1, ...; None: unknown
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error; None: no error is known."""
+
+    value: float
+    error: float | None
+
+
+class Difference(NamedTuple):
+    """What two runs differ by; ``exceeds``: by more than chance explains, at 95 %."""
+
+    value: float
+    error: float
+    exceeds: bool
+
+
+def group_of(n: int, groups: int) -> Tensor:
+    """Group of every sample, int64 [n]: contiguous blocks of seeds whose sizes differ by 1 at most.
+
+    Raises ValueError unless 1 <= groups <= n.
+    """
+    if not 1 <= groups <= n:
+        raise ValueError(f"{n} samples do not make {groups} groups: use 1 to {n}")
+    return torch.arange(n) * groups // n
+
+
+def standard_error(replicates: Replicates) -> float | None:
+    """Jackknife error sqrt((G - 1) / G * sum_g (r_g - mean r)^2) of G leave-one-group-out values.
+
+    None with fewer than 2 replicates or where one is None. Raises ValueError for NaN, infinity.
+    """
+    known = [value for value in replicates if value is not None]
+    if len(known) < max(2, len(replicates)):
+        return None
+    if not all(map(math.isfinite, known)):
+        raise ValueError(f"a standard error needs finite replicates, not {known}")
+    mean = math.fsum(known) / len(known)
+    squares = math.fsum((value - mean) ** 2 for value in known)
+    return math.sqrt(squares * (len(known) - 1) / len(known))
+
+
+def paired_difference(
+    value_a: float | None, replicates_a: Replicates, value_b: float | None, replicates_b: Replicates
+) -> Difference | None:
+    """value_a - value_b with the jackknife error of the replicates' differences.
+
+    Both runs used the same seeds in the same groups, so what they share cancels. ``exceeds``
+    compares with Student's t of G - 1 degrees of freedom. None where a value or a replicate is
+    None, or with fewer than 2 groups. Raises ValueError for different numbers of groups.
+    """
+    if len(replicates_a) != len(replicates_b):
+        raise ValueError(
+            f"runs with {len(replicates_a)} and {len(replicates_b)} groups do not pair up: "
+            "measure both with the same seeds and groups"
+        )
+    pairs = zip(replicates_a, replicates_b, strict=True)
+    error = standard_error([None if a is None or b is None else a - b for a, b in pairs])
+    if error is None or value_a is None or value_b is None:
+        return None
+    value = value_a - value_b
+    limit = float(stdtrit(len(replicates_a) - 1, LEVEL)) * error
+    return Difference(value, error, abs(value) > limit)

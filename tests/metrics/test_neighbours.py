@@ -1,0 +1,239 @@
+"""Who lies in whose ball: against brute force in float64, torch-fidelity and cases by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+from metrics.errors import group_of
+from metrics.neighbours import density_coverage, membership, precision_recall
+from scripts.bench import precision_recall as bench
+
+SMALL = 20_000  # bytes: blocks of 13 to 20 rows, so that sets and groups are cut everywhere
+
+
+def two_sets(n=301, m=257, dim=16, dtype=torch.float32, offset=0.0):
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(n, dim, generator=generator, dtype=dtype)
+    generated = torch.randn(m, dim, generator=generator, dtype=dtype) * 0.8 + 0.3
+    generated[30:50] = generated[:20]  # copies, some of another group
+    generated[60:65] = real[7]
+    real[100:105] = real[7]
+    return real + offset, generated + offset
+
+
+def brute_force(real, generated, k, strict):
+    """precise, inside, recalled, covered by their definitions, in float64."""
+    real, generated = real.double(), generated.double()
+
+    def distances(a, b):
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def radii(points):  # a sample is its own nearest neighbour
+        return distances(points, points).sort(1).values[:, k]
+
+    between = distances(generated, real)
+    in_real, in_generated = (
+        between < r if strict else between <= r for r in (radii(real), radii(generated)[:, None])
+    )
+    return in_real.any(1), in_real.sum(1), in_generated.any(0), in_real.any(0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("groups", [1, 4, 10])
+@pytest.mark.parametrize("memory", [SMALL, 2**26])
+def test_membership_equals_brute_force_that_removes_each_group(strict, groups, memory):
+    real, generated = two_sets()
+    found = membership(
+        real=real, generated=generated, k=3, strict=strict, groups=groups, memory=memory
+    )
+    precise, inside, recalled, covered = brute_force(real, generated, 3, strict)
+    assert torch.equal(found.precise, precise) and torch.equal(found.inside, inside)
+    assert found.recalled.shape == found.covered.shape == (1 + groups if groups > 1 else 1, 301)
+    assert torch.equal(found.recalled[0], recalled) and torch.equal(found.covered[0], covered)
+    group = group_of(257, groups)
+    for g in range(groups if groups > 1 else 0):
+        _, _, recalled, covered = brute_force(real, generated[group != g], 3, strict)
+        assert torch.equal(found.recalled[1 + g], recalled)
+        assert torch.equal(found.covered[1 + g], covered)
+    assert 0.1 < found.recalled.double().mean() < 0.9 and 0.1 < precise.double().mean() < 0.99
+
+
+def test_replicates_equal_the_plain_function_on_what_is_left():
+    real, generated = two_sets()
+    found = membership(real=real, generated=generated, groups=5)
+    group = group_of(257, 5)
+    for g in range(5):
+        left = group != g
+        precision, recall = precision_recall(real=real, generated=generated[left])
+        assert found.precise[left].double().mean() == precision
+        assert found.recalled[1 + g].double().mean() == recall
+    assert len({row.sum().item() for row in found.recalled}) > 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("memory", [SMALL, 2**26])
+def test_precision_recall_equal_torch_fidelity(dtype, memory):
+    real, generated = two_sets(dtype=dtype)
+    for k in (1, 3, 7):
+        ours = precision_recall(real=real, generated=generated, k=k, memory=memory)
+        theirs = calculate_precision_recall_full(generated, real, k)
+        assert 0.05 < ours[0] < 0.95 or 0.05 < ours[1] < 0.95
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_large_common_offset_loses_nothing():
+    real, generated = two_sets()
+    far = precision_recall(real=real + 64, generated=generated + 64)
+    assert far == precision_recall(real=real, generated=generated)
+
+
+def test_density_and_coverage_by_their_definition():
+    real, generated = two_sets()
+    _, inside, _, covered = brute_force(real, generated, 5, True)
+    expected = inside.double().mean().item() / 5, covered.double().mean().item()
+    assert density_coverage(real=real, generated=generated) == pytest.approx(expected, abs=1e-12)
+    same = density_coverage(real=real, generated=real)
+    assert same == pytest.approx((1, 1), abs=0.05)
+
+
+def test_radius_reaches_the_kth_other_sample():
+    points = np.array([[0.0], [1.0], [3.0], [7.0]])  # radii: 1, 1, 2, 4; k = 3: 7, 6, 4, 7
+    inside = membership(real=points, generated=[[-1.0], [-1.1], [5.0], [10.9], [11.1]], k=1).inside
+    assert inside.tolist() == [1, 0, 2, 1, 0]
+    inside = membership(real=points, generated=[[-7.0], [13.9], [2.0], [14.1]], k=3).inside
+    assert inside.tolist() == [1, 1, 4, 0]
+
+
+def test_a_point_on_the_edge_of_a_ball_is_inside_unless_strict():
+    real = np.array([[0.0], [2.0], [10.0], [12.0]])
+    generated = [[4.0], [14.5]]
+    assert precision_recall(real=real, generated=generated, k=1) == (0.5, 1.0)
+    assert precision_recall(real=real, generated=generated, k=1, strict=True) == (0, 1.0)
+
+
+@pytest.mark.parametrize("memory", [SMALL, 2**26])
+def test_mode_collapse_is_precise_but_recalls_little(memory):
+    real = torch.randn(400, 8, generator=torch.Generator().manual_seed(1)) + 5
+    collapsed = real[:3].repeat(100, 1)
+    assert precision_recall(real=real, generated=collapsed, memory=memory) == (1.0, 3 / 400)
+    found = precision_recall(real=collapsed, generated=real, memory=memory)
+    assert found == (3 / 400, 1.0)
+
+
+def test_copies_touch_in_float32_far_from_the_centre():
+    real = torch.randn(50, 300, generator=torch.Generator().manual_seed(3)) * 100
+    copied = real[:1].repeat(20, 1)
+    assert precision_recall(real=copied, generated=real)[0] == 1 / 50
+    assert precision_recall(real=real, generated=copied) == (1.0, 1 / 50)
+
+
+def test_caller_keeps_its_arrays_and_its_settings():
+    array = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    array.flags.writeable = False
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = True
+    try:
+        membership(real=array, generated=torch.from_numpy(array.copy()).requires_grad_())
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = before
+    half = torch.from_numpy(array.copy()).half()
+    assert precision_recall(real=half, generated=half) == (1, 1)
+
+
+@pytest.mark.gpu
+def test_cuda_finds_the_same_members_with_tf32_allowed():
+    real, generated = two_sets(2000, 1500, 256)
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = True
+    try:
+        found = membership(real=real.cuda(), generated=generated, groups=5)
+    finally:
+        products.allow_tf32 = before
+    expected = membership(real=real, generated=generated, groups=5)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+
+MEASURE = """
+import resource, torch
+from metrics.neighbours import membership
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+spread = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+more = torch.ones(2**26)  # than the imports needed for a moment: else their peak hides ours
+for generated in (spread, spread[:1].repeat(1500, 1)):
+    before = peak()
+    membership(real=generated, generated=generated, groups=5, memory=8 * 2**20)
+    print(peak() - before)
+"""
+
+
+def test_memory_stays_within_its_bound():
+    """4000 x 4000 distances are 61 MiB; in the second case all pairs touch. Measured: 11
+    and 5 MiB with a bound of 8, besides the workspace of the matrix product."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert all(float(extra) < 16 for extra in done.stdout.split()), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "options", "message"),
+    [
+        (np.zeros((3, 2)), np.zeros((9, 2)), {}, "real features must be .* N >= 4"),
+        (np.zeros((9, 2)), np.zeros((3, 2)), {}, "generated features must be .* N >= 4"),
+        (np.zeros(9), np.zeros((9, 2)), {}, "real features must be"),
+        (np.zeros((9, 2)), np.zeros((9, 3)), {}, "real features have 2 dimensions"),
+        (np.zeros((9, 2)), np.full((9, 2), np.nan), {}, "generated features hold NaN"),
+        (
+            np.full((9, 2), np.float32(1e30)),
+            np.zeros((9, 2), np.float32),
+            {},
+            "squared .* NaN or infinity",
+        ),
+        (np.zeros((9, 2)), np.zeros((9, 2)), {"k": 0}, "k must be at least 1"),
+        (np.zeros((9, 2)), np.zeros((9, 2)), {"groups": 10}, "9 samples do not make 10 groups"),
+        (np.zeros((9, 2)), np.zeros((6, 2)), {"groups": 2}, "3 generated samples are left"),
+    ],
+)
+def test_membership_refuses(real, generated, options, message):
+    with pytest.raises(ValueError, match=message):
+        membership(real=real, generated=generated, **options)
+
+
+def test_arguments_must_be_named():
+    for function in (membership, precision_recall, density_coverage):
+        with pytest.raises(TypeError):
+            function(np.zeros((9, 2)), np.zeros((9, 2)))
+
+
+def run_bench(folder):
+    options = ["--n", "200", "--dim", "32", "--rounds", "1", "--out", str(folder)]
+    done = CliRunner().invoke(bench.main, options)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((folder / "precision_recall.json").read_text())["rows"]
+    assert [row["n"] for row in rows] == [200, 200, 400]
+    assert rows[0]["recall"] == pytest.approx(rows[1]["recall"], abs=1e-6)
+    assert 0 < rows[0]["recall"] < 1
+    return rows
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        bench, "in_fresh_process", lambda code, n, dim, _: bench.extra_memory(code, n, dim)
+    )
+    run_bench(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_memory_in_processes_of_its_own(tmp_path):
+    assert all(row["extra MiB"] >= 0 for row in run_bench(tmp_path))

@@ -1,0 +1,289 @@
+"""Files of statistics: every published format is read, ours is read as it was written."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from metrics.npz import read_npz
+from metrics.reference_files import Statistics, read_reference, write_reference
+
+RNG = np.random.default_rng(0)
+
+
+def moments(dim):
+    """mu [dim] and sigma [dim, dim] of random features."""
+    features = RNG.normal(size=(dim + 5, dim))
+    return {"mu": features.mean(0), "sigma": np.cov(features.T)}
+
+
+def statistics(dim, **more):
+    found = {key: torch.from_numpy(value) for key, value in moments(dim).items()}
+    return Statistics(found["mu"], found["sigma"], **more)
+
+
+def write_pickle(path, content, protocol=3, core=None):
+    """A pickle; `core`: as NumPy 1 (numpy.core) or 2 (numpy._core) would have spelt it. Names
+    stand as lines of text up to protocol 3."""
+    data = pickle.dumps(content, protocol)
+    if core is not None:
+        assert b"numpy._core." in data or b"numpy.core." in data
+        data = data.replace(b"numpy._core.", b"numpy.core.").replace(b"numpy.core.", core)
+    path.write_bytes(data)
+    return path
+
+
+def same(found, expected):
+    """Whether statistics hold the same bits."""
+    pairs = zip(found, expected, strict=True)
+    return all(
+        torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+        for a, b in pairs
+    )
+
+
+def reference_of(part):
+    return Statistics(*(torch.from_numpy(part[key].astype(np.float64)) for key in ("mu", "sigma")))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("core", [b"numpy.core.", b"numpy._core."])
+def test_pickles_of_numpy_1_and_2(tmp_path, core):
+    content = {"num_images": np.int64(900), "fid": moments(6), "fd_dinov2": moments(4)}
+    path = write_pickle(tmp_path / "img512.pkl", content, core=core)
+    assert core in path.read_bytes()
+    found = read_reference(path)
+    assert (found.name, found.protocol, list(found.statistics)) == (
+        "img512", "edm2", ["inception", "dinov2"],
+    )  # fmt: skip
+    assert same(found.statistics["inception"], reference_of(content["fid"])._replace(n=900))
+    assert same(found.statistics["dinov2"], reference_of(content["fd_dinov2"])._replace(n=900))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize(("key", "name"), [("fid", "inception"), ("fd_dinov2", "dinov2")])
+def test_pickles_with_one_metric_under_any_name(tmp_path, protocol, key, name):
+    path = write_pickle(tmp_path / "statistics.npz", {key: moments(5)}, protocol)
+    found = read_reference(path)
+    assert list(found.statistics) == [name]
+    assert found.statistics[name].n is None
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4"])
+def test_edms_npz(tmp_path, dtype):
+    part = {key: value.astype(dtype) for key, value in moments(2048).items()}
+    np.savez(tmp_path / "cifar10-32x32.npz", **part)
+    found = read_reference(tmp_path / "cifar10-32x32.npz")
+    assert (found.protocol, list(found.statistics)) == ("edm", ["inception"])
+    assert same(found.statistics["inception"], reference_of(part))
+
+
+def test_adms_npz_without_its_images(tmp_path):
+    part, spatial = moments(7), moments(3)
+    arrays = part | {f"{key}_s": value for key, value in spatial.items()}
+    path = tmp_path / "VIRTUAL_imagenet256_labeled.npz"
+    np.savez(path, arr_0=np.full((2, 8, 8, 3), 77, np.uint8), **arrays)
+    path.write_bytes(path.read_bytes().replace(b"MMMM", b"NNNN"))  # damaged: reading it fails
+    with pytest.raises(ValueError, match="CRC"):
+        read_npz(path, ["arr_0"])
+    found = read_reference(path)
+    assert (found.protocol, list(found.statistics)) == ("adm", ["inception", "inception-spatial"])
+    assert same(found.statistics["inception"], reference_of(part))
+    assert same(found.statistics["inception-spatial"], reference_of(spatial))
+
+
+def test_our_npz_comes_back_bit_for_bit(tmp_path):
+    features = torch.from_numpy(RNG.normal(size=(9, 4)).astype(np.float32))
+    written = {
+        "inception": statistics(6, n=1_281_167),
+        "dinov2-pil": statistics(5),
+        "vgg16": statistics(4, n=9, features=features, weights="ab" * 32),
+    }
+    labels = torch.arange(9)
+    path = tmp_path / "new" / "mine.npz"
+    assert write_reference(path, written, protocol="edm2", labels=labels, image_size=64) == path
+    found = read_reference(path)
+    assert list(found.statistics) == list(written)
+    assert all(same(found.statistics[name], written[name]) for name in written)
+    assert torch.equal(found.labels, labels)
+    assert (found.protocol, found.image_size) == ("edm2", 64)
+    first = path.read_bytes()
+    write_reference(path, written, protocol="edm2", labels=labels, image_size=64)
+    assert path.read_bytes() == first
+    assert os.listdir(path.parent) == ["mine.npz"]
+
+
+def test_our_npz_with_nothing_but_moments(tmp_path):
+    written = statistics(3)
+    found = read_reference(write_reference(tmp_path / "x.npz", {"inception": written}))
+    assert same(found.statistics["inception"], written)
+    assert (found.protocol, found.labels, found.image_size) == (None, None, None)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = write_reference(tmp_path / "x.npz", {"inception": statistics(3)})
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        write_reference(path, {"inception": statistics(4)})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.npz"]
+
+
+def rotated(dim):
+    """A sigma that is no covariance: off symmetry by far more than rounding."""
+    return np.eye(dim) + np.triu(np.full((dim, dim), 1e-3), 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"mu": np.zeros(3)}, r"must hold mu \[D\] and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu \[3\] and sigma \[4, 4\]: they must be"),
+        ({"mu": np.zeros((1, 3)), "sigma": np.eye(3)}, r"mu \[1, 3\] and sigma"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu \[0\] and sigma"),
+        ({"mu": np.array([0, np.nan, 0]), "sigma": np.eye(3)}, "means in .* hold NaN .*row 1"),
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.inf)}, "covariances in .* hold NaN"),
+        ({"mu": np.zeros(3), "sigma": rotated(3)}, "sigma that is not symmetric"),
+        ({"mu": np.zeros(3) * 1j, "sigma": np.eye(3)}, "mu in .* is no array of real numbers"),
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), "a")}, "sigma in .* is no array of real"),
+    ],
+)
+def test_statistics_that_no_format_may_hold(tmp_path, part, message):
+    np.savez(tmp_path / "edm.npz", **part)
+    spatial = {f"{key}_s": value for key, value in part.items()}
+    np.savez(tmp_path / "adm.npz", **moments(2), **spatial)
+    np.savez(tmp_path / "our.npz", format="erk-guid reference 1",
+             **{f"inception.{key}": value for key, value in part.items()})  # fmt: skip
+    write_pickle(tmp_path / "edm2.pkl", {"num_images": 9, "fid": moments(2), "fd_dinov2": part})
+    for name in ("edm.npz", "adm.npz", "our.npz", "edm2.pkl"):
+        if name == "edm2.pkl" and "no array of real" in message:
+            message = "is not a pickle that can be read safely: an array has the type"
+        with pytest.raises(ValueError, match=message) as caught:
+            read_reference(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_symmetry_is_judged_relative_to_sigma(tmp_path):
+    noise = np.zeros((2, 2))
+    noise[0, 1] = 1
+    for scale, error, ok in ((1e-9, 5e-7, True), (1e9, 5e-7, True), (1e-9, 2e-6, False)):
+        sigma = scale * (np.eye(2) + error * noise)
+        np.savez(tmp_path / "x.npz", mu_s=np.zeros(2), sigma_s=sigma, **moments(2))
+        if ok:
+            read_reference(tmp_path / "x.npz")
+        else:
+            with pytest.raises(ValueError, match="not symmetric"):
+                read_reference(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "erk-guid reference 9"}, "has the format 'erk-guid reference 9'"),
+        ({"inception.features": np.zeros((9, 3), np.float32)}, r"features \[9, 3\]: they must be"),
+        ({"inception.features": np.full((9, 2), np.nan)}, "features in .* hold NaN"),
+        ({"inception.num_images": 1}, "number of images must be a whole number of at least 2"),
+        ({"inception.num_images": 7.5}, "number of images must be a whole number"),
+        ({"inception.num_images": np.nan}, "number of images must be a whole number"),
+        ({"labels": np.zeros(4, int)}, "holds 4 labels but 9 rows of inception features"),
+        ({"labels": np.zeros(9)}, "holds labels float64"),
+        ({"image_size": 0}, "image size must be a whole number of at least 1"),
+        ({"labels": np.array([None])}, "not a readable npz file.*Object arrays"),
+    ],
+)
+def test_damaged_files_of_ours(tmp_path, change, message):
+    base = {f"inception.{key}": value for key, value in moments(2).items()}
+    base |= {"format": "erk-guid reference 1", "inception.features": np.ones((9, 2), np.float32)}
+    np.savez(tmp_path / "x.npz", **base)
+    read_reference(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", **base | change)
+    with pytest.raises(ValueError, match=message):
+        read_reference(tmp_path / "x.npz")
+
+
+def test_what_may_not_be_written(tmp_path):
+    bad = statistics(3)._replace(cov=torch.full((3, 3), torch.nan))
+    features = torch.ones(9, 3)
+    with pytest.raises(ValueError, match="covariances in .*inception.* hold NaN"):
+        write_reference(tmp_path / "x.npz", {"inception": bad})
+    with pytest.raises(ValueError, match="under no extractor"):
+        write_reference(tmp_path / "x.npz", {})
+    with pytest.raises(ValueError, match="must end in .npz"):
+        write_reference(tmp_path / "x.pkl", {"inception": statistics(3)})
+    with pytest.raises(ValueError, match="8 labels but 9 rows"):
+        digits = statistics(3, features=features)
+        write_reference(tmp_path / "x.npz", {"digits": digits}, labels=torch.zeros(8).long())
+    assert os.listdir(tmp_path) == []
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_pickles_that_are_refused(tmp_path):
+    path = write_pickle(tmp_path / "x.pkl", {"fid": moments(3), "more": Runs()})
+    with pytest.raises(ValueError, match=r"x\.pkl .*asks for '\w+\.system', which is not allowed"):
+        read_reference(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"x\.pkl ends too early"):
+        read_reference(path)
+    for content in ([moments(3)], {"mu": 1}):
+        with pytest.raises(ValueError, match="must hold a dictionary with 'fid' or 'fd_dinov2'"):
+            read_reference(write_pickle(path, content))
+    with pytest.raises(ValueError, match=r"x\.pkl \(fid\) is no reference: it must hold mu"):
+        read_reference(write_pickle(path, {"fid": [1.0]}))
+    with pytest.raises(ValueError, match="number of images must be a whole number"):
+        read_reference(write_pickle(path, {"fid": moments(3), "num_images": "many"}))
+
+
+def test_files_of_another_kind(tmp_path):
+    path = tmp_path / "x.npz"
+    with pytest.raises(FileNotFoundError, match=r"x\.npz does not exist"):
+        read_reference(path)
+    with pytest.raises(ValueError, match="is a folder: give a .npz or .pkl"):
+        read_reference(tmp_path)
+    for data in (b"", b"junk", b"<html>not found</html>"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"x\.npz is not a readable npz or pkl"):
+            read_reference(path)
+    np.savez(path, **moments(3))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"x\.npz is not a readable npz file"):
+        read_reference(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("00000/img00000000.png", b"picture")
+    with pytest.raises(ValueError, match=r"x\.npz is no reference: it must hold mu"):
+        read_reference(path)
+    np.savez(path, mu=np.array([None]), sigma=np.eye(1))
+    with pytest.raises(ValueError, match=r"x\.npz is not a readable npz file.*Object arrays"):
+        read_reference(path)
+
+
+def test_an_array_of_a_pretended_size(tmp_path):
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (10**8, 10**8)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in ("mu.npy", "sigma.npy"):
+            archive.writestr(name, header.getvalue())
+    with pytest.raises(ValueError, match=r"x\.npz needs more memory than there is"):
+        read_reference(tmp_path / "x.npz")
+
+
+def test_an_array_that_is_none(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("format", "erk-guid reference 1")
+        archive.writestr("labels", "1 2 3")
+    with pytest.raises(ValueError, match="has the format 'None'"):
+        read_reference(tmp_path / "x.npz")
