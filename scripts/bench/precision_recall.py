@@ -1,0 +1,112 @@
+"""Our precision and recall against torch-fidelity's full mode: seconds and peak extra memory.
+
+    python scripts/bench/precision_recall.py     # minutes on one core, 2 GB
+
+Writes results/bench/precision_recall.json.
+"""
+
+import functools
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from erk.jobs.cli import CONTEXT, clean_exit
+from metrics.neighbours import precision_recall
+from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
+
+LATENT = 64  # dimensions in which the features vary
+MEBI = 2**20
+
+
+def full_mode(*, real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """torch-fidelity's own function."""
+    return calculate_precision_recall_full(generated, real)
+
+
+CODES: dict[str, Callable[..., tuple[float, float]]] = {
+    "ours": precision_recall,
+    "torch-fidelity full": full_mode,
+}
+
+
+def features(n: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Real and generated features [n, dim] like those behind a ReLU; the latter vary less."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(LATENT, dim, generator=generator)
+    real = torch.randn(n, LATENT, generator=generator) @ weight
+    generated = (0.9 * torch.randn(n, LATENT, generator=generator) + 0.1) @ weight
+    return real.relu_(), generated.relu_()
+
+
+def peak() -> float:
+    """Most resident memory that this process has had, MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBI
+
+
+def extra_memory(code: str, n: int, dim: int) -> float:
+    """Peak memory of one call above that of the process with the features, MiB."""
+    real, generated = features(n, dim)
+    CODES[code](real=real[:64], generated=generated[:64])  # loads what any first call loads
+    before = peak()
+    CODES[code](real=real, generated=generated)
+    return peak() - before
+
+
+def in_fresh_process(code: str, n: int, dim: int, threads: int) -> float:
+    """``extra_memory`` in a process of its own, where no earlier peak hides this one."""
+    options = {"--memory-of": code, "--n": n, "--dim": dim, "--threads": threads}
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, str(Path(__file__).resolve()), *words]
+    return float(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+
+
+def compare(n: int, dim: int, rounds: int, threads: int) -> list[Row]:
+    """One row per code, and ours with twice as many samples for its memory."""
+    # First: a child's peak begins at the memory of the process that starts it.
+    memory = {code: in_fresh_process(code, n, dim, threads) for code in CODES}
+    twice = in_fresh_process("ours", 2 * n, dim, threads)
+    real, generated = features(n, dim)
+    codes = {
+        name: functools.partial(code, real=real, generated=generated)
+        for name, code in CODES.items()
+    }
+    runs = in_turns(codes, rounds)
+    rows = []
+    for code, figures in summary(runs).items():
+        precision, recall = runs[code].value
+        row = {"n": n, "D": dim, "code": code, "precision": precision, "recall": recall}
+        rows.append(row | figures | {"extra MiB": memory[code]})
+    return [*rows, {"n": 2 * n, "D": dim, "code": "ours", "extra MiB": twice}]
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--n", default=8000, help="Samples of each set.")
+@click.option("--dim", default=4096, help="Dimensions of the features.")
+@click.option("--memory-of", hidden=True, type=click.Choice(list(CODES)))
+@ROUNDS
+@THREADS
+@OUT
+@clean_exit
+def main(n: int, dim: int, memory_of: str | None, rounds: int, threads: int, out: Path) -> None:
+    """Time precision and recall and measure their memory beyond the features."""
+    use_threads(threads)
+    if memory_of:
+        click.echo(extra_memory(memory_of, n, dim))
+    else:
+        rows = compare(n, dim, rounds, threads)
+        report("precision_recall", rows, ["torch-fidelity"], out)
+
+
+if __name__ == "__main__":
+    main()
