@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Does all set-up, then makes a table or figure of the paper with all cores or GPUs.
+#   bash scripts/reproduce.sh table2 [--scale paper] [--num 64] [--dry-run] ... (--help lists all)
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+exec .venv/bin/python scripts/reproduce.py --processes auto "$@"

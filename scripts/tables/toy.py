@@ -1,0 +1,88 @@
+"""Table 1 and Figures 1 and 2: the two-dimensional toy, by the code of scripts/toy.py.
+
+Nothing is sampled from a network's distribution here and both scales are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+
+from erk.study import toy, toy_results
+from erk.world import provenance
+from metrics.table import write
+from scripts import toy as parts
+from scripts.tables.config import Config, Request, page_name
+from scripts.tables.render import Block, Page, heading, write_page
+
+SAMPLES, SEED = 4096, 0
+DOTS = 4  # dots of Figure 1 per trajectory of Figure 2, as scripts/toy.py has it
+
+
+class Kept(NamedTuple):
+    """What a part of scripts/toy.py hands over."""
+
+    rows: Sequence[Mapping[str, Any]]
+    picture: bytes | None
+    more: Mapping[str, Any]
+
+
+def run(config: Config, request: Request) -> list[Path]:
+    """Compute one of the three and write it; the files written. ``num``: trajectories."""
+    samples = SAMPLES if request.num is None else request.num
+    if request.dry_run:
+        click.echo(f"{config.name}: the exact toy in float64; no network is sampled"
+                   + (f"; {samples} trajectories" if config.name == "figure2" else ""))  # fmt: skip
+        return []
+    torch.set_num_threads(1)  # the order of sums depends on the number of threads
+    kept = compute(config.name, samples)
+    files = [] if kept.picture is None else [f"{page_name(config, request)}.png"]
+    notes = [parts.CAPTIONS[config.name], f"The paper: {config.paper}", *config.notes]
+    page = Page(
+        page_name(config, request), heading(config, None), config.kind, None,
+        BLOCKS[config.name](kept), kept.rows, notes, [provenance()], files,
+    )  # fmt: skip
+    pictures = [write(request.results / name, kept.picture or b"") for name in files]
+    return [*write_page(request.results, page), *pictures]
+
+
+def compute(name: str, samples: int) -> Kept:
+    """The numbers of one part, and its picture."""
+    found: list[Kept] = []
+
+    def keep(_: str, rows: Any, picture: bytes | None = None, **more: Any) -> None:
+        found.append(Kept(rows, picture, more))
+
+    mixture = toy.tree("A")
+    if name == "table1":
+        parts.table1(keep, mixture)
+    elif name == "figure1":
+        parts.figure1(keep, mixture, DOTS * samples, SEED)
+    else:
+        exact = parts.exact_run(mixture, samples, SEED, toy_results.SUBSTEPS)
+        parts.figure2(keep, exact)
+    return found[0]
+
+
+def _table1(kept: Kept) -> list[Block]:
+    return [Block("Norms along the two eigenvectors.", list(kept.rows[0]), kept.rows)]
+
+
+def _figure1(kept: Kept) -> list[Block]:
+    shares = kept.more["stiffness"]
+    told = f"Quantiles of the stiffness of {kept.more['dots']} samples; the lines are in the csv."
+    return [Block(told, list(shares), [shares])]
+
+
+def _figure2(kept: Kept) -> list[Block]:
+    errors = kept.more["guided_errors"]
+    return [
+        Block(f"Medians over {kept.more['states']} states, by quartile of stiffness.",
+              list(kept.rows[0]), kept.rows),
+        Block("Mean |LTE| of one guided step relative to Heun's.", list(errors[0]), errors),
+    ]  # fmt: skip
+
+
+BLOCKS = {"table1": _table1, "figure1": _figure1, "figure2": _figure2}

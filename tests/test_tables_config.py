@@ -1,0 +1,271 @@
+"""configs/table*.yaml: complete rows, settings that run, and errors that name their line."""
+
+import re
+
+import pytest
+
+import erk
+import generate
+from erk.jobs.options import networks_of, settings_of
+from erk.models.presets import find_preset
+from metrics.protocols import find_protocol
+from metrics.references import known_references, reference_names
+from scripts.tables import config as module
+from scripts.tables.config import (
+    Request,
+    chosen_rows,
+    config_names,
+    load_config,
+    page_name,
+    settings_of_row,
+)
+from scripts.tables.plan import DEFAULTS, count_nfe, options_of_row, ref_of
+
+TABLES = [f"table{i}" for i in range(1, 12)]
+ROWS = {"table1": 2, "table2": 10, "table3": 8, "table4": 36, "table5": 0, "table6": 2,
+        "table7": 2, "table8": 3, "table9": 8, "table10": 7, "table11": 7}  # fmt: skip
+SAMPLED = [name for name in TABLES if load_config(name).kind == "sampled"]
+
+
+def planned(name, scale, as_printed=False):
+    """(row, its settings, its guidance) of every row of a table."""
+    config, request = load_config(name), Request(scale=scale, as_printed=as_printed)
+    for row in config.rows:
+        options = options_of_row(config, row, request)
+        net, gnet, guidance = networks_of(options)
+        yield row, options, settings_of(options, guidance)
+
+
+def test_every_table_has_its_config():
+    assert [name for name in config_names() if name.startswith("table")] == TABLES
+    assert {name: len(load_config(name).rows) for name in TABLES} == ROWS
+    kinds = {"table1": "toy", "table5": "settings", "table6": "timing", "table7": "timing",
+             "table9": "settings"}  # fmt: skip
+    for name in TABLES:
+        assert load_config(name).kind == kinds.get(name, "sampled")
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("table5", "table9")])
+def test_rows_are_complete(name):
+    config = load_config(name)
+    names = [row.name for row in config.rows]
+    assert len(set(names)) == len(names)
+    assert config.columns and set(config.best) <= set(config.columns)
+    for row in config.rows:
+        assert {*row.published} - {"nfe"} == {*config.columns}, row.name
+        assert all(type(value) in (int, float) for value in row.published.values())
+        assert row.against is None or row.against in names
+        assert all(row.settings.get(key) != value for key, value in row.as_printed.items())
+        if row.settings.get("w_stiff", 0) > 0 and "erk_proj" not in row.settings:
+            assert "w_con" in row.settings and (row.against or name == "table11")
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_tables_say_how_at_both_scales(name):
+    config = load_config(name)
+    assert config.num == {"paper": 50000, "embedded": 1500}
+    assert config.seeds["paper"] == (0 if name == "table4" else 100000)
+    for row in config.rows:
+        preset = row.settings["preset"]
+        assert find_preset(preset) and preset in config.presets
+        refs = [ref_of(config, row, scale) for scale in ("paper", "embedded")]
+        assert set(refs) <= set(reference_names()) and refs[1] == "digits"
+        measured = find_protocol(known_references()[refs[0]].protocol).columns
+        assert set(config.columns) <= set(measured)
+
+
+@pytest.mark.parametrize("scale", ["paper", "embedded"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_settings_are_accepted_and_nfe_is_the_published_one(name, scale):
+    for row, options, settings in planned(name, scale):
+        assert settings.sigma_min == 0.002 and settings.sigma_max == 80, row.name
+        nfe, guide_nfe = count_nfe(settings)
+        assert guide_nfe == (0 if settings.guidance == 1 else nfe)
+        if settings.adaptive_tau is None and "nfe" in row.published:
+            assert nfe == row.published["nfe"], row.name
+        elif settings.adaptive_tau is None:
+            assert nfe == 2 * settings.steps - 1
+        if scale == "embedded":
+            assert options["device"] == "cpu" and options["batch"] == 250
+            assert options["labels"] == ("random" if options["net"] else "balanced")
+
+
+def test_table4_counted_on_the_digits_network():
+    """NFE 6, 8, 10 by solver, counted while a network samples."""
+    model = erk.load_model("digits")
+    noise, labels = erk.noise_and_labels(range(2), model)
+    seen = set()
+    for row, options, settings in planned("table4", "embedded"):
+        key = (settings.solver, settings.steps, settings.w_stiff > 0)
+        if key in seen:
+            continue
+        seen.add(key)
+        drift = settings.drift(model, labels)
+        sigmas = settings.sigmas(model)
+        for _ in settings.loop(drift, noise * sigmas[0], sigmas, None):
+            pass
+        assert drift.nfe == row.published["nfe"], row.name
+        assert options["schedule"] == ("time_uniform" if key[0] == "deis" else "polynomial")
+    assert len(seen) == 18
+
+
+def test_settings_as_printed():
+    differing = {}
+    for name in SAMPLED:
+        config = load_config(name)
+        for index, row in enumerate(config.rows):
+            by_script = settings_of_row(config, row, "paper", as_printed=False)
+            by_text = settings_of_row(config, row, "paper", as_printed=True)
+            if by_script != by_text:
+                differing[name, index] = {k: (by_script[k], by_text[k]) for k in row.as_printed}
+    assert differing == {
+        ("table2", 7): {"w_con": (0.3, 0.5)},
+        ("table2", 9): {"w_con": (0.1, 0.5)},
+        ("table3", 4): {"guidance": (1.2, 1.4)},
+        ("table3", 5): {"guidance": (1.2, 1.4)},
+        ("table3", 6): {"guidance": (1.55, 2.1)},
+        ("table3", 7): {"guidance": (1.55, 2.1)},
+    }
+    for index, preset in ((4, "edm2-img512-s-guid"), (6, "edm2-img512-s-autog")):
+        assert find_preset(preset).guidance == differing["table3", index]["guidance"][1]
+
+
+def test_embedded_scale_takes_the_stand_ins():
+    config = load_config("table4")
+    first, last = (settings_of_row(config, config.rows[i], "embedded", False) for i in (0, -1))
+    assert first["preset"] == "digits" and first["labels"] == "balanced" and "net" not in first
+    assert last["net"].endswith("digits-uncond.safetensors") and "preset" not in last
+    assert settings_of_row(config, config.rows[0], "paper", False)["preset"].startswith("edm-image")
+    guided = load_config("table3")
+    for row in guided.rows:  # a guidance weight belongs to its networks
+        assert settings_of_row(guided, row, "embedded", True)["guidance"] == 1.25
+    bare = config._replace(presets={})
+    with pytest.raises(ValueError, match="nothing that stands for edm-imagenet"):
+        settings_of_row(bare, config.rows[0], "embedded", False)
+
+
+def test_options_are_those_of_generate():
+    given = generate.main.make_context("generate.py", []).params
+    own = {"outdir", "seeds", "batch", "device", "offline", "grid"}  # a row's own, or of folders
+    measuring = {"evaluate", "real", "protocol", "json_path"}
+    assert {k: v for k, v in given.items() if k not in own | measuring} == DEFAULTS
+    config = load_config("table2")
+    options = options_of_row(config, config.rows[1], Request(num=40, device="cuda", batch=16))
+    assert options["seeds"] == "100000-100039" and options["batch"] == 16
+    assert options["device"] == "cuda" and type(options["sigma_max"]) is float
+
+
+def test_shared_rows_are_the_same_row():
+    """Tables 8, 10 and 11 repeat rows of 2 and 3: the same options, so they are made once."""
+    request = Request()
+
+    def options(name, index):
+        config = load_config(name)
+        return options_of_row(config, config.rows[index], request)
+
+    assert options("table10", 1) == options("table2", 0)
+    assert options("table10", 0) == options("table2", 2)
+    assert options("table11", 6) == options("table2", 3)
+    assert options("table8", 0) == options("table3", 2)
+    assert options("table8", 1) == options("table3", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [(None, range(10)), ("0", [0]), ("0,2-4", [0, 2, 3, 4]), ("9, 1 ,1", [1, 9])],
+)
+def test_chosen_rows(text, places):
+    config = load_config("table2")
+    assert chosen_rows(config, text) == [config.rows[i] for i in places]
+
+
+@pytest.mark.parametrize("text", ["10", "", "a", "3-", "4-2", "-1", "0,,1"])
+def test_wrong_rows(text):
+    with pytest.raises(ValueError, match="rows"):
+        chosen_rows(load_config("table2"), text)
+
+
+def test_page_names():
+    config = load_config("table2")
+    assert page_name(config, Request()) == "table2"
+    assert page_name(config, Request(scale="paper", as_printed=True)) == "table2-paper-as-printed"
+
+
+GOOD = """title: A title
+kind: sampled
+paper: What it shows
+settings: {steps: 8}
+rows:
+- name: a
+  settings: {w_stiff: 0.5}
+  published: {fid: 1.5}
+- name: b
+  against: a
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def from_text(text):
+        path = tmp_path / "some1.yaml"
+        path.write_text(text, "utf-8")
+        return load_config(path)
+
+    return from_text
+
+
+def test_a_good_file(load):
+    config = load(GOOD)
+    assert config.name == "some1" and config.rows[0].settings == {"steps": 8, "w_stiff": 0.5}
+    assert config.rows[1].settings == {"steps": 8} and config.rows[1].against == "a"
+    assert config.columns == () and config.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("paper: What", "papr: What", 3, "unknown key 'papr': did you mean paper?"),
+        ("kind: sampled", "kind: samples", 2, "'kind' must be one of sampled, settings"),
+        ("title: A title", "title: 3", 1, "'title' must be of type str, not 3"),
+        ("paper: What it shows\n", "", 1, "'paper' is missing"),
+        (
+            "{w_stiff: 0.5}",
+            "{w_stif: 0.5}",
+            7,
+            "unknown key 'w_stif' in 'settings': did you",
+        ),
+        ("{steps: 8}", "{step: 8}", 4, "unknown key 'step' in 'settings'"),
+        ("{steps: 8}", "eight", 4, "a mapping of names to values must stand here"),
+        ("- name: b", "- name: a", 9, "the row 'a' is there twice"),
+        ("- name: b", "- nam: b", 9, "unknown key 'nam'"),
+        ("- name: b\n  against", "- against", 9, "'name' is missing"),
+        ("against: a", "against: c", 10, "there is no row 'c'"),
+        ("against: a", "against: 1", 10, "'against' must be of type str"),
+        ("kind: sampled", "kind: sampled\nnum: {paper: many}", 3, "'num' must be of type int"),
+        ("kind: sampled", "kind: sampled\nnum: {papr: 1}", 3, "unknown key 'papr' in 'num'"),
+        ("kind: sampled", "kind: sampled\nnum: {paper: true}", 3, "must be of type int, not True"),
+        ("kind: sampled", "kind: sampled\nbest: {fid: least}", 3, "must be one of low, high"),
+        ("kind: sampled", "kind: sampled\nkind: toy", 3, "'kind' is there twice"),
+        ("kind: sampled", "kind: sampled\ncolumns: fid", 3, "'columns' must be a list"),
+        ("{fid: 1.5}", "{fid: 1.5, fid: 2}", 8, "'fid' is there twice"),
+        ("{fid: 1.5}", "{fid: [1.5}", 8, "not readable YAML"),
+    ],
+)
+def test_errors_name_file_and_line(load, tmp_path, old, new, line, message):
+    assert old in GOOD
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load(GOOD.replace(old, new))
+    assert str(caught.value).startswith(f"{tmp_path / 'some1.yaml'}:{line}: ")
+
+
+def test_empty_file_and_unknown_names(load):
+    with pytest.raises(ValueError, match="some1.yaml:1: a mapping"):
+        load("")
+    with pytest.raises(FileNotFoundError, match="no experiment 'tabel2': did you mean table2"):
+        load_config("tabel2")
+
+
+def test_kinds_have_their_module():
+    from scripts.reproduce import HANDLERS
+
+    assert set(HANDLERS) == set(module.KINDS)
