@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Figure 5 of the paper; the options are those of scripts/reproduce.py.
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/reproduce.sh" figure5 "$@"
