@@ -71,10 +71,10 @@ def flatten(row: Row) -> dict[str, Any]:
 
 def cell(value: Any) -> str:
     """A value as people read it: 4 significant digits, – for None; with its error, the error's
-    decimals: ``1.23 ± 0.05``."""
+    decimals: ``1.23 ± 0.10``."""
     pair = _pair(value)
     if pair is not None and pair[0] is not None and pair[1]:
-        error = _short(pair[1], 2)
+        error = _short(pair[1], 2, "#")
         decimals = len(error.partition(".")[2]) if "e" not in error else 4
         return f"{pair[0]:.{decimals}f} ± {error}"
     if pair is not None:
@@ -84,9 +84,10 @@ def cell(value: Any) -> str:
     return _short(value, 4) if isinstance(value, float) else str(value)
 
 
-def _short(number: float, digits: int) -> str:
+def _short(number: float, digits: int, keep: str = "") -> str:
+    """So many significant digits; ``keep`` "#": zeros at the end, too."""
     whole = 10 ** (digits - 1) <= abs(number) < 1e9  # never 1.2e+04 for 12346
-    return f"{number:.0f}" if whole else f"{number:.{digits}g}"
+    return f"{number:.0f}" if whole else f"{number:{keep}.{digits}g}".rstrip(".")
 
 
 def _pair(value: Any) -> tuple[Any, Any] | None:

@@ -1,7 +1,8 @@
 """One table or figure of the paper: python scripts/reproduce.py table2
 
-Makes what is not there yet and writes results/NAME.csv, .md, .tex, .html and .json. At embedded
-scale (the default) small networks of digits stand for the paper's, on the CPU, in minutes.
+Makes what is not there yet and writes results/NAME.csv, .md, .tex, .html and .json, and renews
+results/index.html, the page of all of them. At embedded scale (the default) small networks of
+digits stand for the paper's, on the CPU, in minutes.
 """
 
 import os
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from scripts.tables.config import ROOT, SCALES, Config, Request, load_config
+from scripts.tables.index import write_index
 
 HANDLERS = {
     "sampled": "scripts.tables.sampled",
@@ -69,7 +71,8 @@ def main(name: str, **options: Any) -> None:
         count = count_of(processes, config, request)
         if count > 1 and "WORLD_SIZE" not in os.environ:
             _spread(count)
-    for path in import_module(HANDLERS[config.kind]).run(config, request):
+    written = import_module(HANDLERS[config.kind]).run(config, request)
+    for path in [*written, write_index(request.results)] if written else []:
         click.echo(f"wrote {path}")
 
 
@@ -93,7 +96,7 @@ def count_of(text: str, config: Config, request: Request) -> int:
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"--processes wants a number from 1 on, or auto, not '{text}'")
         return int(text)
-    if config.kind != "sampled":
+    if config.kind not in ("sampled", "sweep"):
         return 1
     if request.scale == "paper" or request.device != "auto":
         import torch

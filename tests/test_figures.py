@@ -346,12 +346,18 @@ def test_large_pictures_are_averaged_for_the_figure():
 
 def test_figure_5_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(text_to_image, "try_to_load_from_cache", lambda *_: None)
-    done = CliRunner().invoke(reproduce.main, ["figure5", "--results", str(tmp_path / "r")])
+    how = ["--scale", "paper", "--results", str(tmp_path / "r")]
+    done = CliRunner().invoke(reproduce.main, ["figure5", *how])
     assert done.exit_code == 2 and "Traceback" not in done.output
     for word in ("15 steps", "DPM-Solver with ERK-Guid", "erk.integrations.diffusers",
                  "https://huggingface.co/PixArt-alpha/PixArt-XL-2-1024-MS"):  # fmt: skip
         assert word in done.output, word
     assert not (tmp_path / "r").exists()
+    done = CliRunner().invoke(reproduce.main, ["figure5", "--results", str(tmp_path / "r")])
+    assert done.exit_code == 0
+    text = (tmp_path / "r" / "figure5.md").read_text("utf-8")
+    assert "NOT MADE" in text and "hf download PixArt-alpha" in text
+    assert not (tmp_path / "r" / "figure5.png").exists()
 
 
 def test_toy_pages_hold_the_numbers_of_the_toy(few, monkeypatch):

@@ -50,7 +50,7 @@ def test_markdown():
     lines = to_md(PAGE).splitlines()
     assert lines[0] == "# A & B: 50 % of x_i"
     assert "| row | fd | note |" in lines and "| --- | ---: | --- |" in lines
-    assert "| a\\|b | **1.23 ± 0.05** | − |" in lines and "| <c> | – | – |" in lines
+    assert "| a\\|b | **1.234 ± 0.050** | − |" in lines and "| <c> | – | – |" in lines
     assert "![table2](table2.png)" in lines and "![table2](table2.pdf)" not in lines
     assert lines[-1] == (
         "Made by `reproduce.py table2 --num 4` at commit abc on cpu with torch 2.8, python 3.11."
@@ -72,7 +72,7 @@ def test_latex():
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
     assert r"\begin{tabular}{lrl}" in text and r"\caption{A \& B: 50 \% of x\_i}" in text
-    assert r"a|b & \textbf{1.23 $\pm$ 0.05} & $-$ \\" in text and r"$\sigma$\_i & 3 \\" in text
+    assert r"a|b & \textbf{1.234 $\pm$ 0.050} & $-$ \\" in text and r"$\sigma$\_i & 3 \\" in text
     assert text.isascii() and r"First \{block\}" in text
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}")
@@ -107,9 +107,9 @@ def test_html():
     text = to_html(PAGE)
     read = Cells(text)
     assert read.open == [] and text.isascii() and text.startswith('<section id="table2"')
-    assert read.cells == ["row", "fd", "note", "a|b", "1.23 ± 0.05", "−", "<c>", "–", "–",
+    assert read.cells == ["row", "fd", "note", "a|b", "1.234 ± 0.050", "−", "<c>", "–", "–",
                           "row", "n", "σ_i", "3"]  # fmt: skip
-    assert '<td class="number"><strong>1.23' in text and '<img src="table2.png"' in text
+    assert '<td class="number"><strong>1.234' in text and '<img src="table2.png"' in text
     assert "table2.pdf" not in text
 
 
@@ -172,7 +172,7 @@ def test_page_at_paper_scale_gives_differences_to_the_published():
     assert paired["value"] == pytest.approx(-0.1) and paired["exceeds"]
     assert page.data[1]["paired"]["is"]["value"] == 0 and page.data[2]["measured"] is False
     text = to_md(page)
-    assert "| 32 steps, w_stiff 0.5 | 63 | **91.0 ± 0.1** | **2.5 ± 0.1** |" in text
+    assert "| 32 steps, w_stiff 0.5 | 63 | **91.00 ± 0.10** | **2.50 ± 0.10** |" in text
     assert EXCHANGED in text and "ours − fid" in text
     assert "fid, of 1 paired differences: better in 1 (32 steps, w_stiff 0.5)." in text
     assert "NOT MEASURED YET: 8 of 10 rows" in text and "--rows 2,3,4,5,6,7,8,9." in text

@@ -76,9 +76,13 @@ class Request(NamedTuple):
 
 
 def config_names() -> list[str]:
-    """Names of all experiments: the files of configs/ whose names end in a number, in order."""
+    """Names of all experiments, files of configs/ that end in a number: tables, then figures."""
     found = (re.fullmatch(r"(\D+)(\d+).*", path.stem) for path in FOLDER.glob("*.yaml"))
-    return [m[0] for m in sorted(filter(None, found), key=lambda m: (m[1], int(m[2]), m[0]))]
+    return [m[0] for m in sorted(filter(None, found), key=_place)]
+
+
+def _place(name: re.Match[str]) -> tuple[bool, str, int, str]:
+    return name[1] != "table", name[1], int(name[2]), name[0]
 
 
 def load_config(name: str | Path) -> Config:

@@ -25,7 +25,7 @@ from erk.world import provenance
 from scripts.tables.config import Config, Request
 from scripts.tables.plan import options_of_row
 from scripts.tables.plots import COLOURS, GREY, Told, panels, png, write_figure
-from scripts.tables.render import Block
+from scripts.tables.render import Block, sixth
 
 SMALL = 64  # dimensions up to which Jacobians are written out: D JVPs per state
 QUARTILES = ("25 %", "median", "75 %")
@@ -285,13 +285,8 @@ def _curves(axis: Axes, data: Sequence[dict[str, Any]], names: Sequence[str], ti
 
 def _quartiles(values: Tensor) -> list[float | None]:
     at = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
-    return [_known(value) for value in torch.quantile(values.flatten(), at).tolist()]
+    return [sixth(value) for value in torch.quantile(values.flatten(), at).tolist()]
 
 
 def _median(values: Tensor) -> float | None:
-    return _known(values.median().item())
-
-
-def _known(value: float) -> float | None:
-    """JSON has no NaN; six digits say all that float32 knows."""
-    return None if math.isnan(value) else float(f"{value:.6g}")
+    return sixth(values.median().item())

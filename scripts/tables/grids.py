@@ -4,13 +4,14 @@ Every row's pictures are also a sheet of their own; all sheets have one layout, 
 exchange them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from erk.jobs.generation import generate
 from erk.jobs.images import png_bytes, sheet
@@ -22,10 +23,12 @@ from metrics.table import write
 from scripts.tables.config import Config, Request, chosen_rows, page_name
 from scripts.tables.plan import options_of_row
 from scripts.tables.plots import Told, panels, png, write_figure
-from scripts.tables.render import Block
+from scripts.tables.render import Block, sixth
 
 LARGEST = 256  # pixels of an image's side in the figure; sheets keep every pixel
 SMALLEST = 48  # and at least
+TRACED = ("stiffness", "gate", "push")  # of guides.telemetry
+QUARTILES = (0.25, 0.5, 0.75)
 
 
 class Cell(NamedTuple):
@@ -36,6 +39,7 @@ class Cell(NamedTuple):
     images: np.ndarray  # uint8 [N, C, H, W]
     classes: list[int] | None  # of the pictures; None: the network has none
     nfe: float
+    traces: dict[str, list[Any]]  # see ``along``
 
     @property
     def w_con(self) -> float | None:
@@ -65,10 +69,10 @@ def run(config: Config, request: Request) -> list[Path]:
     data = [
         {"row": cell.name, "steps": cell.settings.steps, "w_stiff": cell.settings.w_stiff,
          "w_con": cell.w_con, "NFE": cell.nfe, "sheet": places[cell.name],
-         "classes": cell.classes}
+         "classes": cell.classes, "traces": cell.traces}
         for cell in cells
     ]  # fmt: skip
-    block = Block(f"Every row has the seeds {options[0]['seeds']}.", list(data[0])[:-1], data)
+    block = Block(f"Every row has the seeds {options[0]['seeds']}.", list(data[0])[:-2], data)
     told = Told([block], data, _equals(cells), picture(cells, columns))
     made_by = [provenance(job.model.device)]
     return [*write_figure(config, request, options[0]["preset"], told, made_by), *files]
@@ -79,12 +83,27 @@ def sample(job: Job, name: str, settings: Settings) -> Cell:
     made = list(
         generate(
             job.model, job.seeds, settings, guide_model=job.guide, labels=job.labels,
-            batch=job.batch, noise_device=job.noise_device,
+            batch=job.batch, noise_device=job.noise_device, trace=True,
         )
     )  # fmt: skip
     images = torch.cat([batch.images for batch in made]).numpy()
     classes = [int(c) for b in made if b.classes is not None for c in b.classes] or None
-    return Cell(name, settings, images, classes, made[0].nfe)
+    traces = along(settings.sigmas(job.model), [batch.trace or {} for batch in made])
+    return Cell(name, settings, images, classes, made[0].nfe, traces)
+
+
+def along(sigmas: Tensor, traces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[Any]]:
+    """The steps that have a pair: sigma, quartiles of the stiffness over the seeds, the share of
+    seeds that are corrected, and the median norm of their corrections (0: none is).
+    """
+    rho, gate, push = (np.concatenate([trace[name] for trace in traces], 1) for name in TRACED)
+    steps = np.flatnonzero(~np.isnan(rho).any(1))
+    return {
+        "sigma": [sixth(sigmas[i].item()) for i in steps],
+        "stiffness": [[sixth(q) for q in np.quantile(rho[i], QUARTILES)] for i in steps],
+        "corrected": [sixth(gate[i].mean()) for i in steps],
+        "push": [sixth(np.median(push[i][gate[i] > 0])) if gate[i].any() else 0.0 for i in steps],
+    }
 
 
 def picture(cells: Sequence[Cell], columns: int) -> bytes:

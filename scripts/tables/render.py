@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,11 @@ def write_page(folder: str | Path, page: Page) -> list[Path]:
     return [write(Path(folder) / f"{page.name}.{end}", text) for end, text in content.items()]
 
 
+def sixth(value: float) -> float | None:
+    """Six significant digits, all that float32 knows; None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Full precision; a value within mappings gets the names on its way: ``ours.fd``."""
     flat = [dict(_flat(row)) for row in rows]
@@ -137,14 +143,12 @@ def to_html(page: Page) -> str:
     for block in page.blocks:
         head, *body = _cells(block, "<strong>{}</strong>", html.escape)
         sides = [' class="number"' if right else "" for right in _numeric(block)]
-        lines += ["<table>", f"<caption>{html.escape(block.caption)}</caption>"]
-        lines.append("<thead><tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr></thead>")
-        for line in body:
-            cells = zip(sides, line, strict=True)
-            lines.append(
-                "<tr>" + "".join(f"<td{side}>{text}</td>" for side, text in cells) + "</tr>"
-            )
-        lines.append("</table>")
+        lines += ['<figure class="block">',
+                  f"<figcaption>{html.escape(block.caption)}</figcaption>",
+                  '<div class="scroll"><table>']  # fmt: skip
+        lines.append("<thead>" + _line("th", head, sides) + "</thead>")
+        lines += [_line("td", line, sides) for line in body]
+        lines.append("</table></div></figure>")
     lines += [f'<img src="{html.escape(f)}" alt="{html.escape(Path(f).stem)}">'
               for f in page.files if f.endswith((".png", ".svg"))]  # fmt: skip
     lines += [f"<p>{html.escape(note)}</p>" for note in page.notes]
@@ -165,12 +169,21 @@ def _cells(block: Block, strong: str, escape: Any = str) -> list[list[str]]:
     return lines
 
 
+def _line(tag: str, cells: Sequence[str], sides: Sequence[str]) -> str:
+    row = zip(sides, cells, strict=True)
+    return "<tr>" + "".join(f"<{tag}{side}>{text}</{tag}>" for side, text in row) + "</tr>"
+
+
 def _numeric(block: Block) -> list[bool]:
     """Whether a column holds numbers, which stand to the right."""
-    return [
-        all(isinstance(row.get(column), int | float | tuple | None) for row in block.rows)
-        for column in block.columns
-    ]
+    return [all(_counts(row.get(column)) for row in block.rows) for column in block.columns]
+
+
+def _counts(value: Any) -> bool:
+    """Whether a cell is a number, one with an error, one in letters, or nothing."""
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
+    return value is None or isinstance(value, int | float | tuple)
 
 
 def _number(value: Any) -> float | None:

@@ -9,19 +9,28 @@ from pathlib import Path
 import click
 from huggingface_hub import try_to_load_from_cache
 
-from scripts.tables.config import Config, Request
+from scripts.tables.config import Config, Request, page_name
+from scripts.tables.render import Page, heading, write_page
 
 INTEGRATION = "diffusers"  # erk/integrations/diffusers.py: ERK-Guid in that package's schedulers
 INDEX = "model_index.json"  # what a pipeline of that package is loaded by
 
 
 def run(config: Config, request: Request) -> list[Path]:
-    """Print the plan with ``dry_run``; else ValueError with the plan and what is missing."""
-    told = "\n".join([plan(config), *(f"missing: {one}" for one in missing(config))])
-    if not request.dry_run:
+    """Print the plan with ``dry_run``; at embedded scale, where no network takes prompts, a page
+    that says so; else ValueError with the plan and what is missing."""
+    lacking = [f"missing: {one}" for one in missing(config)]
+    told = "\n".join([plan(config), *lacking])
+    if request.dry_run:
+        click.echo(told)
+        return []
+    if request.scale == "paper":
         raise ValueError(f"{config.name} cannot be made with this version.\n{told}")
-    click.echo(told)
-    return []
+    notes = ["NOT MADE: no network of this repository takes prompts. At paper scale it needs:",
+             *lacking, plan(config), f"The paper: {config.paper}", *config.notes]  # fmt: skip
+    title = heading(config, request.scale)
+    page = Page(page_name(config, request), title, config.kind, request.scale, [], [], notes)
+    return write_page(request.results, page)
 
 
 def plan(config: Config) -> str:
