@@ -127,7 +127,7 @@ def _trade(axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str) -> Non
             label = f"{formula}, $w_{{stiff}}$ {weights[0]:g} to {weights[-1]:g}"
             axis.plot(first, second, **look(i), label=label)
     axis.set(title="(b) from Heun on with rising weight", xlabel=LABELS[x], ylabel=LABELS[y])
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")
 
 
 def _value(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
