@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,13 +71,13 @@ def flatten(row: Row) -> dict[str, Any]:
 
 
 def cell(value: Any) -> str:
-    """A value as people read it: 4 significant digits, – for None; with its error, the error's
-    decimals: ``1.23 ± 0.10``."""
+    """A value as people read it: 4 significant digits, – for None; with its error, to two digits
+    of that: ``1.23 ± 0.10``."""
     pair = _pair(value)
     if pair is not None and pair[0] is not None and pair[1]:
-        error = _short(pair[1], 2, "#")
-        decimals = len(error.partition(".")[2]) if "e" not in error else 4
-        return f"{pair[0]:.{decimals}f} ± {error}"
+        error = float(f"{pair[1]:.1e}")  # two digits, so that 0.0996 has as many decimals as 0.10
+        decimals = max(0, 1 - math.floor(math.log10(error)))
+        return f"{pair[0]:.{decimals}f} ± {error:.{decimals}f}"
     if pair is not None:
         return cell(pair[0])
     if value is None:
@@ -84,10 +85,9 @@ def cell(value: Any) -> str:
     return _short(value, 4) if isinstance(value, float) else str(value)
 
 
-def _short(number: float, digits: int, keep: str = "") -> str:
-    """So many significant digits; ``keep`` "#": zeros at the end, too."""
+def _short(number: float, digits: int) -> str:
     whole = 10 ** (digits - 1) <= abs(number) < 1e9  # never 1.2e+04 for 12346
-    return f"{number:.0f}" if whole else f"{number:{keep}.{digits}g}".rstrip(".")
+    return f"{number:.0f}" if whole else f"{number:.{digits}g}"
 
 
 def _pair(value: Any) -> tuple[Any, Any] | None:
