@@ -1,7 +1,9 @@
 """torch.distributed in a few functions: one process needs none of it, and gets none of it."""
 
+import ctypes
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,9 @@ import torch
 CODE = ("*.py", "*.yaml", "*.safetensors")  # what numbers come from
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torch's own minutes would end long runs."""
+
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class World(NamedTuple):
@@ -55,6 +60,7 @@ def join(device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
+    _end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -63,6 +69,12 @@ def join(device: torch.device) -> Iterator[World]:
         yield World(torch.distributed.get_rank(), size, device)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Linux ends this process when torchrun is killed by force and cannot do it itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def wait(world: World) -> None:
@@ -107,7 +119,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
             commit += "-dirty" if found.strip() else ""
     is_cuda = torch.device(device).type == "cuda"
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_script(root), *sys.argv[1:]]),
         "commit": commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "versions": {
@@ -116,3 +128,9 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
+
+
+def _script(root: Path) -> str:
+    """The running script as a path within the repository, where it is one of its."""
+    path = Path(sys.argv[0]).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

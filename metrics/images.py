@@ -1,5 +1,6 @@
 """Where images come from: a folder, a zip or an npz, read as uint8 batches in seed order."""
 
+import hashlib
 import io
 import json
 import re
@@ -32,6 +33,15 @@ class ImageSource(NamedTuple):
     decode: Callable[[bytes], np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
     run: dict[str, Any]  # run.json beside the images, with its "settings"; {}: none
     labels: list[int] | None = None  # class of every image where the source stores it
+
+
+def fingerprint(source: ImageSource) -> str:
+    """64 hexadecimal digits that change with the images: names, sizes and times of the files."""
+    files = [source.path]
+    if source.path.is_dir():
+        files = sorted(path for path in source.path.rglob("*") if path.is_file())
+    told = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def open_images(path: str | Path) -> ImageSource:

@@ -16,7 +16,16 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
-from scripts.tables.config import ROOT, SCALES, Config, Request, load_config
+from scripts.tables.config import (
+    ROOT,
+    SCALES,
+    Config,
+    Request,
+    chosen_rows,
+    differs_as_printed,
+    images_of,
+    load_config,
+)
 from scripts.tables.index import write_index
 
 HANDLERS = {
@@ -30,6 +39,9 @@ HANDLERS = {
     "text-to-image": "scripts.tables.text_to_image",
 }
 MOST = 8  # processes that "auto" starts on a CPU: a row has no more batches
+SHARED = ("sampled", "sweep")  # kinds whose work several processes share
+WITH_ROWS = (*SHARED, "grid")  # kinds whose rows can be chosen
+WITHOUT_FILES = ("toy", "settings", "text-to-image")  # the last one looks for its own
 
 
 @click.command(context_settings=CONTEXT)
@@ -42,8 +54,8 @@ MOST = 8  # processes that "auto" starts on a CPU: a row has no more batches
               "published script has others.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print rows, evaluations, time and wanted files.")
 @click.option("--fetch", "fetch_only", is_flag=True, help="Only download what is wanted.")
-@click.option("--results", type=click.Path(path_type=Path), metavar="DIR",
-              default=ROOT / "results", show_default="results", help="Where files go.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), metavar="DIR", help="Where files go.  "
+              "[default: results; with --num or --rows results/trial]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
               help="Where to compute; auto: the CPU at embedded scale.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.")
@@ -62,18 +74,45 @@ def main(name: str, **options: Any) -> None:
     """
     fetch_only, processes = options.pop("fetch_only"), options.pop("processes")
     config = load_config(name)
-    shard = shard_of(options["shard"])
-    request = Request(**options | {"shard": shard})
+    request = _request(config, options)
+    count = count_of(processes, config, request)
+    is_first = int(os.environ.get("RANK", "0")) == (request.shard or (0, 1))[0] == 0
+    if config.kind not in SHARED and not is_first:
+        return  # the first process, or task of an array, makes it all
     if not request.dry_run:
         _have_files(config, request, fetch_only)
         if fetch_only:
             return
-        count = count_of(processes, config, request)
         if count > 1 and "WORLD_SIZE" not in os.environ:
             _spread(count)
     written = import_module(HANDLERS[config.kind]).run(config, request)
     for path in [*written, write_index(request.results)] if written else []:
         click.echo(f"wrote {path}")
+
+
+def _request(config: Config, options: dict[str, Any]) -> Request:
+    """The options, checked before anything is loaded or started. Raises ValueError, OSError."""
+    chosen, shard = options["rows"], shard_of(options["shard"])
+    if chosen is not None and config.kind not in WITH_ROWS:
+        raise ValueError(f"{config.name} is made as a whole: leave out --rows")
+    chosen_rows(config, chosen)
+    if options["shard"] is not None and config.kind not in SHARED:
+        raise ValueError(f"{config.name} is not made in shards: leave out --shard")
+    if options["real"] is not None and not Path(options["real"]).exists():
+        raise FileNotFoundError(f"--real {options['real']} does not exist")
+    if options["as_printed"] and not differs_as_printed(config, options["scale"]):
+        click.echo(f"{config.name}: --as-printed changes nothing here", err=True)
+        options["as_printed"] = False
+    results = options["results"]
+    if results is None:  # a trial must not replace what was made in full
+        whole = ROOT / "results"
+        is_trial = options["num"] is not None or chosen is not None
+        results, options["rows_in"] = whole / "trial" if is_trial else whole, whole / "rows"
+    if results.exists() and not results.is_dir():
+        raise NotADirectoryError(f"--results {results} is a file: name a folder")
+    request = Request(**options | {"shard": shard, "results": results})
+    images_of(config, request)
+    return request
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:
@@ -83,7 +122,9 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
         if "SLURM_ARRAY_TASK_ID" not in env or "SLURM_ARRAY_TASK_COUNT" not in env:
             return None
         first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-        text = f"{int(env['SLURM_ARRAY_TASK_ID']) - first}/{env['SLURM_ARRAY_TASK_COUNT']}"
+        step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+        index = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step
+        text = f"{index}/{env['SLURM_ARRAY_TASK_COUNT']}"
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return (int(index), int(count)) if int(count) > 1 else None
@@ -95,8 +136,8 @@ def count_of(text: str, config: Config, request: Request) -> int:
     if text != "auto":
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"--processes wants a number from 1 on, or auto, not '{text}'")
-        return int(text)
-    if config.kind not in ("sampled", "sweep"):
+        return int(text) if config.kind in SHARED else 1
+    if config.kind not in SHARED:
         return 1
     if request.scale == "paper" or request.device != "auto":
         import torch
@@ -110,11 +151,13 @@ def count_of(text: str, config: Config, request: Request) -> int:
 
 def _have_files(config: Config, request: Request, fetch_only: bool) -> None:
     """Download all files that are wanted before anything is loaded."""
-    if request.scale == "embedded":  # all is in this repository
+    if request.scale == "embedded" or config.kind in WITHOUT_FILES:
+        if fetch_only:
+            click.echo(f"{config.name}: nothing is to be fetched")
         return
     from scripts.tables.plan import fetch_files, files_of
 
-    command = ["python scripts/reproduce.py", config.name, "--scale", request.scale]
+    command = ["bash scripts/reproduce.sh", config.name, "--scale", request.scale]
     command += ["--rows", request.rows] if request.rows else []
     command += ["--real", request.real] if request.real else []
     files = files_of(config, request)

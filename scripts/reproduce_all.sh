@@ -5,7 +5,7 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 failed=()
-for config in $(ls configs/table*.yaml configs/fig*.yaml 2>/dev/null | sort -V); do
+for config in $(ls configs/table*.yaml | sort -V) $(ls configs/fig*.yaml | sort -V); do
     name=$(basename "$config" .yaml)
     bash scripts/reproduce.sh "$name" "$@" || failed+=("$name")
 done

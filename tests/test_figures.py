@@ -83,7 +83,7 @@ def test_rows_are_heun_with_one_network(name, scale):
 @pytest.mark.parametrize("name", [*FIGURES, "table1", "table6", "table7"])
 def test_dry_run_tells_and_writes_nothing(name, tmp_path):
     done = CliRunner().invoke(
-        reproduce.main, [name, "--dry-run", "--num", "5", "--results", str(tmp_path / "r")]
+        reproduce.main, [name, "--dry-run", "--num", "8", "--results", str(tmp_path / "r")]
     )
     assert done.exit_code == 0 and len(done.output) > 40, done.output
     assert not (tmp_path / "r").exists()

@@ -49,9 +49,15 @@ def settings_key(job: Job) -> str:
     """64 hexadecimal digits for the networks' bytes, all settings but the seeds, and the code."""
     identity = {name: value for name, value in job.identity.items() if name not in STORAGE}
     files = [job.model.sha256, job.guide and job.guide.sha256]
-    code = [torch.__version__, *(sha256_of(path) for path in sorted(CODE.rglob("*.py")))]
-    told = json.dumps([plain(identity), files, job.batch, code], sort_keys=True)
+    told = json.dumps([plain(identity), files, job.batch, code_key(CODE)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+@functools.cache
+def code_key(folder: Path) -> str:
+    """64 hexadecimal digits for all Python files of a folder and the version of PyTorch."""
+    files = [sha256_of(path) for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(" ".join([torch.__version__, *files]).encode()).hexdigest()
 
 
 def _read(job: Job, seeds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -39,12 +39,13 @@ def use_threads(threads: int) -> None:
 
 
 def in_turns(codes: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Runs]:
-    """Run every code in every round, A B A B: what else the machine does meets all of them."""
+    """Run every code in every round, A B B A: what else the machine does meets all of them."""
     if rounds < 1:
         raise ValueError(f"a benchmark needs at least 1 round, not {rounds}")
     runs = {name: Runs(None, [], []) for name in codes}
-    for _ in range(rounds):
-        for name, code in codes.items():
+    order = list(codes.items())
+    for number in range(rounds):
+        for name, code in order if number % 2 == 0 else order[::-1]:
             start, cpu_start = time.perf_counter(), time.process_time()
             runs[name] = runs[name]._replace(value=code())
             runs[name].seconds.append(time.perf_counter() - start)

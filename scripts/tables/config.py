@@ -67,12 +67,18 @@ class Request(NamedTuple):
     as_printed: bool = False
     dry_run: bool = False
     results: Path = ROOT / "results"
+    rows_in: Path | None = None  # folder of finished rows; None: rows, beside the pages
     device: str = "auto"
     batch: int | None = None
     real: str | None = None  # real images, for precision and recall
     cache: str | None = None  # where features are kept
     shard: tuple[int, int] | None = None  # (index, count)
     offline: bool = False
+
+    @property
+    def rows_folder(self) -> Path:
+        """Where finished rows are."""
+        return self.results / "rows" if self.rows_in is None else self.rows_in
 
 
 def config_names() -> list[str]:
@@ -148,9 +154,29 @@ def settings_of_row(config: Config, row: Row, scale: str, as_printed: bool) -> d
     return settings | {"net" if is_file else "preset": str(ROOT / chosen) if is_file else chosen}
 
 
+def differs_as_printed(config: Config, scale: str) -> bool:
+    """Whether the text of the paper gives some row other settings than its script, at a scale."""
+    if "weights_of" in config.options:
+        return differs_as_printed(load_config(config.options["weights_of"]), scale)
+    return any(
+        settings_of_row(config, row, scale, True) != settings_of_row(config, row, scale, False)
+        for row in config.rows
+        if row.as_printed
+    )
+
+
+def images_of(config: Config, request: Request) -> int:
+    """Images per row, 0 where a config has none. Raises ValueError for fewer than 2."""
+    num = config.num.get(request.scale, 0) if request.num is None else request.num
+    if request.num is not None and num < 2:
+        raise ValueError(f"--num must be at least 2, not {num}: one image cannot be measured")
+    return num
+
+
 def page_name(config: Config, request: Request) -> str:
-    """What the files in results/ are called: NAME at embedded scale, else NAME-paper."""
-    paper = "-paper" if request.scale == "paper" else ""
+    """What the files in results/ are called: NAME at embedded scale, else NAME-paper; the toy and
+    tables of settings have no scale."""
+    paper = "-paper" if request.scale == "paper" and config.kind not in ("toy", "settings") else ""
     return config.name + paper + ("-as-printed" if request.as_printed else "")
 
 

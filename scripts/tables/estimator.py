@@ -23,7 +23,7 @@ from erk.stiffness import stiffness
 from erk.study.analysis import cosine, exact_dominant, jvp, power_iteration
 from erk.world import provenance
 from scripts.tables.config import Config, Request
-from scripts.tables.plan import options_of_row
+from scripts.tables.plan import describe, options_of_row
 from scripts.tables.plots import COLOURS, GREY, Told, panels, png, write_figure
 from scripts.tables.render import Block, sixth
 
@@ -55,7 +55,8 @@ def run(config: Config, request: Request) -> list[Path]:
         f"{options['seeds']}; power iteration of {iterations} JVPs in float32 from a random vector."
     )
     if request.dry_run:
-        click.echo(f"{config.name}: {how}")
+        click.echo(f"{config.name}: {how}\nThe JVPs come on top of:\n")
+        click.echo(describe(config, request))
         return []
     job = open_job(options)
     states = study(job, iterations)
@@ -167,7 +168,8 @@ def estimates(states: States, bins: int = 8) -> Told:
     blocks = [
         Block("Medians in bins of equally many states, from calm to stiff. |cos| is with the "
               "dominant eigenvector of power iteration, in the last column that of power "
-              "iteration's with the exact one.", list(rows[0]), rows),
+              "iteration's with the exact one, of the Jacobian's symmetric part.",
+              list(rows[0]), rows),
         Block("Over all states: correlations of the estimated stiffness with power iteration's.",
               list(together), [together]),
     ]  # fmt: skip

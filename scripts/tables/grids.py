@@ -21,7 +21,7 @@ from erk.sampler import Settings
 from erk.world import provenance
 from metrics.table import write
 from scripts.tables.config import Config, Request, chosen_rows, page_name
-from scripts.tables.plan import options_of_row
+from scripts.tables.plan import describe, options_of_row
 from scripts.tables.plots import Told, panels, png, write_figure
 from scripts.tables.render import Block, sixth
 
@@ -52,8 +52,8 @@ def run(config: Config, request: Request) -> list[Path]:
     rows = chosen_rows(config, request.rows)
     options = [options_of_row(config, row, request) for row in rows]
     if request.dry_run:
-        names = "; ".join(row.name for row in rows)
-        click.echo(f"{config.name}: the seeds {options[0]['seeds']} in {len(rows)} rows: {names}")
+        click.echo(f"{config.name}: pictures of the seeds {options[0]['seeds']}\n")
+        click.echo(describe(config, request))
         return []
     job = open_job(options[0])
     cells = [

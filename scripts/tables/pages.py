@@ -14,7 +14,7 @@ from scripts.tables.render import Block, Page, best_cells, heading
 EMBEDDED = {"fd": "low", "precision": "high", "recall": "high", "is": "high", "accuracy": "high"}
 """Columns at embedded scale, and which value is best."""
 SWAP = {"precision": "recall", "recall": "precision"}  # see EXCHANGED
-WHO = ("command", "commit", "device", "versions")  # of a row's provenance
+SURE = 0.95  # of the intervals
 
 Found = Mapping[str, Any]
 """What results/rows says of a row; {}: it is not made yet."""
@@ -115,15 +115,18 @@ def _published(
         name: max(len(repr(row.published.get(name, 0)).partition(".")[2]) for row in config.rows)
         for name in names
     }
+    swapped = {name: f"{name}, exchanged" for name in names if name in SWAP}
     rows = []
     for one in data:
         shown = {name: f"{value:.{decimals[name]}f}" for name, value in one["published"].items()}
+        shown |= {told: shown[SWAP[name]] for name, told in swapped.items() if SWAP[name] in shown}
         minus = {f"ours − {name}": value for name, value in one.get("minus_published", {}).items()}
         rows.append({"row": one["name"]} | shown | minus)
     more = [f"ours − {name}" for name in columns] if request.scale == "paper" else []
     told = "" if more else " Another data set: no difference to them is formed."
     bold = best_cells([row.published for row in config.rows], config.best, _groups(config))
-    return Block(f"Published.{told} {config.paper}", ["row", *names, *more], rows, bold)
+    heads = ["row", *names, *swapped.values(), *more]
+    return Block(f"Published.{told} {config.paper}", heads, rows, bold)
 
 
 def _groups(config: Config) -> list[Any]:
@@ -160,9 +163,13 @@ def _notes(
     if request.scale == "embedded":
         notes.append(
             "Embedded scale: small networks of handwritten digits stand for the paper's, with the "
-            "paper's settings. These are not the paper's numbers."
+            f"paper's settings{_but(config)}. These are not the paper's numbers."
         )
     notes += [_verdict(name, direction, data) for name, direction in best.items()]
+    pairs = sum(len(one.get("paired", {})) for one in data)
+    if pairs:
+        notes.append(f"Of {pairs} differences that are 0 in truth, about {pairs * (1 - SURE):.0f} "
+                     "would stand outside their 95 % interval by chance.")  # fmt: skip
     floors = dict.fromkeys((one["fd_floor"], one["fd_floor_std"]) for one in made
                            if one.get("fd_floor") is not None)  # fmt: skip
     notes += [f"FD floor {cell(floor)}: what as many real digits get." for floor in floors]
@@ -180,6 +187,13 @@ def _notes(
         notes.append(f"NOT MEASURED YET: {len(lacking)} of {len(found)} rows, {names}. Make them "
                      f"by --rows {','.join(map(str, lacking))}.")  # fmt: skip
     return [note for note in notes if note]
+
+
+def _but(config: Config) -> str:
+    """What the embedded scale sets otherwise than the paper, which knows no balanced labels."""
+    own = {name: value for name, value in config.embedded.items() if name != "labels"}
+    told = ", ".join(f"{name} {value}" for name, value in own.items())
+    return f", but {told}" if told else ""
 
 
 def _verdict(name: str, direction: str, data: Sequence[Mapping[str, Any]]) -> str:

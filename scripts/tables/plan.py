@@ -16,7 +16,14 @@ from metrics.extractors import dinov2, inception, vgg16
 from metrics.protocols import Measure, find_protocol
 from metrics.references import known_references
 from metrics.table import to_text
-from scripts.tables.config import Config, Request, Row, chosen_rows, settings_of_row
+from scripts.tables.config import (
+    Config,
+    Request,
+    Row,
+    chosen_rows,
+    images_of,
+    settings_of_row,
+)
 
 BATCH = {"paper": 125, "embedded": 250}  # images at a time
 DEFAULTS: dict[str, Any] = {
@@ -69,14 +76,6 @@ def options_of_row(config: Config, row: Row, request: Request) -> dict[str, Any]
     }  # fmt: skip
 
 
-def images_of(config: Config, request: Request) -> int:
-    """Images per row. Raises ValueError for fewer than 2."""
-    num = config.num[request.scale] if request.num is None else request.num
-    if num < 2:
-        raise ValueError(f"--num must be at least 2, not {num}: one image cannot be measured")
-    return num
-
-
 def ref_of(config: Config, row: Row, scale: str) -> str:
     """The reference of a row: ``options.refs`` of its preset, else the config's for the scale."""
     chosen: str | None = config.ref.get(scale)
@@ -113,7 +112,7 @@ def files_of(config: Config, request: Request) -> list[File]:
         )
         found += _of_network("network", net)
         found += _of_network("guide", gnet) if gnet else []
-        if config.ref or "refs" in config.options:
+        if _is_measured(config):
             found += _of_reference(ref_of(config, row, request.scale), request.real is not None)
     first: dict[str, File] = {}
     for file in found:
@@ -143,7 +142,7 @@ def fetch_files(files: Sequence[File], offline: bool, command: str) -> None:
 
 
 def describe(config: Config, request: Request) -> str:
-    """The plan of a sampled table for people: rows, evaluations, images, time, disk and files."""
+    """The plan of what is sampled, for people: rows, evaluations, images, time, disk and files."""
     num, total = images_of(config, request), 0.0
     lines = []
     for row in chosen_rows(config, request.rows):
@@ -154,18 +153,19 @@ def describe(config: Config, request: Request) -> str:
         is_free = settings.adaptive_tau is not None
         seconds = _seconds(net, num * (nfe + guide) * (BOTH_WAYS if is_free else 1))
         total += seconds or 0
-        measures = usable_measures(ref_of(config, row, request.scale), request.real is not None)
-        lines.append(
-            {
-                "row": config.rows.index(row),
-                "name": row.name,
-                "network": options["preset"] or Path(net).stem,
-                "NFE": ("about " if is_free else "") + nfe_text(nfe, guide),
-                "images": num,
-                "time": "unknown" if seconds is None else _span(seconds),
-                "features": f"{_bytes(measures) * num / 2**20:.1f} MiB",
-            }
-        )
+        line = {
+            "row": config.rows.index(row),
+            "name": row.name,
+            "network": options["preset"] or Path(net).stem,
+            "NFE": ("about " if is_free else "") + nfe_text(nfe, guide),
+            "images": num,
+            "time": "unknown" if seconds is None else _span(seconds),
+        }
+        if _is_measured(config):
+            ref = ref_of(config, row, request.scale)
+            size = _bytes(usable_measures(ref, request.real is not None)) * num
+            line["features"] = f"{size / 2**20:.1f} MiB"
+        lines.append(line)
     files = files_of(config, request)
     missing = missing_files(files)
     speeds = [f"{name}*: {1e3 * s:.3g} ms per image and evaluation on {on}"
@@ -188,6 +188,11 @@ def nfe_text(nfe: float, guide: float) -> str:
 def gaussian(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
     """D(x; sigma) for data of mean 0 and standard deviation 0.5."""
     return x * 0.25 / (0.25 + sigma**2)
+
+
+def _is_measured(config: Config) -> bool:
+    """Whether the images meet a reference."""
+    return bool(config.ref) or "refs" in config.options
 
 
 def _of_network(what: str, net: str) -> list[File]:

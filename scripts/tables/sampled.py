@@ -1,14 +1,15 @@
 """Tables whose rows are sampled and measured: the same seeds and the same judge for every row.
 
-A finished row is a file in results/rows, named by all that its numbers depend on, and the features
-of every batch are in the store, so that a killed run goes on where it was.
+A finished row is a file in results/rows, named by all that its numbers depend on, the code and the
+judge included, and the features of every batch are in the store, so that a killed run goes on
+where it was.
 """
 
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +21,15 @@ from erk.fetch import sha256_of
 from erk.jobs.folder import plain
 from erk.jobs.options import identity_of, networks_of, settings_of
 from erk.jobs.run import Job, open_job
-from erk.jobs.stream import STORAGE, Piece, pieces
+from erk.jobs.stream import STORAGE, Piece, code_key, pieces
 from erk.models.model import fetch_checkpoint
 from erk.world import World, from_first, gather, join, pick_device
 from metrics.extraction import work
+from metrics.images import fingerprint
 from metrics.judge import Judge, load_judge, measure_chunks
 from metrics.report import to_row
 from metrics.table import to_json, write
-from scripts.tables.config import Config, Request, Row, chosen_rows
+from scripts.tables.config import ROOT, Config, Request, Row, chosen_rows
 from scripts.tables.pages import Found, page_of
 from scripts.tables.plan import describe, options_of_row, ref_of
 from scripts.tables.render import to_md, write_page
@@ -75,17 +77,17 @@ def measure_rows(
     chosen = chosen_rows(config, request.rows)
     todo = [one for one in planned if one.row in chosen]
     device = pick_device(todo[0].options["device"])
-    judges = {ref: _judge(ref, request, device) for ref in dict.fromkeys(one.ref for one in todo)}
+    judges = _judges(planned, todo, request, device)
     with join(device) as world:
-        todo = from_first(world, [one for one in todo if not _is_made(one, judges, request)])
+        todo = from_first(world, [one for one in todo if not _found(one, judges, request)])
         for number, (one, job) in enumerate(_with_networks(todo), 1):
             made = _make(job, judges[one.ref], world, request.shard)
             if world.rank == 0:
                 click.echo(f"{config.name} [{number}/{len(todo)}] {one.row.name}", err=True)
             if made is not None:
-                write(_place(one, request), to_json(made))
+                write(_place(one, judges[one.ref], request), to_json(made))
                 if each is not None:
-                    each([_found(other, request) for other in planned])
+                    each([_found(other, judges, request) for other in planned])
         if world.rank > 0:
             return None
     if request.shard is not None:
@@ -93,13 +95,24 @@ def measure_rows(
         click.echo(f"{config.name}: the features of shard {index} of {count} are made; run it "
                    "without --shard when all are")  # fmt: skip
         return None
-    return [_found(one, request) for one in planned]
+    return [_found(one, judges, request) for one in planned]
 
 
-def _judge(ref: str, request: Request, device: torch.device) -> Judge:
-    return load_judge(
-        ref, real=request.real, device=device, cache=request.cache, offline=request.offline
-    )
+def _judges(
+    planned: Sequence[Planned], todo: Sequence[Planned], request: Request, device: torch.device
+) -> dict[str, Judge]:
+    """By reference; those that only other rows want are left out where their files are missing."""
+    needed, judges = {one.ref for one in todo}, {}
+    for ref in dict.fromkeys(one.ref for one in planned):
+        offline = request.offline or ref not in needed
+        try:
+            judges[ref] = load_judge(
+                ref, real=request.real, device=device, cache=request.cache, offline=offline
+            )
+        except FileNotFoundError:
+            if ref in needed:
+                raise
+    return judges
 
 
 def _with_networks(rows: Sequence[Planned]) -> Iterator[tuple[Planned, Job]]:
@@ -157,7 +170,7 @@ def _counted(share: Any, made: list[int], rank: int, size: int) -> Iterator[Piec
         yield piece._replace(read=functools.partial(read, piece))
 
 
-def _place(one: Planned, request: Request) -> Path:
+def _place(one: Planned, by: Judge, request: Request) -> Path:
     """The file of a row. Raises FileNotFoundError if its networks are not on this disk."""
     net, gnet, guidance = networks_of(one.options)
     device = pick_device(one.options["device"])
@@ -165,10 +178,13 @@ def _place(one: Planned, request: Request) -> Path:
     told = [
         {name: plain(value) for name, value in identity.items() if name not in STORAGE},
         [None if name is None else _digest(name) for name in (net, gnet)],
-        one.options["seeds"], one.options["batch"], one.ref, request.real,
+        one.options["seeds"], one.options["batch"], one.ref,
+        by.reference and by.reference.sha256, by.real and fingerprint(by.real), by.groups,
+        {name: extractor.sha256 for name, extractor in by.how.extractors.items()},
+        [code_key(ROOT / folder) for folder in ("erk", "metrics")],
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
-    return request.results / "rows" / f"{key}.json"
+    return request.rows_folder / f"{key}.json"
 
 
 @functools.cache
@@ -176,18 +192,13 @@ def _digest(address: str) -> str:
     return sha256_of(fetch_checkpoint(address, offline=True))
 
 
-def _found(one: Planned, request: Request) -> Found:
+def _found(one: Planned, judges: Mapping[str, Judge], request: Request) -> Found:
     """What the file of a row says; {}: it is still to be made."""
+    if one.ref not in judges:
+        return {}
     try:
-        found: Found = json.loads(_place(one, request).read_text("utf-8"))
+        place = _place(one, judges[one.ref], request)
+        found: Found = json.loads(place.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return found
-
-
-def _is_made(one: Planned, judges: dict[str, Judge], request: Request) -> bool:
-    """Whether a row is there, measured by the same judge as now."""
-    found, by = _found(one, request), judges[one.ref]
-    extractors = {name: extractor.sha256 for name, extractor in by.how.extractors.items()}
-    digest = by.reference and by.reference.sha256
-    return found.get("extractors") == extractors and found.get("reference_sha256") == digest

@@ -1,6 +1,6 @@
 """Tables 6 and 7: what ERK-Guid costs in seconds and in memory, from the seed to the picture.
 
-Both samplers run in turns, A B A B, on the same seeds, so that what else the machine does meets
+Both samplers run in turns, A B B A, on the same seeds, so that what else the machine does meets
 both alike; the median of the differences within pairs is the cost.
 """
 
@@ -29,8 +29,8 @@ from erk.sampler import Settings, integrate
 from erk.world import provenance
 from metrics.table import cell
 from scripts.bench.paired import in_turns
-from scripts.tables.config import Config, Request, page_name
-from scripts.tables.plan import images_of, options_of_row
+from scripts.tables.config import Config, Request, images_of, page_name
+from scripts.tables.plan import describe, options_of_row
 from scripts.tables.render import Block, Page, heading, write_page
 
 NUM = {"paper": 100, "embedded": 150}  # images of each sampler at batch 1
@@ -54,7 +54,8 @@ def run(config: Config, request: Request) -> list[Path]:
     if request.dry_run:
         pairs = ", ".join(f"{n} pairs at batch {batch}" for batch, n in rounds.items())
         told = pairs if what == "seconds" else f"one batch of {' and of '.join(map(str, rounds))}"
-        click.echo(f"{config.name}: {what} of Heun and ERK-Guid, {told}")
+        click.echo(f"{config.name}: {what} of Heun and ERK-Guid, {told}\n")
+        click.echo(describe(config, request))
         return []
     options = [options_of_row(config, row, request) for row in config.rows]
     job = open_job(options[0])
@@ -82,7 +83,7 @@ Measured = tuple[list[Block], list[dict[str, Any]], list[str]]
 def seconds(job: Job, plans: Plans, rounds: Mapping[int, int]) -> Measured:
     """Table 6: seconds per image, and what the correction alone takes."""
     rows, costs, notes = [], [], []
-    steps = corrected_steps(job, plans)
+    steps = paired_steps(job, plans)
     for batch, count in rounds.items():
         found = in_turns(batches_of(job, plans, batch, count), count)
         alone = statistics.median(times_alone(job, plans, batch)) / batch
@@ -103,8 +104,9 @@ def seconds(job: Job, plans: Plans, rounds: Mapping[int, int]) -> Measured:
                 "its share of an image": steps * alone / statistics.median(plain),
             })  # fmt: skip
             notes.append(f"Batch {batch}, {clock}: {_verdict(cost, interval)}")
-    notes.append(f"{steps} steps of an image are corrected. CPU: seconds of all threads of this "
-                 "process, which the load of other programs lengthens less.")  # fmt: skip
+    notes.append(f"{steps} steps of an image have a pair: there the correction is computed, and "
+                 "w_con decides whether it acts. CPU: seconds of all threads of this process, "
+                 "which the load of other programs lengthens less.")  # fmt: skip
     blocks = [
         Block("Seconds per image, from the seed to the picture in memory.", list(rows[0]), rows),
         Block("ERK-Guid minus Heun, seconds per image, median over pairs; beside it the correction "
@@ -180,7 +182,7 @@ def times_alone(job: Job, plans: Plans, batch: int) -> list[float]:
     return times
 
 
-def corrected_steps(job: Job, plans: Plans) -> int:
+def paired_steps(job: Job, plans: Plans) -> int:
     """Steps of an image that have a pair: all but the first and the one to sigma = 0."""
     return len(list(plans.values())[-1].sigmas(job.model)) - 3
 
