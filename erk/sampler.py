@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .corrections import Correction, auto, corrected
 from .drift import Denoiser, GuidedDrift, ProjectedDrift, analytic_first
 from .guides import SCALES, TELEMETRY, erk_guid, telemetry, unguided
-from .point import Drift, Guide, Point, Solver, Step
+from .point import Drift, Guide, Point, Solver, Step, norm
 from .rivals import adaptive_heun, with_langevin
 from .schedule import check_schedule, make_schedule
 from .solvers import euler, make_solver
@@ -70,6 +71,7 @@ class Settings:
     w_con: float = 0.5
     erk_scale: str = "quadratic"
     erk_proj: bool = False
+    erk: str | Correction | None = None  # "auto": ERK-Guid without weights, see corrections.py
     twin: Twin | None = None
     S_churn: float = 0.0
     S_min: float = 0.0
@@ -104,6 +106,8 @@ class Settings:
         self._check_combination()
 
     def _check_combination(self) -> None:
+        if self.erk is not None:
+            self._check_erk()
         if self.w_stiff > 0 and self.S_churn > 0:
             raise ValueError("ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.")
         if self.erk_proj and (self.guidance == 1 or self.w_stiff == 0):
@@ -122,6 +126,17 @@ class Settings:
             raise ValueError("adaptive steps begin with a real evaluation: leave out afs.")
         if self.denoise_to_zero and isinstance(self.schedule, str) and self.schedule == "edm":
             raise ValueError("the 'edm' schedule ends at 0 already: leave out denoise_to_zero.")
+
+    def _check_erk(self) -> None:
+        if isinstance(self.erk, str) and self.erk != "auto":
+            raise ValueError(f"erk must be 'auto' or a Correction, not '{self.erk}'.")
+        if self.w_stiff > 0:
+            raise ValueError("erk brings coefficients of its own: leave w_stiff at 0.")
+        if self.S_churn > 0 or self.pc_snr > 0 or self.adaptive_tau is not None:
+            raise ValueError(
+                "erk needs the plain, deterministic steps that its coefficients are made for: "
+                "leave out S_churn, the Langevin corrector and adaptive_tau."
+            )
 
     def sigmas(self, model: Any = None) -> Tensor:
         """The noise levels, [N + 1] in `dtype` on the CPU.
@@ -158,8 +173,15 @@ class Settings:
             drift.w_stiff, drift.embedded = self.w_stiff, self.solver == "heun"
         return drift
 
-    def guide(self) -> Guide:
-        """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts."""
+    def guide(self, sigmas: Tensor | None = None, model: Any = None) -> Guide:
+        """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts.
+
+        With ``erk`` the correction of these noise levels, [N + 1]; "auto" needs to know them.
+        """
+        if isinstance(self.erk, Correction):
+            return corrected(self.erk)
+        if self.erk == "auto" and sigmas is not None:
+            return corrected(auto(partial(self._solver, sigmas, model), sigmas, self.afs))
         if self.w_stiff == 0 or self.erk_proj:
             return unguided
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
@@ -179,7 +201,7 @@ class Settings:
             solver = must_pair(solver)
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
-        return steps(start, x, sigmas, solver, self.guide(), churn)
+        return steps(start, x, sigmas, solver, self.guide(sigmas, drift.model), churn)
 
     def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:
         if not callable(self.solver):
@@ -296,7 +318,11 @@ class Trace:
 
     def __call__(self, x: Tensor, step: Step) -> None:
         s = self.settings
-        self.rows.append(telemetry(step, s.w_stiff, s.w_con, s.erk_scale))
+        seen = telemetry(step, s.w_stiff, s.w_con, s.erk_scale)
+        if s.erk is not None:
+            push = norm(x - step.x).flatten()
+            seen |= {"push": push, "gate": (push > 0).to(push.dtype)}
+        self.rows.append(seen)
 
     def result(self) -> dict[str, Tensor]:
         return {name: torch.stack([row[name] for row in self.rows]) for name in TELEMETRY}
@@ -331,9 +357,9 @@ def sample(
     `model` and `guide_model` are denoisers D(x, sigma, labels): an erk.Model or any callable.
     `solver` is a name or a function, `schedule` a name or a list of sigmas, `steps` its intervals,
     `dtype` that of the state and of x0 (networks see float32). `guide_labels` are for a guide that
-    sees other labels. `settings` are the other fields of `Settings`: solver_options, erk_scale,
-    erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau, pc_snr,
-    pc_stochastic; `randn_like` draws the noise of the stochastic ones. With `return_trajectory`
+    sees other labels. `settings` are the other fields of `Settings`: solver_options, erk,
+    erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau,
+    pc_snr, pc_stochastic; `randn_like` draws the noise of the stochastic ones. With `return_trajectory`
     the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B] (see
     `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together and
     NonFiniteError if the network produces NaN.

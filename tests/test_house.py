@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 POINT = {"erk.point"}
 LEAVES = {"erk.fetch", "erk.world", "erk.pickles"}
 METHOD = POINT | {
-    "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals"
+    "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
+    "erk.corrections"
 }  # fmt: skip
 
 # A module, or a folder with all that is in it, -> what of ours it may import (modules, folders).
@@ -28,6 +29,7 @@ ARROWS = {
     "erk.stiffness": POINT,
     "erk.guides": POINT | {"erk.stiffness"},
     "erk.rivals": POINT | {"erk.stiffness", "erk.solvers", "erk.drift"},
+    "erk.corrections": POINT | {"erk.drift", "erk.guides"},
     "erk.sampler": METHOD,
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,

@@ -12,9 +12,9 @@ from ..models.presets import find_preset
 from ..sampler import Settings
 from .generation import Labels
 
-SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk_scale",
-            "erk_proj", "S_churn", "S_min", "S_max", "S_noise", "afs", "denoise_to_zero",
-            "adaptive_tau", "pc_snr")  # fmt: skip
+SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk",
+            "erk_scale", "erk_proj", "S_churn", "S_min", "S_max", "S_noise", "afs",
+            "denoise_to_zero", "adaptive_tau", "pc_snr")  # fmt: skip
 
 
 def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
