@@ -4,6 +4,8 @@ A wrong number in either copy makes a test fail. Settings are those of the publi
 the text has otherwise is a row's ``as_printed``.
 """
 
+import re
+
 import pytest
 
 from scripts.tables.config import load_config, settings_of_row
@@ -154,11 +156,16 @@ def test_rows_are_those_of_the_paper(rows):
 
 @pytest.mark.parametrize("number", [2, 3, 4, 8, 10, 11])
 def test_images_are_those_of_the_paper(number):
-    """50 000 of them; Table 4 from seed 0 against the references of its own two data sets."""
+    """50 000 of them; Table 4 from seed 0 against the references of its own two data sets.
+
+    Embedded scale has 1500 images, and a guidance weight that fits the digits networks.
+    """
     config = load_config(f"table{number}")
-    assert config.num["paper"] == 50000
-    assert config.seeds["paper"] == (0 if number == 4 else 100000)
+    assert config.num == {"paper": 50000, "embedded": 1500}
+    assert config.seeds == {"paper": 0 if number == 4 else 100000, "embedded": 100000}
     assert config.ref.get("paper") == (None if number == 4 else "imagenet512")
+    guidance = {"guidance": 1.25} if number in (3, 8) else {}
+    assert config.embedded == {"labels": "balanced"} | guidance
     columns = {4: ("fid",), 10: QUALITY[:2], 11: QUALITY[:2]}.get(number, QUALITY)
     assert config.columns == columns
     direction = dict(zip(QUALITY, ("low", "low", "high", "high", "high"), strict=True))
@@ -185,3 +192,19 @@ def test_a_method_stands_against_its_own_baseline():
             other = by_name[row.against].settings
             own = {k: v for k, v in row.settings.items() if k not in ("w_con", "erk_proj")}
             assert other == own | {"w_stiff": 0.0}, row.name
+
+
+def test_names_say_what_the_rows_are():
+    """A number in a row's name is that of its setting."""
+    said = {
+        r"([\d.]+) steps": "steps", r"w_stiff ([\d.]+)": "w_stiff", r"NFE ([\d.]+)": "nfe",
+        r"tau ([\d.]+)": "adaptive_tau", r", r ([\d.]+)": "pc_snr",
+    }  # fmt: skip
+    count = 0
+    for number in (2, 3, 4, 10, 11):
+        for row in load_config(f"table{number}").rows:
+            for pattern, name in said.items():
+                for text in re.findall(pattern, row.name):
+                    assert float(text) == (row.settings | row.published)[name], row.name
+                    count += 1
+    assert count == 10 + 7 + 8 + 36 + 5 + 6  # Table 2 names w_stiff in seven rows
