@@ -193,6 +193,67 @@ def test_no_width_scrolls_sideways(results, visit, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+WIDTHS = "boxes => boxes.map(box => [box.clientWidth, box.scrollWidth])"
+
+
+def test_figures_stay_legible_on_a_phone(results, visit):
+    """Wide pictures and curves keep a width and scroll in boxes of their own."""
+    page = visit(results, viewport={"width": 360, "height": 800})
+    picture = page.locator("#figure8 > .scroll img")
+    natural = picture.evaluate("image => image.naturalWidth")
+    wide = min(natural, 64 * 16)
+    assert picture.bounding_box()["width"] == pytest.approx(wide, abs=0.1) and wide > 360
+    picture.evaluate(
+        "image => image.src = image.closest('section').querySelector('.viewer img').src"
+    )
+    page.wait_for_function("document.querySelector('#figure8 > .scroll img').naturalWidth < 360")
+    small = picture.evaluate("image => image.naturalWidth")
+    assert picture.bounding_box()["width"] == pytest.approx(small)  # none is blown up
+    curves = page.locator("#figure8 .viewer svg")
+    assert curves.bounding_box()["width"] == 48 * 16
+    (shown, inside), *_ = page.locator("#figure8 .viewer .scroll").evaluate_all(WIDTHS)
+    assert shown < 360 and inside == 48 * 16
+    letter = curves.evaluate(
+        "svg => 12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    )
+    assert letter > 10  # pixels
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_a_tall_sheet_fits_the_window(results, visit, width):
+    page = visit(results, viewport={"width": width, "height": 500})
+    tall = """image => {
+        const paper = document.createElement("canvas");
+        [paper.width, paper.height] = [30, 300];
+        image.src = paper.toDataURL();
+        return image.decode();
+    }"""
+    sheet = page.locator("#figure9 .viewer img")
+    sheet.evaluate(tall)
+    assert sheet.bounding_box()["height"] == pytest.approx(350)
+    assert sheet.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+
+
+def test_a_combination_that_was_not_made_shows_no_picture(results, visit, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    told = json.loads((folder / "figure9.json").read_text("utf-8"))
+    told["rows"] = [row for row in told["rows"] if (row["w_stiff"], row["w_con"]) != (2.0, 0.1)]
+    (folder / "figure9.json").write_text(json.dumps(told))
+    write_index(folder)
+    page = visit(folder)
+    viewer = page.locator("#figure9 .viewer")
+    weight, threshold = viewer.locator("input").all()
+    weight.focus()
+    page.keyboard.press("End")
+    assert viewer.locator("figcaption").inner_text() == "w_stiff 2, w_con 0.1: not made"
+    assert not viewer.locator("img").is_visible() and viewer.locator(".trace.on").count() == 0
+    threshold.focus()
+    page.keyboard.press("ArrowRight")
+    assert "w_stiff 2, w_con 0.3: 6 steps" in viewer.locator("figcaption").inner_text()
+    assert viewer.locator("img").is_visible() and viewer.locator(".trace.on").count() == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_both_schemes_have_contrast(results, visit, scheme):
     """WCAG AA: a ratio of 4.5 between text and what is behind it."""

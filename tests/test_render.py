@@ -109,7 +109,10 @@ def test_html():
     assert read.open == [] and text.isascii() and text.startswith('<section id="table2"')
     assert read.cells == ["row", "fd", "note", "a|b", "1.234 ± 0.050", "−", "<c>", "–", "–",
                           "row", "n", "σ_i", "3"]  # fmt: skip
-    assert '<td class="number"><strong>1.234' in text and '<img src="table2.png"' in text
+    assert (
+        '<td class="number"><strong>1.234' in text
+        and '<div class="scroll"><img src="table2.png"' in text
+    )
     assert "table2.pdf" not in text
 
 

@@ -6,13 +6,17 @@ import pytest
 
 import erk
 import generate
+from erk.guides import SCALES as ERK_SCALES
 from erk.jobs.options import networks_of, settings_of
 from erk.models.presets import find_preset
+from erk.schedule import SCHEDULES
+from erk.solvers import SOLVERS
 from metrics.protocols import find_protocol
 from metrics.references import known_references, reference_names
-from scripts.tables import config as module
 from scripts.tables.config import (
+    Config,
     Request,
+    Row,
     chosen_rows,
     config_names,
     load_config,
@@ -20,6 +24,7 @@ from scripts.tables.config import (
     settings_of_row,
 )
 from scripts.tables.plan import DEFAULTS, count_nfe, options_of_row, ref_of
+from scripts.tables.schema import FIELDS, KINDS, OPTIONS, SETTINGS, file_type
 
 TABLES = [f"table{i}" for i in range(1, 12)]
 ROWS = {"table1": 2, "table2": 10, "table3": 8, "table4": 36, "table5": 0, "table6": 2,
@@ -201,6 +206,7 @@ rows:
   published: {fid: 1.5}
 - name: b
   against: a
+columns: [fid]
 """
 
 
@@ -218,7 +224,7 @@ def test_a_good_file(load):
     config = load(GOOD)
     assert config.name == "some1" and config.rows[0].settings == {"steps": 8, "w_stiff": 0.5}
     assert config.rows[1].settings == {"steps": 8} and config.rows[1].against == "a"
-    assert config.columns == () and config.notes == ()
+    assert config.columns == ("fid",) and config.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -241,14 +247,53 @@ def test_a_good_file(load):
         ("- name: b\n  against", "- against", 9, "'name' is missing"),
         ("against: a", "against: c", 10, "there is no row 'c'"),
         ("against: a", "against: 1", 10, "'against' must be of type str"),
-        ("kind: sampled", "kind: sampled\nnum: {paper: many}", 3, "'num' must be of type int"),
+        ("against: a", "against: b", 10, "the row 'b' cannot stand against itself"),
+        ("kind: sampled", "kind: sampled\nnum: {paper: many}", 3, "'num.paper' must be of type"),
         ("kind: sampled", "kind: sampled\nnum: {papr: 1}", 3, "unknown key 'papr' in 'num'"),
         ("kind: sampled", "kind: sampled\nnum: {paper: true}", 3, "must be of type int, not True"),
         ("kind: sampled", "kind: sampled\nbest: {fid: least}", 3, "must be one of low, high"),
+        ("kind: sampled", "kind: sampled\nbest: {fd_dino: low}", 3, "'fd_dino' in 'best': known"),
         ("kind: sampled", "kind: sampled\nkind: toy", 3, "'kind' is there twice"),
-        ("kind: sampled", "kind: sampled\ncolumns: fid", 3, "'columns' must be a list"),
+        ("kind: sampled", "kind: timing", 1, "'options' is missing"),
+        ("kind: sampled", "kind: grid\noptions: {}", 3, "'columns' is missing"),
+        ("kind: sampled", "kind: toy\noptions: {batch: 1}", 3, "unknown key 'batch' in 'options'"),
+        ("columns: [fid]", "columns: fid", 11, "'columns' must be a list"),
+        ("columns: [fid]", "columns: [fd]", 8, "unknown key 'fid' in 'published': did you mean fd"),
         ("{fid: 1.5}", "{fid: 1.5, fid: 2}", 8, "'fid' is there twice"),
         ("{fid: 1.5}", "{fid: [1.5}", 8, "not readable YAML"),
+        ("{fid: 1.5}", "{fid: &a [*a]}", 8, "'published.fid' must be one value, not a list"),
+        ("{fid: 1.5}", "{fid: 2000-99-99}", 8, "'published.fid' is not readable (month"),
+        ("{fid: 1.5}", "{fid: !other 1}", 8, "'published.fid' is not readable"),
+        ("{fid: 1.5}", "{[fid]: 1.5}", 8, "a name must stand here"),
+        ("{fid: 1.5}", "{fid: abc}", 8, "'published.fid' must be a number, not 'abc'"),
+        ("{fid: 1.5}", "{fid: .nan}", 8, "'published.fid' must be a number, not nan"),
+        ("{fid: 1.5}", "{fidd: 1.5}", 8, "unknown key 'fidd' in 'published': did you mean fid?"),
+        ("title: A title", "title: \x01", 1, "not readable YAML (special characters"),
+        *(
+            ("{w_stiff: 0.5}", f"{{{text}}}", 7, message)
+            for text, message in (
+                ("w_stiff: high", "'settings.w_stiff' must be a number, not 'high'"),
+                ("w_stiff:", "'settings.w_stiff' must be a number, not None"),
+                ("w_con: true", "'settings.w_con' must be a number, not True"),
+                ("steps: eight", "'settings.steps' must be of type int, not 'eight'"),
+                ("steps: 8.0", "'settings.steps' must be of type int, not 8.0"),
+                ("solver: huen", "'settings.solver' must be one of euler, heun"),
+                ("schedule: ed", "'settings.schedule' must be one of edm, polynomial"),
+                ("erk_scale: cubic", "'settings.erk_scale' must be one of quadratic, abs, alpha"),
+                ("afs: 1", "'settings.afs' must be of type bool, not 1"),
+                ("solver_option: order=4", "'settings.solver_option' must be a list"),
+                ("preset: 3", "'settings.preset' must be of type str, not 3"),
+            )
+        ),
+        *(
+            ("kind: sampled", f"kind: sampled\noptions: {{{text}}}", 3, message)
+            for text, message in (
+                ("group_bye: [steps]", "unknown key 'group_bye' in 'options': did you mean"),
+                ("group_by: steps", "'options.group_by' must be a list"),
+                ("group_by: [stepz]", "'options.group_by' must be one of preset, net"),
+                ("refs: {a: 1}", "'options.refs.a' must be of type str, not 1"),
+            )
+        ),
     ],
 )
 def test_errors_name_file_and_line(load, tmp_path, old, new, line, message):
@@ -265,7 +310,32 @@ def test_empty_file_and_unknown_names(load):
         load_config("tabel2")
 
 
-def test_kinds_have_their_module():
-    from scripts.reproduce import HANDLERS
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "some1.yaml"
+    path.write_bytes(b"title: \xff")
+    with pytest.raises(ValueError, match=re.escape(f"{path}:1: not UTF-8 text")):
+        load_config(path)
 
-    assert set(HANDLERS) == set(module.KINDS)
+
+def test_names_are_those_of_what_they_name():
+    """The schema writes names out, so that reading a file loads no torch."""
+    from scripts.reproduce import HANDLERS
+    from scripts.tables import estimator, sweeps, timing
+
+    assert set(HANDLERS) == set(KINDS)
+    for name, known in (("solver", SOLVERS), ("schedule", SCHEDULES), ("erk_scale", ERK_SCALES)):
+        assert SETTINGS[name] == tuple(known)
+    assert set(SETTINGS) <= {option.name for option in generate.main.params}
+    for kind, made in (("estimator", estimator.FIGURES), ("sweep", sweeps.FIGURES)):
+        assert OPTIONS[kind]["show"] == tuple(made)
+    assert OPTIONS["timing"]["what"] == tuple(timing.MEASURED)
+    assert {*FIELDS} == {*Config._fields} - {"name"} | {"settings"}
+    assert set(file_type("toy", [])["rows"][0]) == set(Row._fields)
+
+
+def test_types_are_those_of_generate():
+    """What generate.py reads as a number, a text or a flag is one here, too."""
+    read_as = {"integer": int, "float": float, "boolean": bool, "text": str}
+    for option in generate.main.params:
+        if type(SETTINGS.get(option.name)) is type:
+            assert SETTINGS[option.name] is read_as[option.type.name], option.name

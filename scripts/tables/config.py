@@ -3,37 +3,22 @@
 A mistake in a file is a ValueError that names the file and the line.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
-import yaml
+from scripts.tables.schema import SCALES as SCALES
+from scripts.tables.schema import hint, read
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs"
-SCALES = ("paper", "embedded")
-KINDS = ("sampled", "settings", "toy", "timing", "estimator", "sweep", "grid", "text-to-image")
-SETTINGS = (
-    "preset", "net", "gnet", "labels", "solver", "solver_option", "schedule", "steps", "sigma_min",
-    "sigma_max", "rho", "afs", "denoise_to_zero", "guidance", "guidance_interval", "w_stiff",
-    "w_con", "erk_scale", "erk_proj", "adaptive_tau", "pc_snr", "pc_deterministic", "S_churn",
-    "S_min", "S_max", "S_noise",
-)  # fmt: skip
-"""What a row may set: generate.py's options of these names."""
-KEYS = {"settings": SETTINGS, "as_printed": SETTINGS, "embedded": SETTINGS,
-        "num": SCALES, "seeds": SCALES, "ref": SCALES}  # fmt: skip
-"""Field -> the keys that its mapping may hold; other mappings may hold any."""
-CHOICES = {"kind": KINDS, "best": ("low", "high")}
-"""Field -> what its text, or the texts of its mapping, may be."""
 
 
 class Row(NamedTuple):
     """One row of a table."""
 
     name: str  # shown in the first column
-    settings: dict[str, Any] = {}  # by the names of SETTINGS
+    settings: dict[str, Any] = {}  # by the names of schema.SETTINGS
     published: dict[str, Any] = {}  # column -> what the paper prints
     as_printed: dict[str, Any] = {}  # settings that the paper's text gives otherwise than its code
     against: str | None = None  # the row that this one is compared with, seed by seed
@@ -44,7 +29,7 @@ class Config(NamedTuple):
 
     name: str  # that of the file: table2
     title: str
-    kind: str  # one of KINDS: which module makes it
+    kind: str  # one of schema.KINDS: which module makes it
     paper: str  # one line: what the paper shows, and how it was made
     rows: tuple[Row, ...] = ()
     columns: tuple[str, ...] = ()  # metrics shown, in order
@@ -95,25 +80,18 @@ def load_config(name: str | Path) -> Config:
     """The experiment of that name, or in that .yaml file.
 
     Beside Config's fields a file may hold ``settings``, which every row starts from. Raises
-    FileNotFoundError, or ValueError with the file and the line of an unknown or missing key, a
-    wrong type or a name that is there twice.
+    FileNotFoundError, or ValueError with the file and the line of what scripts/tables/schema.py
+    does not know: a key, a type, a name that is missing or there twice.
     """
     path = Path(name) if Path(name).suffix == ".yaml" else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no experiment '{name}': {_hint(name, config_names())}")
-    try:
-        top = yaml.compose(path.read_text("utf-8"), yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"{path}:{line}: not readable YAML ({error.problem})") from None
-    reader = _Reader(path)
-    types = get_type_hints(Config) | {"settings": dict[str, Any]}
-    del types["name"]
-    found = reader.fields(top, types, Config._field_defaults | {"settings": {}})
+        raise FileNotFoundError(f"there is no experiment '{name}': {hint(name, config_names())}")
+    found = read(path)
     common = found.pop("settings", {})
-    rows = tuple(row._replace(settings=common | row.settings) for row in found.get("rows", ()))
-    reader.check_rows(top)
-    return Config(path.stem, **found | {"rows": rows})
+    rows = (Row(**row) for row in found.pop("rows", ()))
+    found |= {key: tuple(found[key]) for key in ("columns", "notes") if key in found}
+    rows = tuple(row._replace(settings=common | row.settings) for row in rows)
+    return Config(path.stem, rows=rows, **found)
 
 
 def chosen_rows(config: Config, text: str | None) -> list[Row]:
@@ -178,85 +156,3 @@ def page_name(config: Config, request: Request) -> str:
     tables of settings have no scale."""
     paper = "-paper" if request.scale == "paper" and config.kind not in ("toy", "settings") else ""
     return config.name + paper + ("-as-printed" if request.as_printed else "")
-
-
-class _Reader:
-    """YAML nodes into values of a given type; it knows the file for its errors."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def fail(self, node: yaml.Node | None, message: str) -> NoReturn:
-        line = 1 if node is None else node.start_mark.line + 1
-        raise ValueError(f"{self.path}:{line}: {message}")
-
-    def fields(
-        self, node: yaml.Node | None, types: dict[str, Any], defaults: dict[str, Any]
-    ) -> dict[str, Any]:
-        """A mapping of exactly these fields; those with a default may be missing."""
-        found = {}
-        for key, child in self.items(node):
-            if key.value not in types:
-                self.fail(key, f"unknown key '{key.value}': {_hint(key.value, types)}")
-            found[key.value] = self.value(child, types[key.value], key.value)
-        missing = [name for name in types if name not in found and name not in defaults]
-        if missing:
-            self.fail(node, f"'{missing[0]}' is missing")
-        return found
-
-    def value(self, node: yaml.Node, kind: Any, field: str) -> Any:
-        """A node as a value of type ``kind``."""
-        origin, args = get_origin(kind), get_args(kind)
-        if origin is dict:
-            known = KEYS.get(field)
-            for key, _ in self.items(node):
-                if known is not None and key.value not in known:
-                    hint = _hint(key.value, known)
-                    self.fail(key, f"unknown key '{key.value}' in '{field}': {hint}")
-            return {key.value: self.value(child, args[1], field) for key, child in self.items(node)}
-        if origin is tuple:
-            if not isinstance(node, yaml.SequenceNode):
-                self.fail(node, f"'{field}' must be a list")
-            return tuple(self.value(child, args[0], field) for child in node.value)
-        if kind is Row:
-            return Row(**self.fields(node, get_type_hints(Row), Row._field_defaults))
-        found = yaml.SafeLoader("").construct_object(node, deep=True)
-        wanted = [one for one in args if one is not type(None)] or [kind]
-        if kind is not Any and type(found) not in wanted:
-            self.fail(node, f"'{field}' must be of type {wanted[0].__name__}, not {found!r}")
-        if field in CHOICES and found not in CHOICES[field]:
-            self.fail(node, f"'{field}' must be one of {', '.join(CHOICES[field])}, not {found!r}")
-        return found
-
-    def items(self, node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-        """Keys and values of a mapping; a key that is there twice is an error."""
-        if not isinstance(node, yaml.MappingNode):
-            self.fail(node, "a mapping of names to values must stand here")
-        seen = set()
-        for key, child in node.value:
-            if key.value in seen:
-                self.fail(key, f"'{key.value}' is there twice")
-            seen.add(key.value)
-            yield key, child
-
-    def check_rows(self, top: yaml.Node | None) -> None:
-        """Row names are unique, and ``against`` names one of them."""
-        fields = [
-            {name.value: value for name, value in self.items(row)}
-            for key, child in self.items(top)
-            if key.value == "rows"
-            for row in child.value
-        ]
-        names: set[str] = set()
-        for row in fields:
-            if row["name"].value in names:
-                self.fail(row["name"], f"the row '{row['name'].value}' is there twice")
-            names.add(row["name"].value)
-        for row in fields:
-            if "against" in row and row["against"].value not in names:
-                self.fail(row["against"], f"there is no row '{row['against'].value}'")
-
-
-def _hint(name: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=2)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"

@@ -118,7 +118,7 @@ def _viewer(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
         *sliders,
         f'<img src="{cells[0]["image"]}" alt="{html.escape(cells[0]["told"])}">',
         f"<figcaption>{html.escape(cells[0]['told'])}</figcaption>",
-        trace_svg(rows),
+        f'<div class="scroll">{trace_svg(rows)}</div>',
         f'<script type="application/json">{_script(cells)}</script>',
         "</figure>",
     ])  # fmt: skip

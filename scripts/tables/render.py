@@ -149,8 +149,8 @@ def to_html(page: Page) -> str:
         lines.append("<thead>" + _line("th", head, sides) + "</thead>")
         lines += [_line("td", line, sides) for line in body]
         lines.append("</table></div></figure>")
-    lines += [f'<img src="{html.escape(f)}" alt="{html.escape(Path(f).stem)}">'
-              for f in page.files if f.endswith((".png", ".svg"))]  # fmt: skip
+    lines += [f'<div class="scroll"><img src="{html.escape(f)}" alt="{html.escape(Path(f).stem)}">'
+              "</div>" for f in page.files if f.endswith((".png", ".svg"))]  # fmt: skip
     lines += [f"<p>{html.escape(note)}</p>" for note in page.notes]
     makers = _makers(page, "{}")
     lines += [f'<p class="made-by">Made by {html.escape(line)}.</p>' for line in makers]
