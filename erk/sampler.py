@@ -359,8 +359,8 @@ def sample(
     `dtype` that of the state and of x0 (networks see float32). `guide_labels` are for a guide that
     sees other labels. `settings` are the other fields of `Settings`: solver_options, erk,
     erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau,
-    pc_snr, pc_stochastic; `randn_like` draws the noise of the stochastic ones. With `return_trajectory`
-    the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B] (see
+    pc_snr, pc_stochastic; `randn_like` draws the noise of the stochastic ones. With
+    `return_trajectory` the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B] (see
     `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together and
     NonFiniteError if the network produces NaN.
     """
