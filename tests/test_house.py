@@ -29,6 +29,7 @@ ARROWS = {
     "erk.guides": POINT | {"erk.stiffness"},
     "erk.rivals": POINT | {"erk.stiffness", "erk.solvers", "erk.drift"},
     "erk.sampler": METHOD,
+    "erk.adapters": set(),
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
