@@ -120,7 +120,7 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
         super().__init__(*args, **kwargs)
 
     @functools.wraps(HeunDiscreteScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().step(*args, **kwargs)
 
     def set_timesteps(
@@ -212,7 +212,7 @@ class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
         super().__init__(*args, **kwargs)
 
     @functools.wraps(DPMSolverSinglestepScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().step(*args, **kwargs)
 
     def _check(self) -> None:
@@ -244,7 +244,7 @@ class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
         super().__init__(*args, **kwargs)
 
     @functools.wraps(DPMSolverMultistepScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().step(*args, **kwargs)
 
     # Which order a step has is the parent's choice, seen by the update it calls.
