@@ -112,6 +112,12 @@ def _have_files(config: Config, request: Request, fetch_only: bool) -> None:
     """Download all files that are wanted before anything is loaded."""
     if request.scale == "embedded":  # all is in this repository
         return
+    if config.kind == "text-to-image":  # a pipeline of another package, which has its own cache
+        from scripts.tables.text_to_image import fetch_weights
+
+        if fetch_only:
+            fetch_weights(config, request.offline)
+        return
     from scripts.tables.plan import fetch_files, files_of
 
     command = ["python scripts/reproduce.py", config.name, "--scale", request.scale]
