@@ -142,7 +142,7 @@ DERIVED = [  # where the sign of h is right, as the table of docs/theory.md says
     ("heun", {}, ANYWHERE),
     ("dpm2", {}, ANYWHERE),
     ("dpm2", {"predict_x0": True}, ANYWHERE),
-    ("dpm2", {"predict_x0": True, "r": 0.4}, ANYWHERE),
+    *[("dpm2", {"predict_x0": x0, "r": 0.35}, ANYWHERE) for x0 in (False, True)],
     *[("ipndm", {"order": n}, ANYWHERE) for n in (1, 2)],
     *[("ipndm", {"order": n}, ABOVE) for n in (3, 4)],
     *[("ipndm_v", {"order": n}, ANYWHERE) for n in (1, 2)],
