@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import from_denoiser as from_denoiser
+    from .adapters import from_epsilon as from_epsilon
+    from .adapters import from_flow as from_flow
+    from .adapters import from_v as from_v
     from .jobs.noise import noise_and_labels as noise_and_labels
     from .models.model import Model as Model
     from .models.model import load_model as load_model
@@ -15,12 +19,19 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Model": ".models.model",
+    "from_denoiser": ".adapters",
+    "from_epsilon": ".adapters",
+    "from_flow": ".adapters",
+    "from_v": ".adapters",
     "load_model": ".models.model",
     "sample": ".sampler",
     "steps": ".sampler",
     "noise_and_labels": ".jobs.noise",
 }
-__all__ = ["Model", "load_model", "noise_and_labels", "sample", "steps"]
+__all__ = [
+    "Model", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",
+    "noise_and_labels", "sample", "steps",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

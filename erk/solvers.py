@@ -52,14 +52,21 @@ def dpm2(
     memory: Any = None,
     *,
     r: float = 0.5,
+    predict_x0: bool = False,
 ) -> Step:
     """DPM-Solver-2S (Lu et al. 2022): order 2, 2 evaluations; the middle stage is the twin.
 
-    `r` in (0, 1] places the stage at sigma_next^r sigma^(1-r).
+    `r` in (0, 1] places the stage at sigma_next^r sigma^(1-r). predict_x0: DPM-Solver++(2S) (Lu
+    et al. 2022b), which is the same in 1/sigma; its error, and so h, has the other sign.
     """
     start = drift(x, sigma)
     sigma_mid = sigma_next**r * sigma ** (1 - r)
     middle = drift(x + (sigma_mid - sigma) * start.f, sigma_mid)
+    if predict_x0:
+        m, m_mid = (_prediction(point, True, False) for point in (start, middle))
+        base, c, hh = _exponential(x, sigma, sigma_next, True)
+        x_next = base - c * hh * phi(1, hh) * (m + (m_mid - m) / (2 * r))
+        return Step(x_next, start, twin=middle, h=sigma_next - sigma)
     slope = middle.f / (2 * r) + (1 - 1 / (2 * r)) * start.f
     return Step(x + (sigma_next - sigma) * slope, start, twin=middle, h=sigma - sigma_next)
 

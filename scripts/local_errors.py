@@ -26,6 +26,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("euler", {}),
     ("heun", {}),
     ("dpm2", {}),
+    ("dpm2", {"predict_x0": True}),
     ("ipndm", {}),
     ("ipndm_v", {}),
     *[("deis", {"order": n}) for n in (2, 3, 4)],
@@ -42,6 +43,12 @@ def drift(x: Tensor, sigma: Tensor) -> Point:
 def exact(sigma: Tensor) -> Tensor:
     """A solution of that ODE, [1, 1]."""
     return torch.sqrt(1 + sigma**2).reshape(1, 1)
+
+
+def label(name: str, options: dict[str, Any]) -> str:
+    """``deis 3``: the solver and its order; ``dpm2 ++`` for data prediction."""
+    kind = options.get("order", "++" if options.get("predict_x0") else "")
+    return f"{name} {kind}".strip()
 
 
 def removing_weight(name: str, options: dict[str, Any], place: float) -> float:
@@ -66,8 +73,7 @@ def main() -> None:
     """Print, per solver and noise level, the w_stiff that would remove the local error."""
     rows = []
     for name, options in CASES:
-        order = f" {options['order']}" if "order" in options else ""
-        row = {"solver": f"{name}{order}"}
+        row = {"solver": label(name, options)}
         for place in PLACES:
             weight = removing_weight(name, options, place)
             row[f"{place:g}"] = f"{weight:.2f}" if weight > 0 else "wrong sign"

@@ -16,6 +16,7 @@ import erk
 from erk.point import Point, Step
 from erk.sampler import Settings
 from metrics.table import to_markdown
+from scripts.local_errors import label
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("euler", "polynomial", {}),
@@ -27,6 +28,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("unipc", "logsnr", {"order": 3}),
     ("heun", "polynomial", {}),
     ("dpm2", "polynomial", {}),
+    ("dpm2", "polynomial", {"predict_x0": True}),
 ]
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 3.0)
 W_CON = 0.3
@@ -59,9 +61,8 @@ def main(seeds: int) -> None:
             plain = error(**how)
             own = {w: error(w_stiff=w, **how) / plain for w in WEIGHTS}
             other = {w: error(w_stiff=w, twin=flipped, **how) / plain for w in WEIGHTS}
-            order = f" {options['order']}" if options else ""
             rows.append({
-                "solver": name + order,
+                "solver": label(name, options),
                 "steps": steps,
                 "plain error": f"{plain:.3f}",
                 "best ratio": f"{min(own.values()):.3f} (w_stiff {min(own, key=own.__getitem__)})",

@@ -155,6 +155,12 @@ def _have_files(config: Config, request: Request, fetch_only: bool) -> None:
         if fetch_only:
             click.echo(f"{config.name}: nothing is to be fetched")
         return
+    if config.kind == "text-to-image":  # a pipeline of another package, which has its own cache
+        from scripts.tables.text_to_image import fetch_weights
+
+        if fetch_only:
+            fetch_weights(config, request.offline)
+        return
     from scripts.tables.plan import fetch_files, files_of
 
     command = ["bash scripts/reproduce.sh", config.name, "--scale", request.scale]

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,60 @@ def test_the_code_of_a_document_runs(name):
     for block in blocks(name):
         exec(compile(block, name, "exec"), space)
     assert space["x0"].isfinite().all()
+
+
+class Pipeline:
+    """What a document calls `pipe`: a pipeline of diffusers whose network knows Gaussian data."""
+
+    def __init__(self):
+        from diffusers import DPMSolverMultistepScheduler
+
+        self.scheduler = DPMSolverMultistepScheduler()
+
+    def __call__(self, prompt, num_inference_steps):
+        import torch
+
+        table = self.scheduler.alphas_cumprod
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in self.scheduler.timesteps:
+            noise = x * (1 - table[t]).sqrt()  # data of deviation 1
+            x = self.scheduler.step(noise, t, x).prev_sample
+        return SimpleNamespace(images=[x])
+
+
+def test_the_code_on_integrations_runs(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    diffusers, edm2, k_diffusion, any_model = blocks("docs/integrations.md")
+    space = {"pipe": Pipeline()}
+    exec(compile(diffusers, "integrations.md", "exec"), space)
+    assert space["pipe"].scheduler.config.w_stiff == 1 and space["image"].isfinite().all()
+    exec(compile(edm2, "integrations.md", "exec"), space)
+    assert len(space["images"]) == 3 and (tmp_path / "out/digits-pipeline").is_dir()
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    space = {"noise": noise, "sigmas": torch.tensor([5.0, 1.0, 0.3, 0.0])}
+    space["model"] = lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2)
+    exec(compile(k_diffusion, "integrations.md", "exec"), space)
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    space |= {"alphas_cumprod": table, "labels": torch.ones(2, 1), "no_labels": torch.zeros(2, 1)}
+    space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt()[:, None]
+    guided = space["x0"]
+    exec(compile(any_model, "integrations.md", "exec"), space)
+    assert guided.isfinite().all() and space["x0"].isfinite().all()
+
+
+def test_every_integration_and_adapter_is_in_the_document():
+    from erk.adapters import __dict__ as adapters
+    from erk.integrations import diffusers
+    from erk.integrations.kdiffusion import SAMPLERS
+
+    text = (ROOT / "docs/integrations.md").read_text()
+    names = [name for name in adapters if name.startswith("from_")]
+    names += [*diffusers.__all__, *SAMPLERS, *(f"sample_{name}" for name in SAMPLERS)]
+    assert len(names) == 13
+    assert [name for name in names if name not in text and name != "EDM2Network"] == []
 
 
 def test_the_code_on_measuring_runs(capsys):
@@ -47,7 +102,7 @@ def test_every_protocol_and_column_is_in_the_document():
 
 def test_the_readmes_python_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    api, own = blocks("README.md")
+    api, own, scheduler = blocks("README.md")
     space = {}
     exec(compile(api, "README.md", "exec"), space)
     assert space["images"].shape == (16, 1, 8, 8) and space["trace"]["stiffness"].shape == (8, 16)
@@ -60,6 +115,10 @@ def test_the_readmes_python_runs(monkeypatch):
     first = space["x"]
     exec(compile(own, "README.md", "exec"), space)  # now with a twin
     assert first.shape == space["x"].shape == (2, 3)
+    space = {"pipe": Pipeline()}
+    exec(compile(scheduler, "README.md", "exec"), space)
+    assert space["pipe"].scheduler.config.w_stiff == 1
+    assert space["pipe"]("a fox", 5).images[0].isfinite().all()
 
 
 def test_every_solver_and_option_is_in_the_table():

@@ -31,10 +31,11 @@ ARROWS = {
     "erk.rivals": POINT | {"erk.stiffness", "erk.solvers", "erk.drift"},
     "erk.corrections": POINT | {"erk.drift", "erk.guides"},
     "erk.sampler": METHOD,
+    "erk.adapters": set(),
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
-    "erk.integrations": {"erk.integrations", "erk.sampler"} | METHOD,
+    "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,
     "erk.__init__": {"erk"},  # the public names; it imports them on first use only
     "metrics": {"metrics"} | LEAVES,
     "generate": {"erk.jobs", "erk.models", "erk.study", "metrics"} | LEAVES,

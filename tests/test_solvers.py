@@ -22,6 +22,8 @@ ORDERS = {
     ("heun", ()): 2,
     ("dpm2", ()): 2,
     ("dpm2", (("r", 0.3),)): 2,
+    ("dpm2", (("predict_x0", True),)): 2,
+    ("dpm2", (("r", 0.3), ("predict_x0", True))): 2,
     ("ipndm", (("order", 2),)): 2,
     ("ipndm", (("order", 3),)): 3,
     ("ipndm", (("order", 4),)): 4,
@@ -139,6 +141,8 @@ DERIVED = [  # where the sign of h is right, as the table of docs/theory.md says
     ("euler", {}, ANYWHERE),
     ("heun", {}, ANYWHERE),
     ("dpm2", {}, ANYWHERE),
+    ("dpm2", {"predict_x0": True}, ANYWHERE),
+    *[("dpm2", {"predict_x0": x0, "r": 0.35}, ANYWHERE) for x0 in (False, True)],
     *[("ipndm", {"order": n}, ANYWHERE) for n in (1, 2)],
     *[("ipndm", {"order": n}, ABOVE) for n in (3, 4)],
     *[("ipndm_v", {"order": n}, ANYWHERE) for n in (1, 2)],
@@ -179,6 +183,17 @@ def test_the_pair_lowers_the_local_error(name, options, where):
         push = erk_push(step, 1.0, 0.0).push
         w2 = 0.5 * error.norm() / push.norm()
         assert (error + w2 * push).norm() < 0.6 * error.norm()
+
+
+def test_data_prediction_is_noise_prediction_in_one_over_sigma():
+    """docs/theory.md: for data of deviation 1, x / sigma obeys the same ODE in u = 1 / sigma."""
+    step = torch.tensor([0.8, 1.1], dtype=torch.float64)  # downwards in sigma, or upwards in u
+    unit = lambda x, s: Point(x, s / (1 + s**2) * x, s)  # noqa: E731
+    one = torch.ones(1, 1, dtype=torch.float64)
+    up = SOLVERS["dpm2"](unit, one, step[0], step[1])
+    down = SOLVERS["dpm2"](unit, one / step[0], 1 / step[0], 1 / step[1], predict_x0=True)
+    assert torch.allclose(down.x, up.x / step[1], rtol=1e-14)
+    assert down.h < 0 < 1 / step[0] - 1 / step[1]
 
 
 def test_stiffness_of_every_pair_on_a_linear_field():

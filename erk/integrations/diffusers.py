@@ -1,0 +1,16 @@
+"""ERK-Guid for users of diffusers: schedulers for their pipelines, and a pipeline for EDM2."""
+
+from .edm2 import EDM2Network, EDM2Pipeline
+from .schedulers import (
+    ERKDPMSolverMultistepScheduler,
+    ERKDPMSolverSinglestepScheduler,
+    ERKHeunScheduler,
+)
+
+__all__ = [
+    "EDM2Network",
+    "EDM2Pipeline",
+    "ERKDPMSolverMultistepScheduler",
+    "ERKDPMSolverSinglestepScheduler",
+    "ERKHeunScheduler",
+]

@@ -1,0 +1,211 @@
+"""EDM2 and EDM networks in diffusers: a model and a pipeline made from the released files.
+
+pipe = EDM2Pipeline.from_checkpoint("edm2-img512-s", w_stiff=1.0).to("cuda")
+pipe(class_labels=[207, 360]).images[0].save("golden-retriever.png")
+"""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from ..drift import GuidedDrift
+from ..models.edm2 import Precond
+from ..models.files import ENCODERS, NETWORKS, build, read
+from ..models.model import PRECISIONS, Model, address_of, fetch_checkpoint
+from ..models.presets import find_preset
+from ..sampler import Settings
+from .schedulers import ERKHeunScheduler
+
+OUTPUTS = ("pil", "np", "pt", "latent")
+
+
+class EDM2Network(ModelMixin, ConfigMixin):
+    """A network and its encoder as diffusers holds models: D(x; sigma), for inference.
+
+    `architecture` and `encoder` are {"class": ..., "kwargs": ...} as on the card of a checkpoint,
+    `stored_as` is the type of the parameters, which EDM2's gains are divided in, and `precision`
+    what the network computes in (see erk.load_model).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        encoder: dict[str, Any],
+        stored_as: str = "float32",
+        precision: str = "auto",
+        licence: str = "unknown",
+    ):
+        super().__init__()
+        self.network = NETWORKS[architecture["class"]](**architecture["kwargs"])
+        self.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
+        self.encoder = ENCODERS[encoder["class"]](**encoder["kwargs"])
+        self.network.to(getattr(torch, stored_as))
+        self.eval().requires_grad_(False)
+        self._is_folded = False
+
+    @classmethod
+    def from_checkpoint(
+        cls, source: str | Path, precision: str = "auto", offline: bool = False
+    ) -> "EDM2Network":
+        """From what erk.load_model takes: a preset's name, a path or a URL of a released file.
+
+        Raises OSError or ValueError, each with one sentence.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision}.")
+        path = fetch_checkpoint(address_of(source), offline)
+        checkpoint = read(path)
+        network, encoder = build(checkpoint, str(path))
+        parts: dict[str, Any] = {
+            name: {"class": part.name, "kwargs": part.kwargs}
+            for name, part in (("architecture", checkpoint.architecture),
+                               ("encoder", checkpoint.encoder))
+        }  # fmt: skip
+        parts["stored_as"] = str(next(network.parameters()).dtype).removeprefix("torch.")
+        licence = checkpoint.card.get("licence", "unknown")
+        with torch.device("meta"):  # no memory for weights that are there already
+            made = cls(**parts, precision=precision, licence=licence)
+        network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
+        made.network, made.encoder = network, encoder
+        return made
+
+    @property
+    def denoiser(self) -> Model:
+        """The network as erk.sample takes it, with decode and the shape of a sample."""
+        if isinstance(self.network, Precond) and not self._is_folded:
+            self.network.fold()
+            self._is_folded = True
+        return Model(self.network, self.encoder, self.device)
+
+    def forward(self, sample: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """D(sample; sigma), see erk.Model."""
+        return self.denoiser(sample, sigma, class_labels)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_folded = False  # .to() moves parameters, not what was computed from them
+        return super()._apply(*args, **kwargs)
+
+
+class EDM2Pipeline(DiffusionPipeline):
+    """Classes to pictures with EDM2's or EDM's networks, with CFG or Autoguidance and ERK-Guid.
+
+    `guide` is a second EDM2Network (an unconditional one for CFG, a weaker one for Autoguidance),
+    `guidance_scale` its weight w in D_guide + w (D - D_guide). ERK-Guid is the scheduler's:
+    ERKHeunScheduler(prediction_type="sample", w_stiff=...); any scheduler will do whose
+    set_timesteps takes `sigmas` and that accepts sample prediction.
+    """
+
+    _optional_components = ["guide"]
+
+    def __init__(
+        self,
+        network: EDM2Network,
+        scheduler: Any,
+        guide: EDM2Network | None = None,
+        guidance_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.register_modules(network=network, scheduler=scheduler, guide=guide)
+        self.register_to_config(guidance_scale=guidance_scale)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: str | Path,
+        guide: str | Path | None = None,
+        guidance_scale: float | None = None,
+        w_stiff: float = 0.0,
+        w_con: float = 0.5,
+        precision: str = "auto",
+        offline: bool = False,
+    ) -> "EDM2Pipeline":
+        """From a preset's name, a path or a URL; a preset brings its guide and weight with it."""
+        net, scale = source, 1.0
+        with suppress(ValueError):  # a path or a URL is no preset
+            preset = find_preset(str(source))
+            net, guide, scale = preset.net, guide or preset.gnet, preset.guidance
+        scale = scale if guidance_scale is None else guidance_scale
+        network = EDM2Network.from_checkpoint(net, precision, offline)
+        second = None if guide is None else EDM2Network.from_checkpoint(guide, precision, offline)
+        scheduler = ERKHeunScheduler(prediction_type="sample", w_stiff=w_stiff, w_con=w_con)
+        return cls(network, scheduler, second, scale)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        num_inference_steps: int = 32,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        batch_size: int = 1,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Pictures of the given classes, [B]; without classes `batch_size` of them.
+
+        The levels are EDM's (`num_inference_steps` intervals, sigma_min, sigma_max, rho).
+        `latents` is unit noise [B, C, H, W] in place of the generator's; a list of generators gives
+        each picture its own. `output_type`: pil, np [B, H, W, C] or pt [B, C, H, W] within 0..1, or
+        latent. Raises ValueError for what does not go together.
+        """
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        self._check(output_type, scale)
+        model, device = self.network.denoiser, self._execution_device
+        settings = Settings(
+            steps=num_inference_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
+        )
+        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        labels = labels.reshape(1) if labels is not None and labels.ndim == 0 else labels
+        shape = (batch_size if labels is None else len(labels), *model.sample_shape)
+        noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
+        guide = None if self.guide is None or scale == 1 else self.guide.denoiser
+        x0 = self._sample(GuidedDrift(model, labels, guide, scale), noise, settings.sigmas(model))
+        images = x0 if output_type == "latent" else _converted(model.decode(x0), output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _sample(self, drift: GuidedDrift, noise: Tensor, sigmas: Tensor) -> Tensor:
+        self.scheduler.set_timesteps(sigmas=sigmas, device=noise.device)
+        self.scheduler.set_begin_index(0)  # levels beyond the scheduler's table share a timestep
+        x = noise.to(torch.float32) * sigmas[0]
+        for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            denoised, guide = drift.denoise(x, self.scheduler.sigmas[index])
+            if guide is not None:
+                denoised = guide.lerp(denoised, drift.guidance)
+            x = self.scheduler.step(denoised, t, x, return_dict=False)[0]
+        return x
+
+    def _check(self, output_type: str, scale: float) -> None:
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type must be {' or '.join(OUTPUTS)}, not '{output_type}'.")
+        if scale != 1 and self.guide is None:
+            raise ValueError(f"guidance_scale {scale:g} needs a guide, and this pipeline has none.")
+        takes_sigmas = "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters
+        if not takes_sigmas or self.scheduler.config.get("prediction_type") != "sample":
+            raise ValueError(
+                "this pipeline needs a scheduler whose set_timesteps takes sigmas, with "
+                "prediction_type='sample', such as ERKHeunScheduler(prediction_type='sample')."
+            )
+
+
+def _converted(images: Tensor, output_type: str) -> Any:
+    """uint8 [B, C, H, W] as diffusers hands pictures out."""
+    if output_type == "pt":
+        return images.to(torch.float32) / 255
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return arrays.astype("float32") / 255
+    return [Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in arrays]

@@ -1,0 +1,276 @@
+"""Schedulers of diffusers with ERK-Guid: the parent's own step, then the correction.
+
+The parent computes its answer as always. From what the pipeline hands to `step`, which is the
+guided prediction, an evaluation of the ODE in sigma is noted: x = sample / alpha and the drift
+(x - D) / sigma, at sigma = noise / alpha. When the parent has finished a step, our solver of the
+same name is shown these evaluations and reports the pair and the signed h (Table 9,
+docs/theory.md), and `erk_guid` the correction, which is added to the parent's answer.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..adapters import PREDICTIONS, discrete_times
+from ..guides import erk_guid
+from ..point import Point, Solver
+from ..schedule import make_schedule
+from ..solvers import dpm2, dpmpp, euler, heun
+
+
+def _with_weights(parent: type) -> Callable[[Any], Any]:
+    """For an __init__: the parent's arguments, then w_stiff and w_con, all kept in the config."""
+
+    def decorate(init: Any) -> Any:
+        own = inspect.signature(init).parameters
+        theirs = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
+        init.__signature__ = inspect.Signature([*theirs, own["w_stiff"], own["w_con"]])
+        return register_to_config(init)
+
+    return decorate
+
+
+class _Guided(SchedulerMixin):
+    """What ERK-Guid adds to a scheduler. With w_stiff 0 every step is the parent's alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._check()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._points: list[Point] = []  # evaluations of the step that is under way
+        self._memory: Any = None  # the solver's
+
+    def _check(self) -> None:
+        """ValueError for weights that are none, and where ERK-Guid cannot act."""
+        for name in ("w_stiff", "w_con"):
+            weight = self.config[name]
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a finite number from 0 on, not {weight}.")
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self._check()
+        self._forget()
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.config.w_stiff == 0:
+            return super().step(model_output, timestep, sample, *args, **kwargs)
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        index = self.step_index
+        wide = torch.promote_types(sample.dtype, torch.float32)  # differences want the digits
+        point = self._point(model_output.to(wide), sample.to(wide), index)
+        result = super().step(model_output, timestep, sample, *args, **kwargs)
+        self._points.append(point)
+        solver = self._finished(index)
+        if solver is not None:
+            moved = result[0].to(wide) + self._correction(solver, *self._end(index))
+            result = _replaced(result, moved.to(result[0].dtype))
+        return result
+
+    def _correction(self, solver: Solver, alpha: Tensor, sigma_next: Tensor) -> Tensor:
+        """What ERK-Guid adds to the parent's answer, in the parent's scale; 0 where it is shut."""
+        if sigma_next == 0:  # that step is Euler's and never guided
+            return torch.zeros_like(self._points[0].x)
+        known, start = iter(self._points), self._points[0]
+        step = solver(lambda x, sigma: next(known), start.x, start.sigma, sigma_next, self._memory)
+        self._points, self._memory = [], step.memory or (start,)
+        bare = step._replace(x=torch.zeros_like(start.x))
+        return alpha * erk_guid(bare, self.config.w_stiff, self.config.w_con)
+
+    def _point(self, output: Tensor, sample: Tensor, index: int) -> Point:
+        """The evaluation that the pipeline made at the index-th level, in sigma."""
+        raise NotImplementedError
+
+    def _finished(self, index: int) -> Solver | None:
+        """Our solver of the step that ends with this call; None: it is not finished yet."""
+        raise NotImplementedError
+
+    def _end(self, index: int) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of the parent's answer, each []."""
+        raise NotImplementedError
+
+
+class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
+    """diffusers' HeunDiscreteScheduler with ERK-Guid: epsilon, v and sample prediction.
+
+    `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
+    corrected. `set_timesteps` also takes `sigmas`, so EDM and EDM2 networks, which have no discrete
+    steps, are sampled with prediction_type 'sample' on EDM's schedule (see EDM2Pipeline).
+    """
+
+    @_with_weights(HeunDiscreteScheduler)
+    def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    @functools.wraps(HeunDiscreteScheduler.step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().step(*args, **kwargs)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        num_train_timesteps: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """As the parent's; or `sigmas`: the noise levels themselves, falling, with a 0 at the end.
+
+        Their timesteps are the parent's, held at the ends of its table. ValueError if other
+        arguments are given with them, or if they do not fall to 0.
+        """
+        if sigmas is None:
+            super().set_timesteps(num_inference_steps, device, num_train_timesteps, timesteps)
+            return
+        if num_inference_steps is not None or timesteps is not None:
+            raise ValueError("give only one of num_inference_steps, timesteps and sigmas.")
+        levels = make_schedule(sigmas).to(torch.float32)
+        if levels[-1] != 0:
+            raise ValueError("sigmas must end in 0, the step of which is Euler's.")
+        super().set_timesteps(len(levels) - 1, device, num_train_timesteps)
+        steps = discrete_times(self.alphas_cumprod).of(levels[:-1])
+        self.sigmas = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
+        steps = torch.cat([steps[:1], steps[1:].repeat_interleave(2)])
+        self.timesteps = steps.to(device=device, dtype=torch.float32)
+
+    def _point(self, output: Tensor, sample: Tensor, index: int) -> Point:
+        kind, sigma = self.config.prediction_type, self.sigmas[index]
+        if kind not in PREDICTIONS:
+            raise ValueError(f"prediction_type must be {' or '.join(PREDICTIONS)}, not '{kind}'.")
+        denoised = PREDICTIONS[kind](sample, sigma, output)
+        if self.config.clip_sample:
+            limit = self.config.clip_sample_range
+            denoised = denoised.clamp(-limit, limit)
+        return Point(sample, (sample - denoised) / sigma, sigma)
+
+    def _finished(self, index: int) -> Solver | None:
+        return heun if self.state_in_first_order else None
+
+    def _end(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.ones(()), self.sigmas[index]  # the second call is made where the step ends
+
+
+class _GuidedDPM(_Guided):
+    """What the two schedulers of DPM-Solver share."""
+
+    def _check(self) -> None:
+        super()._check()
+        if self.config.w_stiff > 0 and self.config.algorithm_type.startswith("sde"):
+            raise ValueError(
+                "ERK-Guid (w_stiff > 0) needs a deterministic step: set algorithm_type to "
+                "'dpmsolver++', or w_stiff to 0."
+            )
+
+    def _point(self, output: Tensor, sample: Tensor, index: int) -> Point:
+        alpha, sigma = self._level(index)
+        x = sample / alpha
+        predicted = self.convert_model_output(output, sample=sample)
+        return Point(x, (x - predicted) / sigma if self._predicts_x0 else predicted, sigma)
+
+    def _end(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._level(index + 1)
+
+    def _level(self, index: int) -> tuple[Tensor, Tensor]:
+        """(alpha, noise / alpha) at the index-th level: x_t = alpha data + noise epsilon."""
+        alpha, noise = self._sigma_to_alpha_sigma_t(self.sigmas[index])
+        return alpha, noise / alpha
+
+    @property
+    def _predicts_x0(self) -> bool:
+        return self.config.algorithm_type == "dpmsolver++"
+
+
+class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
+    """diffusers' DPMSolverSinglestepScheduler (DPM-Solver-2S) with ERK-Guid.
+
+    The pair of a second-order step is its start and its middle stage; a step of order 1 has the
+    previous node as euler has. `w_stiff` scales the correction (0: off), `w_con` is the stiffness
+    above which a sample is corrected. ValueError where there is no pair: for stochastic algorithms
+    and for solver_order 3, whose error is of a higher order than the correction.
+    """
+
+    @_with_weights(DPMSolverSinglestepScheduler)
+    def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    @functools.wraps(DPMSolverSinglestepScheduler.step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().step(*args, **kwargs)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.config.w_stiff > 0 and self.config.solver_order > 2:
+            raise ValueError(
+                "ERK-Guid (w_stiff > 0) has no pair for singlestep solvers of order 3: set "
+                "solver_order to 2, or w_stiff to 0."
+            )
+
+    def _finished(self, index: int) -> Solver | None:
+        if index + 1 < len(self.order_list) and self.order_list[index + 1] > 1:
+            return None
+        if len(self._points) == 1:
+            return euler
+        return functools.partial(dpm2, predict_x0=self._predicts_x0)
+
+
+class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
+    """diffusers' DPMSolverMultistepScheduler (DPM-Solver++(2M), (3M)) with ERK-Guid.
+
+    The pair is the start of the step and the previous node, with the sign of our `dpmpp`.
+    `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
+    corrected. ValueError for stochastic algorithms.
+    """
+
+    @_with_weights(DPMSolverMultistepScheduler)
+    def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    @functools.wraps(DPMSolverMultistepScheduler.step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().step(*args, **kwargs)
+
+    # Which order a step has is the parent's choice, seen by the update it calls.
+
+    def dpm_solver_first_order_update(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._order = 1
+        return super().dpm_solver_first_order_update(*args, **kwargs)
+
+    def multistep_dpm_solver_second_order_update(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._order = 2
+        return super().multistep_dpm_solver_second_order_update(*args, **kwargs)
+
+    def multistep_dpm_solver_third_order_update(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._order = 3
+        return super().multistep_dpm_solver_third_order_update(*args, **kwargs)
+
+    def _finished(self, index: int) -> Solver | None:
+        return functools.partial(
+            dpmpp, sigmas=self.sigmas, order=self._order, predict_x0=self._predicts_x0,
+            lower_order_final=False,
+        )  # fmt: skip
+
+
+def _replaced(result: Any, sample: Tensor) -> Any:
+    """The parent's result, a tuple or an output object, with another prev_sample."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    result.prev_sample = sample
+    return result

@@ -1,0 +1,151 @@
+"""EDM2 and EDM networks in diffusers: the same pictures as erk.sample's, and on disk and back."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import erk
+from erk.integrations.diffusers import EDM2Network, EDM2Pipeline, ERKHeunScheduler
+
+ROOT = Path(__file__).parents[2]
+NETS = ROOT / "tests/golden/nets"
+CLASSES = [3, 1, 4]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return erk.load_model("digits")
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators(count=3):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def noise_of(model, count=3):
+    return erk.noise_and_labels(range(count), model)[0]
+
+
+@pytest.mark.parametrize("weights", [{}, {"w_stiff": 0.5, "w_con": 0.3}], ids=str)
+def test_the_pictures_are_those_of_erk(digits, weights):
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits", **weights))
+    latent = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
+    wanted = erk.sample(digits, noise_of(digits), torch.tensor(CLASSES), steps=8, **weights)
+    torch.testing.assert_close(latent, wanted, rtol=1e-5, atol=1e-5)
+    again = pipe(CLASSES, 8, latents=noise_of(digits), output_type="latent").images
+    assert torch.equal(again, latent)
+    pixels = digits.decode(latent).numpy()
+    pictures = pipe(CLASSES, 8, generator=generators()).images
+    assert all((np.asarray(a) == b[0]).all() for a, b in zip(pictures, pixels, strict=True))
+    arrays = pipe(CLASSES, 8, generator=generators(), output_type="np").images
+    assert arrays.shape == (3, 8, 8, 1) and (arrays * 255 == pixels.transpose(0, 2, 3, 1)).all()
+    (tensors,) = pipe(CLASSES, 8, generator=generators(), output_type="pt", return_dict=False)
+    assert torch.equal(tensors, torch.from_numpy(pixels) / 255)
+
+
+@pytest.mark.parametrize("preset", ["digits-autog", "digits-cfg"])
+def test_a_preset_brings_its_guide(preset):
+    found = erk.models.presets.find_preset(preset)
+    main, guide = (erk.load_model(Path(file)) for file in (found.net, found.gnet))
+    pipe = quiet(EDM2Pipeline.from_checkpoint(preset, w_stiff=0.5, w_con=0.3))
+    made = pipe(CLASSES, 6, generator=generators(), output_type="latent").images
+    how = dict(steps=6, w_stiff=0.5, w_con=0.3)
+    wanted = erk.sample(
+        main, noise_of(main), torch.tensor(CLASSES), guide_model=guide, guidance=found.guidance,
+        **how,
+    )  # fmt: skip
+    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+    plain = pipe(CLASSES, 6, 1.0, generators(), output_type="latent").images
+    alone = erk.sample(main, noise_of(main), torch.tensor(CLASSES), **how)
+    torch.testing.assert_close(plain, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["edm_adm", "iddpm_adm", "edm2_uncond"])
+def test_released_pickles(name):
+    """Small networks of the released classes; iDDPM's rounds noise levels to its own."""
+    path = NETS / f"{name}.pkl"
+    pipe, model = quiet(EDM2Pipeline.from_checkpoint(path)), erk.load_model(path)
+    labels = None if model.label_dim == 0 else torch.tensor([1, 0])
+    made = pipe(labels, 5, generator=generators(2), batch_size=2, output_type="latent").images
+    wanted = erk.sample(model, noise_of(model, 2), labels, steps=5)
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    assert "NVIDIA" in pipe.network.config.licence
+
+
+@pytest.mark.parametrize("preset", ["digits", "digits-autog"])
+def test_on_disk_and_back(preset, tmp_path):
+    pipe = quiet(EDM2Pipeline.from_checkpoint(preset, w_stiff=0.5, w_con=0.3))
+    pipe.save_pretrained(tmp_path)
+    again = quiet(EDM2Pipeline.from_pretrained(tmp_path))
+    assert type(again.network) is EDM2Network and type(again.scheduler) is ERKHeunScheduler
+    assert again.scheduler.config.w_stiff == 0.5
+    assert again.config.guidance_scale == pipe.config.guidance_scale
+    types = [{name: p.dtype for name, p in one.network.named_parameters()} for one in (pipe, again)]
+    assert types[0] == types[1] and torch.float16 in types[0].values()
+    made = [
+        one(CLASSES, 6, generator=generators(), output_type="latent").images
+        for one in (pipe, again)
+    ]
+    assert torch.equal(*made)
+
+
+def test_the_network_is_a_denoiser_and_survives_to(digits):
+    network = EDM2Network.from_checkpoint("digits")
+    x, labels = noise_of(digits), torch.tensor(CLASSES)
+    wanted = digits(x, 0.5, labels)
+    assert torch.equal(network(x, torch.tensor(0.5), labels), wanted)
+    folded = network.network.unet.out_conv.folded
+    network.to("cpu")
+    assert torch.equal(network(x, torch.tensor(0.5), labels), wanted)
+    assert network.network.unet.out_conv.folded is not folded
+
+
+def test_another_scheduler_with_sample_prediction(digits):
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample")
+    made = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
+    wanted = erk.sample(
+        digits, noise_of(digits), torch.tensor(CLASSES), steps=8, solver="euler"
+    )  # fmt: skip
+    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_one_class_and_none(digits):
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    one = pipe(7, 4, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    listed = pipe([7], 4, generator=generators(1), output_type="latent").images
+    assert torch.equal(one, listed)
+    free = pipe(None, 4, latents=noise_of(digits), batch_size=3, output_type="latent").images
+    torch.testing.assert_close(free, erk.sample(digits, noise_of(digits), steps=4))
+
+
+def test_mistakes_have_one_sentence():
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    for message, how in {
+        "needs a guide, and this pipeline has none": {"guidance_scale": 2.0},
+        "output_type must be pil or np or pt or latent": {"output_type": "jpg"},
+        "class numbers run from 0 to 9": {"class_labels": [10]},
+        "needs at least 2 steps": {"num_inference_steps": 1},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            pipe(**how)
+    for scheduler in (
+        diffusers.HeunDiscreteScheduler(prediction_type="sample"),
+        ERKHeunScheduler(),
+    ):
+        pipe.scheduler = scheduler
+        with pytest.raises(ValueError, match="takes sigmas, with prediction_type='sample'"):
+            pipe()
+    with pytest.raises(ValueError, match="unknown preset 'digit'; did you mean digits"):
+        EDM2Pipeline.from_checkpoint("digit")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        EDM2Network.from_checkpoint("digits", precision="fp8")
+    with pytest.raises(FileNotFoundError):
+        EDM2Pipeline.from_checkpoint("nowhere/net.pkl")
