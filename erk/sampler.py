@@ -360,9 +360,9 @@ def sample(
     sees other labels. `settings` are the other fields of `Settings`: solver_options, erk,
     erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau,
     pc_snr, pc_stochastic; `randn_like` draws the noise of the stochastic ones. With
-    `return_trajectory` the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B] (see
-    `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together and
-    NonFiniteError if the network produces NaN.
+    `return_trajectory` the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B]
+    (see `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together
+    and NonFiniteError if the network produces NaN.
     """
     unknown = next((name for name in settings if name not in Settings.__dataclass_fields__), None)
     if unknown is not None:

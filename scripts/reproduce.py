@@ -40,8 +40,8 @@ HANDLERS = {
 }
 MOST = 8  # processes that "auto" starts on a CPU: a row has no more batches
 SHARED = ("sampled", "sweep")  # kinds whose work several processes share
-WITH_ROWS = (*SHARED, "grid")  # kinds whose rows can be chosen
-WITHOUT_FILES = ("toy", "settings", "text-to-image")  # the last one looks for its own
+WITH_ROWS = (*SHARED, "grid", "text-to-image")  # kinds whose rows can be chosen
+WITHOUT_FILES = ("toy", "settings")
 
 
 @click.command(context_settings=CONTEXT)
