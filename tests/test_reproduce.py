@@ -205,7 +205,7 @@ def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
     assert "31 + 31" in output and "digits-autog" in output and "0 of 0 files" in output
     output = run("table3", "--dry-run", "--scale", "paper", "--rows", "4")
     assert "50000" in output and "7 of 7 files from elsewhere are not in" in output
-    assert "edm2-img512-xs-uncond-2147483-0.025.pkl (size unknown)" in output
+    assert "edm2-img512-xs-uncond-2147483-0.025.pkl (about 249 MB)" in output
     assert "no network is needed" in run("table9", "--dry-run")
     assert not (tmp_path / "results").exists()
 
@@ -218,11 +218,11 @@ def test_missing_files_are_listed_before_anything_is_loaded(run, tmp_path, monke
     lines = [line.strip() for line in output.splitlines()]
     assert lines[0] == f"Error: 7 of 7 files are not in {tmp_path / 'cache'}:"
     for what, file in (
-        ("network", "posthoc-reconstructions/edm2-img512-s-2147483-0.130.pkl (size unknown)"),
+        ("network", "posthoc-reconstructions/edm2-img512-s-2147483-0.130.pkl (about 560 MB)"),
         ("VAE", "hf://stabilityai/sd-vae-ft-mse/diffusion_pytorch_model.safetensors"),
         ("reference imagenet512", "dataset-refs/img512.pkl"),
         ("weights of inception", "weights-inception-2015-12-05-6726825d.pth"),
-        ("weights of vgg16", "vgg16-397923af.pth (528 MB)"),
+        ("weights of vgg16", "vgg16-397923af.pth (about 553 MB)"),
         ("weights of dinov2", "dinov2_vitl14_pretrain.pth"),
     ):
         assert any(line.startswith(f"{what}: ") and file in line for line in lines), what
