@@ -15,6 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.jobs.shards import shard_of
 from scripts.tables.config import ROOT, SCALES, Config, Request, load_config
 
 HANDLERS = {
@@ -71,20 +72,6 @@ def main(name: str, **options: Any) -> None:
             _spread(count)
     for path in import_module(HANDLERS[config.kind]).run(config, request):
         click.echo(f"wrote {path}")
-
-
-def shard_of(text: str | None) -> tuple[int, int] | None:
-    """'3/8' -> (3, 8); None -> the place in a SLURM array, if this is one. Raises ValueError."""
-    if text is None:
-        env = os.environ
-        if "SLURM_ARRAY_TASK_ID" not in env or "SLURM_ARRAY_TASK_COUNT" not in env:
-            return None
-        first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-        text = f"{int(env['SLURM_ARRAY_TASK_ID']) - first}/{env['SLURM_ARRAY_TASK_COUNT']}"
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return (int(index), int(count)) if int(count) > 1 else None
-    raise ValueError(f"--shard wants I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
 
 
 def count_of(text: str, config: Config, request: Request) -> int:

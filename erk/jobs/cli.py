@@ -1,10 +1,14 @@
 """What all command lines share: how options are spelt and how a command ends."""
 
+import errno
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from ..files import stoppable
 
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -17,23 +21,36 @@ CONTEXT: dict[str, Any] = {
 MOST_SEEDS = 10_000_000  # in one run; a slip of the keyboard must not fill the memory
 
 
+ADVICE = {
+    errno.ENOSPC: "; free some space, then run the same command again",
+    errno.EDQUOT: "; free some space, then run the same command again",
+    errno.EMFILE: "; raise the limit (ulimit -n), then run the same command again",
+    errno.ENFILE: "; close other programs, then run the same command again",
+    errno.EROFS: "; choose another place",
+}
+"""What to do, by the system's error number, where its own words do not tell."""
+
+
 def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
     """Bad input ends a command with one sentence on stderr and exit code 2, without a traceback.
 
-    Bad input is what raises ValueError, OSError or FloatingPointError. ERK_TRACEBACK=1 shows where.
+    Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError.
+    ERK_TRACEBACK=1 shows where. SIGINT and SIGTERM end it with 130 and 143 as soon as what is being
+    written is on the disk, a reader of its output who has left with 1.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output has left: not our user's mistake
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with stoppable():
+                return command(*args, **kwargs)
+        except BrokenPipeError:
+            _leave_pipes()
             sys.exit(1)
-        except KeyboardInterrupt:
-            print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
-            sys.exit(130)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except KeyboardInterrupt as stop:
+            say("Stopped. Run the same command again to go on.")
+            sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+        except (ValueError, OSError, MemoryError, FloatingPointError) as error:
             if os.environ.get("ERK_TRACEBACK"):
                 raise
             fail(_sentence(error))
@@ -43,13 +60,32 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def fail(message: str) -> NoReturn:
     """Print the message and exit with code 2."""
-    print(f"Error: {message}", file=sys.stderr, flush=True)
+    say(f"Error: {message}")
     sys.exit(2)
+
+
+def say(message: str) -> None:
+    """Print a line on stderr, if anyone is there to read it."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _leave_pipes()
+
+
+def _leave_pipes() -> None:
+    """Let what Python still holds for a reader who has left go nowhere, without complaint."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return told + ADVICE.get(error.errno or 0, "")
     return str(error) or type(error).__name__
 
 
