@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 T = TypeVar("T")
-SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-"""What PyTorch writes of CPU, MPS, cuBLAS and cuDNN where it has no class for it."""
+SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
+         "could not create a primitive")  # fmt: skip
+"""What PyTorch passes on of MPS, CPU, cuBLAS, cuDNN and oneDNN, where it has no class for it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -282,6 +282,7 @@ def _features(extractor: Extractor, images: Tensor, batch: int) -> list[dict[str
     def parts() -> list[dict[str, Any]]:
         return [extractor(part)._asdict() for part in images.split(batch)]
 
+    batch = min(batch, len(images))
     while (found := fitting(parts)) is None:
         batch = halved(batch, f"measuring with {extractor.name}")
     return found

@@ -64,9 +64,7 @@ def merge_references(paths: Sequence[Path], dest: Path) -> Path:
 
 
 def _kind(part: Reference) -> tuple[object, ...]:
-    weights = {
-        name: (found.weights, len(found.mean)) for name, found in part.statistics.items()
-    }
+    weights = {name: (found.weights, len(found.mean)) for name, found in part.statistics.items()}
     return weights, part.protocol, part.image_size
 
 

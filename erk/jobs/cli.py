@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
+from typing import Any, NoReturn, TextIO, cast
 
 from ..files import stoppable
 
@@ -36,50 +38,54 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
 
     Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError.
     ERK_TRACEBACK=1 shows where. SIGINT and SIGTERM end it with 130 and 143 as soon as what is being
-    written is on the disk, a reader of its output who has left with 1.
+    written is on the disk. A reader of its output who leaves changes nothing.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with stoppable():
-                return command(*args, **kwargs)
-        except BrokenPipeError:
-            _leave_pipes()
-            sys.exit(1)
-        except KeyboardInterrupt as stop:
-            say("Stopped. Run the same command again to go on.")
-            sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-        except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-            if os.environ.get("ERK_TRACEBACK"):
-                raise
-            fail(_sentence(error))
+        out, err = (cast(TextIO, _Steady(stream)) for stream in (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                with stoppable():
+                    return command(*args, **kwargs)
+            except KeyboardInterrupt as stop:
+                print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
+                sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+            except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+                if os.environ.get("ERK_TRACEBACK"):
+                    raise
+                fail(_sentence(error))
 
     return run
 
 
 def fail(message: str) -> NoReturn:
     """Print the message and exit with code 2."""
-    say(f"Error: {message}")
+    print(f"Error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def say(message: str) -> None:
-    """Print a line on stderr, if anyone is there to read it."""
-    try:
-        print(message, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        _leave_pipes()
+class _Steady:
+    """A stream that drops what nobody reads any more: a closed pipe ends no work."""
 
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
-def _leave_pipes() -> None:
-    """Let what Python still holds for a reader who has left go nowhere, without complaint."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_closed(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
-            stream.flush()
+            return call(*args)
         except BrokenPipeError:
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return len(args[0]) if args else None
 
 
 def _sentence(error: BaseException) -> str:
@@ -92,6 +98,7 @@ def _sentence(error: BaseException) -> str:
 def parse_seeds(text: str) -> list[int]:
     """'0-9,12' -> [0, ..., 9, 12]; ValueError if it is empty, malformed or names a seed twice."""
     seeds: list[int] = []
+    ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
@@ -102,6 +109,7 @@ def parse_seeds(text: str) -> list[int]:
         if len(seeds) + high - low >= MOST_SEEDS:
             raise ValueError(f"'{text}' names more than {MOST_SEEDS:,} seeds; split the job.")
         seeds.extend(range(low, high + 1))
-    if len(set(seeds)) < len(seeds):
+        ranges.append((low, high))
+    if any(after[0] <= before[1] for before, after in pairwise(sorted(ranges))):
         raise ValueError(f"'{text}' names a seed twice; each image has one seed.")
     return seeds

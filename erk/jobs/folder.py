@@ -33,6 +33,7 @@ from .record import (
 )
 
 TOLD = ("nfe", "guide_nfe", "batches", "rounding")  # facts of a record that its pictures tell
+LOCK = ".lock"  # of shards that end at the same time
 GROUP = 256  # pictures found without a line that are listed at a time
 
 
@@ -142,9 +143,7 @@ class RunFolder:
         if self.kind not in ARCHIVES:
             return [read_png(self.path(seed)) for seed in seeds]
         lines = in_order(manifests(self.folder), True, Marks.of(seeds))
-        found = {
-            entry.seed: read_png(read_packed(entry, place)) for entry, place in entries(lines)
-        }
+        found = {entry.seed: read_png(read_packed(entry, place)) for entry, place in entries(lines)}
         return [found[seed] for seed in seeds]
 
     def resume(self, seeds: Sequence[int]) -> None:
@@ -181,7 +180,7 @@ class RunFolder:
         """Of shards in one folder the one that ends last finishes it; whether it is finished."""
         from filelock import FileLock  # late: a tenth of a second
 
-        with FileLock(self.folder / PARTS / "lock"):
+        with FileLock(self.folder / LOCK):  # who waited for one that is gone finds all done
             self.record = read_record(self.folder) or self.record
             if self.record["complete"]:  # another shard was quicker
                 self.tidy()
@@ -196,6 +195,7 @@ class RunFolder:
         """Remove what a process that was killed left: temporary files, packed pictures."""
         if self.record.get("complete"):
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
         for place in files_in(self.folder):
             if STRAY.fullmatch(place.name):
                 with suppress(OSError):

@@ -4,7 +4,7 @@ import heapq
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,33 +172,43 @@ def _reader(source: Source, stack: ExitStack) -> Callable[[Entry, Path], bytes]:
     Where a picture lies follows from its seed: no name in a manifest is trusted.
     """
     archive: Any = None
+    rows: Callable[[Entry], Any] | None = None
     if source.kind in ARCHIVES and not source.is_packed:
-        archive = stack.enter_context(zipfile.ZipFile(source.folder / ARCHIVES[source.kind]))
-    rows = _rows(archive, stack) if archive is not None and source.kind == "npz" else None
+        place = source.folder / ARCHIVES[source.kind]
+        with _sound(place):
+            archive = stack.enter_context(zipfile.ZipFile(place))
+            rows = _rows(archive, stack) if source.kind == "npz" else None
 
     def read(entry: Entry, manifest: Path) -> bytes:
         path = image_path(source.folder, entry.seed, source.subdirs)
         place = pictures_of(manifest) if source.is_packed else path
-        try:
+        with _sound(place):
             if rows is not None:
                 pixels = rows(entry)
-                check_bytes(row_bytes(pixels), entry, place)
-                return png_bytes(pixels)
-            if source.is_packed:
-                data = read_packed(entry, manifest)
-            elif archive is not None:
-                data = archive.read(path.relative_to(source.folder).as_posix())
+                data, checked = png_bytes(pixels), row_bytes(pixels)
             else:
-                data = path.read_bytes()
-            checked = row_bytes(read_png(data)) if source.kind == "npz" else data
-        except BROKEN as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise ValueError(f"{place} is damaged: delete it, then make it again") from error
+                if source.is_packed:
+                    data = read_packed(entry, manifest)
+                elif archive is not None:
+                    data = archive.read(path.relative_to(source.folder).as_posix())
+                else:
+                    data = path.read_bytes()
+                checked = row_bytes(read_png(data)) if source.kind == "npz" else data
         check_bytes(checked, entry, place)
         return data
 
     return read
+
+
+@contextmanager
+def _sound(place: Path) -> Iterator[None]:
+    """ValueError, naming the place, for what a damaged picture or archive makes libraries raise."""
+    try:
+        yield
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's word on the file
+        raise ValueError(f"{place} is damaged: delete it, then make it again") from error
 
 
 def _rows(archive: zipfile.ZipFile, stack: ExitStack) -> Callable[[Entry], Any]:

@@ -49,9 +49,7 @@ def told_batches(sizes: Counter[int], batch: int | None) -> dict[str, Any]:
     return {"batches": told, "rounding": ROUNDING}
 
 
-def put_together(
-    folder: Path, kind: str, lines: Lines, batch: int | None = None
-) -> dict[str, Any]:
+def put_together(folder: Path, kind: str, lines: Lines, batch: int | None = None) -> dict[str, Any]:
     """Write the archive of a run, in order of seeds, and its manifest; what they say together.
 
     Each is there whole or not at all, and the same pictures give the same bytes. ``batch``: the
@@ -112,8 +110,9 @@ def _member(entry: Entry, manifest: Path) -> tuple[str, bytes]:
 
 def _row(entry: Entry, manifest: Path) -> np.ndarray:
     """A picture of an .npz, uint8 [C, H, W]."""
+    data = read_packed(entry, manifest)
     try:
-        image = read_png(read_packed(entry, manifest))
+        image = read_png(data)
     except UNREADABLE:
         image = np.zeros((1, 0, 0), np.uint8)  # as damaged as another picture
     check_bytes(row_bytes(image), entry, pictures_of(manifest))

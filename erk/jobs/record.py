@@ -66,9 +66,7 @@ def check_same(
     differing = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
     if differing:
         pairs = [f"{k} {there.get(k)} there, {here.get(k)} here" for k in differing]
-        raise ValueError(
-            f"{place} is of a run with other settings ({'; '.join(pairs)}); {advice}."
-        )
+        raise ValueError(f"{place} is of a run with other settings ({'; '.join(pairs)}); {advice}.")
     for role in ("network", "guide"):
         known, own = old.get(role), new.get(role)
         if known and own and known["sha256"] != own["sha256"]:

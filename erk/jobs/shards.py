@@ -4,9 +4,7 @@ import os
 from collections.abc import Mapping
 
 
-def shard_of(
-    text: str | None, environ: Mapping[str, str] = os.environ
-) -> tuple[int, int] | None:
+def shard_of(text: str | None, environ: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     """'3/8' -> (3, 8), the fourth of eight shares; None -> as SLURM says; None: all of the job.
 
     SLURM's shares are the tasks of srun (SLURM_PROCID of SLURM_NTASKS; under torchrun, which has
