@@ -1,5 +1,6 @@
 """A run's folder: what it refuses, what it remembers and what it leaves behind."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -149,6 +150,57 @@ def test_a_folder_with_other_things_is_welcome(out):
     (out / "notes.txt").write_text("mine")
     assert make(out, [0]) == [0]
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_of_two_runs_that_begin_together_one_wins(out):
+    """Both found an empty folder; the one of other settings, or another network, is refused."""
+    first, second, third, same = (open_folder(out, **s) for s in ({}, {"steps": 9}, {}, {}))
+    for folder in (first, second, third, same):
+        assert folder.check([0, 1]) == [0, 1]
+        folder.check_networks(facts([0, 1]))
+    first.begin(facts([0, 1]))
+    with pytest.raises(ValueError, match="steps 8 there, 9 here"):
+        second.begin(facts([0, 1]))
+    with pytest.raises(ValueError, match="another network"):
+        third.begin(facts([0, 1], network=NETWORK | {"sha256": "2" * 64}))
+    same.begin(facts([0, 1]))
+    add(same, 0, 1)
+    same.finish()
+    assert record(out)["settings"]["steps"] == 8 and record(out)["complete"] is True
+
+
+def test_lines_of_other_settings_are_refused(out):
+    """Someone has put another run.json into the folder, or another run's parts."""
+    make(out, [0, 1])
+    found = record(out)
+    found["settings"]["steps"] = 9
+    (out / "run.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="manifest.jsonl lists pictures of other settings"):
+        open_folder(out, steps=9).check([0, 1])
+    (out / "run.json").unlink()
+    for place in out.glob("*.png"):
+        place.unlink()
+    with pytest.raises(ValueError, match="holds pictures but no run.json"):
+        open_folder(out, steps=9).check([0, 1])
+
+
+@pytest.mark.parametrize("subdirs", [False, True])
+def test_whole_pictures_without_a_line_are_taken_in_others_made_anew(subdirs, out):
+    """Killed between a picture and its line; or put there by someone, in part."""
+    folder, _ = start(out, [0, 1, 2, 3], subdirs=subdirs)
+    add(folder, 0, 1, 2, 3)
+    (manifest,) = (out / ".parts").glob("*.jsonl")
+    manifest.write_bytes(manifest.read_bytes().splitlines(keepends=True)[0])
+    half = folder.path(2).read_bytes()[:-3]
+    folder.path(2).write_bytes(half)
+    before = folder.path(1).stat().st_mtime_ns
+    assert make(out, [0, 1, 2, 3], subdirs=subdirs) == [2]
+    assert folder.path(1).stat().st_mtime_ns == before
+    listed = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [line["batch"] for line in listed] == [4, None, 4, None]
+    assert [line["sha256"] for line in listed] == [
+        hashlib.sha256(folder.path(seed).read_bytes()).hexdigest() for seed in range(4)
+    ]
 
 
 @pytest.mark.parametrize(
