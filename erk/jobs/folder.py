@@ -34,6 +34,7 @@ from .record import (
 
 TOLD = ("nfe", "guide_nfe", "batches", "rounding")  # facts of a record that its pictures tell
 LOCK = ".lock"  # of shards that end at the same time
+PATIENCE = 3600  # seconds that a shard waits for one that is packing an archive
 GROUP = 256  # pictures found without a line that are listed at a time
 
 
@@ -178,9 +179,9 @@ class RunFolder:
 
     def finish_together(self, grid_of: Sequence[int] = ()) -> bool:
         """Of shards in one folder the one that ends last finishes it; whether it is finished."""
-        from filelock import FileLock  # late: a tenth of a second
+        from filelock import FileLock, Timeout  # late: a tenth of a second
 
-        with FileLock(self.folder / LOCK):  # who waited for one that is gone finds all done
+        with suppress(Timeout), FileLock(self.folder / LOCK, timeout=PATIENCE):
             self.record = read_record(self.folder) or self.record
             if self.record["complete"]:  # another shard was quicker
                 self.tidy()

@@ -1,6 +1,7 @@
 """Lines of manifests: written once, read whatever a kill has left, sorted and flat in memory."""
 
 import json
+import os
 import random
 import tracemalloc
 
@@ -115,11 +116,13 @@ def test_of_two_lines_the_later_counts(tmp_path):
     (tmp_path / ".parts").mkdir()
     parts = tmp_path / ".parts"
     first, second = (Writer(parts, f"0-of-1.{i}", False) for i in range(2))
-    first.add([entry(1), entry(2)])
-    second.add([entry(2, batch=8)])
-    first.add([entry(1, batch=16)])
-    lines = in_order(manifests(tmp_path), False, Marks.of([1, 2]))
-    assert [one.batch for one, _ in entries(lines)][0] == 16 and len(lines.seeds) == 2
+    first.add([entry(1), entry(2), entry(3)])
+    second.add([entry(2, batch=8), entry(3)])
+    first.add([entry(1, batch=16), entry(3, batch=16)])
+    os.utime(second.path, ns=(0, first.path.stat().st_mtime_ns - 1))
+    lines = in_order(manifests(tmp_path), False, Marks.of([1, 2, 3]))
+    assert lines.seeds == [1, 2, 3]
+    assert [one.batch for one, _ in entries(lines)][::2] == [16, 16]
 
 
 @given(st.sets(st.integers(0, 60), min_size=1), st.lists(st.integers(-5, 70)), st.booleans())
