@@ -29,6 +29,8 @@ from faults import (
 )
 
 import erk.jobs.run
+import evaluate
+import metrics.extraction
 from erk.files import Stopped, stoppable, unbroken, write_whole
 from generate import main
 from metrics.extractors import digits
@@ -405,6 +407,48 @@ def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *a, o=original, n=name: order.append(n) or o(*a))
     write_whole(tmp_path / "a", b"content")
     assert order == ["fsync", "replace"] and os.listdir(tmp_path) == ["a"]
+
+
+def stopped_while_measuring(arguments):
+    """evaluate.py gets SIGTERM when the features of its first images are kept."""
+    original = metrics.extraction.save
+
+    def watched(*given):
+        original(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.extraction, "save", watched)
+        evaluate.main(arguments)
+
+
+def test_a_measurement_that_is_stopped_goes_on(tmp_path, run, undisturbed):
+    """Features that were kept are not made again, and the numbers are the same."""
+    place = ["--images", str(undisturbed / "npz"), "--ref", "digits", "--cache", "features"]
+    process = start(stopped_while_measuring, place, cwd=tmp_path, log=tmp_path / "log")
+    assert ended(process) == 143 and len(list(tmp_path.rglob("*.safetensors"))) == 1
+    rows = []
+    for cache in ("features", "others"):
+        arguments = [*place[:-1], cache, "--json", f"{cache}.json"]
+        assert CliRunner().invoke(evaluate.main, arguments).exit_code == 0
+        rows.append(json.loads(Path(f"{cache}.json").read_text()))
+    assert rows[0]["replicates"] == rows[1]["replicates"] and rows[0]["fd"] == rows[1]["fd"]
+
+
+def test_a_streamed_measurement_on_a_full_disk(run, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(Path("cache").absolute()))
+    measure = [*JOB, "--evaluate", "digits", "--json", "row.json"]
+    original = metrics.extraction.save
+
+    def failing(*given):
+        no_more_writing(errno.ENOSPC)(patch)
+        original(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.extraction, "save", failing)
+        refused(run(*measure), "No space left on device: ")
+    assert not Path("row.json").exists() and not list(Path("cache").rglob("*.tmp"))
+    assert run(*measure).exit_code == 0 and Path("row.json").exists()
 
 
 # --- a reader who leaves, and a rank that dies ----------------------------------------------

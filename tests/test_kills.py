@@ -105,8 +105,10 @@ def test_killed_at_a_random_moment(kind, ranks, undisturbed, tmp_path):
     for process in processes:
         process.kill()
     assert {ended(process) for process in processes} <= {-signal.SIGKILL, 0}
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/0*.png")}
     assert [ended(process) for process in begin(ranks[1])] == [0] * ranks[1]
     check_run(tmp_path / "out", whole / kind)
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # none is made twice
 
 
 def test_a_streamed_measurement_killed_at_a_random_moment(tmp_path):
@@ -170,4 +172,21 @@ def test_killed_five_times_in_a_row(kind, ranks, tmp_path):
         time.sleep(random.uniform(0.4, 0.95) * seconds)
         kill_all(process)
     assert launch(tmp_path, kind, ranks).wait(300) == 0
+    check_run(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow  # torchrun waits a while before it looks, and two starts of PyTorch
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
+@pytest.mark.parametrize("kind", ["png", "zip"])
+def test_torchrun_ends_when_one_of_its_ranks_is_killed(kind, tmp_path):
+    in_this_process([*JOB, "--seeds", "0-199", "--format", kind, "--outdir", tmp_path / "whole"])
+    process = launch(tmp_path, kind, 2)
+    while len(list((tmp_path / "out" / ".parts").glob("*.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    *_, last = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(last), signal.SIGKILL)
+    assert process.wait(120) not in (0, None)
+    assert not json.loads((tmp_path / "out" / "run.json").read_text())["complete"]
+    assert launch(tmp_path, kind, 1).wait(300) == 0
     check_run(tmp_path / "out", tmp_path / "whole")

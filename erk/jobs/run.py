@@ -53,8 +53,10 @@ def run(**options: Any) -> None:
     Everything that can be checked is checked before weights are read, and everything else before
     anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
     """
-    plan = _plan(options)
-    place, shard = Path(options["outdir"]), plan.shard
+    plan, shard = _plan(options), shard_of(options["shard"])
+    if shard is not None:
+        click.echo(f"shard {shard[0]} of {shard[1]}: every {shard[1]}th seed", err=True)
+    place = Path(options["outdir"])
     folder = RunFolder(place, options["kind"], options["subdirs"], plan.identity, shard)
     pending = folder.check(plan.seeds)
     if options["trace"] is not None:
@@ -92,7 +94,6 @@ class _Plan(NamedTuple):
     labels: Labels
     device: torch.device
     identity: dict[str, Any]
-    shard: tuple[int, int] | None  # None: all of the job
 
 
 def _plan(options: dict[str, Any]) -> _Plan:
@@ -102,8 +103,7 @@ def _plan(options: dict[str, Any]) -> _Plan:
     labels = labels_of(options["labels"], options["class_idx"])
     device = pick_device(options["device"])
     identity = identity_of(options, settings, net, gnet, device)
-    shard = shard_of(options.get("shard"))
-    return _Plan(net, gnet, settings, seeds, labels, device, identity, shard)
+    return _Plan(net, gnet, settings, seeds, labels, device, identity)
 
 
 def _open(plan: _Plan, options: dict[str, Any]) -> Job:

@@ -52,9 +52,10 @@ def pieces(job: Job) -> Callable[[int, int], Iterator[Piece]]:
     return share
 
 
-def batches_of(facts: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
-    """For a row: batch sizes, if memory did not suffice for ``batch`` pictures everywhere."""
-    return told_batches(Counter(facts["batch"].tolist()), batch)
+def told_facts(facts: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
+    """For a row: mean NFE, and batch sizes if memory did not suffice for ``batch`` everywhere."""
+    nfe = {name: facts[name].mean().item() for name in ("nfe", "guide_nfe")}
+    return nfe | told_batches(Counter(facts["batch"].tolist()), batch)
 
 
 def settings_key(job: Job) -> str:
