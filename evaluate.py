@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +83,13 @@ def main(**options: Any) -> None:
     Every image is decoded once. Features are kept, so a killed run goes on where it was, and
     measuring again takes seconds.
     """
+    from erk.jobs.shards import shard_of
     from erk.world import join, pick_device
     from metrics.images import open_images, subset
     from metrics.judge import check_size
 
     device = pick_device(options["device"])
-    share = _share(options["shard"])
+    share = shard_of(options["shard"], {})
     if share is not None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("--shard and torchrun both divide the work: use one of them")
     runs = [options["images"], *([options["paired"]] if options["paired"] else [])]
@@ -121,16 +121,6 @@ def _judge(options: dict[str, Any], device: Any) -> "Judge":
     )
 
 
-def _share(text: str | None) -> tuple[int, int] | None:
-    """'3/8' -> (3, 8); ValueError for anything else."""
-    if text is None:
-        return None
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return int(index), int(count)
-    raise ValueError(f"--shard wants I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
-
-
 def _check_pair(sources: "list[ImageSource]") -> None:
     from metrics.images import seeds_of
 
@@ -150,19 +140,16 @@ def _measure(
     options: dict[str, Any],
 ) -> "Verdict | None":
     """The verdict on one set of images; None where another process or a later run gives it."""
-    from metrics.extraction import image_chunks, work
+    from metrics.extraction import image_chunks
     from metrics.images import labels_of, seeds_of
-    from metrics.judge import measure_chunks
+    from metrics.judge import extract_share, measure_chunks
 
     chunks = image_chunks(source, by.how, options["workers"])
     if share is None:
         labels = labels_of(source, classes=10) if by.protocol.name == "digits" else None
         by_seed = seeds_of(source) is not None
         return measure_chunks(by, world, chunks, len(source.names), labels, by_seed)
-    if by.real is not None and by.real_how.extractors:
-        real = image_chunks(by.real, by.real_how, options["workers"])
-        deque(work(by.real_how, real(*share), world, len(by.real.names)), maxlen=0)
-    mine = sum(chunk.size for chunk in work(by.how, chunks(*share), world, len(source.names)))
+    mine = extract_share(by, world, chunks, len(source.names), share)
     click.echo(f"{source.path}: the features of {mine} images are in {by.how.folder}; run this "
                "without --shard when all shards are done")  # fmt: skip
     return None

@@ -88,6 +88,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--protocol", metavar="NAME", help="With --evaluate: whose definitions.")
 @click.option("--json", "json_path", metavar="FILE", help="With --evaluate: where the row goes.  "
               "[default: results/PRESET-REF-SETTINGS.json]")  # fmt: skip
+@click.option("--shard", metavar="I/N", help="Make every N-th picture only, from I = 0 on, "
+              "without communication.  [default: the task of srun or a SLURM array]")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
 @clean_exit
 def main(**options: Any) -> None:
@@ -101,7 +103,7 @@ def main(**options: Any) -> None:
     ref = options.pop("evaluate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
     if ref is not None:
-        _measure(ref, options, **measuring)
+        _measure(ref, options, measuring)
         return
     given = [name for name, value in measuring.items() if value is not None]
     if given:
@@ -111,19 +113,14 @@ def main(**options: Any) -> None:
     run(**options)
 
 
-def _measure(
-    ref: str,
-    options: dict[str, Any],
-    real: str | None,
-    protocol: str | None,
-    json_path: str | None,
-) -> None:
+def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]) -> None:
     """From the sampler to the numbers; features are kept, so a killed run goes on."""
     from erk.jobs.folder import plain
     from erk.jobs.run import open_job
-    from erk.jobs.stream import pieces, settings_key
+    from erk.jobs.shards import shard_of
+    from erk.jobs.stream import pieces, settings_key, told_facts
     from erk.world import join, pick_device
-    from metrics.judge import load_judge, measure_chunks
+    from metrics.judge import extract_share, load_judge, measure_chunks
     from metrics.report import text, to_row
     from metrics.table import to_json, write
 
@@ -132,20 +129,25 @@ def _measure(
         raise ValueError(
             f"--{unused} needs pictures on the disk: leave out --{unused} or --evaluate"
         )
-    device = pick_device(options["device"])
-    by = load_judge(ref, real=real, protocol=protocol, device=device, offline=options["offline"])
+    device, shard = pick_device(options["device"]), shard_of(options["shard"])
+    how = {name: measuring[name] for name in ("real", "protocol")}
+    by = load_judge(ref, device=device, offline=options["offline"], **how)
     job = open_job(options)
     with join(device) as world:
+        if shard is not None:
+            extract_share(by, world, pieces(job), len(job.seeds), shard)
+            where = f"its features are in {by.how.folder}; run this with --shard 0/1 when all are"
+            click.echo(f"shard {shard[0]} of {shard[1]}: {where} done")
+            return
         verdict = measure_chunks(by, world, pieces(job), len(job.seeds))
     if verdict is None:
         return
     key = settings_key(job)
     name = options["preset"] or Path(options["net"]).stem
     run = {"settings": plain(job.identity), "settings_key": key} | job.facts
-    nfe = {fact: verdict.found.facts[fact].mean().item() for fact in ("nfe", "guide_nfe")}
     row = {"images": f"{name}, not stored", "seeds": job.facts["seeds"]} | to_row(by, verdict)
-    row |= nfe | {"run": run}
-    place = json_path or Path("results") / f"{name}-{Path(ref).stem}-{key[:8]}.json"
+    row |= told_facts(verdict.found.facts, job.batch) | {"run": run}
+    place = measuring["json_path"] or Path("results") / f"{name}-{Path(ref).stem}-{key[:8]}.json"
     click.echo(text(by, row, verdict.result))
     click.echo(f"row written to {write(place, to_json(row))}")
 

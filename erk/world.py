@@ -35,7 +35,7 @@ def pick_device(name: str) -> torch.device:
     """'auto', 'cpu', 'cuda' or 'mps' -> this process's device; ValueError if it is not there.
 
     'auto' takes CUDA, then Apple's MPS, then the CPU. Under torchrun every process on a machine
-    gets its own GPU, by LOCAL_RANK.
+    gets its own GPU, by LOCAL_RANK; under srun alone by SLURM_LOCALID among those that it sees.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -45,6 +45,8 @@ def pick_device(name: str) -> torch.device:
     if name != "cuda":
         return torch.device(name)
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if "LOCAL_RANK" not in os.environ and "SLURM_LOCALID" in os.environ:
+        local = int(os.environ["SLURM_LOCALID"]) % torch.cuda.device_count()
     if local >= torch.cuda.device_count():
         raise ValueError(
             f"process {local} on this machine has no GPU of its own: there are "
@@ -55,7 +57,12 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun started (gloo on the CPU, nccl on CUDA); alone without one."""
+    """The processes that torchrun started, alone without one.
+
+    They speak by gloo on every device: what they tell each other is small, and gloo notices at
+    once when a process has died, where nccl would wait. Whoever then waits for it gets a
+    ConnectionError.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, device)
@@ -63,8 +70,7 @@ def join(device: torch.device) -> Iterator[World]:
     _end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield World(torch.distributed.get_rank(), size, device)
     finally:
@@ -80,7 +86,8 @@ def _end_with_launcher() -> None:
 def wait(world: World) -> None:
     """Every process gets here before any goes on."""
     if world.size > 1:
-        torch.distributed.barrier()
+        with _all_alive():
+            torch.distributed.barrier()
 
 
 def from_first(world: World, value: Any) -> Any:
@@ -88,9 +95,8 @@ def from_first(world: World, value: Any) -> Any:
     if world.size == 1:
         return value
     held = [value]
-    torch.distributed.broadcast_object_list(
-        held, device=world.device if world.device.type == "cuda" else None
-    )
+    with _all_alive():
+        torch.distributed.broadcast_object_list(held)
     return held[0]
 
 
@@ -99,8 +105,21 @@ def gather(world: World, value: Any) -> list[Any]:
     if world.size == 1:
         return [value]
     values = [None] * world.size
-    torch.distributed.all_gather_object(values, value)
+    with _all_alive():
+        torch.distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def _all_alive() -> Iterator[None]:
+    """ConnectionError, with a sentence, where gloo reports a lost process."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another process of this job has ended before its time; its own message says why. "
+            "What is made is kept: run the same command again to go on"
+        ) from error
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from erk.memory import fitting, halved
 from erk.world import World, gather
 from metrics.extractors import Extractor, Features
 from metrics.images import BrokenImageError, ImageSource, read_bytes, read_image
@@ -269,10 +270,22 @@ def _extract_one(how: Pass, name: str, chunk: Chunk, pictures: Pictures) -> None
     if not len(pictures.kept):
         save(how.folder, extractor, chunk.key, {"kept": pictures.kept})
         return
-    found = _joined([extractor(part)._asdict() for part in pictures.images.split(how.batch)])
+    found = _joined(_features(extractor, pictures.images, how.batch))
     check_finite(found.features, f"{name} features of images from number {chunk.start} on")
     tensors = {field: getattr(found, field) for field in how.wanted[name]}
     save(how.folder, extractor, chunk.key, tensors | {"kept": pictures.kept} | pictures.facts)
+
+
+def _features(extractor: Extractor, images: Tensor, batch: int) -> list[dict[str, Any]]:
+    """Of ``batch`` images at a time, or of as many as fit into the memory."""
+
+    def parts() -> list[dict[str, Any]]:
+        return [extractor(part)._asdict() for part in images.split(batch)]
+
+    batch = min(batch, len(images))
+    while (found := fitting(parts)) is None:
+        batch = halved(batch, f"measuring with {extractor.name}")
+    return found
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor | None]]) -> Features:

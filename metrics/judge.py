@@ -3,6 +3,7 @@
 Whatever offers chunks of images, stored ones or a sampler's, is then measured in the same way.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from erk.world import World
 from metrics.evaluation import GROUPS, MEMORY, NO_REAL, Result, measure
-from metrics.extraction import Chunk, Found, Pass, collect, first_shape, image_chunks
+from metrics.extraction import Chunk, Found, Pass, collect, first_shape, image_chunks, work
 from metrics.extractors import load_extractor
 from metrics.extractors.weights import refuse_random
 from metrics.images import ImageSource, open_images
@@ -145,6 +146,21 @@ def measure_chunks(
         device=by.device,
     )
     return Verdict(result, found, asked, None if real is None else real.n)
+
+
+def extract_share(
+    by: Judge, world: World, chunks: Chunks, total: int, share: tuple[int, int]
+) -> int:
+    """Only make features, of every n-th of the chunks for the share (i, n), of real images too.
+
+    How many images this process has seen to; ``measure_chunks`` finds all features together.
+    """
+    place, places = share[0] * world.size + world.rank, share[1] * world.size
+    if by.real is not None and by.real_how.extractors:
+        real = image_chunks(by.real, by.real_how)(place, places)
+        deque(work(by.real_how, real, world, len(by.real.names) // share[1]), maxlen=0)
+    mine = work(by.how, chunks(place, places), world, total // share[1])
+    return sum(chunk.size for chunk in mine)
 
 
 def check_size(by: Judge, source: ImageSource) -> None:

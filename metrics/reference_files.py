@@ -3,7 +3,6 @@
 A file is told by its content, not by its name, and nothing that it holds is executed.
 """
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from erk import pickles
 from erk.fetch import sha256_of
+from erk.files import replacing
 from metrics.extractors import Extractor
 from metrics.npz import BROKEN, read_npz
 from metrics.statistics import check_finite
@@ -104,13 +104,8 @@ def write_reference(
     _ours(path, arrays)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, **arrays)
     return path
 
 

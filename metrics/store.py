@@ -6,6 +6,7 @@ restarts share one folder without speaking to each other.
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from erk.fetch import cache_dir
 from metrics.extractors import Extractor
 from metrics.table import write
 
+DRAFT = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]+\.tmp")  # of erk.files.replacing
+DAY = 86400  # seconds
 VERSION = 1  # raise it when an extractor's preprocessing or layers change: old features are void
 
 
@@ -30,11 +33,8 @@ def default_folder() -> Path:
 def save(folder: Path, extractor: Extractor, key: str, tensors: Mapping[str, Tensor]) -> None:
     """Keep the tensors of one chunk, beside others of the same images that are there already."""
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with suppress(FileNotFoundError):
-        there = load(folder, extractor, key)
-        if torch.equal(there["kept"], content["kept"]):
-            content = there | content
-    write(place(folder, extractor, key), safetensors.torch.save(content))
+    path = place(folder, extractor, key)
+    write(path, safetensors.torch.save(_beside_others(path, content)))
 
 
 def load(folder: Path, extractor: Extractor, key: str) -> dict[str, Tensor]:
@@ -49,6 +49,35 @@ def load(folder: Path, extractor: Extractor, key: str) -> dict[str, Tensor]:
             f"the features in {path} are not there: every process needs the same folder, "
             "name one that all of them see by --cache"
         ) from error
+
+
+def add_file(path: Path, target: Path) -> bool:
+    """Add a file of another store to this one; whether it held anything new. Raises ValueError."""
+    try:
+        content = safetensors.torch.load_file(path)
+        kept = content["kept"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is not readable: delete it and make it anew") from error
+    with suppress(OSError, SafetensorError):
+        there = safetensors.torch.load_file(target)
+        if torch.equal(there["kept"], kept) and content.keys() <= there.keys():
+            return False
+    write(target, safetensors.torch.save(_beside_others(target, content)))
+    return True
+
+
+def _beside_others(path: Path, content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with those that a file holds of the same images."""
+    with suppress(OSError, SafetensorError):
+        there = safetensors.torch.load_file(path)
+        if torch.equal(there["kept"], content["kept"]):
+            return there | content
+    return content
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files of features in a store."""
+    return sorted(filter(_is_ours, folder.glob("*/??/*.safetensors")))
 
 
 def holds(
@@ -77,9 +106,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def trim(folder: Path, limit: int) -> int:
-    """Remove the files that were unused for longest until ``limit`` bytes are left; bytes freed."""
+    """Remove the files that were unused for longest until ``limit`` bytes are left; bytes freed.
+
+    Drafts of processes that were killed go when they are a day old: younger ones may be in use.
+    """
+    for draft in folder.glob("*/??/.*.tmp"):
+        with suppress(OSError):
+            if DRAFT.fullmatch(draft.name) and time.time() - draft.stat().st_mtime > DAY:
+                draft.unlink()
     files = []
-    for path in filter(_is_ours, folder.glob("*/??/*.safetensors")):
+    for path in files_of(folder):
         with suppress(OSError):  # another process was quicker
             files.append((path.stat().st_mtime, path.stat().st_size, path))
     excess = freed = 0

@@ -4,10 +4,11 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from erk.files import unbroken, write_whole
 
 Row = Mapping[str, Any]  # column -> str, number, None, or (value, error or None)
 
@@ -53,12 +54,8 @@ def write(path: str | Path, content: str | bytes) -> Path:
     """Write a file whole or not at all, with its folders, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with unbroken():
+        write_whole(path, content.encode() if isinstance(content, str) else content)
     return path
 
 

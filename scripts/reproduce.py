@@ -16,6 +16,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.jobs.shards import shard_of
 from scripts.tables.config import (
     ROOT,
     SCALES,
@@ -113,22 +114,6 @@ def _request(config: Config, options: dict[str, Any]) -> Request:
     request = Request(**options | {"shard": shard, "results": results})
     images_of(config, request)
     return request
-
-
-def shard_of(text: str | None) -> tuple[int, int] | None:
-    """'3/8' -> (3, 8); None -> the place in a SLURM array, if this is one. Raises ValueError."""
-    if text is None:
-        env = os.environ
-        if "SLURM_ARRAY_TASK_ID" not in env or "SLURM_ARRAY_TASK_COUNT" not in env:
-            return None
-        first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-        step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
-        index = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step
-        text = f"{index}/{env['SLURM_ARRAY_TASK_COUNT']}"
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return (int(index), int(count)) if int(count) > 1 else None
-    raise ValueError(f"--shard wants I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
 
 
 def count_of(text: str, config: Config, request: Request) -> int:

@@ -1,5 +1,9 @@
 """Shared by all tests: one thread, so that the machine's load and xdist do not slow them."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,3 +16,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def memory_path(tmp_path):
+    """A folder in memory where there is one: syncing a thousand files to a disk takes a minute."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as own:
+        yield Path(own)

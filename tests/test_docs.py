@@ -145,3 +145,9 @@ def test_the_readme_shows_what_the_demo_measured():
     assert len(table) == 14
     readme = (ROOT / "README.md").read_text()
     assert all(line in readme for line in table)
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 25 and {n for n in named if f"def {n}(" not in sources} == set()

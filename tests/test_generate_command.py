@@ -65,11 +65,11 @@ def finish(process, code=0):
 
 
 def files(folder):
-    """Relative name -> bytes of every file but run.json."""
+    """Relative name -> bytes of every file but run.json and the manifest."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", "manifest.jsonl")
     }
 
 
@@ -134,7 +134,7 @@ def test_readme_commands(two_commands):
     folder, (out, _), judged = two_commands
     assert out.splitlines()[-1] == "out: 64 pictures, NFE 63 per picture."
     names = [f"{seed:06d}.png" for seed in range(64)]
-    assert sorted(os.listdir(folder / "out")) == [*names, "run.json"]
+    assert sorted(os.listdir(folder / "out")) == [*names, "manifest.jsonl", "run.json"]
     with Image.open(folder / "out" / "000063.png") as image:
         assert image.size == (8, 8) and image.mode == "L"
     assert judged.returncode == 0, judged.stderr
@@ -178,7 +178,7 @@ def test_again_writes_nothing_and_more_seeds_extend(generate):
     assert {path.stat().st_mtime for path in out.iterdir()} == {1e9}
     assert generate(*SMALL, "--seeds", "4-8").exit_code == 0
     new = sorted(path.name for path in out.iterdir() if path.stat().st_mtime != 1e9)
-    assert new == ["000006.png", "000007.png", "000008.png", "run.json"]
+    assert new == ["000006.png", "000007.png", "000008.png", "manifest.jsonl", "run.json"]
     assert record(out)["seeds"] == "0-8" and record(out)["images"] == 9
     (out / "000002.png").unlink()
     old = (out / "000001.png").read_bytes()
@@ -206,13 +206,13 @@ def test_subdirs_grid_and_formats(generate):
     with Image.open("png/grid.png") as image:
         assert image.size == (2 * (6 * 8 + 1) + 1,) * 2
     assert generate(*some, "--subdirs", "--format", "zip", "--outdir", "zip").exit_code == 0
-    assert sorted(os.listdir("zip")) == ["images.zip", "run.json"]
+    assert sorted(os.listdir("zip")) == ["images.zip", "manifest.jsonl", "run.json"]
     with zipfile.ZipFile("zip/images.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
             name: made[name] for name in pictures
         }
     assert generate(*some, "--format", "npz", "--grid", "--outdir", "npz").exit_code == 0
-    assert sorted(os.listdir("npz")) == ["grid.png", "images.npz", "run.json"]
+    assert sorted(os.listdir("npz")) == ["grid.png", "images.npz", "manifest.jsonl", "run.json"]
     with np.load("npz/images.npz") as file:
         assert file["seeds"].tolist() == [0, 999, 1000, 1001]
         with Image.open("png/001000/001001.png") as image:

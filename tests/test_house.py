@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 POINT = {"erk.point"}
-LEAVES = {"erk.fetch", "erk.world", "erk.pickles"}
+LEAVES = {"erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory"}
 METHOD = POINT | {
     "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
     "erk.corrections"
@@ -20,6 +20,8 @@ ARROWS = {
     "erk.fetch": set(),
     "erk.world": set(),
     "erk.pickles": set(),
+    "erk.files": set(),
+    "erk.memory": set(),
     "erk.point": set(),
     "erk.vp": set(),
     "erk.weights": set(),
@@ -32,7 +34,7 @@ ARROWS = {
     "erk.corrections": POINT | {"erk.drift", "erk.guides"},
     "erk.sampler": METHOD,
     "erk.adapters": set(),
-    "erk.models": {"erk.models", "erk.pickles", "erk.fetch"},
+    "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
     "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,

@@ -273,11 +273,11 @@ def test_fetching_stops_with_the_list_of_what_is_missing(monkeypatch, tmp_path):
         (None, {"ID": "4", "COUNT": "4", "MIN": "1"}, (3, 4)),
         ("0/2", {"ID": "2", "COUNT": "4"}, (0, 2)),
         (None, {"ID": "0", "COUNT": "1"}, None),
-        (None, {"ID": "3", "COUNT": "2", "MIN": "1", "STEP": "2"}, (1, 2)),
+        (None, {"ID": "3", "COUNT": "2", "MIN": "1", "MAX": "3"}, (1, 2)),
     ],
 )
 def test_shards(monkeypatch, text, env, expected):
-    for name in ("ID", "COUNT", "MIN", "STEP"):
+    for name in ("ID", "COUNT", "MIN", "MAX"):
         monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
     for name, value in env.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)

@@ -1,10 +1,16 @@
 """What all command lines share: how options are spelt and how a command ends."""
 
+import errno
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
+from typing import Any, NoReturn, TextIO, cast
+
+from ..files import stoppable
 
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -17,26 +23,38 @@ CONTEXT: dict[str, Any] = {
 MOST_SEEDS = 10_000_000  # in one run; a slip of the keyboard must not fill the memory
 
 
+ADVICE = {
+    errno.ENOSPC: "; free some space, then run the same command again",
+    errno.EDQUOT: "; free some space, then run the same command again",
+    errno.EMFILE: "; raise the limit (ulimit -n), then run the same command again",
+    errno.ENFILE: "; close other programs, then run the same command again",
+    errno.EROFS: "; choose another place",
+}
+"""What to do, by the system's error number, where its own words do not tell."""
+
+
 def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
     """Bad input ends a command with one sentence on stderr and exit code 2, without a traceback.
 
-    Bad input is what raises ValueError, OSError or FloatingPointError. ERK_TRACEBACK=1 shows where.
+    Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError.
+    ERK_TRACEBACK=1 shows where. SIGINT and SIGTERM end it with 130 and 143 as soon as what is being
+    written is on the disk. A reader of its output who leaves changes nothing.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output has left: not our user's mistake
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
-            sys.exit(130)
-        except (ValueError, OSError, FloatingPointError) as error:
-            if os.environ.get("ERK_TRACEBACK"):
-                raise
-            fail(_sentence(error))
+        out, err = (cast(TextIO, _Steady(stream)) for stream in (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                with stoppable():
+                    return command(*args, **kwargs)
+            except KeyboardInterrupt as stop:
+                print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
+                sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+            except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+                if os.environ.get("ERK_TRACEBACK"):
+                    raise
+                fail(_sentence(error))
 
     return run
 
@@ -47,15 +65,40 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+class _Steady:
+    """A stream that drops what nobody reads any more: a closed pipe ends no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_closed(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return len(args[0]) if args else None
+
+
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return told + ADVICE.get(error.errno or 0, "")
     return str(error) or type(error).__name__
 
 
 def parse_seeds(text: str) -> list[int]:
     """'0-9,12' -> [0, ..., 9, 12]; ValueError if it is empty, malformed or names a seed twice."""
     seeds: list[int] = []
+    ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
@@ -66,6 +109,7 @@ def parse_seeds(text: str) -> list[int]:
         if len(seeds) + high - low >= MOST_SEEDS:
             raise ValueError(f"'{text}' names more than {MOST_SEEDS:,} seeds; split the job.")
         seeds.extend(range(low, high + 1))
-    if len(set(seeds)) < len(seeds):
+        ranges.append((low, high))
+    if any(after[0] <= before[1] for before, after in pairwise(sorted(ranges))):
         raise ValueError(f"'{text}' names a seed twice; each image has one seed.")
     return seeds

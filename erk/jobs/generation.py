@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory import fitting, halved
 from ..sampler import NonFiniteError, Settings, Trace, solve
 from .noise import SeededNoise, one_hot
 
@@ -21,6 +22,7 @@ class Batch(NamedTuple):
     classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
     nfe: float  # evaluations of the main network per picture, counted
     guide_nfe: float  # evaluations of the guide per picture, counted
+    size: int  # pictures that the networks saw at a time; another number rounds differently
     trace: dict[str, Any] | None = None  # telemetry, numpy [steps, n] each (see guides.telemetry)
 
 
@@ -41,13 +43,22 @@ def generate(
     because networks round differently at different batch sizes. `noise_device` is where random
     numbers are drawn; default: the model's device. `trace` adds telemetry. Raises ValueError for
     a class that the model does not have and NonFiniteError, with the seed, if the network
-    produces NaN.
+    produces NaN. Where the memory does not suffice the batch is halved from there on, with a
+    notice on stderr; MemoryError if not even one picture fits.
     """
     check_labels(labels, model.label_dim, seeds)
-    for first in range(0, len(seeds), batch):
+    first = 0
+    while first < len(seeds):
         own = list(seeds[first : first + batch])
         padded = own + own[-1:] * (batch - len(own))
-        yield _one_batch(model, own, padded, settings, guide_model, labels, noise_device, trace)
+        made = fitting(
+            _one_batch, model, own, padded, settings, guide_model, labels, noise_device, trace
+        )
+        if made is None:
+            batch = halved(batch, "sampling")
+            continue
+        first += len(own)
+        yield made
 
 
 def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
@@ -103,7 +114,7 @@ def _one_batch(
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
-    return Batch(own, images, classes, nfe, guide_nfe, told)
+    return Batch(own, images, classes, nfe, guide_nfe, len(padded), told)
 
 
 def _mean(count: float | Tensor, n: int) -> float:

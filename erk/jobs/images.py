@@ -4,11 +4,14 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ..files import replacing
 
 Array = np.ndarray
 
@@ -31,52 +34,55 @@ def png_bytes(image: Array) -> bytes:
     return stream.getvalue()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it never exists in part, whatever kills this process."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def read_png(path: Path) -> Array:
-    """The picture as uint8 [C, H, W]."""
-    pixels = np.asarray(Image.open(path))
+def read_png(source: Path | bytes) -> Array:
+    """The picture in a PNG file, or in its bytes, as uint8 [C, H, W]."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def pack_zip(target: Path, pictures: Sequence[Path], root: Path) -> None:
-    """Gather PNG files, named relative to `root`, in an uncompressed archive (PNG is compressed).
+def row_bytes(image: Array) -> bytes:
+    """A picture uint8 [C, H, W] as a row of an .npz holds it, [H, W, C]."""
+    return image.transpose(1, 2, 0).tobytes()
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; others may have put it there in part."""
+    with open(path, "rb") as file:
+        start, length = file.read(8), file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - 8))
+        return start == b"\x89PNG\r\n\x1a\n" and file.read() == b"IEND\xaeB`\x82"
+
+
+def pack_zip(target: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
+    """Gather PNG files, (name, bytes) each, in an uncompressed archive (PNG is compressed).
 
     The same pictures give the same bytes: the archive carries no time stamps.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for picture in pictures:
-            entry = zipfile.ZipInfo(picture.relative_to(root).as_posix())
-            archive.writestr(entry, picture.read_bytes())
-    os.replace(temporary, target)
+    with replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in pictures:
+            archive.writestr(zipfile.ZipInfo(name), data)
 
 
-def pack_npz(target: Path, pictures: Sequence[Path], seeds: Sequence[int]) -> None:
-    """Gather pictures as arr_0 [N, H, W, C] uint8, with their seeds [N], in one .npz.
+def pack_npz(target: Path, pictures: Iterable[Array], seeds: Sequence[int]) -> None:
+    """Gather pictures uint8 [C, H, W], one per seed, as arr_0 [N, H, W, C] with their seeds [N].
 
     One picture is in memory at a time, so 50 000 of them need no more than one.
     """
-    first = read_png(pictures[0])
+    rest = iter(pictures)
+    first = next(rest)
     header = {
         "descr": "|u1",
         "fortran_order": False,
-        "shape": (len(pictures), *first.shape[1:], first.shape[0]),
+        "shape": (len(seeds), *first.shape[1:], first.shape[0]),
     }
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with replacing(target) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, header)
-            for picture in pictures:
-                stream.write(np.ascontiguousarray(read_png(picture).transpose(1, 2, 0)).tobytes())
+            for picture in chain([first], rest):
+                stream.write(row_bytes(picture))
         with archive.open(zipfile.ZipInfo("seeds.npy"), "w") as stream:
             np.lib.format.write_array(stream, np.asarray(seeds, dtype=np.int64))
-    os.replace(temporary, target)
 
 
 def sheet(images: Array, columns: int | None = None, scale: int = 1, gap: int = 1) -> Array:

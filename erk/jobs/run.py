@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..files import write_whole
+from ..memory import load_fitting
 from ..models.model import Model, load_model
 from ..sampler import Settings
 from ..world import World, from_first, gather, join, pick_device, provenance, wait
 from .cli import parse_seeds
 from .folder import RunFolder, check_writable, format_seeds
 from .generation import Labels, check_labels, generate
-from .images import png_bytes, read_png, sheet, write_whole
 from .options import identity_of, labels_of, networks_of, settings_of
+from .packing import write_grid
+from .shards import shard_of
 
 
 class Job(NamedTuple):
@@ -50,18 +53,22 @@ def run(**options: Any) -> None:
     Everything that can be checked is checked before weights are read, and everything else before
     anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
     """
-    plan = _plan(options)
-    folder = RunFolder(Path(options["outdir"]), options["kind"], options["subdirs"], plan.identity)
+    plan, shard = _plan(options), shard_of(options["shard"])
+    if shard is not None:
+        click.echo(f"shard {shard[0]} of {shard[1]}: every {shard[1]}th seed", err=True)
+    place = Path(options["outdir"])
+    folder = RunFolder(place, options["kind"], options["subdirs"], plan.identity, shard)
     pending = folder.check(plan.seeds)
     if options["trace"] is not None:
         check_writable(Path(options["trace"]).absolute().parent)
-    if not pending and folder.record.get("complete"):
+    if not pending and folder.record:
         if os.environ.get("RANK", "0") == "0":
-            _say_finished(folder, plan.seeds, options)
+            _nothing_to_make(folder, plan.seeds, options)
         return
     job = _open(plan, options)
     folder.check_networks(job.facts)
     with join(plan.device) as world:
+        folder.rank = world.rank
         pending = from_first(world, pending)
         if world.rank == 0:
             folder.begin({**job.facts, "processes": world.size})
@@ -69,15 +76,12 @@ def run(**options: Any) -> None:
         try:
             _make(world, folder, pending, job, options["trace"])
         except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
-            if world.size == 1:  # other processes may be writing there still
+            if world.size == 1 and shard is None:  # others may be writing there still
                 folder.abandon()
             raise
         wait(world)
         if world.rank == 0:
-            if options["grid"]:
-                _write_grid(folder, job.seeds)
-            folder.finish()
-            _report(folder, job.seeds)
+            _end(folder, job.seeds, options)
 
 
 class _Plan(NamedTuple):
@@ -103,7 +107,7 @@ def _plan(options: dict[str, Any]) -> _Plan:
 
 
 def _open(plan: _Plan, options: dict[str, Any]) -> Job:
-    model, guide = _load(options, plan.net, plan.gnet, plan.device)
+    model, guide = load_fitting(_load, options, plan.net, plan.gnet, plan.device)
     check_labels(plan.labels, model.label_dim, plan.seeds)
     plan.settings.sigmas(model)  # some networks have no noise levels for some schedules
     facts = {
@@ -146,25 +150,19 @@ def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: 
         job.model, own, job.settings, guide_model=job.guide, labels=job.labels, batch=size,
         noise_device=job.noise_device, trace=trace is not None,
     )  # fmt: skip
-    spent, traces = np.zeros(3), []  # pictures, their NFE, NFE of the guide
+    traces = []
     quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
     with tqdm(
         total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
     ) as bar:
         for batch in made:
-            if world.rank == 0 and "nfe_images" not in folder.record:
-                # before the pictures: who finds all of them finds NFE, too
-                folder.note({"nfe": batch.nfe, "guide_nfe": batch.guide_nfe})
-            for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
-                folder.add(seed, image)
-            spent += len(batch.seeds) * np.array([1, batch.nfe, batch.guide_nfe])
+            folder.add(
+                batch.seeds, batch.images.numpy(), batch=batch.size, nfe=batch.nfe,
+                guide_nfe=batch.guide_nfe,
+            )  # fmt: skip
             if batch.trace is not None:
                 traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
             bar.update(len(batch.seeds))
-    if job.settings.adaptive_tau is not None:  # evaluations differ from picture to picture
-        count, nfe, guide_nfe = sum(gather(world, spent))
-        if count and world.rank == 0:
-            folder.note_average(int(count), float(nfe), float(guide_nfe))
     if trace is not None:
         parts = [part for share in gather(world, traces) for part in share]
         if parts and world.rank == 0:
@@ -184,13 +182,35 @@ def _check_guide(model: Any, guide: Any) -> None:
         )
 
 
-def _say_finished(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
-    folder.tidy()
-    click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
+def _end(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
+    """Complete the run, or, as one of several shards, leave that to the one that ends last."""
+    grid_of = seeds[:100] if options["grid"] else []
+    if folder.shard is None:
+        folder.finish(grid_of)
+    elif not folder.finish_together(grid_of):
+        i, n = folder.shard
+        click.echo(f"{folder.folder}: shard {i} of {n} is done; the shard that ends last completes "
+                   "the run, and so does this command with --shard 0/1")  # fmt: skip
+        return
+    if grid_of:
+        click.echo(f"wrote {folder.folder / 'grid.png'}")
+    _report(folder, seeds)
+
+
+def _nothing_to_make(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
     if options["trace"] is not None:
         click.echo("no trace was written: it covers the pictures that a run makes, and none was.")
-    if options["grid"] and folder.kind == "png" and not (folder.folder / "grid.png").exists():
-        _write_grid(folder, seeds)
+    if not folder.record["complete"]:  # stopped before its last words, or made by shards
+        if folder.shard is None:
+            folder.resume(seeds)
+        _end(folder, seeds, options)
+        return
+    folder.tidy()
+    click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
+    place = folder.folder / "grid.png"
+    if options["grid"] and folder.kind == "png" and not place.exists():
+        write_grid(folder.folder, folder.images(seeds[:100]))
+        click.echo(f"wrote {place}")
 
 
 def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
@@ -212,15 +232,12 @@ def _describe(model: Any) -> dict[str, str]:
     return {"name": model.name, "sha256": model.sha256, "licence": model.licence}
 
 
-def _write_grid(folder: RunFolder, seeds: list[int]) -> None:
-    pages = np.stack([read_png(folder.path(seed)) for seed in seeds[:100]])
-    place = folder.folder / "grid.png"
-    write_whole(place, png_bytes(sheet(pages, scale=max(1, 48 // pages.shape[2]))))
-    click.echo(f"wrote {place}")
-
-
 def _report(folder: RunFolder, seeds: list[int]) -> None:
-    nfe = f"NFE {folder.record['nfe']:g}"
-    if folder.record["guide_nfe"]:
-        nfe += f" + {folder.record['guide_nfe']:g} of the guide"
-    click.echo(f"{folder.folder}: {len(seeds)} pictures, {nfe} per picture.")
+    told = folder.record
+    nfe = f", NFE {told['nfe']:g}" if "nfe" in told else ""  # else their lines were lost
+    if told.get("guide_nfe"):
+        nfe += f" + {told['guide_nfe']:g} of the guide"
+    click.echo(f"{folder.folder}: {len(seeds)} pictures{nfe}{' per picture' if nfe else ''}.")
+    if "batches" in told:
+        sizes = ", ".join(f"{n} at {size}" for size, n in told["batches"].items())
+        click.echo(f"batch sizes: {sizes}; {told['rounding']}")

@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,16 @@ from torch import Tensor
 from ..fetch import sha256_of
 from .folder import plain
 from .generation import Batch, generate
+from .packing import told_batches
 from .run import Job
 
 CODE = Path(__file__).parents[1]  # features of other code's pictures must not be taken for ours
 STORAGE = ("format", "subdirs")  # of an identity: they say how files lie, and there are none
+FACTS = (
+    ("nfe", "nfe", torch.float64), ("guide_nfe", "guide_nfe", torch.float64),
+    ("batch", "size", torch.int64),
+)  # fmt: skip
+"""What is kept of every picture: name, field of its Batch, type."""
 
 
 class Piece(NamedTuple):
@@ -26,7 +33,7 @@ class Piece(NamedTuple):
     key: str  # names all that the pictures depend on
     size: int
     read: Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]
-    """-> images uint8 [n, C, H, W], their places in the piece [n], facts of each: nfe, labels"""
+    """-> images uint8 [n, C, H, W], their places in the piece [n], facts: nfe, batch, labels"""
 
 
 def pieces(job: Job) -> Callable[[int, int], Iterator[Piece]]:
@@ -45,6 +52,12 @@ def pieces(job: Job) -> Callable[[int, int], Iterator[Piece]]:
     return share
 
 
+def told_facts(facts: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
+    """For a row: mean NFE, and batch sizes if memory did not suffice for ``batch`` everywhere."""
+    nfe = {name: facts[name].mean().item() for name in ("nfe", "guide_nfe")}
+    return nfe | told_batches(Counter(facts["batch"].tolist()), batch)
+
+
 def settings_key(job: Job) -> str:
     """64 hexadecimal digits for the networks' bytes, all settings but the seeds, and the code."""
     identity = {name: value for name, value in job.identity.items() if name not in STORAGE}
@@ -61,16 +74,19 @@ def code_key(folder: Path) -> str:
 
 
 def _read(job: Job, seeds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    made: Batch = next(
+    parts: list[Batch] = list(  # several where the memory did not suffice for one
         generate(
             job.model, seeds, job.settings, guide_model=job.guide, labels=job.labels,
             batch=job.batch, noise_device=job.noise_device,
         )
     )  # fmt: skip
+    sizes = torch.tensor([len(part.seeds) for part in parts])
     facts = {
-        "nfe": torch.full((len(seeds),), made.nfe, dtype=torch.float64),
-        "guide_nfe": torch.full((len(seeds),), made.guide_nfe, dtype=torch.float64),
-    }
-    if made.classes is not None:
-        facts["labels"] = made.classes
-    return made.images, torch.arange(len(seeds)), facts
+        name: torch.tensor([getattr(part, field) for part in parts], dtype=kind)
+        .repeat_interleave(sizes)
+        for name, field, kind in FACTS
+    }  # fmt: skip
+    classes = [part.classes for part in parts if part.classes is not None]
+    if classes:
+        facts["labels"] = torch.cat(classes)
+    return torch.cat([part.images for part in parts]), torch.arange(len(seeds)), facts

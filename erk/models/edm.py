@@ -151,7 +151,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+        self.register_buffer("freqs", torch.randn(channels // 2).mul_(16))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         return cos_and_sin(c_noise.outer(2 * math.pi * self.freqs))

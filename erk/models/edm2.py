@@ -110,8 +110,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", torch.randn(channels).mul_(2 * math.pi))
+        self.register_buffer("phases", torch.rand(channels).mul_(2 * math.pi))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x.to(torch.float32), self.freqs.to(torch.float32))

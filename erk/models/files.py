@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .. import pickles
 from ..fetch import sha256_of
+from ..memory import without_weights
 from . import edm, edm2
 from .encoders import DigitsEncoder, Encoder, PixelEncoder, VAEEncoder
 
@@ -94,7 +94,7 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
     if checkpoint.encoder.name not in ENCODERS:
         raise ValueError(f"{name} names the unknown encoder '{checkpoint.encoder.name}'.")
     try:
-        with torch.device("meta"):  # no memory is spent on weights that the file replaces
+        with without_weights():
             network = NETWORKS[kind](**kwargs)
         network.load_state_dict(checkpoint.tensors, assign=True)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)

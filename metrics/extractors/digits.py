@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erk.fetch import sha256_of
+from erk.memory import without_weights
 from metrics.extractors import Features
 from metrics.extractors.network import full_float32
 from metrics.extractors.weights import is_random, random_weights, shapes_of
@@ -91,7 +92,7 @@ def load(
 
 
 def _empty(**kwargs: int) -> DigitsClassifier:
-    with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
+    with without_weights():  # no random initialisation: the caller's seed stays as it is
         return DigitsClassifier(**kwargs)
 
 

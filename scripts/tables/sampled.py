@@ -24,9 +24,8 @@ from erk.jobs.run import Job, open_job
 from erk.jobs.stream import STORAGE, Piece, code_key, pieces
 from erk.models.model import fetch_checkpoint
 from erk.world import World, from_first, gather, join, pick_device
-from metrics.extraction import work
 from metrics.images import fingerprint
-from metrics.judge import Judge, load_judge, measure_chunks
+from metrics.judge import Judge, extract_share, load_judge, measure_chunks
 from metrics.report import to_row
 from metrics.table import to_json, write
 from scripts.tables.config import ROOT, Config, Request, Row, chosen_rows
@@ -139,10 +138,7 @@ def _make(
     start, made, n = time.perf_counter(), [0], len(job.seeds)
     chunks: Any = functools.partial(_counted, pieces(job), made)
     if shard is not None:
-        index, count = shard
-        mine = chunks(index * world.size + world.rank, count * world.size)
-        for _ in work(by.how, mine, world, n // count):
-            pass
+        extract_share(by, world, chunks, n, shard)
         return None
     verdict = measure_chunks(by, world, chunks, n)
     counts = gather(world, made[0])

@@ -1,5 +1,6 @@
 """A run's folder: what it refuses, what it remembers and what it leaves behind."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -22,7 +23,8 @@ def picture(seed):
 
 
 def facts(seeds, **others):
-    return {"seeds": format_seeds(seeds), "network": NETWORK, "guide": None, **others}
+    told = {"seeds": format_seeds(seeds), "batch": 4, "network": NETWORK, "guide": None}
+    return told | others
 
 
 def open_folder(path, kind="png", subdirs=False, **settings):
@@ -35,15 +37,18 @@ def start(path, seeds, **kwargs):
     pending = folder.check(seeds)
     folder.check_networks(facts(seeds))
     folder.begin(facts(seeds))
-    folder.note({"nfe": 15, "guide_nfe": 0})
     return folder, pending
+
+
+def add(folder, *seeds, batch=4):
+    """Write the pictures of seeds."""
+    folder.add(seeds, [picture(seed) for seed in seeds], batch=batch, nfe=15, guide_nfe=0)
 
 
 def make(path, seeds, **kwargs):
     """A whole run; returns the seeds that it had to make."""
     folder, pending = start(path, seeds, **kwargs)
-    for seed in pending:
-        folder.add(seed, picture(seed))
+    add(folder, *pending)
     folder.finish()
     return pending
 
@@ -65,7 +70,8 @@ def test_check_writes_nothing(out):
 def test_files_and_record(out):
     assert make(out, [0, 1, 1000], subdirs=True) == [0, 1, 1000]
     files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    assert files == ["000000/000000.png", "000000/000001.png", "001000/001000.png", "run.json"]
+    pictures = ["000000/000000.png", "000000/000001.png", "001000/001000.png"]
+    assert files == [*pictures, "manifest.jsonl", "run.json"]
     found = record(out)
     assert found["complete"] is True and found["images"] == 3 and found["seeds"] == "0-1,1000"
     assert found["nfe"] == 15 and found["network"] == NETWORK
@@ -82,7 +88,7 @@ def test_a_finished_run_has_nothing_to_do(out):
 
 def test_a_stopped_run_goes_on(out):
     folder, _ = start(out, [0, 1, 2, 3])
-    folder.add(2, picture(2))
+    add(folder, 2)
     assert record(out)["complete"] is False
     assert make(out, [0, 1, 2, 3]) == [0, 1, 3]
     assert record(out)["complete"] is True and record(out)["images"] == 4
@@ -99,7 +105,7 @@ def test_union_of_seeds(out):
 def test_seeds_that_were_never_made_are_not_listed(kind, out):
     """Stopped at seed 5 of 0-9, then asked for 0-2 only: complete means these and 5."""
     folder, _ = start(out, range(10), kind=kind)
-    folder.add(5, picture(5))
+    add(folder, 5)
     assert make(out, [0, 1, 2], kind=kind) == [0, 1, 2]
     assert record(out)["seeds"] == "0-2,5" and record(out)["images"] == 4
     if kind == "zip":
@@ -146,6 +152,57 @@ def test_a_folder_with_other_things_is_welcome(out):
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_of_two_runs_that_begin_together_one_wins(out):
+    """Both found an empty folder; the one of other settings, or another network, is refused."""
+    first, second, third, same = (open_folder(out, **s) for s in ({}, {"steps": 9}, {}, {}))
+    for folder in (first, second, third, same):
+        assert folder.check([0, 1]) == [0, 1]
+        folder.check_networks(facts([0, 1]))
+    first.begin(facts([0, 1]))
+    with pytest.raises(ValueError, match="steps 8 there, 9 here"):
+        second.begin(facts([0, 1]))
+    with pytest.raises(ValueError, match="another network"):
+        third.begin(facts([0, 1], network=NETWORK | {"sha256": "2" * 64}))
+    same.begin(facts([0, 1]))
+    add(same, 0, 1)
+    same.finish()
+    assert record(out)["settings"]["steps"] == 8 and record(out)["complete"] is True
+
+
+def test_lines_of_other_settings_are_refused(out):
+    """Someone has put another run.json into the folder, or another run's parts."""
+    make(out, [0, 1])
+    found = record(out)
+    found["settings"]["steps"] = 9
+    (out / "run.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="manifest.jsonl lists pictures of other settings"):
+        open_folder(out, steps=9).check([0, 1])
+    (out / "run.json").unlink()
+    for place in out.glob("*.png"):
+        place.unlink()
+    with pytest.raises(ValueError, match="holds pictures but no run.json"):
+        open_folder(out, steps=9).check([0, 1])
+
+
+@pytest.mark.parametrize("subdirs", [False, True])
+def test_whole_pictures_without_a_line_are_taken_in_others_made_anew(subdirs, out):
+    """Killed between a picture and its line; or put there by someone, in part."""
+    folder, _ = start(out, [0, 1, 2, 3], subdirs=subdirs)
+    add(folder, 0, 1, 2, 3)
+    (manifest,) = (out / ".parts").glob("*.jsonl")
+    manifest.write_bytes(manifest.read_bytes().splitlines(keepends=True)[0])
+    half = folder.path(2).read_bytes()[:-3]
+    folder.path(2).write_bytes(half)
+    before = folder.path(1).stat().st_mtime_ns
+    assert make(out, [0, 1, 2, 3], subdirs=subdirs) == [2]
+    assert folder.path(1).stat().st_mtime_ns == before
+    listed = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [line["batch"] for line in listed] == [4, None, 4, None]
+    assert [line["sha256"] for line in listed] == [
+        hashlib.sha256(folder.path(seed).read_bytes()).hexdigest() for seed in range(4)
+    ]
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", '"settings"', '{"settings": {}}', '{"settings": [], "complete": true}',
@@ -161,7 +218,7 @@ def test_a_foreign_run_json_is_refused(text, out):
 
 def test_archives_replace_the_pictures(out):
     make(out, [4, 3], kind="zip")
-    assert sorted(os.listdir(out)) == ["images.zip", "run.json"]
+    assert sorted(os.listdir(out)) == ["images.zip", "manifest.jsonl", "run.json"]
     with zipfile.ZipFile(out / "images.zip") as archive:
         assert archive.namelist() == ["000003.png", "000004.png"]
     assert open_folder(out, kind="zip").check([3, 4]) == []
@@ -171,7 +228,7 @@ def test_archives_replace_the_pictures(out):
 
 def test_a_stopped_archive_goes_on(out):
     folder, _ = start(out, [0, 1, 2], kind="npz")
-    folder.add(1, picture(1))
+    add(folder, 1)
     assert make(out, [0, 1, 2], kind="npz") == [0, 2]
     with np.load(out / "images.npz") as file:
         assert file["arr_0"].shape == (3, 4, 4, 1) and file["seeds"].tolist() == [0, 1, 2]
@@ -215,7 +272,7 @@ def test_abandon_keeps_what_others_wrote(out):
 @pytest.mark.parametrize("kind", ["png", "zip"])
 def test_abandon_keeps_pictures(kind, out):
     folder, _ = start(out, [0, 1], kind=kind)
-    folder.add(1, picture(1))
+    add(folder, 1)
     folder.abandon()
     assert open_folder(out, kind=kind).check([0, 1]) == [0]
     assert record(out)["complete"] is False
@@ -240,13 +297,18 @@ def test_a_temporary_file_is_no_picture(out):
     assert open_folder(out).check([0, 1]) == [0, 1]
 
 
-def test_a_note_that_says_nothing_new_rewrites_nothing(out):
-    folder, _ = start(out, [0])
-    os.utime(out / "run.json", (1e9, 1e9))
-    folder.note({"nfe": 15})
-    assert (out / "run.json").stat().st_mtime == 1e9
-    folder.note({"nfe": 16})
-    assert record(out)["nfe"] == 16
+@pytest.mark.parametrize("kind", ["png", "zip", "npz"])
+def test_evaluations_and_batch_sizes_of_all_sessions_are_told(kind, out):
+    """NFE is the mean over all pictures, those of a run that was killed too."""
+    folder, _ = start(out, range(4), kind=kind)
+    folder.add([0], [picture(0)], batch=4, nfe=9, guide_nfe=3)
+    folder, pending = start(out, range(4), kind=kind)
+    folder.add(pending, [picture(seed) for seed in pending], batch=2, nfe=11, guide_nfe=3)
+    folder.finish()
+    found = record(out)
+    assert (found["nfe"], found["guide_nfe"]) == (10.5, 3)
+    assert found["batches"] == {"2": 3, "4": 1} and "at most 1 grey level" in found["rounding"]
+    assert "batches" not in (make(out.with_name("b"), [0]), record(out.with_name("b")))[1]
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, unique=True))

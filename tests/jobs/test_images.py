@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from erk.files import write_whole
 from erk.jobs.images import (
     image_path,
     pack_npz,
@@ -15,7 +16,6 @@ from erk.jobs.images import (
     png_bytes,
     read_png,
     sheet,
-    write_whole,
 )
 
 
@@ -78,6 +78,10 @@ def test_write_whole_never_shows_a_part(tmp_path, monkeypatch):
     assert place.read_bytes() == b"whole"
 
 
+def named(paths, root):
+    return [(path.relative_to(root).as_posix(), path.read_bytes()) for path in paths]
+
+
 @pytest.fixture(params=[1, 3])
 def pictures(request, tmp_path):
     """Five pictures in sub-folders and what they hold."""
@@ -93,7 +97,7 @@ def pictures(request, tmp_path):
 def test_zip_holds_the_very_files(pictures, tmp_path):
     root, arrays = pictures
     paths = [image_path(root, seed, subdirs=True) for seed in arrays]
-    pack_zip(tmp_path / "a.zip", paths, root)
+    pack_zip(tmp_path / "a.zip", named(paths, root))
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [path.relative_to(root).as_posix() for path in paths]
@@ -105,8 +109,7 @@ def test_zip_holds_the_very_files(pictures, tmp_path):
 
 def test_npz_holds_pixels_and_seeds(pictures, tmp_path):
     root, arrays = pictures
-    paths = [image_path(root, seed, subdirs=True) for seed in arrays]
-    pack_npz(tmp_path / "a.npz", paths, list(arrays))
+    pack_npz(tmp_path / "a.npz", arrays.values(), list(arrays))
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert sorted(file.files) == ["arr_0", "seeds"]
         assert file["seeds"].tolist() == list(arrays)
@@ -123,9 +126,9 @@ def test_archives_carry_no_time(kind, pictures, tmp_path):
     def pack(name):
         target = tmp_path / name
         if kind == "zip":
-            pack_zip(target, paths, root)
+            pack_zip(target, named(paths, root))
         else:
-            pack_npz(target, paths, list(arrays))
+            pack_npz(target, map(read_png, paths), list(arrays))
         return target.read_bytes()
 
     first = pack("a")
