@@ -517,8 +517,8 @@ class Precond(nn.Module):
         c_skip, c_out, c_in, c_noise = self.scales(sigma)
         x_in = in_fast_layout((c_in * x).to(self.dtype_on(x.device)))
         f = self.model(x_in, c_noise.flatten(), self.label_rows(labels, x), augment_labels)
-        f = f[:, : self.img_channels].to(torch.float32).contiguous()
-        return c_skip * x + c_out * f  # Eq. 7
+        f = f[:, : self.img_channels].to(torch.float32)
+        return c_skip * x + c_out * f.contiguous()  # Eq. 7
 
     def fold(self) -> None:
         """Convert the weights of convolutions once; for inference, where they do not change."""

@@ -361,7 +361,7 @@ class Precond(nn.Module):
         c_skip, c_out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
         c_in, c_noise = 1 / total.sqrt(), sigma.flatten().log() / 4
         f = self.unet((c_in * x).to(self._dtype(x.device)), c_noise, vectors)
-        return c_skip * x + c_out * f.to(torch.float32, memory_format=torch.contiguous_format)
+        return c_skip * x + c_out * f.to(torch.float32).contiguous()
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """u(sigma), the learned log of the loss at each noise level: [N] -> [N, 1, 1, 1]."""

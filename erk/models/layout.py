@@ -11,7 +11,7 @@ def in_fast_layout(x: Tensor) -> Tensor:
     """x [B, C, H, W] in the faster memory layout; tensors of other shapes as they are."""
     if x.ndim != 4 or x.device.type not in CHANNELS_LAST:
         return x
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # so spelt, vmap knows it
 
 
 def level_for(x: Tensor, sigma: Tensor) -> Tensor:
