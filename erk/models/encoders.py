@@ -87,6 +87,7 @@ class VAEEncoder:
                     self.vae_name,
                     cache_dir=cache_dir() / "huggingface",
                     local_files_only=self.offline,
+                    torch_dtype=self.dtype,
                     use_safetensors=True,  # never a pickle, whatever the repository offers
                     low_cpu_mem_usage=False,  # else a warning wherever accelerate is missing
                 )
@@ -97,4 +98,4 @@ class VAEEncoder:
                     "network once to cache it, or give --vae a folder that holds it."
                 ) from error
             self.vae.eval().requires_grad_(False)
-        return self.vae.to(device, self.dtype)
+        return self.vae.to(device)
