@@ -85,6 +85,15 @@ def test_without_a_peer_that_is_said(tmp_path):
     assert rows[-1]["code"] == "peer not run" and "seconds" not in rows[-1]
 
 
+@pytest.mark.skipif(not (networks.ROOT / ".git").exists(), reason="no repository")
+def test_an_earlier_commit_is_timed_too(tmp_path):
+    options = ("--size", "tiny", "--batch", 1, "--rounds", 1, "--precision", "fp32")
+    rows = run(network, tmp_path, *options, "--against", "HEAD")
+    assert [row["code"] for row in rows[1:3]] == ["ours at HEAD, fp32",
+                                                  "ours at HEAD, not folded, fp32"]  # fmt: skip
+    assert all(row["difference"] < 1e-5 for row in rows[1:3])
+
+
 def test_a_folder_that_is_no_checkout_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     options = ["--size", "tiny", "--peer", str(tmp_path / "empty"), "--out", str(tmp_path)]

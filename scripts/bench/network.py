@@ -1,6 +1,6 @@
 """One call of EDM2's network, per size and precision, against its peer's: seconds and roofline.
 
-    python scripts/bench/network.py --precision fp32 --precision bf16      # a minute on one core
+    python scripts/bench/network.py --against b57bb0c                      # a minute on one core
     python scripts/bench/network.py --device cuda --precision fp16 --batch 64 \
         --size xs --size s --size m --size l --size xl --size xxl --peer DIR
 
@@ -35,8 +35,9 @@ def once(network: Any, x: Any, sigma: Any, labels: Any, device: str) -> torch.Te
 
 
 def codes_of(
-    size: str, precisions: tuple[str, ...], device: str, compiled: bool, peer: Path | None
-) -> dict[str, tuple[str, Any]]:
+    size: str, precisions: tuple[str, ...], device: str, compiled: bool, against: str | None,
+    peer: Path | None,
+) -> dict[str, tuple[str, Any]]:  # fmt: skip
     """{name of the code: (precision, network)}."""
     codes = {}
     for i, precision in enumerate(precisions):
@@ -46,6 +47,12 @@ def codes_of(
             network = networks.our_network(size, precision, device)
             compile_network(network, torch.device(device))
             codes[f"ours, {precision}, compiled"] = (precision, network)
+    if against is not None:
+        for fold in (True, False):
+            told = f"ours at {against}" + ("" if fold else ", not folded")
+            for precision in precisions:
+                network = networks.earlier_network(against, size, precision, fold).to(device)
+                codes[f"{told}, {precision}"] = (precision, network)
     if peer is not None:
         precision = "fp16" if device == "cuda" else "fp32"
         codes["peer"] = (precision, networks.peer_network(peer, size, device))
@@ -54,15 +61,15 @@ def codes_of(
 
 def compare(
     size: str, batch: int, precisions: tuple[str, ...], device: str, compiled: bool,
-    peer: Path | None, rounds: int,
+    against: str | None, peer: Path | None, rounds: int,
 ) -> list[Row]:  # fmt: skip
     """One row per code."""
-    nets = codes_of(size, precisions, device, compiled, peer)
+    nets = codes_of(size, precisions, device, compiled, against, peer)
     sigma = torch.tensor(1.0)
     codes: dict[str, Callable[[], torch.Tensor]] = {}
     for name, (_, net) in nets.items():
         x, labels = networks.inputs(net, batch, device)
-        level = sigma.to(device) if name == "peer" else sigma
+        level = sigma if name.startswith("ours") else sigma.to(device)
         codes[name] = functools.partial(once, net, x, level, labels, device)
         codes[name]()  # loads what any first call loads, and compiles
     runs = in_turns(codes, rounds)
@@ -88,6 +95,7 @@ def compare(
 @click.option("--precision", "precisions", type=click.Choice(list(PRECISIONS)), multiple=True,
               default=("fp32", "bf16"), help="May repeat.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="Also time compiled networks.")
+@click.option("--against", metavar="COMMIT", help="Also time the network as that commit had it.")
 @PEER
 @ROUNDS
 @THREADS
@@ -95,7 +103,7 @@ def compare(
 @clean_exit
 def main(
     sizes: tuple[str, ...], batch: int, device: str, precisions: tuple[str, ...], compiled: bool,
-    peer: Path | None, rounds: int, threads: int, out: Path,
+    against: str | None, peer: Path | None, rounds: int, threads: int, out: Path,
 ) -> None:  # fmt: skip
     """Time the network's forward pass."""
     use_threads(threads)
@@ -104,7 +112,7 @@ def main(
     rows = [
         row
         for size in sizes
-        for row in compare(size, batch, precisions, device, compiled, peer, rounds)
+        for row in compare(size, batch, precisions, device, compiled, against, peer, rounds)
     ]
     report("network", rows, [], out, device)
 

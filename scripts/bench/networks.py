@@ -1,6 +1,7 @@
 """What the benchmarks of networks share: random weights, a peer's checkout, and the roofline."""
 
 import importlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from erk.models.edm2 import Precond
 from erk.models.files import Checkpoint, Part, write_safetensors
 from scripts.bench.paired import Row
 
+ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 TINY = {"img_resolution": 8, "label_dim": 10, "model_channels": 64, "channel_mult": [1, 2],
         "num_blocks": 1, "attn_resolutions": [4]}  # fmt: skip
@@ -75,6 +77,22 @@ def write_network(folder: Path, size: str, latent: bool) -> Path:
     weights = random_weights(network)
     write_safetensors(path, Checkpoint(Part("Precond", kwargs), encoder, weights, {}))
     return path
+
+
+def earlier_network(commit: str, size: str, precision: str, fold: bool) -> torch.nn.Module:
+    """Our network as a commit had it, on the CPU. ValueError if there is no such commit."""
+    place = f"{commit}:erk/models/edm2.py"
+    found = subprocess.run(["git", "-C", ROOT, "show", place], capture_output=True, text=True)
+    if found.returncode:
+        raise ValueError(f"--against {commit}: {found.stderr.strip()}.")
+    space: dict[str, Any] = {"__name__": "erk.models.earlier", "__package__": "erk.models"}
+    exec(compile(found.stdout, place, "exec"), space)
+    network = space["Precond"](**kwargs_of(size))
+    network.load_state_dict(random_weights(network), assign=True)
+    network.eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
+    if fold:
+        network.fold()
+    return network
 
 
 def peer_module(peer: Path, name: str) -> ModuleType:
