@@ -75,6 +75,7 @@ def compare(
     runs = in_turns(codes, rounds)
     exact = runs["ours"].value
     rows: list[Row] = []
+    clock = "seconds" if device == "cuda" else "CPU s"
     for name, figures in summary(runs).items():
         precision = nets[name][0]
         work = networks.work_of(size, precision, batch)
@@ -82,7 +83,7 @@ def compare(
         differs = (runs[name].value - exact).std() / exact.std()
         told = {"size": size, "batch": batch, "code": name, "precision": precision}
         rows.append(told | figures | {"difference": float(differs)}
-                    | networks.roofline(figures["seconds"], work, best))  # fmt: skip
+                    | networks.roofline(figures[clock], work, best))  # fmt: skip
     if peer is None:
         rows.append({"size": size, "batch": batch, "code": NOT_RUN})
     return rows

@@ -164,10 +164,10 @@ def work_of(size: str, precision: str, batch: int, latent: bool = True) -> Work:
 
 
 class Limits(NamedTuple):
-    """What a device does at best, measured."""
+    """What a device does at best, measured; per second, on a CPU per second that it worked."""
 
-    flops: float  # of a product of square matrices, per second
-    bytes: float  # read and written by a copy, per second
+    flops: float  # of a product of square matrices
+    bytes: float  # read and written by a copy
 
 
 def limits(precision: str, device: str, tiny: bool) -> Limits:
@@ -182,17 +182,18 @@ def limits(precision: str, device: str, tiny: bool) -> Limits:
 
 
 def _shortest(code: Callable[[], Any], device: str) -> float:
+    clock = time.perf_counter if device == "cuda" else time.process_time
     times = []
     for _ in range(8):
-        start = time.perf_counter()
+        start = clock()
         code()
         done(device)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
 def roofline(seconds: float, work: Work, best: Limits) -> Row:
-    """Columns that say how near to the device's limits a call is."""
+    """Columns that say how near to the device's limits a call is; CPU seconds on a CPU."""
     return {
         "GFLOP": work.flops / 1e9,
         "GB moved": work.bytes / 1e9,

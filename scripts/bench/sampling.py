@@ -104,18 +104,20 @@ def theirs(peer: Path, case: Case, folder: Path) -> Callable[[int], None]:
     return make
 
 
-def per_picture(make: Callable[[int], None], batch: int, device: str) -> float:
-    """Seconds per picture beyond the first batch."""
-    seconds = []
+def per_picture(make: Callable[[int], None], batch: int, device: str) -> tuple[float, float]:
+    """Seconds, and CPU seconds, per picture beyond the first batch."""
+    seconds, cpu_seconds = [], []
     for batches in (FEW, MANY):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         make(batches * batch)
         networks.done(device)
         seconds.append(time.perf_counter() - start)
-    return (seconds[1] - seconds[0]) / ((MANY - FEW) * batch)
+        cpu_seconds.append(time.process_time() - cpu_start)
+    n = (MANY - FEW) * batch
+    return (seconds[1] - seconds[0]) / n, (cpu_seconds[1] - cpu_seconds[0]) / n
 
 
-def rows_of(case: Case, found: dict[str, list[float]]) -> list[Row]:
+def rows_of(case: Case, found: dict[str, list[tuple[float, float]]]) -> list[Row]:
     """One row per code."""
     network = networks.work_of(case.size, case.precision, case.batch, case.latent)
     best = networks.limits(case.precision, case.device, tiny=case.size == "tiny")
@@ -125,10 +127,14 @@ def rows_of(case: Case, found: dict[str, list[float]]) -> list[Row]:
             "precision": case.precision, "batch": case.batch, "steps": case.steps}  # fmt: skip
     rows: list[Row] = []
     for name, times in found.items():
-        ratio = median(a / b for a, b in zip(times, found["ours"], strict=True))
-        figures = {"code": name, "s per picture": median(times), "times ours": ratio,
-                   "all seconds": times}  # fmt: skip
-        rows.append(told | figures | networks.roofline(median(times), work, best))
+        wall, cpu = (list(column) for column in zip(*times, strict=True))
+        first = [mine for mine, _ in found["ours"]]
+        ratio = median(a / b for a, b in zip(wall, first, strict=True))
+        figures = {"code": name, "s per picture": median(wall), "times ours": ratio,
+                   "CPU s per picture": median(cpu), "all seconds": wall,
+                   "all CPU s": cpu}  # fmt: skip
+        seconds = median(wall if case.device == "cuda" else cpu)
+        rows.append(told | figures | networks.roofline(seconds, work, best))
     if "peer" not in found:
         rows.append(told | {"code": NOT_RUN})
     return rows
@@ -160,7 +166,7 @@ def main(
         makers = {"ours": lambda n: ours(options, n)}
         if peer is not None:
             makers["peer"] = theirs(peer, case, Path(place))
-        found: dict[str, list[float]] = {name: [] for name in makers}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
         for _ in range(rounds):
             for name, make in makers.items():
                 found[name].append(per_picture(make, batch, device))

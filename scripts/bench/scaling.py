@@ -53,6 +53,10 @@ def per_picture_of_all(options: list[str], batch: int, ranks: int) -> float:
     return (seconds[1] - seconds[0]) / ((MANY - FEW) * batch * ranks)
 
 
+def _wall(make: Callable[[int], None], batch: int, device: str) -> float:
+    return per_picture(make, batch, device)[0]
+
+
 def codes_of(
     case: Case, place: Path, batches: tuple[int, ...], ranks: tuple[int, ...]
 ) -> dict[tuple[int, int], Callable[[], float]]:
@@ -61,7 +65,7 @@ def codes_of(
     codes: dict[tuple[int, int], Callable[[], float]] = {}
     for batch in batches:
         make = functools.partial(ours, [*options, "--batch", str(batch)])
-        codes[batch, 0] = functools.partial(per_picture, make, batch, case.device)
+        codes[batch, 0] = functools.partial(_wall, make, batch, case.device)
     for size in ranks:
         codes[batches[0], size] = functools.partial(
             per_picture_of_all, [*options, "--batch", str(batches[0])], batches[0], size
