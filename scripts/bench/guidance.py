@@ -30,7 +30,7 @@ from erk.point import Step
 from erk.sampler import Settings, solve, steps
 from erk.solvers import heun
 from scripts.bench import networks
-from scripts.bench.networks import BATCH, DEVICE, PRECISIONS, SIZES
+from scripts.bench.networks import BATCH, DEVICE, ONE_SIZE, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
 
 
@@ -135,11 +135,11 @@ def compare(size: str, batch: int, precision: str, device: str, count: int, roun
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--size", type=click.Choice(SIZES), default="xs", help="Of EDM2's networks.")
+@ONE_SIZE
 @BATCH
 @DEVICE
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="bf16")
-@click.option("--steps", default=4, help="Intervals of the schedule.")
+@PRECISION
+@STEPS
 @ROUNDS
 @THREADS
 @OUT

@@ -30,6 +30,11 @@ NOT_RUN = "peer not run"
 
 SIZE = click.option("--size", "sizes", type=click.Choice(SIZES), multiple=True, default=("xs",),
                     help="Of EDM2's networks; may repeat.")  # fmt: skip
+ONE_SIZE = click.option("--size", type=click.Choice(SIZES), default="xs",
+                        help="Of EDM2's networks.")  # fmt: skip
+PRECISION = click.option("--precision", type=click.Choice(list(PRECISIONS)), default="bf16")
+STEPS = click.option("--steps", default=4, help="Intervals of the schedule.")
+LATENT = click.option("--latent", is_flag=True, help="512 pixels through the VAE, else 64 pixels.")
 BATCH = click.option("--batch", default=4, help="Images at a time.")
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 PEER = click.option("--peer", type=click.Path(exists=True, file_okay=False, path_type=Path),

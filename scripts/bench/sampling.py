@@ -28,7 +28,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import generate
 from erk.jobs.cli import CONTEXT, clean_exit
 from scripts.bench import networks
-from scripts.bench.networks import BATCH, DEVICE, NOT_RUN, PEER, PRECISIONS, SIZES
+from scripts.bench.networks import (
+    BATCH,
+    DEVICE,
+    LATENT,
+    NOT_RUN,
+    ONE_SIZE,
+    PEER,
+    PRECISION,
+    STEPS,
+)
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, report, use_threads
 
 FEW, MANY = 1, 4  # batches of the two runs whose difference counts
@@ -141,12 +150,12 @@ def rows_of(case: Case, found: dict[str, list[tuple[float, float]]]) -> list[Row
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--size", type=click.Choice(SIZES), default="xs", help="Of EDM2's networks.")
+@ONE_SIZE
 @BATCH
 @DEVICE
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="bf16")
-@click.option("--steps", default=4, help="Intervals of the schedule.")
-@click.option("--latent", is_flag=True, help="512 pixels through the VAE, else 64 pixels.")
+@PRECISION
+@STEPS
+@LATENT
 @click.option("--with", "more", multiple=True, help="A further option of generate.py.")
 @PEER
 @ROUNDS

@@ -24,7 +24,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
-from scripts.bench.networks import DEVICE, PRECISIONS, SIZES
+from scripts.bench.networks import DEVICE, LATENT, ONE_SIZE, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, Row, report, use_threads
 from scripts.bench.sampling import FEW, MANY, Case, options_of, ours, per_picture
 
@@ -89,13 +89,13 @@ def rows_of(case: Case, found: dict[tuple[int, int], list[float]]) -> list[Row]:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--size", type=click.Choice(SIZES), default="xs", help="Of EDM2's networks.")
+@ONE_SIZE
 @click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="May repeat.")
 @click.option("--ranks", multiple=True, default=(1, 2), help="Processes; may repeat.")
 @DEVICE
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="bf16")
-@click.option("--steps", default=4, help="Intervals of the schedule.")
-@click.option("--latent", is_flag=True, help="512 pixels through the VAE, else 64 pixels.")
+@PRECISION
+@STEPS
+@LATENT
 @ROUNDS
 @OUT
 @clean_exit
