@@ -38,7 +38,7 @@ class Correction(NamedTuple):
 def embedded(step: Step, h: Tensor) -> Tensor:
     """What the solver adds to Euler's answer, [B, ...]; for Euler itself the `pair` direction."""
     difference = step.x - (step.start.x + h * step.start.f)
-    return difference if difference.any() else pair(step, h)
+    return torch.where(difference.any(), difference, pair(step, h))
 
 
 def drift(step: Step, h: Tensor) -> Tensor:

@@ -106,6 +106,16 @@ def labels_of(policy: str, class_idx: int | None) -> Labels:
     return rows
 
 
+def _precision(options: dict[str, Any], device: torch.device) -> str:
+    """What decides how numbers round, in words; what is as released goes without saying."""
+    told = f"{options['precision']} on {device.type}"
+    if options["compiled"]:
+        told += ", compiled"
+    if options["vae_precision"] != "fp32":
+        told += f", VAE in {options['vae_precision']}"
+    return told
+
+
 def identity_of(
     options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
 ) -> dict[str, Any]:
@@ -121,7 +131,7 @@ def identity_of(
         "labels": labels,
         "class": options["class_idx"],
         "noise": drawn,
-        "precision": f"{options['precision']} on {device.type}",
+        "precision": _precision(options, device),
         "vae": options["vae"],
         "format": options["kind"],
         "subdirs": options["subdirs"],

@@ -132,8 +132,9 @@ def _load(
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
     torch.backends.cudnn.deterministic = True
-    how = {"precision": options["precision"], "offline": options["offline"]}
-    model = load_model(net, device, vae=options["vae"], **how)
+    how = {name: options[name] for name in ("precision", "offline", "compiled")}
+    vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
+    model = load_model(net, device, **vae, **how)
     if gnet is None:
         return model, None
     guide = model if gnet == net else load_model(gnet, device, **how)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import silu
 
+from .layout import in_fast_layout, level_for
+
 
 def _check_choice(name: str, value: str, *choices: str) -> None:
     if value not in choices:
@@ -511,11 +513,21 @@ class Precond(nn.Module):
         training; sampling gives none. Raises ValueError for labels of another width.
         """
         x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1, 1, 1, 1)
+        sigma = level_for(x, torch.as_tensor(sigma, dtype=torch.float32))
         c_skip, c_out, c_in, c_noise = self.scales(sigma)
-        x_in = (c_in * x).to(self.dtype_on(x.device))
+        x_in = in_fast_layout((c_in * x).to(self.dtype_on(x.device)))
         f = self.model(x_in, c_noise.flatten(), self.label_rows(labels, x), augment_labels)
-        return c_skip * x + c_out * f[:, : self.img_channels].to(torch.float32)  # Eq. 7
+        f = f[:, : self.img_channels].to(torch.float32)
+        return c_skip * x + c_out * f.contiguous()  # Eq. 7
+
+    def fold(self) -> None:
+        """Convert the weights of convolutions once; for inference, where they do not change."""
+        dtype = self.dtype_on(next(self.parameters()).device)
+        for layer in self.modules():
+            if isinstance(layer, Conv2d | GroupNorm):
+                layer.to(dtype)
+            if isinstance(layer, Conv2d):
+                layer.weight.data = in_fast_layout(layer.weight.data)
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         released = torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32

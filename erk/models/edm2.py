@@ -5,6 +5,10 @@ parameters and buffers are those of the released files, so their state dicts loa
 
 Parameters keep the type they are stored in. It matters: released gains are float16, and the
 published networks divide a gain by sqrt(fan-in) IN float16; doing it in float32 shifts D by 2e-4.
+
+Written for speed where that costs no clarity (docs/performance.md): constants that stand beside a
+layer are merged into its weight (`MPConv.scale`), results of a layer are changed in place, and
+everything works in either memory layout. Channels last is much the faster one.
 """
 
 import math
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.functional import (
     avg_pool2d,
     conv2d,
@@ -24,28 +29,45 @@ from torch.nn.functional import (
     silu,
 )
 
+from .layout import CHANNELS_LAST, in_fast_layout, level_for
+
 
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:
     """x divided by (eps + its root mean square over `dim`), measured in float32; x's dtype."""
-    rms = x.to(torch.float32).square().mean(dim, keepdim=True).sqrt()
-    return x / (rms + eps).to(x.dtype)
+    length = vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
+    count = x.numel() // length.numel()
+    return x / torch.add(eps, length, alpha=1 / math.sqrt(count)).to(x.dtype)
+
+
+SILU = 0.596
+"""Magnitude of SiLU of a unit normal variable; divided by it, SiLU keeps magnitudes (Eq. 81)."""
 
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU that keeps unit magnitude (Eq. 81)."""
-    return silu(x) / 0.596
+    return silu(x) / SILU
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Blend of a and b that keeps unit magnitude (Eq. 88)."""
-    return a.lerp(b, t) / math.hypot(1 - t, t)
+    of_a, of_b = mp_sum_weights(t)
+    return a * of_a + b * of_b
+
+
+def mp_sum_weights(t: float) -> tuple[float, float]:
+    """Weights of a and b in their `mp_sum`, for where they are merged into a layer's."""
+    return (1 - t) / math.hypot(1 - t, t), t / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Channel concatenation with a given balance that keeps unit magnitude (Eq. 103)."""
     na, nb = a.shape[1], b.shape[1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
-    return torch.cat([a * (scale / math.sqrt(na) * (1 - t)), b * (scale / math.sqrt(nb) * t)], 1)
+    both = torch.cat([a, b], 1)
+    if na != nb or t != 0.5:  # else both weights are 1
+        both[:, :na] *= scale / math.sqrt(na) * (1 - t)
+        both[:, na:] *= scale / math.sqrt(nb) * t
+    return both
 
 
 def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
@@ -65,10 +87,21 @@ def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
 class MPConv(nn.Module):
     """Convolution, or linear layer for an empty kernel, with weights of unit magnitude (Eq. 47)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int]):
+    scale: float  # of what comes out; the constants before and after the layer are merged into it
+    parts: int  # interleaved sets of output channels: q, k and v; one set comes after the other
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        scale: float = 1.0,
+        parts: int = 1,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
         self.folded: Tensor | None = None
+        self.scale, self.parts = scale, parts
 
     def _inputs(self) -> list[int]:
         return list(range(1, self.weight.ndim))
@@ -77,13 +110,18 @@ class MPConv(nn.Module):
         """The weight that is applied, float32."""
         fan_in = self.weight[0].numel()
         weight = normalize(self.weight.to(torch.float32), self._inputs())
+        weight = weight.unflatten(0, (-1, self.parts)).transpose(0, 1).flatten(0, 1)
         if gain is None:
-            return weight / math.sqrt(fan_in)
-        return weight * (gain.to(torch.float32) / math.sqrt(fan_in)).to(gain.dtype)
+            return weight * (self.scale / math.sqrt(fan_in))
+        return weight * ((gain.to(torch.float32) / math.sqrt(fan_in)).to(gain.dtype) * self.scale)
 
     def fold(self, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         """Compute the applied weight once and for all; `forward` then ignores `gain`."""
-        self.folded = self.effective_weight(gain).to(dtype)
+        weight = self.effective_weight(gain).to(dtype)
+        is_pointwise = weight.ndim == 4 and weight[0, 0].numel() == 1
+        if is_pointwise and weight.device.type in CHANNELS_LAST:  # a product of matrices there
+            weight = weight.flatten(1)
+        self.folded = in_fast_layout(weight)
 
     @torch.no_grad()
     def force_unit_weight(self) -> None:
@@ -93,13 +131,11 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         weight = self.effective_weight(gain) if self.folded is None else self.folded
         weight = weight.to(x.dtype)
-        if weight.ndim == 2:
-            return linear(x, weight)
-        return conv2d(x, weight, padding=weight.shape[-1] // 2)
-
-
-GAINS = {"emb_linear": "emb_gain", "out_conv": "out_gain"}
-"""Layers with a learned gain, and where their owner keeps it."""
+        if weight.ndim == 4:
+            return conv2d(x, weight, padding=weight.shape[-1] // 2)
+        if x.ndim == 4:
+            return linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+        return linear(x, weight)
 
 
 class MPFourier(nn.Module):
@@ -141,46 +177,45 @@ class Block(nn.Module):
         self.encoder = flavor == "enc"
         self.mode, self.filter, self.dropout = resample_mode, resample_filter, dropout
         self.heads = out_channels // channels_per_head if attention else 0
-        self.res_balance, self.attn_balance, self.clip = res_balance, attn_balance, clip_act
+        self.clip = clip_act
+        self.keep, blend = mp_sum_weights(res_balance)
+        self.attn_keep, attn_blend = mp_sum_weights(attn_balance)
         self.emb_gain = nn.Parameter(torch.zeros([]))
         entry = out_channels if self.encoder else in_channels
-        self.conv_res0 = MPConv(entry, out_channels, [3, 3])
+        self.conv_res0 = MPConv(entry, out_channels, [3, 3], scale=1 / SILU)
         self.emb_linear = MPConv(emb_channels, out_channels, [])
-        self.conv_res1 = MPConv(out_channels, out_channels, [3, 3])
+        self.conv_res1 = MPConv(out_channels, out_channels, [3, 3], scale=blend / SILU)
         self.conv_skip = self.attn_qkv = self.attn_proj = None
         if in_channels != out_channels:
             self.conv_skip = MPConv(in_channels, out_channels, [1, 1])
         if self.heads:
-            self.attn_qkv = MPConv(out_channels, 3 * out_channels, [1, 1])
-            self.attn_proj = MPConv(out_channels, out_channels, [1, 1])
+            self.attn_qkv = MPConv(out_channels, 3 * out_channels, [1, 1], parts=3)
+            self.attn_proj = MPConv(out_channels, out_channels, [1, 1], scale=attn_blend)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [B, in, H, W] -> [B, out, H', W']; emb [B or 1, out], what the embedding adds to 1."""
         x = resample(x, self.mode, self.filter)
+        skip = x if self.conv_skip is None else self.conv_skip(x)
         if self.encoder:
-            x = normalize(self._skip(x), [1])
-            x = mp_sum(x, self._residual(x, emb), self.res_balance)
-        else:
-            x = mp_sum(self._skip(x), self._residual(x, emb), self.res_balance)
+            x = skip = normalize(skip, [1])
+        x = self._residual(x, emb).add_(skip, alpha=self.keep)  # Eq. 88
         if self.attn_qkv is not None and self.attn_proj is not None:
             attended = self.attn_proj(self._attend(self.attn_qkv(x)))
-            x = mp_sum(x, attended, self.attn_balance)
-        return x.clip(-self.clip, self.clip)
-
-    def _skip(self, x: Tensor) -> Tensor:
-        return x if self.conv_skip is None else self.conv_skip(x)
+            x = attended.add_(x, alpha=self.attn_keep)
+        return x.clamp_(-self.clip, self.clip)
 
     def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        y = self.conv_res0(mp_silu(x))
-        scale = self.emb_linear(emb, self.emb_gain) + 1
-        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        y = self.conv_res0(silu(x))
+        y = silu(y.mul_((emb + 1)[:, :, None, None].to(y.dtype)), inplace=True)
         return self.conv_res1(dropout(y, self.dropout, self.training))
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        """Cosine attention; the channels of `qkv` are ordered (head, channel, q|k|v)."""
-        b, c, h, w = qkv.shape
-        parts = normalize(qkv.reshape(b, self.heads, -1, 3, h * w), [2])
-        q, k, v = parts.transpose(-1, 2).unbind(3)  # each [B, heads, H W, channels]
-        return scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c // 3, h, w)
+        """Cosine attention; the channels of `qkv` are ordered (q|k|v, head, channel)."""
+        b, _, h, w = qkv.shape
+        rows = qkv.permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, -1)
+        q, k, v = normalize(rows, [-1]).permute(2, 0, 3, 1, 4)  # each [B, heads, H W, channels]
+        y = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return y.reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 class UNet(nn.Module):
@@ -211,6 +246,7 @@ class UNet(nn.Module):
         self.emb_noise = MPConv(noise, emb, [])
         self.emb_label = MPConv(label_dim, emb, []) if label_dim else None
         self.out_gain = nn.Parameter(torch.zeros([]))
+        self.folded: Tensor | None = None
 
         def add(to: nn.ModuleDict, name: str, c_in: int, c_out: int, **how: Any) -> None:
             to[name] = Block(c_in, c_out, emb, **how, **block)
@@ -244,23 +280,43 @@ class UNet(nn.Module):
                     flavor="dec", attention=res in attn_resolutions)  # fmt: skip
                 channels = width
         self.out_conv = MPConv(channels, img_channels, [3, 3])
+        self.widths = [len(block.emb_linear.weight) for block in self.blocks()]
 
     def forward(self, x: Tensor, noise_labels: Tensor, labels: Tensor | None) -> Tensor:
         emb = self.emb_noise(self.emb_fourier(noise_labels))
         if self.emb_label is not None and labels is not None:
             emb_label = self.emb_label(labels * math.sqrt(self.label_dim))
             emb = mp_sum(emb, emb_label, self.label_balance)  # [1 or B] and [1 or B] broadcast
-        emb = mp_silu(emb)
+        weight = self.effective_weight() if self.folded is None else self.folded
+        embs = iter(linear(mp_silu(emb), weight).split(self.widths, 1))
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # stands in for biases
-        skips = []
+        x, skips = in_fast_layout(x), []
         for block in self.enc.values():
-            x = block(x) if isinstance(block, MPConv) else block(x, emb)
+            x = block(x) if isinstance(block, MPConv) else block(x, next(embs))
             skips.append(x)
         for name, block in self.dec.items():
             if "block" in name:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, emb)
+            x = block(x, next(embs))
         return self.out_conv(x, self.out_gain)
+
+    def blocks(self) -> list[Block]:
+        """All blocks, in the order in which they run."""
+        return [b for b in (*self.enc.values(), *self.dec.values()) if isinstance(b, Block)]
+
+    def effective_weight(self) -> Tensor:
+        """What the embedding is multiplied by for all blocks together: one product, not dozens."""
+        return torch.cat([b.emb_linear.effective_weight(b.emb_gain) for b in self.blocks()])
+
+    def fold(self, dtype: torch.dtype) -> None:
+        """Compute all applied weights once; those of the embedding stay float32."""
+        self.folded = self.effective_weight()
+        self.emb_noise.fold(torch.float32)
+        if self.emb_label is not None:
+            self.emb_label.fold(torch.float32)
+        for name, layer in self.named_modules():
+            if isinstance(layer, MPConv) and layer.weight.ndim == 4:
+                layer.fold(dtype, self.out_gain if name == "out_conv" else None)
 
 
 class Precond(nn.Module):
@@ -296,7 +352,7 @@ class Precond(nn.Module):
         A conditional network without labels sees zeros; label_dim 0 ignores labels.
         """
         x = x.to(torch.float32)
-        sigma = sigma.to(x).reshape(-1, 1, 1, 1)
+        sigma = level_for(x, sigma)
         vectors = None
         if self.label_dim:
             none = x.new_zeros([1, self.label_dim])
@@ -305,7 +361,7 @@ class Precond(nn.Module):
         c_skip, c_out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
         c_in, c_noise = 1 / total.sqrt(), sigma.flatten().log() / 4
         f = self.unet((c_in * x).to(self._dtype(x.device)), c_noise, vectors)
-        return c_skip * x + c_out * f.to(torch.float32)
+        return c_skip * x + c_out * f.to(torch.float32).contiguous()
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """u(sigma), the learned log of the loss at each noise level: [N] -> [N, 1, 1, 1]."""
@@ -314,13 +370,8 @@ class Precond(nn.Module):
 
     def fold(self) -> None:
         """Compute all applied weights once; for inference, where they do not change."""
-        dtype = self._dtype(self.unet.out_gain.device)
-        for owner in self.modules():
-            for name, layer in owner.named_children():
-                if isinstance(layer, MPConv):
-                    embedding = name.startswith(("emb_", "logvar_"))
-                    gain = getattr(owner, GAINS[name]) if name in GAINS else None
-                    layer.fold(torch.float32 if embedding else dtype, gain)
+        self.unet.fold(self._dtype(self.unet.out_gain.device))
+        self.logvar_linear.fold(torch.float32)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level the network knows: itself."""

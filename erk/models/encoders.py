@@ -47,7 +47,10 @@ class VAEEncoder:
     This VAE is applied to pictures in 0..1 (not -1..1, as elsewhere), and the latents carry
     their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
     the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
+    `dtype` is what the decoder computes in; what surrounds it stays float32.
     """
+
+    dtype = torch.float32
 
     def __init__(
         self,
@@ -71,7 +74,8 @@ class VAEEncoder:
         """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`."""
         vae = self._load(x.device)
         raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
-        images = torch.cat([vae.decode(part).sample for part in raw.split(self.batch_size)])
+        parts = raw.to(self.dtype).split(self.batch_size)
+        images = torch.cat([vae.decode(part).sample.to(torch.float32) for part in parts])
         return (images.clamp(0, 1) * 255).to(torch.uint8)
 
     def _load(self, device: torch.device) -> Any:
@@ -83,6 +87,7 @@ class VAEEncoder:
                     self.vae_name,
                     cache_dir=cache_dir() / "huggingface",
                     local_files_only=self.offline,
+                    torch_dtype=self.dtype,
                     use_safetensors=True,  # never a pickle, whatever the repository offers
                     low_cpu_mem_usage=False,  # else a warning wherever accelerate is missing
                 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fetch import fetch, is_offline, sha256_of
-from . import edm2
+from .compiling import check_compiler, compile_network
 from .encoders import Encoder, VAEEncoder
 from .files import build, read
 from .presets import find_preset
@@ -83,17 +83,25 @@ def load_model(
     precision: str = "auto",
     offline: bool = False,
     vae: str | None = None,
+    vae_precision: str = "fp32",
+    vae_batch: int | None = None,
+    compiled: bool = False,
 ) -> Model:
     """Load a network: a path or URL of a .pkl or .safetensors file, or the name of a preset.
 
     `precision` is what the network computes in: auto (float16 on CUDA where the file says so,
     else float32), fp32, tf32, fp16, bf16; loading on CUDA sets torch's global TF32 switches
     accordingly. `offline` forbids downloads. `vae` replaces the hub name of the latent decoder
-    (e.g. by a folder); it is loaded by the first `decode`, not here.
+    (e.g. by a folder); it is loaded by the first `decode`, not here. It computes in
+    `vae_precision`, `vae_batch` latents at a time; the defaults are the released ones. `compiled`
+    compiles the network at its first call, and anew for every other shape of its input.
     Raises OSError or ValueError, each with one sentence.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}.")
+    for name in (precision, vae_precision):
+        if name not in PRECISIONS:
+            raise ValueError(f"unknown precision '{name}'; choose one of {', '.join(PRECISIONS)}.")
+    if compiled:
+        check_compiler(torch.device(device))
     address = address_of(source)
     path = fetch_checkpoint(address, offline)
     checkpoint = read(path)
@@ -104,13 +112,16 @@ def load_model(
     if isinstance(encoder, VAEEncoder):
         encoder.offline = is_offline(offline)
         encoder.vae_name = vae or encoder.vae_name
+        encoder.batch_size = vae_batch or encoder.batch_size
+        encoder.dtype = PRECISIONS[vae_precision] or torch.float32
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name
     model.sha256 = sha256_of(path)
     model.licence = checkpoint.card.get("licence", "unknown")
     model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
-    if isinstance(network, edm2.Precond):
-        network.fold()
+    network.fold()  # type: ignore[operator]
+    if compiled:
+        compile_network(network, model.device)
     return model
 
 

@@ -29,7 +29,8 @@ BATCH = {"paper": 125, "embedded": 250}  # images at a time
 DEFAULTS: dict[str, Any] = {
     "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
     "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
-    "pc_deterministic": False, "noise": "device", "precision": "auto", "vae": None, "trace": None,
+    "pc_deterministic": False, "noise": "device", "precision": "auto", "compiled": False,
+    "vae": None, "vae_precision": "fp32", "vae_batch": None, "trace": None,
     "kind": "png", "subdirs": False,
 } | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
 """generate.py's options where a row sets none."""

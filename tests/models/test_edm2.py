@@ -130,7 +130,7 @@ def test_short_cuts_of_the_box_filter_equal_the_general_filter(mode):
 
 def test_activations_are_clipped_and_attention_needs_whole_heads():
     block = Block(8, 8, 4, flavor="dec", clip_act=0.5)
-    assert block(torch.randn(1, 8, 4, 4) * 9, torch.zeros(1, 4)).abs().max() == 0.5
+    assert block(torch.randn(1, 8, 4, 4) * 9, torch.zeros(1, 8)).abs().max() == 0.5
     assert Block(8, 8, 4, flavor="dec", attention=True).attn_qkv is None  # 8 // 64 = no head
 
 

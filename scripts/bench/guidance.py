@@ -1,0 +1,157 @@
+"""ERK-Guid against plain Heun: how much longer, and how much more memory.
+
+    python scripts/bench/guidance.py                                    # minutes on one core
+    python scripts/bench/guidance.py --device cuda --precision fp16 --size s --batch 64 --steps 32
+
+Writes results/bench/guidance.json and .md. Two measures of the time: whole runs in turns, whose
+noise may hide a thousandth, and the share of a run that is spent within the guide. Memory is the
+peak of all tensors that PyTorch holds at a time, beyond the weights.
+"""
+
+import functools
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from erk.jobs.cli import CONTEXT, clean_exit
+from erk.point import Step
+from erk.sampler import Settings, solve, steps
+from erk.solvers import heun
+from scripts.bench import networks
+from scripts.bench.networks import BATCH, DEVICE, ONE_SIZE, PRECISION, STEPS
+from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within hold at a time; what has no values counts as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        inputs = {id(x.untyped_storage()) for x in tree_leaves(args) if isinstance(x, Tensor)}
+        for x in tree_leaves(made):
+            if isinstance(x, Tensor) and id(x.untyped_storage()) not in inputs:
+                self._count(x.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        if storage not in self.known:
+            self.known.add(storage)
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def peak_bytes(run: Callable[[], Any], device: str) -> int:
+    """Peak memory of a run beyond what was held before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with Peak() as peak:
+        run()
+    return peak.most
+
+
+def walk(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> Tensor:
+    """One run of the sampler, until the device is done."""
+    with torch.inference_mode():
+        x = solve(settings.drift(network, labels), noise, settings)
+    networks.done(device)
+    return x
+
+
+def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> float:
+    """Seconds within the guide as a share of all others; CPU seconds on a CPU.
+
+    On a GPU the host waits before and after the guide, on purpose.
+    """
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    spent, guide = [0.0], settings.guide()
+
+    def timed(step: Step) -> Tensor:
+        networks.done(device)
+        start = clock()
+        x = guide(step)
+        networks.done(device)
+        spent[0] += clock() - start
+        return x
+
+    drift, sigmas = settings.drift(network, labels), settings.sigmas()
+    start = clock()
+    with torch.inference_mode():
+        for _ in steps(drift, noise * sigmas[0], sigmas, heun, timed):
+            pass
+    networks.done(device)
+    whole = clock() - start
+    return spent[0] / (whole - spent[0])
+
+
+def compare(size: str, batch: int, precision: str, device: str, count: int, rounds: int) -> Any:
+    """The rows: plain Heun, then with ERK-Guid."""
+    network = networks.our_network(size, precision, device)
+    noise, labels = networks.inputs(network, batch, device)
+    plain = Settings(steps=count)
+    ways = {"ours": plain, "ERK-Guid": replace(plain, w_stiff=1.0, w_con=0.5)}
+    codes = {
+        name: functools.partial(walk, network, noise, labels, settings, device)
+        for name, settings in ways.items()
+    }
+    memory = {name: peak_bytes(code, device) for name, code in codes.items()}  # and warms up
+    found = summary(in_turns(codes, rounds))
+    told = {"size": size, "batch": batch, "steps": count, "precision": precision}
+    rows: list[Row] = []
+    for name, settings in ways.items():
+        label = "Heun" if name == "ours" else name
+        row = told | {"code": label} | found[name]
+        row |= {"peak bytes": memory[name], "beyond Heun": memory[name] - memory["ours"],
+                "state pair": 2 * noise.numel() * noise.element_size()}  # fmt: skip
+        if name != "ours":
+            row["share in guide"] = share(network, noise, labels, settings, device)
+        rows.append(row)
+    return rows
+
+
+@click.command(context_settings=CONTEXT)
+@ONE_SIZE
+@BATCH
+@DEVICE
+@PRECISION
+@STEPS
+@ROUNDS
+@THREADS
+@OUT
+@clean_exit
+def main(
+    size: str, batch: int, device: str, precision: str, steps: int, rounds: int, threads: int,
+    out: Path,
+) -> None:  # fmt: skip
+    """Time what ERK-Guid adds to Heun, and take its memory."""
+    use_threads(threads)
+    report("guidance", compare(size, batch, precision, device, steps, rounds), [], out, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""generate.py over batch sizes and over processes: pictures per second.
+
+    python scripts/bench/scaling.py                                     # minutes on two cores
+    python scripts/bench/scaling.py --device cuda --precision fp16 --size s --latent --steps 32 \
+        --batch 16 --batch 64 --batch 128 --ranks 1 --ranks 2 --ranks 8
+
+Writes results/bench/scaling.json and .md. Batch sizes are timed in one process, per further
+picture as in sampling.py; processes with the first batch size under torchrun, one thread each,
+per further picture of all of them together.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from erk.jobs.cli import CONTEXT, clean_exit
+from scripts.bench.networks import DEVICE, LATENT, ONE_SIZE, PRECISION, STEPS
+from scripts.bench.paired import OUT, ROUNDS, Row, report, use_threads
+from scripts.bench.sampling import FEW, MANY, Case, options_of, ours, per_picture
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def together(options: list[str], ranks: int, n: int) -> None:
+    """generate.py by several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(ranks), str(ROOT / "generate.py"), *options]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [*command, "--seeds", f"0-{n - 1}", "--outdir", folder],
+            check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert len(list(Path(folder).glob("*.png"))) == n
+
+
+def per_picture_of_all(options: list[str], batch: int, ranks: int) -> float:
+    """Seconds per picture beyond the first batch of every process."""
+    seconds = []
+    for batches in (FEW, MANY):
+        start = time.perf_counter()
+        together(options, ranks, batches * batch * ranks)
+        seconds.append(time.perf_counter() - start)
+    return (seconds[1] - seconds[0]) / ((MANY - FEW) * batch * ranks)
+
+
+def _wall(make: Callable[[int], None], batch: int, device: str) -> float:
+    return per_picture(make, batch, device)[0]
+
+
+def codes_of(
+    case: Case, place: Path, batches: tuple[int, ...], ranks: tuple[int, ...]
+) -> dict[tuple[int, int], Callable[[], float]]:
+    """{(batch, processes): what times them}; the first is what the others are compared with."""
+    options = options_of(case, place)
+    codes: dict[tuple[int, int], Callable[[], float]] = {}
+    for batch in batches:
+        make = functools.partial(ours, [*options, "--batch", str(batch)])
+        codes[batch, 0] = functools.partial(_wall, make, batch, case.device)
+    for size in ranks:
+        codes[batches[0], size] = functools.partial(
+            per_picture_of_all, [*options, "--batch", str(batches[0])], batches[0], size
+        )
+    return codes
+
+
+def rows_of(case: Case, found: dict[tuple[int, int], list[float]]) -> list[Row]:
+    """One row per batch size and per number of processes, each against the first of its kind."""
+    rows: list[Row] = []
+    for (batch, ranks), times in found.items():
+        first = next(other for key, other in found.items() if bool(key[1]) == bool(ranks))
+        faster = median(a / b for a, b in zip(first, times, strict=True))
+        rows.append({
+            "size": case.size, "data": "latents" if case.latent else "pixels",
+            "precision": case.precision, "steps": case.steps, "batch": batch,
+            "processes": ranks or "this one", "pictures/s": 1 / median(times),
+            "times the first": faster, "all seconds": times,
+        })  # fmt: skip
+    return rows
+
+
+@click.command(context_settings=CONTEXT)
+@ONE_SIZE
+@click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="May repeat.")
+@click.option("--ranks", multiple=True, default=(1, 2), help="Processes; may repeat.")
+@DEVICE
+@PRECISION
+@STEPS
+@LATENT
+@ROUNDS
+@OUT
+@clean_exit
+def main(
+    size: str, batches: tuple[int, ...], ranks: tuple[int, ...], device: str, precision: str,
+    steps: int, latent: bool, rounds: int, out: Path,
+) -> None:  # fmt: skip
+    """Time generate.py over batch sizes and processes."""
+    use_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    case = Case(size, latent, precision, device, batches[0], steps, ())
+    with tempfile.TemporaryDirectory() as place:
+        codes = codes_of(case, Path(place), batches, ranks)
+        found: dict[tuple[int, int], list[float]] = {key: [] for key in codes}
+        for _ in range(rounds):
+            for key, code in codes.items():
+                found[key].append(code())
+    report("scaling", rows_of(case, found), [], out, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Precisions, layouts and compilation of networks; precision and batch of the VAE."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden_data import manifest, pickle_paths, ref, tensor
+
+from erk import pickles
+from erk.jobs.options import identity_of
+from erk.memory import without_weights
+from erk.models import compiling
+from erk.models.edm import EDMPrecond, VPPrecond
+from erk.models.edm2 import Precond
+from erk.models.encoders import VAEEncoder
+from erk.models.model import PRECISIONS, load_model
+from erk.sampler import Settings
+
+ROOT = Path(__file__).parents[2]
+NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
+WITHIN = {"fp32": 0, "tf32": 0, "fp16": 5e-3, "bf16": 4e-2}  # of D's largest value
+
+
+def golden_network(name):
+    record = pickles.load(pickle_paths(name)[0])["ema"]
+    with without_weights():
+        network = Precond(**record.init_kwargs)
+    network.load_state_dict(dict(record.tensors()), assign=True)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("precision", WITHIN)
+def test_every_precision_stays_near_the_originals(name, precision):
+    network, data = golden_network(name), ref(name)
+    network.compute_dtype = PRECISIONS[precision]
+    network.fold()
+    labels = tensor(data["D_labels"]) if "D_labels" in data else None
+    out, expected = network(tensor(data["D_vec_x"]), tensor(data["D_vec_sigma"]), labels), None
+    expected = tensor(data["D_vec_out"])
+    atol = manifest()["nets"][name]["D"]["atol"] + WITHIN[precision] * expected.abs().max()
+    assert out.dtype == torch.float32 and out.is_contiguous()
+    assert (out - expected).abs().max() <= atol
+
+
+def random_edm(kind, **more):
+    torch.manual_seed(0)
+    common = {"img_resolution": 16, "img_channels": 3, "model_channels": 32, "num_blocks": 1}
+    return kind(**common, attn_resolutions=[8], channel_mult=[1, 2], **more).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        random_edm(EDMPrecond, model_type="DhariwalUNet", label_dim=10),
+        random_edm(VPPrecond, model_type="SongUNet", encoder_type="residual",
+                   embedding_type="fourier", resample_filter=[1, 3, 3, 1]),
+    ],
+    ids=["adm", "ncsnpp"],
+)  # fmt: skip
+def test_folding_an_edm_network_changes_rounding_only(network):
+    x, sigma = torch.randn(2, 3, 16, 16), torch.tensor(0.7)
+    plain = network(x, sigma)
+    network.fold()
+    assert torch.allclose(network(x, sigma), plain, atol=2e-6)
+    network.compute_dtype = torch.bfloat16
+    network.fold()
+    assert (network(x, sigma) - plain).abs().max() < 0.1
+    assert {p.dtype for n, p in network.named_parameters() if "conv" in n} == {torch.bfloat16}
+
+
+DIGEST = """
+import hashlib, torch
+from erk.jobs.generation import generate
+from erk.models.model import load_model
+from erk.sampler import Settings
+torch.set_num_threads(1)
+for precision in ("fp32", "fp16", "bf16"):
+    model = load_model("digits", precision=precision)
+    made = generate(model, range(6), Settings(steps=4, w_stiff=0.5), batch=4)
+    images = torch.cat([batch.images for batch in made])
+    print(precision, hashlib.sha256(images.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_every_precision_gives_the_same_bytes_in_every_process():
+    told = [
+        subprocess.run([sys.executable, "-c", DIGEST], cwd=ROOT, capture_output=True, text=True,
+                       check=True).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert told[0] == told[1] and len(set(told[0])) == 6  # three precisions that differ
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory):
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=[32, 32], down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def decoded(folder, dtype=torch.float32, batch=8):
+    encoder = VAEEncoder(str(folder), batch_size=batch, offline=True)
+    encoder.dtype = dtype
+    return encoder.decode(torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_vae_takes_a_precision_and_a_batch(vae_folder):
+    exact = decoded(vae_folder).int()
+    for other in (decoded(vae_folder, batch=1), decoded(vae_folder, torch.bfloat16)):
+        assert other.shape == exact.shape == (3, 3, 16, 16) and other.dtype == torch.uint8
+    assert (decoded(vae_folder, batch=1).int() - exact).abs().max() <= 1
+    reduced = (decoded(vae_folder, torch.bfloat16).int() - exact).abs()
+    assert 0 < reduced.max() <= 16
+
+
+def test_load_model_hands_both_to_the_vae():
+    cond = str(pickle_paths("edm2_cond")[0])
+    released, other = load_model(cond), load_model(cond, vae_precision="bf16", vae_batch=3)
+    assert (released.encoder.dtype, released.encoder.batch_size) == (torch.float32, 8)
+    assert (other.encoder.dtype, other.encoder.batch_size) == (torch.bfloat16, 3)
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        load_model(cond, vae_precision="half")
+
+
+def test_runs_that_round_otherwise_are_other_runs():
+    options = {"precision": "bf16", "compiled": False, "vae_precision": "fp32", "noise": "cpu",
+               "labels": "random", "class_idx": None, "vae": None, "kind": "png",
+               "subdirs": False}  # fmt: skip
+    cpu = torch.device("cpu")
+
+    def told(**more):
+        return identity_of(options | more, Settings(), "net", None, cpu)["precision"]
+
+    assert told() == "bf16 on cpu"
+    assert told(compiled=True, vae_precision="fp16") == "bf16 on cpu, compiled, VAE in fp16"
+
+
+def test_no_compiler_is_told_in_one_sentence(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("\nno C++ compiler found.\nmore")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ValueError) as error:
+        load_model("digits", compiled=True)
+    assert str(error.value) == (
+        "--compile does not work here (no C++ compiler found): install a C++ compiler (g++ or "
+        "clang) and, for CUDA, Triton; or leave out --compile."
+    )
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_ends_generate_with_that_sentence(tmp_path):
+    env = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "generate.py", "--preset", "digits", "--compile", "--outdir",
+         str(tmp_path / "out")], cwd=ROOT, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "--compile does not work here" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_compiled_networks_round_otherwise_and_no_more():
+    """Also with a last batch that is not full: it is filled up, so nothing compiles twice."""
+    from torch._dynamo.utils import counters
+
+    from erk.jobs.generation import generate
+
+    try:
+        compiling.check_compiler(torch.device("cpu"))
+    except ValueError as error:
+        pytest.skip(str(error))
+    plain, fast = load_model("digits"), load_model("digits", compiled=True)
+    counters.clear()
+    images = [
+        torch.cat([b.images for b in generate(m, range(6), Settings(steps=4), batch=4)]).int()
+        for m in (plain, fast)
+    ]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert (images[0] - images[1]).abs().max() <= 2
+
+
+@pytest.mark.gpu
+def test_half_precision_runs_with_channels_last_on_cuda():
+    network = golden_network("edm2_cond").cuda()
+    network.fold()
+    weights = [m.folded for m in network.modules() if getattr(m, "folded", None) is not None]
+    convs = [w for w in weights if w.ndim == 4]
+    assert convs and all(w.dtype == torch.float16 for w in convs)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convs)
+
+
+@pytest.mark.gpu
+def test_a_level_on_the_host_reaches_cuda_without_a_wait():
+    model = load_model(str(pickle_paths("edm2_cond")[0]), "cuda")
+    x = torch.randn(2, *model.sample_shape, device="cuda")
+    labels = torch.eye(model.label_dim, device="cuda")[:2]
+    model(x, torch.tensor(1.0), labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        settings = Settings(steps=4, w_stiff=1.0)
+        list(settings.loop(settings.drift(model, labels), x, settings.sigmas(), torch.randn_like))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
