@@ -147,6 +147,19 @@ def test_writing_fails_in_the_middle(kind, code, run, undisturbed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_same_with_many_threads_that_write(kind, run, undisturbed, monkeypatch):
+    """All of them have ended when the command does; the order of lines stays that of the batches."""
+    monkeypatch.setattr(erk.jobs.run, "spare_cores", lambda: 4)
+    with after(2, no_more_writing(errno.ENOSPC)):
+        refused(run(*JOB, kind=kind), "No space left on device")
+    assert not list(Path("out").rglob("*.tmp"))
+    (manifest,) = Path("out").rglob("*.jsonl")
+    assert [json.loads(line)["seed"] for line in manifest.read_text().splitlines()] == [*range(8)]
+    assert run(*JOB, kind=kind).exit_code == 0
+    check_run(Path("out"), undisturbed / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_before_the_first_picture_leaves_nothing(kind, run):
     with after(0, no_more_writing(errno.ENOSPC)):
         refused(run(*JOB, kind=kind), "No space left on device")
