@@ -148,7 +148,7 @@ def test_writing_fails_in_the_middle(kind, code, run, undisturbed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_with_many_threads_that_write(kind, run, undisturbed, monkeypatch):
-    """All of them have ended when the command does; the order of lines stays that of the batches."""
+    """All have ended when the command does; the order of lines stays that of the batches."""
     monkeypatch.setattr(erk.jobs.run, "spare_cores", lambda: 4)
     with after(2, no_more_writing(errno.ENOSPC)):
         refused(run(*JOB, kind=kind), "No space left on device")

@@ -56,8 +56,8 @@ def generate(
     because networks round differently at different batch sizes. `noise_device` is where random
     numbers are drawn; default: the model's device. `trace` adds telemetry, `profile` keeps times.
     Raises ValueError for a class that the model does not have and NonFiniteError, with the seed, if
-    the network produces NaN. Where the memory does not suffice the batch is halved from there on, with a
-    notice on stderr; MemoryError if not even one picture fits.
+    the network produces NaN. Where the memory does not suffice the batch is halved from there on,
+    with a notice on stderr; MemoryError if not even one picture fits.
     """
     check_labels(labels, model.label_dim, seeds)
     first = 0
@@ -67,7 +67,7 @@ def generate(
         made = fitting(
             _one_batch, model, own, padded, settings, guide_model, labels, noise_device, trace,
             profile,
-        )
+        )  # fmt: skip
         if made is None:
             batch = halved(batch, "sampling")
             continue

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 from erk.world import provenance
-from metrics.table import to_text, write
+from metrics.table import to_markdown, to_text, write
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "bench"
 THREADS = click.option("--threads", default=1, help="CPU threads of every code.")
@@ -39,13 +40,12 @@ def use_threads(threads: int) -> None:
 
 
 def in_turns(codes: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Runs]:
-    """Run every code in every round, A B B A: what else the machine does meets all of them."""
+    """Run every code in every round, A B A B: what else the machine does meets all of them."""
     if rounds < 1:
         raise ValueError(f"a benchmark needs at least 1 round, not {rounds}")
     runs = {name: Runs(None, [], []) for name in codes}
-    order = list(codes.items())
-    for number in range(rounds):
-        for name, code in order if number % 2 == 0 else order[::-1]:
+    for _ in range(rounds):
+        for name, code in codes.items():
             start, cpu_start = time.perf_counter(), time.process_time()
             runs[name] = runs[name]._replace(value=code())
             runs[name].seconds.append(time.perf_counter() - start)
@@ -69,11 +69,30 @@ def summary(runs: Mapping[str, Runs]) -> dict[str, Row]:
     }
 
 
-def report(name: str, rows: Sequence[Row], packages: Sequence[str], out: Path) -> None:
-    """Print the rows and write them, with what made them, as out/name.json."""
-    made_by = provenance("cpu") | {"threads": torch.get_num_threads()}
+def report(
+    name: str,
+    rows: Sequence[Row],
+    packages: Sequence[str],
+    out: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Print the rows; write them, with what made them, as out/name.json, and as a table, .md."""
+    made_by = provenance(device) | {"threads": torch.get_num_threads()}
     made_by["versions"] |= {package: version(package) for package in packages}
-    path = write(out / f"{name}.json", json.dumps(made_by | {"rows": list(rows)}, indent=2) + "\n")
-    shown = [key for key in rows[0] if not isinstance(rows[0][key], list)]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    shown = [c for c in columns if not any(isinstance(row.get(c), list) for row in rows)]
     click.echo(to_text(rows, shown), nl=False)
-    click.echo(f"Written to {path}")
+    head = f"`{made_by['command']}` at {made_by['commit']}, {made_by['device']}; medians.\n\n"
+    write(out / f"{name}.md", head + to_markdown(rows, shown))
+    path = write(out / f"{name}.json", json.dumps(made_by | {"rows": list(rows)}, indent=2) + "\n")
+    click.echo(f"Written to {path}, and .md beside it")
+
+
+def photographs(n: int, size: int) -> np.ndarray:
+    """uint8 [n, 3, size, size] with a power spectrum of 1 / f^2, and some noise of a sensor."""
+    rng = np.random.default_rng(0)
+    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
+    smooth = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, 3, size, size))) / f, s=(size, size))
+    smooth /= smooth.std((2, 3), keepdims=True)
+    noise = rng.normal(size=smooth.shape)
+    return (smooth * 50 + noise + 128).clip(0, 255).astype(np.uint8)

@@ -29,7 +29,16 @@ from erk.jobs.beside import beside, threads
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.folder import RunFolder
 from erk.jobs.images import png_bytes
-from scripts.bench.paired import OUT, ROUNDS, Row, in_turns, report, summary, use_threads
+from scripts.bench.paired import (
+    OUT,
+    ROUNDS,
+    Row,
+    in_turns,
+    photographs,
+    report,
+    summary,
+    use_threads,
+)
 
 BATCH = 4
 PNG: dict[str, dict[str, Any]] = {
@@ -38,16 +47,6 @@ PNG: dict[str, dict[str, Any]] = {
     "level 1": {"compress_level": 1},
     "not compressed": {"compress_level": 0},
 }
-
-
-def photographs(n: int, size: int) -> np.ndarray:
-    """uint8 [n, 3, size, size] with a power spectrum of 1 / f^2, and some noise of a sensor."""
-    rng = np.random.default_rng(0)
-    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    smooth = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, 3, size, size))) / f, s=(size, size))
-    smooth /= smooth.std((2, 3), keepdims=True)
-    noise = rng.normal(size=smooth.shape)
-    return (smooth * 50 + noise + 128).clip(0, 255).astype(np.uint8)
 
 
 def sample(images: np.ndarray, seconds: float) -> Iterator[tuple[list[int], np.ndarray]]:
