@@ -5,7 +5,8 @@
 
 The sampler is a stand-in: matrix products on one thread that take as long per image as
 ``--sampling`` says. Its images look like photographs to an encoder: noise whose power falls
-with the frequency. Writes results/bench/writing.json and .md.
+with the frequency. Also the real sampler of digits, whose calls are so short that it shares
+Python's lock with the writer. Writes results/bench/writing.json and .md.
 """
 
 import functools
@@ -14,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from erk.jobs.beside import beside, threads
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.folder import RunFolder
+from erk.jobs.generation import generate
 from erk.jobs.images import png_bytes
+from erk.models.model import load_model
+from erk.sampler import Settings
 from scripts.bench.paired import (
     OUT,
     ROUNDS,
@@ -49,7 +53,17 @@ PNG: dict[str, dict[str, Any]] = {
 }
 
 
-def sample(images: np.ndarray, seconds: float) -> Iterator[tuple[list[int], np.ndarray]]:
+Batches = Callable[[], Iterator[tuple[Sequence[int], np.ndarray]]]
+"""What samples anew at each call: seeds and images of one batch after the other."""
+
+
+def digits(n: int) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    """Batches of n images 8x8 of the embedded network."""
+    for batch in generate(load_model("digits"), range(n), Settings(steps=8), batch=32):
+        yield batch.seeds, batch.images.numpy()
+
+
+def sample(images: np.ndarray, seconds: float) -> Iterator[tuple[Sequence[int], np.ndarray]]:
     """Batches of images, each after so many seconds of computing per image on this thread."""
     a = torch.randn(512, 512)
     for start in range(0, len(images), BATCH):
@@ -71,18 +85,18 @@ def new_folder(place: Path) -> RunFolder:
     return folder
 
 
-def write_inline(place: Path, images: np.ndarray, seconds: float) -> None:
+def write_inline(place: Path, batches: Batches) -> None:
     """A batch is on the disk before the next one begins."""
     folder = new_folder(place)
-    for seeds, part in sample(images, seconds):
+    for seeds, part in batches():
         folder.add(seeds, part)
 
 
-def write_beside(place: Path, images: np.ndarray, seconds: float, count: int) -> None:
+def write_beside(place: Path, batches: Batches, count: int) -> None:
     """As generate.py does."""
     folder = new_folder(place)
     with threads(count) as folder.each, beside() as hand_over:
-        for seeds, part in sample(images, seconds):
+        for seeds, part in batches():
             hand_over(folder.add, seeds, part)
 
 
@@ -96,13 +110,13 @@ def pillow(images: np.ndarray, how: dict[str, Any]) -> int:
     return total // len(images)
 
 
-def ways(place: Path, images: np.ndarray, seconds: float) -> dict[str, Callable[[], Any]]:
+def ways(place: Path, batches: Batches) -> dict[str, Callable[[], Any]]:
     """To sample and write all images; the last one only samples."""
     return {
-        "ours": functools.partial(write_beside, place, images, seconds, 1),
-        "beside, 4 threads": functools.partial(write_beside, place, images, seconds, 4),
-        "inline": functools.partial(write_inline, place, images, seconds),
-        "not written": lambda: [None for _ in sample(images, seconds)],
+        "ours": functools.partial(write_beside, place, batches, 1),
+        "beside, 4 threads": functools.partial(write_beside, place, batches, 4),
+        "inline": functools.partial(write_inline, place, batches),
+        "not written": lambda: [None for _ in batches()],
     }
 
 
@@ -136,10 +150,15 @@ def main(size: int, n: int, sampling: float, rounds: int, out: Path) -> None:
     images = photographs(n, size)
     assert pillow(images[:1], PNG["ours"]) == len(png_bytes(images[0]))
     with tempfile.TemporaryDirectory() as place:
-        rows = rows_of("sample and write", ways(Path(place), images, sampling), n, rounds)
+        stand_in = functools.partial(sample, images, sampling)
+        rows = rows_of("sample and write", ways(Path(place), stand_in), n, rounds)
+        few = functools.partial(digits, 8 * n)
+        rows += rows_of("the same, digits", ways(Path(place), few), 8 * n, rounds)
     rows += rows_of("encode", encoders(images), n, rounds)
     for row in rows:
-        row["pixels"], row["bytes read"] = f"{size}x{size}", images[0].nbytes
+        side = 8 if "digits" in row["what"] else size
+        row["pixels"] = f"{side}x{side}"
+        row["bytes"] = side**2 * (1 if side == 8 else 3)
     report("writing", rows, ["pillow"], out)
 
 
