@@ -53,7 +53,8 @@ def computing(precision: str, device: str) -> Iterator[None]:
 
 def as_float32(found: Features) -> Features:
     """Features in float32, whatever the network computed in."""
-    return Features(*(part if part is None else part.float() for part in found))
+    rest = (part if part is None else part.float() for part in found[1:])
+    return Features(found.features.float(), *rest)
 
 
 @contextmanager

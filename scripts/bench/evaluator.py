@@ -1,8 +1,8 @@
 """The evaluator by its parts: extractors in each precision, resizes, decoding; and what FD makes
 of a lower precision.
 
-    python scripts/bench/evaluator.py                      # half an hour on two cores
-    python scripts/bench/evaluator.py --extractor digits --images 8 --sets 40 --rounds 1   # a trial
+    python scripts/bench/evaluator.py                      # minutes on one core
+    python scripts/bench/evaluator.py --extractor digits --sets 40 --rounds 1   # a trial
 
 Extractors have random weights (their time does not depend on them), except that of digits. "FD
 apart" is |FD / FD in fp32 - 1| of a second set of images in that precision, against the fp32
@@ -48,7 +48,7 @@ RESIZES = {"TensorFlow-1 bilinear to 299": functools.partial(bilinear_tf1, size=
            "the same, as products": functools.partial(bicubic_fixed_point, size=224)}  # fmt: skip
 LOWER = {"cpu": ("bf16",), "cuda": ("tf32", "fp16", "bf16"), "mps": ("fp16",)}
 BATCH = 64
-SETS = {"digits": 1500, "inception": 256, "vgg16": 64, "dinov2": 24}  # images of each, for FD
+SETS = {"digits": 1500, "inception": 96, "vgg16": 16, "dinov2": 8}  # images of each, for FD
 
 
 def extractors_of(name: str, device: str) -> dict[str, Extractor]:
@@ -145,7 +145,7 @@ def preparation(n: int, rounds: int, device: str) -> list[Row]:
 @click.command(context_settings=CONTEXT)
 @click.option("--extractor", "names", multiple=True,
               default=tuple(SETS), help="May be repeated.")  # fmt: skip
-@click.option("--images", "n", default=8, help="Images of 512x512 that are timed.")
+@click.option("--images", "n", default=2, help="Images of 512x512 that are timed.")
 @click.option("--sets", type=int, help="Images in each of FD's two sets.  [default: by network]")
 @click.option("--device", default="cpu", help="cpu, cuda or mps.")
 @ROUNDS
