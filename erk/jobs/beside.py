@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Barrier
 from typing import Any
 
 from ..files import unbroken
@@ -27,7 +28,6 @@ def beside(
     the block ends by an error of its own or by a signal, what was handed over is still done.
     ``waiting`` is entered while the caller waits.
     """
-    runner = ThreadPoolExecutor(1, "beside")
     pending: deque[Future[Any]] = deque()
 
     def finish_first() -> None:
@@ -44,14 +44,15 @@ def beside(
                 finish_first()
             pending.append(runner.submit(function, *args, **kwargs))
 
-    try:
-        yield hand_over
-        with unbroken():
-            while pending:
-                finish_first()
-    finally:
-        with unbroken():
-            runner.shutdown()
+    with _running(1) as runner:
+        try:
+            yield hand_over
+            with unbroken():
+                while pending:
+                    finish_first()
+        finally:
+            with unbroken():
+                runner.shutdown()
 
 
 @contextmanager
@@ -60,8 +61,23 @@ def threads(count: int) -> Iterator[Callable[..., Any]]:
     if count == 1:
         yield map
         return
-    with ThreadPoolExecutor(count) as pool:
+    with _running(count) as pool:
         yield pool.map
+
+
+@contextmanager
+def _running(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads run from the start: later the sampler may leave no memory for them."""
+    with ThreadPoolExecutor(count) as pool:
+        meeting = Barrier(count)
+        try:
+            for thread in [pool.submit(meeting.wait) for _ in range(count)]:
+                thread.result()
+        except RuntimeError as error:
+            raise MemoryError("no thread can be started here: end other programs") from error
+        finally:
+            meeting.abort()  # whoever came while others did not goes on
+        yield pool
 
 
 def spare_cores() -> int:

@@ -90,6 +90,20 @@ def test_what_was_handed_over_is_written_when_the_sampler_ends_early(stop, gate)
     assert done == [0, 1, 2]
 
 
+def test_no_thread_to_be_had(monkeypatch):
+    """One of three starts: a sentence, and nobody waits for the others."""
+    start, left = threading.Thread.start, iter([None])
+
+    def failing(thread):
+        if next(left, 1) is not None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(MemoryError, match="no thread can be started"), threads(3):
+        raise AssertionError("it began")
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_threads_keep_the_order(count):
     with threads(count) as each:
