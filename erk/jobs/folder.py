@@ -119,14 +119,14 @@ class RunFolder:
         guide_nfe: float | None = None,
     ) -> None:
         """Write pictures, uint8 [n, C, H, W], made ``batch`` at a time, as `put` does."""
-        with self.profile.beside("encode"):
+        with self.profile.host("encode"):
             data = list(self.each(png_bytes, images))
         hashed = map(row_bytes, images) if self.kind == "npz" else data
         listed = [
             self._entry(seed, one)._replace(batch=batch, nfe=nfe, guide_nfe=guide_nfe)
             for seed, one in zip(seeds, hashed, strict=True)
         ]
-        with self.profile.beside("write"):
+        with self.profile.host("write"):
             self.put(listed, data)
 
     def put(self, listed: Sequence[Entry], data: Sequence[bytes]) -> None:

@@ -16,27 +16,27 @@ class Profile:
     """Seconds by part. On CUDA the device's own, by events: nothing waits for them.
 
     The device's parts and ``idle``, the rest, are the wall time together. The writer's parts run
-    beside them. ``device`` None: nothing is measured.
+    beside them. ``device`` None: nothing is measured of it.
     """
 
     def __init__(
         self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.device, self.clock = device, clock
-        self.wall = self.waited = 0.0  # from start to stop; of it the time spent for the writer
         self._stretches: list[tuple[str, Any, Any]] = []
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """All that the shares are of."""
+    def host(self, name: str) -> Iterator[None]:
+        """A stretch by the host's clock: "encode" or "write" of the writer, "waited" for it by the
+        sampler, and "wall", all that the shares are of."""
         begin = self.clock()
         try:
             yield
         finally:
-            if self.device is not None and self.device.type == "cuda":
+            if name == "wall" and self._on_cuda():
                 torch.cuda.synchronize(self.device)
-            self.wall += self.clock() - begin
+            self._seconds[name] += self.clock() - begin
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -50,39 +50,22 @@ class Profile:
         finally:
             self._stretches.append((name, begin, self._mark()))
 
-    @contextmanager
-    def beside(self, name: str) -> Iterator[None]:
-        """A stretch of the writer's work."""
-        begin = self.clock()
-        yield
-        self._seconds[name] += self.clock() - begin
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A stretch in which the sampler waits for the writer."""
-        begin = self.clock()
-        try:
-            yield
-        finally:
-            self.waited += self.clock() - begin
-
     def seconds(self) -> dict[str, float]:
-        """By part, the device's ``idle`` time among them; after ``whole``."""
+        """By part, with the device's "idle" time, and by the names of ``host``; at the end."""
         found = dict.fromkeys(PARTS, 0.0)
         for name, begin, end in self._stretches:
             found[name] += begin.elapsed_time(end) / 1000 if self._on_cuda() else end - begin
-        found["idle"] = self.wall - sum(found.values())
-        return found | {name: self._seconds[name] for name in BESIDE}
+        told = dict.fromkeys(("wall", *BESIDE, "waited"), 0.0) | self._seconds
+        return found | {"idle": told["wall"] - sum(found.values())} | told
 
     def table(self) -> str:
         """Seconds and shares of the wall time, for the screen."""
         found = self.seconds()
-        device = [(name, found[name]) for name in (*PARTS, "idle")]
-        lines = [*device, ("wall", self.wall), *((name, found[name]) for name in BESIDE)]
-        rows = [f"{name:<10}{s:>10.2f}{_share(s, self.wall):>9.1%}" for name, s in lines]
-        rows.insert(len(device) + 1, "beside, by the writer:")
+        waited, wall = found.pop("waited"), found["wall"] or 1.0
+        rows = [f"{name:<10}{s:>10.2f}{s / wall:>9.1%}" for name, s in found.items()]
+        rows.insert(len(rows) - len(BESIDE), "beside, by the writer:")
         head = f"{'time of':<10}{'seconds':>10}{'share':>9}"
-        return "\n".join([head, *rows, f"The sampler waited {self.waited:.2f} s for the writer."])
+        return "\n".join([head, *rows, f"The sampler waited {waited:.2f} s for the writer."])
 
     def _mark(self) -> Any:
         assert self.device is not None
@@ -99,7 +82,3 @@ class Profile:
 
 
 OFF = Profile()
-
-
-def _share(seconds: float, wall: float) -> float:
-    return seconds / wall if wall else 0.0

@@ -1,5 +1,6 @@
 """What generate.py does: options in, a finished folder out, spread over processes."""
 
+import functools
 import io
 import os
 import sys
@@ -164,9 +165,9 @@ def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: 
         tqdm(
             total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
         ) as bar,
-        folder.profile.whole(),
+        folder.profile.host("wall"),
         threads(spare_cores()) as folder.each,
-        beside(folder.profile.waiting) as hand_over,
+        beside(functools.partial(folder.profile.host, "waited")) as hand_over,
     ):
         for batch in made:
             hand_over(_store, folder, batch, bar)
