@@ -46,7 +46,7 @@ RESIZES = {"TensorFlow-1 bilinear to 299": functools.partial(bilinear_tf1, size=
            "float bicubic to 224": functools.partial(bicubic, size=224),
            "Pillow's bicubic to 224": functools.partial(bicubic_pil, size=224),
            "the same, as products": functools.partial(bicubic_fixed_point, size=224)}  # fmt: skip
-LOWER = {"cpu": ("bf16",), "cuda": ("tf32", "fp16", "bf16"), "mps": ("fp16",)}
+LOWER = {"cpu": ("fp16", "bf16"), "cuda": ("tf32", "fp16", "bf16"), "mps": ("fp16",)}
 BATCH = 64
 SETS = {"digits": 1500, "inception": 96, "vgg16": 16, "dinov2": 8}  # images of each, for FD
 
