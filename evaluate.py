@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # torch and the metrics load when a command runs: --help answ
     from metrics.images import ImageSource
     from metrics.judge import Judge, Verdict
 
-TOLD = ("real", "protocol", "metrics", "num", "seed", "groups", "weights")
-DEFAULTS = {"seed": 0, "groups": 10, "weights": ()}
+TOLD = ("real", "protocol", "metrics", "num", "seed", "groups", "weights", "extractor_precision")
+DEFAULTS = {"seed": 0, "groups": 10, "weights": (), "extractor_precision": "fp32"}
 PASSED = ("protocol", "real", "allow_random", "cache", "batch", "skip_corrupt", "offline", "groups")
 
 
@@ -69,6 +69,9 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
               help="Threads that decode.  [default: by the cores]")  # fmt: skip
 @click.option("--memory", type=click.IntRange(min=1), default=256, metavar="MIB",
               help="Memory for neighbours, beside the features.")  # fmt: skip
+@click.option("--extractor-precision", type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
+              default="fp32", help="What extractors compute in; references are made in fp32.  "
+              "(docs/performance.md)")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME=FILE",
               help="Weights of an extractor, from a file or random:SEED.")  # fmt: skip
 @click.option("--allow-random-weights", "allow_random", is_flag=True,
@@ -117,6 +120,7 @@ def _judge(options: dict[str, Any], device: Any) -> "Judge":
         weights=dict(text.split("=", 1) for text in weights),
         memory=options["memory"] * 2**20,
         device=device,
+        precision=options["extractor_precision"],
         **{name: options[name] for name in PASSED},
     )
 

@@ -96,6 +96,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
               "[default: results/PRESET-REF-SETTINGS.json]")  # fmt: skip
 @click.option("--shard", metavar="I/N", help="Make every N-th picture only, from I = 0 on, "
               "without communication.  [default: the task of srun or a SLURM array]")  # fmt: skip
+@click.option("--profile", is_flag=True, help="Print where the time went.")
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
 @clean_exit
 def main(**options: Any) -> None:
@@ -130,7 +131,7 @@ def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]
     from metrics.report import text, to_row
     from metrics.table import to_json, write
 
-    unused = next((n for n in ("trace", "grid", "subdirs") if options[n]), None)
+    unused = next((n for n in ("trace", "grid", "subdirs", "profile") if options[n]), None)
     if unused is not None:
         raise ValueError(
             f"--{unused} needs pictures on the disk: leave out --{unused} or --evaluate"

@@ -89,7 +89,13 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """A signal that comes within is heard at the end: what was begun to be written is finished."""
+    """A signal that comes within is heard at the end: what was begun to be written is finished.
+
+    Only the main thread hears signals, so in others there is nothing to hold back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _Held.depth += 1
     try:
         yield

@@ -36,6 +36,7 @@ class Judge(NamedTuple):
     device: torch.device
     groups: int
     memory: int
+    precision: str  # what the extractors compute in
 
 
 class Verdict(NamedTuple):
@@ -62,13 +63,15 @@ def load_judge(
     offline: bool = False,
     groups: int = GROUPS,
     memory: int = MEMORY,
+    precision: str = "fp32",
 ) -> Judge:
     """Load what it takes to measure against ``ref``, and check that it fits together.
 
     ``ref``: a name or a file (``load_reference``); None: the ``real`` images alone. ``protocol``:
     None for the one that the reference is made for. ``metrics``: some of its columns. ``weights``:
     extractor -> a file, or "random:SEED", which needs ``allow_random``. ``cache``: the store of
-    features. Raises ValueError or OSError with a sentence on what is missing or does not fit.
+    features. ``precision``: what the extractors compute in, see ``load_extractor``. Raises
+    ValueError or OSError with a sentence on what is missing or does not fit.
     """
     chosen = dict(weights or {})
     if batch < 1 or groups < 1 or memory < 2**20:
@@ -96,7 +99,8 @@ def load_judge(
         )
     place = torch.device(device)
     extractors = {
-        name: load_extractor(name, str(place), chosen.get(name), offline) for name in wanted
+        name: load_extractor(name, str(place), chosen.get(name), offline, precision)
+        for name in wanted
     }
     if reference is not None:
         for one in usable:
@@ -108,7 +112,7 @@ def load_judge(
     how = Pass(extractors, wanted, folder, batch, skip_corrupt, place, size)
     own = {name: extractors[name] for name in real_wanted}
     real_how = how._replace(extractors=own, wanted=real_wanted)
-    return Judge(rules, reference, opened, how, real_how, place, groups, memory)
+    return Judge(rules, reference, opened, how, real_how, place, groups, memory, precision)
 
 
 def measure_chunks(

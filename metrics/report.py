@@ -28,6 +28,7 @@ def to_row(by: Judge, verdict: Verdict) -> dict[str, Any]:
         "real": by.real and str(by.real.path),
         "real_n": verdict.real_n,
         "extractors": {name: one.sha256 for name, one in by.how.extractors.items()},
+        "extractor_precision": by.precision,
         "groups": by.groups,
         "replicates": {name: values for name, values in result.replicates.items() if values},
         **_floor(by, verdict),
@@ -94,6 +95,9 @@ def _notes(by: Judge, row: dict[str, Any], result: Result) -> list[str]:
         said.append(f"the reference {by.reference.name} is made for protocol {made_for}")
     if any(is_random(sha256) for sha256 in row["extractors"].values()):
         said.append("RANDOM WEIGHTS: these numbers measure nothing and must not be reported")
+    if by.precision != "fp32":
+        said.append(f"extractors computed in {by.precision}, references in fp32: see "
+                    "docs/performance.md")  # fmt: skip
     if row.get("run", {}).get("complete") is False:
         said.append(f"the run is not complete: it is to make {row['run'].get('images')} images")
     if row.get("skipped"):

@@ -97,7 +97,8 @@ def holds(
 def place(folder: Path, extractor: Extractor, key: str) -> Path:
     """The file of one chunk."""
     weights = re.sub(r"\W", "-", extractor.sha256)[:32]
-    return folder / f"{extractor.name}-{VERSION}-{weights}" / key[:2] / f"{key}.safetensors"
+    how = "" if extractor.precision == "fp32" else f"-{extractor.precision}"
+    return folder / f"{extractor.name}-{VERSION}-{weights}{how}" / key[:2] / f"{key}.safetensors"
 
 
 def _is_ours(path: Path) -> bool:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .images import image_path, is_whole_png, png_bytes, read_png, row_bytes
 from .listing import PICTURE, STRAY, files_in, listed_seeds, seeds_there
 from .manifest import PARTS, Entry, Marks, Writer, entries, in_order, manifests, scan
 from .packing import ARCHIVES, put_together, read_packed, write_grid
+from .profile import OFF
 from .record import (
     NAME,
     check_same,
@@ -56,6 +57,8 @@ class RunFolder:
         self.folder, self.kind, self.subdirs, self.shard = folder, kind, subdirs, shard
         self.settings = json.loads(json.dumps(plain(settings)))
         self.rank = 0
+        self.each: Callable[..., Any] = map  # over pictures that are encoded and written
+        self.profile = OFF
         self.record: dict[str, Any] = {}
         self.is_new = False
         self.made = Marks([])
@@ -116,13 +119,15 @@ class RunFolder:
         guide_nfe: float | None = None,
     ) -> None:
         """Write pictures, uint8 [n, C, H, W], made ``batch`` at a time, as `put` does."""
-        data = [png_bytes(image) for image in images]
+        with self.profile.host("encode"):
+            data = list(self.each(png_bytes, images))
         hashed = map(row_bytes, images) if self.kind == "npz" else data
         listed = [
             self._entry(seed, one)._replace(batch=batch, nfe=nfe, guide_nfe=guide_nfe)
             for seed, one in zip(seeds, hashed, strict=True)
         ]
-        self.put(listed, data)
+        with self.profile.host("write"):
+            self.put(listed, data)
 
     def put(self, listed: Sequence[Entry], data: Sequence[bytes]) -> None:
         """Write PNG files under the names of their seeds, then their entries; signals wait.
@@ -132,11 +137,7 @@ class RunFolder:
         listed = [self._named(entry) for entry in listed]
         with unbroken(), self._still_there():
             if self.kind not in ARCHIVES:
-                for entry, one in zip(listed, data, strict=True):
-                    place = self.folder / entry.file
-                    if self.subdirs:
-                        place.parent.mkdir(exist_ok=True)
-                    write_whole(place, one)
+                list(self.each(self._write, listed, data))
             self._list(listed, data)
 
     def images(self, seeds: Sequence[int]) -> list[Any]:
@@ -262,6 +263,12 @@ class RunFolder:
                 f"{self.folder} has been removed or renamed while the run wrote to it: what it "
                 "held is lost unless you put it back; then run the same command again"
             ) from error
+
+    def _write(self, entry: Entry, data: bytes) -> None:
+        place = self.folder / entry.file
+        if self.subdirs:
+            place.parent.mkdir(exist_ok=True)
+        write_whole(place, data)
 
     def _entry(self, seed: int, data: bytes) -> Entry:
         return self._named(Entry(seed, "", hashlib.sha256(data).hexdigest(), ""))

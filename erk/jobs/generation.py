@@ -9,6 +9,7 @@ from torch import Tensor
 from ..memory import fitting, halved
 from ..sampler import NonFiniteError, Settings, Trace, solve
 from .noise import SeededNoise, one_hot
+from .profile import OFF, Profile
 
 Labels = str | int | Mapping[int, int]
 """'random' (drawn per seed), 'balanced' (seed mod classes), one class, or {seed: class}."""
@@ -18,12 +19,23 @@ class Batch(NamedTuple):
     """Finished pictures."""
 
     seeds: list[int]  # [n]
-    images: Tensor  # uint8 [n, C, H, W] on the CPU
+    pixels: Tensor  # uint8 [n, C, H, W] on the CPU, once they are ``copied``
     classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
     nfe: float  # evaluations of the main network per picture, counted
     guide_nfe: float  # evaluations of the guide per picture, counted
     size: int  # pictures that the networks saw at a time; another number rounds differently
     trace: dict[str, Any] | None = None  # telemetry, numpy [steps, n] each (see guides.telemetry)
+    copied: Any = None  # an event of CUDA; None: they are there
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [n, C, H, W] on the CPU; waits for the GPU, which decodes and copies them.
+
+        Whoever asks late, or from another thread, lets the next batch begin meanwhile.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.pixels
 
 
 def generate(
@@ -36,15 +48,16 @@ def generate(
     batch: int = 32,
     noise_device: torch.device | str | None = None,
     trace: bool = False,
+    profile: Profile = OFF,
 ) -> Iterator[Batch]:
     """Sample the seeds in batches of `batch`; each picture depends on its seed and settings alone.
 
     Every batch runs at the same shape (the last one is filled up and the filling dropped),
     because networks round differently at different batch sizes. `noise_device` is where random
-    numbers are drawn; default: the model's device. `trace` adds telemetry. Raises ValueError for
-    a class that the model does not have and NonFiniteError, with the seed, if the network
-    produces NaN. Where the memory does not suffice the batch is halved from there on, with a
-    notice on stderr; MemoryError if not even one picture fits.
+    numbers are drawn; default: the model's device. `trace` adds telemetry, `profile` keeps times.
+    Raises ValueError for a class that the model does not have and NonFiniteError, with the seed, if
+    the network produces NaN. Where the memory does not suffice the batch is halved from there on,
+    with a notice on stderr; MemoryError if not even one picture fits.
     """
     check_labels(labels, model.label_dim, seeds)
     first = 0
@@ -52,8 +65,9 @@ def generate(
         own = list(seeds[first : first + batch])
         padded = own + own[-1:] * (batch - len(own))
         made = fitting(
-            _one_batch, model, own, padded, settings, guide_model, labels, noise_device, trace
-        )
+            _one_batch, model, own, padded, settings, guide_model, labels, noise_device, trace,
+            profile,
+        )  # fmt: skip
         if made is None:
             batch = halved(batch, "sampling")
             continue
@@ -94,27 +108,44 @@ def _one_batch(
     labels: Labels,
     noise_device: torch.device | str | None,
     trace: bool,
+    profile: Profile,
 ) -> Batch:
-    source = SeededNoise(padded, model.device if noise_device is None else noise_device)
-    noise = source.randn(model.sample_shape).to(model.device)
-    classes = vectors = None
-    if model.label_dim:
-        classes = _classes(labels, padded, source.randint(model.label_dim).cpu(), model.label_dim)
-        vectors = one_hot(classes, model)
-        classes = classes[: len(own)]
-    drift = settings.drift(model, vectors, guide_model)
     seen = Trace(settings) if trace else None
-    try:
-        x0 = solve(drift, noise, settings, source.randn_like, seen)
-    except NonFiniteError as error:
-        seed = padded[error.sample]
-        raise NonFiniteError(error.sample, error.step, error.sigma, f"seed {seed}") from error
-    images = model.decode(x0)[: len(own)].cpu()
+    with profile.part("network"):
+        source = SeededNoise(padded, model.device if noise_device is None else noise_device)
+        noise = source.randn(model.sample_shape).to(model.device)
+        classes = vectors = None
+        if model.label_dim:
+            drawn = source.randint(model.label_dim).cpu()
+            classes = _classes(labels, padded, drawn, model.label_dim)
+            vectors = one_hot(classes, model)
+            classes = classes[: len(own)]
+        drift = settings.drift(model, vectors, guide_model)
+        try:
+            x0 = solve(drift, noise, settings, source.randn_like, seen)
+        except NonFiniteError as error:
+            who = f"seed {padded[error.sample]}"
+            raise NonFiniteError(error.sample, error.step, error.sigma, who) from error
     told = None if seen is None else {
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
-    return Batch(own, images, classes, nfe, guide_nfe, len(padded), told)
+    with profile.part("VAE"):  # from here on nothing waits for a GPU
+        images = model.decode(x0)[: len(own)]
+    with profile.part("copy"):
+        pixels, copied = _to_host(images)
+    return Batch(own, pixels, classes, nfe, guide_nfe, len(padded), told, copied)
+
+
+def _to_host(images: Tensor) -> tuple[Tensor, Any]:
+    """The images in the host's memory, and the event after which they are there (None: now)."""
+    if not images.is_cuda:
+        return images.cpu(), None
+    pixels = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+    pixels.copy_(images, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record(torch.cuda.current_stream(images.device))
+    return pixels, copied
 
 
 def _mean(count: float | Tensor, n: int) -> float:

@@ -1,5 +1,6 @@
 """What generate.py does: options in, a finished folder out, spread over processes."""
 
+import functools
 import io
 import os
 import sys
@@ -16,11 +17,13 @@ from ..memory import load_fitting
 from ..models.model import Model, load_model
 from ..sampler import Settings
 from ..world import World, from_first, gather, join, pick_device, provenance, wait
+from .beside import beside, spare_cores, threads
 from .cli import parse_seeds
 from .folder import RunFolder, check_writable, format_seeds
-from .generation import Labels, check_labels, generate
+from .generation import Batch, Labels, check_labels, generate
 from .options import identity_of, labels_of, networks_of, settings_of
 from .packing import write_grid
+from .profile import OFF, Profile
 from .shards import shard_of
 
 
@@ -69,6 +72,7 @@ def run(**options: Any) -> None:
     folder.check_networks(job.facts)
     with join(plan.device) as world:
         folder.rank = world.rank
+        folder.profile = Profile(plan.device) if options["profile"] else OFF
         pending = from_first(world, pending)
         if world.rank == 0:
             folder.begin({**job.facts, "processes": world.size})
@@ -82,6 +86,8 @@ def run(**options: Any) -> None:
         wait(world)
         if world.rank == 0:
             _end(folder, job.seeds, options)
+            if options["profile"]:
+                click.echo(folder.profile.table())
 
 
 class _Plan(NamedTuple):
@@ -143,31 +149,44 @@ def _load(
 
 
 def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: str | None) -> None:
-    """This process's share: every size-th batch of the pending seeds."""
+    """This process's share: every size-th batch of the pending seeds.
+
+    Batches are encoded and written while the next ones are sampled.
+    """
     size = job.batch
     batches = [pending[i : i + size] for i in range(0, len(pending), size)]
     own = [seed for batch in batches[world.rank :: world.size] for seed in batch]
     made = generate(
         job.model, own, job.settings, guide_model=job.guide, labels=job.labels, batch=size,
-        noise_device=job.noise_device, trace=trace is not None,
+        noise_device=job.noise_device, trace=trace is not None, profile=folder.profile,
     )  # fmt: skip
     traces = []
     quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
-    with tqdm(
-        total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
-    ) as bar:
+    with (
+        tqdm(
+            total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
+        ) as bar,
+        folder.profile.host("wall"),
+        threads(spare_cores()) as folder.each,
+        beside(functools.partial(folder.profile.host, "waited")) as hand_over,
+    ):
         for batch in made:
-            folder.add(
-                batch.seeds, batch.images.numpy(), batch=batch.size, nfe=batch.nfe,
-                guide_nfe=batch.guide_nfe,
-            )  # fmt: skip
+            hand_over(_store, folder, batch, bar)
             if batch.trace is not None:
                 traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
-            bar.update(len(batch.seeds))
     if trace is not None:
         parts = [part for share in gather(world, traces) for part in share]
         if parts and world.rank == 0:
             _write_trace(Path(trace), parts, job.settings.sigmas(job.model)[:-1].numpy())
+
+
+def _store(folder: RunFolder, batch: Batch, bar: Any) -> None:
+    """Write a batch; runs in a thread."""
+    folder.add(
+        batch.seeds, batch.images.numpy(), batch=batch.size, nfe=batch.nfe,
+        guide_nfe=batch.guide_nfe,
+    )  # fmt: skip
+    bar.update(len(batch.seeds))
 
 
 def _check_guide(model: Any, guide: Any) -> None:

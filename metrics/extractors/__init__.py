@@ -13,6 +13,7 @@ _HOME = {  # every module offers load(name, device, weights, offline) -> Extract
     "digits": "metrics.extractors.digits",
 }
 NAMES = tuple(_HOME)
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 class Features(NamedTuple):
@@ -32,23 +33,33 @@ class Extractor(Protocol):
     def feature_dim(self) -> int: ...
     @property
     def sha256(self) -> str: ...  # of the file of weights, or "random:SEED"
+    @property
+    def precision(self) -> str: ...  # of products and convolutions: see ``PRECISIONS``
 
     def __call__(self, images: Tensor) -> Features: ...
 
 
 def load_extractor(
-    name: str, device: str = "cpu", weights: str | None = None, offline: bool = False
+    name: str,
+    device: str = "cpu",
+    weights: str | None = None,
+    offline: bool = False,
+    precision: str = "fp32",
 ) -> Extractor:
     """Build the extractor ``name`` on ``device``; its features come back on that device.
 
     weights: None for the published file, downloaded once into the cache; a state dict (.pth,
     .safetensors) with the same keys; or "random:SEED", for tests only, which the extractor's
-    ``sha256`` repeats. offline: never download.
+    ``sha256`` repeats. offline: never download. precision: what it computes in, of ``PRECISIONS``;
+    references are made in fp32.
 
-    Raises ValueError for an unknown name and for weights that are damaged or do not fit, OSError
-    (FileNotFoundError, ConnectionError) for weights that cannot be had.
+    Raises ValueError for an unknown name or precision and for weights that are damaged or do not
+    fit, OSError (FileNotFoundError, ConnectionError) for weights that cannot be had.
     """
     if name not in _HOME:
         raise ValueError(f"there is no extractor {name!r}: choose one of {', '.join(NAMES)}")
-    extractor: Extractor = import_module(_HOME[name]).load(name, device, weights, offline)
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    made = import_module(_HOME[name]).load(name, device, weights, offline)
+    extractor: Extractor = made._replace(precision=precision)
     return extractor

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erk.fetch import sha256_of
 from erk.memory import without_weights
 from metrics.extractors import Features
-from metrics.extractors.network import full_float32
+from metrics.extractors.network import as_float32, computing
 from metrics.extractors.weights import is_random, random_weights, shapes_of
 
 WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "digits-classifier.safetensors"
@@ -46,6 +46,7 @@ class DigitsExtractor(NamedTuple):
     sha256: str
     network: nn.Module
     device: str
+    precision: str = "fp32"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
@@ -55,8 +56,8 @@ class DigitsExtractor(NamedTuple):
                 f"the digits extractor takes uint8 images [B, 1, 8, 8], not {images.dtype} "
                 f"{list(images.shape)}: measure 8x8 grey images with it"
             )
-        with full_float32():
-            return Features(*self.network(normalise(images.to(self.device))))
+        with computing(self.precision, self.device):
+            return as_float32(Features(*self.network(normalise(images.to(self.device)))))
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """A network and its preprocessing made into an Extractor: the part that all networks share."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metrics.extractors import Features
+
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class NetworkExtractor(NamedTuple):
@@ -19,6 +21,7 @@ class NetworkExtractor(NamedTuple):
     prepare: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> the network's input
     network: Callable[[Tensor], Features]
     device: str
+    precision: str = "fp32"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
@@ -29,27 +32,52 @@ class NetworkExtractor(NamedTuple):
                 f"the {self.name} extractor takes uint8 images [B, 1 or 3, H, W], not "
                 f"{images.dtype} {list(images.shape)}: give it 8-bit grey or RGB images"
             )
-        with full_float32():
-            return self.network(self.prepare(images.to(self.device).expand(-1, 3, -1, -1)))
+        with computing(self.precision, self.device):
+            pictures = images.to(self.device).expand(-1, 3, -1, -1)
+            return as_float32(self.network(self.prepare(pictures)))
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 in CUDA's matrix products and convolutions in here, whatever the caller allows."""
+def computing(precision: str, device: str) -> Iterator[None]:
+    """Products and convolutions in fp32, tf32 (on CUDA; elsewhere fp32), fp16 or bf16.
+
+    With the last two the rest, and sums that leave a network's layers, stay in float32 (autocast).
+    """
+    kind = AUTOCAST.get(precision)
+    with (
+        full_float32(tf32=precision == "tf32"),
+        nullcontext() if kind is None else torch.autocast(torch.device(device).type, kind),
+    ):
+        yield
+
+
+def as_float32(found: Features) -> Features:
+    """Features in float32, whatever the network computed in."""
+    rest = (part if part is None else part.float() for part in found[1:])
+    return Features(found.features.float(), *rest)
+
+
+@contextmanager
+def full_float32(tf32: bool = False) -> Iterator[None]:
+    """No TF32 in CUDA's matrix products and convolutions in here, whatever the caller allows.
+
+    With ``tf32`` they have it.
+    """
     switches = _tf32_switches()
-    before = [getattr(place, name) for place, name, _ in switches]
-    for place, name, off in switches:
-        setattr(place, name, off)
+    before = [getattr(place, name) for place, name, *_ in switches]
+    for place, name, off, on in switches:
+        setattr(place, name, on if tf32 else off)
     try:
         yield
     finally:
-        for (place, name, _), value in zip(switches, before, strict=True):
+        for (place, name, *_), value in zip(switches, before, strict=True):
             setattr(place, name, value)
 
 
-def _tf32_switches() -> list[tuple[Any, str, Any]]:
+def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
+    """Object, attribute, what switches TF32 off, and on."""
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        return [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
-    return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+        return [(place, "fp32_precision", "ieee", "tf32") for place in (matmul, cudnn.conv)]
+    return [(place, "allow_tf32", False, True) for place in (matmul, cudnn)]

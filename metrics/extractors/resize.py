@@ -1,7 +1,11 @@
 """From uint8 images of any size to the square input of a network: the resizes of the protocols.
 
-All take uint8 [B, C, H, W] and keep the range 0..255 (the float bicubic one overshoots it).
+All take uint8 [B, C, H, W] and keep the range 0..255 (the float bicubic one overshoots it). On a
+GPU the whole batch stays there.
 """
+
+import functools
+import math
 
 import numpy as np
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BITS = 22  # of the fraction in Pillow's weights for 8-bit images
 
 
 def bilinear_tf1(images: Tensor, size: int) -> Tensor:
@@ -36,12 +41,29 @@ def bicubic(images: Tensor, size: int) -> Tensor:
 
 def bicubic_pil(images: Tensor, size: int) -> Tensor:
     """Pillow's bicubic resize of 8-bit images [B, 3, H, W], as dgm-eval's: uint8."""
+    if images.is_cuda and images.shape[2] == images.shape[3]:
+        return bicubic_fixed_point(images, size)
     pictures = images.permute(0, 2, 3, 1).cpu().numpy()
     small = [
         np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
         for picture in pictures
     ]
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).to(images.device)
+
+
+def bicubic_fixed_point(images: Tensor, size: int) -> Tensor:
+    """What ``bicubic_pil`` gives, to the bit, as two matrix products: uint8 [B, C, S, S] -> uint8.
+
+    Pillow weighs pixels by whole numbers of 2^-22 and rounds after each of its two passes, along
+    the rows first. (Not so of tall images from version 13 on; this is for square ones.) Its sums
+    stay below 2^53, so float64 holds them exactly in any order.
+    """
+    x = images
+    for axis in (3, 2):
+        weights = _fixed_point_weights(x.shape[axis], size).to(x.device)
+        product = x.double() @ weights.T if axis == 3 else weights @ x.double()
+        x = ((product + 2 ** (BITS - 1)) / 2**BITS).floor().clamp(0, 255).to(torch.uint8)
+    return x
 
 
 def imagenet_normalise(x: Tensor) -> Tensor:
@@ -59,3 +81,32 @@ def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, T
     at = at * torch.tensor(length / size, dtype=torch.float32, device=device)
     low = at.long()
     return low, (low + 1).clamp_max(length - 1), at - low
+
+
+@functools.cache
+def _fixed_point_weights(length: int, size: int) -> Tensor:
+    """Pillow's bicubic weights times 2^22, whole numbers in float64 [size, length].
+
+    Catmull and Rom's cubic (a = -1/2), stretched by length / size where the image shrinks; the
+    weights of an output pixel sum to 1 before they are rounded, halves away from 0.
+    """
+    scale = length / size
+    stretch = max(scale, 1.0)
+    reach = 2 * stretch
+    table = np.zeros((size, length))
+    for i in range(size):
+        centre = (i + 0.5) * scale
+        first, last = max(0, int(centre - reach + 0.5)), min(length, int(centre + reach + 0.5))
+        row = [_cubic((j - centre + 0.5) * (1 / stretch)) for j in range(first, last)]
+        total = functools.reduce(lambda a, b: a + b, row)  # in this order: rounding is part of it
+        for j, weight in enumerate(row, first):
+            table[i, j] = math.trunc(weight / total * 2**BITS + math.copysign(0.5, weight))
+    return torch.from_numpy(table)
+
+
+def _cubic(x: float) -> float:
+    """Keys 1981 with a = -1/2."""
+    a, x = -0.5, abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0

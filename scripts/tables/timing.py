@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import click
 import torch
 from scipy.stats import binom
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from erk.jobs.generation import generate
+from erk.jobs.generation import Batch, generate
 from erk.jobs.noise import noise_and_labels
 from erk.jobs.options import networks_of, settings_of
 from erk.jobs.run import Job, open_job
@@ -155,9 +156,14 @@ def batches_of(job: Job, plans: Plans, batch: int, count: int) -> dict[str, Call
         made = generate(
             job.model, seeds, settings, guide_model=job.guide, labels=job.labels, batch=batch
         )
-        codes[name] = functools.partial(next, made)
+        codes[name] = functools.partial(_next_images, made)
         codes[name]()
     return codes
+
+
+def _next_images(made: Iterator[Batch]) -> Tensor:
+    """The next batch, complete: a GPU may still work on one that is only handed over."""
+    return next(made).images
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:

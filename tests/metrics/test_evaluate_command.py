@@ -60,6 +60,21 @@ def test_row_and_table(evaluate, save_pngs, digits):
         assert shown in result.output
 
 
+def test_the_precision_of_extractors_is_told(evaluate, save_pngs, digits):
+    """In the row, beside the numbers, and in the names of the row and of what is kept."""
+    save_pngs(digits[0][:200])
+    how = ("--ref", "digits", "--device", "cpu", "--cache", "features")
+    rows = [row_of(evaluate(*how, "--json", "fp32.json"), "fp32.json")]
+    told = evaluate(*how, "--extractor-precision", "bf16")
+    assert "extractors computed in bf16, references in fp32" in told.output
+    (place,) = Path("results").glob("out-digits-*.json")
+    rows.append(row_of(told, place))
+    assert [row["extractor_precision"] for row in rows] == ["fp32", "bf16"]
+    assert 0 < abs(rows[0]["fd"] / rows[1]["fd"] - 1) < 0.02
+    stores = {path.name.endswith("-bf16") for path in Path("features").iterdir()}
+    assert stores == {True, False}
+
+
 def test_defaults_and_seeds_from_names(evaluate, save_pngs, digits):
     folder = save_pngs(digits[0][:12])
     (folder / "000003.png").unlink()

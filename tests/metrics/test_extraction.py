@@ -22,8 +22,8 @@ class Counted:
 
     feature_dim = 2
 
-    def __init__(self, name="counted", sha256="ab" * 32):
-        self.name, self.sha256, self.seen = name, sha256, 0
+    def __init__(self, name="counted", sha256="ab" * 32, precision="fp32"):
+        self.name, self.sha256, self.precision, self.seen = name, sha256, precision, 0
 
     def __call__(self, images):
         self.seen += len(images)
@@ -85,6 +85,9 @@ def test_measuring_again_extracts_nothing(source, tmp_path):
     other = how(tmp_path, Counted(sha256="cd" * 32))  # other weights, other features
     found(source, other)
     assert other.extractors["counted"].seen == 11
+    lower = how(tmp_path, Counted(precision="bf16"))  # another precision, other features
+    found(source, lower)
+    assert lower.extractors["counted"].seen == 11
     more = how(tmp_path, fields=("features", "spatial"))  # an output that is not kept yet
     assert found(source, more).features["counted"].spatial is not None
     assert more.extractors["counted"].seen == 11

@@ -229,7 +229,7 @@ def run_bench(folder):
 
 def test_the_benchmark_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        bench, "in_fresh_process", lambda code, n, dim, _: bench.extra_memory(code, n, dim)
+        bench, "in_fresh_process", lambda code, n, dim, *_: bench.extra_memory(code, n, dim)
     )
     run_bench(tmp_path)
 

@@ -13,6 +13,7 @@ from metrics.extractors.resize import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     bicubic,
+    bicubic_fixed_point,
     bicubic_pil,
     bilinear_tf1,
     imagenet_normalise,
@@ -65,6 +66,25 @@ def test_bicubic_pil_is_pillow_per_picture():
     second = Image.fromarray(images[1].permute(1, 2, 0).numpy())
     expected = np.asarray(second.resize((16, 16), Image.Resampling.BICUBIC))
     assert np.array_equal(found[1].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [224, 16])
+@pytest.mark.parametrize("side", [512, 300, 225, 224, 223, 64, 32, 17, 1])
+def test_on_a_gpu_every_bit_is_pillows(side, size):
+    """The GPU's way, here on the CPU: noise, and edges of black and white that overshoot."""
+    edges = noise(2, 3, side, side) // 128 * 255
+    for images in (noise(2, 3, side, side), edges):
+        assert torch.equal(bicubic_fixed_point(images, size), bicubic_pil(images, size))
+
+
+@pytest.mark.gpu
+def test_a_gpu_resizes_there_to_the_same_values():
+    for images in (noise(4, 3, 512, 512), noise(2, 3, 300, 40)):
+        for resize in (bilinear_tf1, bicubic_pil):
+            assert torch.equal(resize(images.cuda(), 224).cpu(), resize(images, 224))
+    images = noise(4, 3, 512, 512)
+    apart = bicubic(images.cuda(), 224).cpu() - bicubic(images, 224)
+    assert apart.abs().max() < 1e-3
 
 
 def test_imagenet_normalise():
