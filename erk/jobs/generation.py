@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..memory import fitting, halved
+from ..models.encoders import DecodeError
 from ..sampler import NonFiniteError, Settings, Trace, solve
 from .noise import SeededNoise, one_hot
 
@@ -42,9 +43,9 @@ def generate(
     Every batch runs at the same shape (the last one is filled up and the filling dropped),
     because networks round differently at different batch sizes. `noise_device` is where random
     numbers are drawn; default: the model's device. `trace` adds telemetry. Raises ValueError for
-    a class that the model does not have and NonFiniteError, with the seed, if the network
-    produces NaN. Where the memory does not suffice the batch is halved from there on, with a
-    notice on stderr; MemoryError if not even one picture fits.
+    a class that the model does not have and NonFiniteError or DecodeError, with the seed, if the
+    network or the decoder produces NaN. Where the memory does not suffice the batch is halved
+    from there on, with a notice on stderr; MemoryError if not even one picture fits.
     """
     check_labels(labels, model.label_dim, seeds)
     first = 0
@@ -106,10 +107,9 @@ def _one_batch(
     seen = Trace(settings) if trace else None
     try:
         x0 = solve(drift, noise, settings, source.randn_like, seen)
-    except NonFiniteError as error:
-        seed = padded[error.sample]
-        raise NonFiniteError(error.sample, error.step, error.sigma, f"seed {seed}") from error
-    images = model.decode(x0)[: len(own)].cpu()
+        images = model.decode(x0)[: len(own)].cpu()
+    except (NonFiniteError, DecodeError) as error:
+        raise error.named(f"seed {padded[error.sample]}") from error
     told = None if seen is None else {
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip

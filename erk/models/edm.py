@@ -518,6 +518,7 @@ class Precond(nn.Module):
         return c_skip * x + c_out * f[:, : self.img_channels].to(torch.float32)  # Eq. 7
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What F computes in on a device."""
         released = torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
         return self.compute_dtype or released
 
