@@ -4,8 +4,6 @@ import os
 import platform
 import re
 import shutil
-import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -38,9 +36,10 @@ VARIABLES = {
 def python() -> Iterator[Row]:
     """The interpreter."""
     found = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    if sys.version_info < (3, 11):
+    number = tuple(numbers(platform.python_version())[:2])
+    if number < (3, 11):
         yield Row("FAIL", "python", f"{found}: 3.11 or newer is needed")
-    elif sys.version_info >= (3, 14):
+    elif number >= (3, 14):
         yield Row("note", "python", f"{found}: tried with 3.11 to 3.13 only")
     else:
         yield Row("ok", "python", found)
@@ -72,6 +71,8 @@ def packages() -> Iterator[Row]:
 
 def declared() -> dict[str, str]:
     """{package: its lowest version} of pyproject.toml."""
+    import tomllib  # late: Python 3.10 lacks it, and is told of before
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     return dict(line.split(">=") for line in project["dependencies"])
 

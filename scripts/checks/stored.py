@@ -9,10 +9,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from erk.fetch import cache_dir, sha256_of
+from erk.fetch import cache_dir, hash_record, sha256_of
 from scripts.checks.row import Row, few, told
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+RESTORE = "git restore checkpoints"
 FULL, SCARCE = 2**30, 10 * 2**30  # bytes free: too few to work; few for images or large networks
 
 
@@ -80,7 +81,7 @@ def downloads() -> Iterator[Row]:
         if fault is None:
             unknown.append(path.name)
         elif fault:
-            yield Row("FAIL", "cache", f"{path} {fault}: delete it, it will be fetched or made anew")
+            yield Row("FAIL", "cache", f"{path} {fault}: delete it, it will come anew")
         else:
             good += 1
     if parts:
@@ -103,7 +104,7 @@ def is_ours(path: Path) -> bool:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a file, "" if nothing; None: nothing says what it should be."""
-    record = path.with_name(path.name + ".sha256")
+    record = hash_record(path)
     named = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", path.name):
         return "" if hub_name(path) == path.name else "is not what its name says (hash)"
@@ -147,10 +148,9 @@ def checkpoints() -> Iterator[Row]:
     cards = {p.with_suffix(".safetensors") for p in CHECKPOINTS.glob("*.json")}
     bad = [path for path in {*weights, *cards} if not as_its_card(path)]
     for path in sorted(bad):
-        text = "lacks its card or its weights, or is not what the card says: git restore checkpoints"
-        yield Row("FAIL", "checkpoints", f"{path.name} {text}")
+        yield Row("FAIL", "checkpoints", f"{path.name} is not what its card says: {RESTORE}")
     if not weights:
-        yield Row("FAIL", "checkpoints", f"there are none in {CHECKPOINTS}: git restore checkpoints")
+        yield Row("FAIL", "checkpoints", f"there are none in {CHECKPOINTS}: {RESTORE}")
     elif not bad:
         yield Row("ok", "checkpoints", f"{len(weights)} networks as their cards say")
 
