@@ -14,6 +14,7 @@ from erk.models.files import read, write_safetensors
 from erk.models.presets import find_preset
 from erk.sampler import Settings
 from generate import main
+from scripts.bench import precision
 
 JOB = ["--seeds", "7-9", "--steps", "4", "--batch", "2", "--device", "cpu"]
 
@@ -101,3 +102,34 @@ def test_a_decoder_that_gives_nan_names_the_seed():
     model.decode = lambda x0: encoder.decode(x0.repeat(1, 4, 1, 1))
     with pytest.raises(DecodeError, match="for seed 41; check its weights"):
         list(generate(model, [40, 41], Settings(steps=2), batch=2))
+
+
+MEAN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.6}  # grey levels; docs/reliability.md
+
+
+def moved(place, n=32):
+    """Mean difference from float32 on the CPU, in grey levels, of images with ERK-Guid."""
+    settings = precision.WAYS["ERK-Guid"]
+    own, *_ = precision.places()
+    there, here = (precision.images_at(one, settings, n) for one in (place, own))
+    return precision.compared(there, here)["mean"]
+
+
+@pytest.mark.parametrize("how", ["fp16", "bf16"])
+def test_half_precision_moves_images_by_less_than_a_grey_level(how):
+    assert 0 < moved(precision.Place("cpu", how, 32)) < MEAN[how]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", MEAN)
+def test_a_gpu_moves_images_by_no_more_than_the_precision_does(how):
+    assert moved(precision.Place("cuda", how, 32)) < MEAN[how]
+
+
+def test_differences_are_counted_in_grey_levels():
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    other = images.clone()
+    other[0, 0, 0, :2] = torch.tensor([255, 1])
+    assert precision.compared(images, other) == {
+        "pixels that differ": 2 / 128, "mean": 2.0, "99.9 %": pytest.approx(222.742), "most": 255,
+    }  # fmt: skip
