@@ -254,6 +254,16 @@ def test_a_damaged_file_of_the_cache(name, cut, cache):
     assert rows["ok", "cache"] == "5 files as recorded"
 
 
+def test_a_file_of_the_cache_that_cannot_be_read(cache, monkeypatch):
+    def failing(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    fill(cache)
+    monkeypatch.setattr(stored, "sha256_of", failing)
+    rows = [row for row in guarded("check", stored.downloads) if row.state == "FAIL"]
+    assert len(rows) == 3 and all("cannot be read (OSError [Errno 5]" in row.text for row in rows)
+
+
 # --- weights and golden vectors -------------------------------------------------------------
 
 

@@ -77,7 +77,10 @@ def downloads() -> Iterator[Row]:
             if path.suffix == ".part":
                 parts.append(path.name)
             continue
-        fault = damage(path)
+        try:
+            fault = damage(path)
+        except OSError as error:
+            fault = f"cannot be read ({told(error)})"
         if fault is None:
             unknown.append(path.name)
         elif fault:
@@ -99,7 +102,8 @@ def files(root: Path, pattern: str) -> list[Path]:
 def is_ours(path: Path) -> bool:
     """Whether a file only tells of others: locks, records, drafts, the hub's notes."""
     known = (".lock", ".sha256", ".part", ".tag", ".tmp", ".incomplete")
-    return path.suffix in known or path.parent.name == "refs" or ".no_exist" in path.parts
+    notes = path.parent.name == "refs" or path.name == "CACHEDIR.TAG" or ".no_exist" in path.parts
+    return path.suffix in known or notes
 
 
 def damage(path: Path) -> str | None:
