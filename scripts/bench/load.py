@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -107,13 +108,13 @@ def measured(folder: Path, n: int) -> Row:
     return row
 
 
-def made_and_measured(folder: Path, n: int) -> list[Row]:
+def made_and_measured(folder: Path, n: int) -> Iterator[Row]:
     """n digits end to end: two processes that sample them, one that measures."""
     command = [*TORCHRUN, ROOT / "generate.py", "--preset", "digits", "--device", "cpu",
                "--seeds", f"0-{n - 1}", "--format", "zip", "--outdir", folder]  # fmt: skip
-    rows = [{"what": MADE, "n": n} | taken(*command)]
+    yield {"what": MADE, "n": n} | taken(*command)
     assert json.loads((folder / "run.json").read_text())["complete"]
-    return [*rows, {"what": MEASURED.format("these"), "n": n} | measured(folder, n)]
+    yield {"what": MEASURED.format("these"), "n": n} | measured(folder, n)
 
 
 def noise_measured(folder: Path, n: int) -> Row:
@@ -124,6 +125,19 @@ def noise_measured(folder: Path, n: int) -> Row:
             picture = rng.integers(0, 256, (1, 8, 8), np.uint8)
             archive.writestr(f"{seed:06d}.png", png_bytes(picture))
     return {"what": MEASURED.format("a zip of noise"), "n": n} | measured(folder, n)
+
+
+def figures(images: int, seeds: int, pictures: int) -> Iterator[Row]:
+    """The rows, as they come."""
+    with tempfile.TemporaryDirectory() as place:
+        yield from made_and_measured(Path(place) / "out", images)
+    with tempfile.TemporaryDirectory() as place:
+        yield noise_measured(Path(place), pictures)
+    for kind in ("zip", "png"):
+        for n in (seeds // 10, seeds):
+            with tempfile.TemporaryDirectory() as place:
+                begun(Path(place), kind, n)
+                yield {"what": GOES_ON.format(kind), "n": n} | in_fresh_process(place, kind, n)
 
 
 @click.command(context_settings=CONTEXT)
@@ -141,16 +155,9 @@ def main(
         click.echo(json.dumps(goes_on(Path(of[0]), of[1], int(of[2]))))
         return
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as place:
-        rows += made_and_measured(Path(place) / "out", images)
-    with tempfile.TemporaryDirectory() as place:
-        rows.append(noise_measured(Path(place), pictures))
-    for kind in ("zip", "png"):
-        for n in (seeds // 10, seeds):
-            with tempfile.TemporaryDirectory() as place:
-                begun(Path(place), kind, n)
-                found = in_fresh_process(place, kind, n)
-                rows.append({"what": GOES_ON.format(kind), "n": n} | found)
+    for row in figures(images, seeds, pictures):
+        click.echo(json.dumps(row), err=True)  # what is measured is told, should the rest not end
+        rows.append(row)
     report("load", rows, [], out)
 
 
