@@ -3,6 +3,7 @@
 The public names are loaded on first use, so that ``import erk`` costs no torch import.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from .models.model import load_model as load_model
     from .sampler import sample as sample
     from .sampler import steps as steps
+
+# The hub's libraries, which read this when they are imported, shall tell nobody what runs here.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",

@@ -12,6 +12,27 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x [B, ...] float32, sigma [] or [B] float32, labels) -> D(x; sigma) [B, ...]."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A sample became NaN or infinite: `sample` is its place in the batch, `step` counts from 0.
+
+    `half`: the network or its guide computed in float16, whose range is the likely reason.
+    """
+
+    def __init__(self, sample: int, step: int, sigma: float, half: bool = False, name: str = ""):
+        self.sample, self.step, self.sigma, self.half = sample, step, sigma, half
+        advice = "check the weights and the settings of the sampler"
+        if half:
+            advice = "in float16 numbers end at 65504: use --precision bf16 or fp32"
+        super().__init__(
+            f"the network gave NaN or infinity for {name or f'sample {sample} of the batch'} at "
+            f"step {step} (sigma {sigma:g}); {advice}"
+        )
+
+    def named(self, name: str) -> "NonFiniteError":
+        """The same of a sample that has a name."""
+        return NonFiniteError(self.sample, self.step, self.sigma, self.half, name)
+
+
 class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 
@@ -40,6 +61,12 @@ class GuidedDrift:
         self.guidance, self.interval = guidance, interval
         self.nfe: float | Tensor = 0  # [B] where samples differ (adaptive steps)
         self.guide_nfe: float | Tensor = 0
+
+    @property
+    def in_half(self) -> bool:
+        """Whether the network or its guide says that it computes in float16."""
+        networks = (self.model, self.guide_model)
+        return torch.float16 in [getattr(network, "compute_dtype", None) for network in networks]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
         main, guide = self.denoise(x, sigma)

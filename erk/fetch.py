@@ -1,7 +1,8 @@
 """From the name of a file to a file on this disk: a path, http(s):// or hf://, kept in a cache.
 
 A cached file appears under its own name only when it is whole and its hash, where known, is right.
-Beside it: `.part`, `.part.tag` (unfinished, and of which version), `.lock` (others wait here).
+Beside it: `.part`, `.part.tag` (unfinished, and of which version), `.lock` (others wait here),
+`.sha256` (the hash of what came, by which scripts/doctor.py finds out whether the disk kept it).
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_record(path: Path) -> Path:
+    """The file beside a cached one that holds its sha256."""
+    return _beside(path, ".sha256")
+
+
 def _from_disk(source: str, sha256: str | None, offline: bool, root: Path) -> Path:
     if not os.path.exists(source):
         raise FileNotFoundError(f"there is no file {source}: check the path")
@@ -142,6 +148,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
                 raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
         time.sleep(PAUSE * 2 ** (tries - 1))
     _check_hash(part, sha256, _shown(url), remove=(part, _beside(part, ".tag")))
+    hash_record(target).write_text(sha256_of(part) + "\n", "utf-8")
     os.replace(part, target)
     _beside(part, ".tag").unlink(missing_ok=True)
 

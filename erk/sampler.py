@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .corrections import Correction, auto, corrected
-from .drift import Denoiser, GuidedDrift, ProjectedDrift, analytic_first
+from .drift import Denoiser, GuidedDrift, NonFiniteError, ProjectedDrift, analytic_first
 from .guides import SCALES, TELEMETRY, erk_guid, telemetry, unguided
 from .point import Drift, Guide, Point, Solver, Step, norm
 from .rivals import adaptive_heun, with_langevin
@@ -258,18 +258,6 @@ def _round_sigma(model: Any, sigma: Tensor) -> Tensor:
     return model.round_sigma(sigma) if hasattr(model, "round_sigma") else sigma
 
 
-class NonFiniteError(FloatingPointError):
-    """A sample became NaN or infinite: `sample` is its place in the batch, `step` counts from 0."""
-
-    def __init__(self, sample: int, step: int, sigma: float, name: str | None = None):
-        self.sample, self.step, self.sigma = sample, step, sigma
-        who = f"sample {sample} of the batch" if name is None else name
-        super().__init__(
-            f"the network gave NaN or infinity for {who} at step {step} (sigma {sigma:g}); "
-            "check the weights, or use --precision fp32."
-        )
-
-
 def integrate(
     drift: GuidedDrift,
     noise: Tensor,
@@ -290,7 +278,7 @@ def integrate(
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
         index, sample = bad[0].tolist()
-        raise NonFiniteError(sample, index, sigmas[index].item())
+        raise NonFiniteError(sample, index, sigmas[index].item(), drift.in_half)
 
 
 def solve(

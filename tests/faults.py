@@ -82,12 +82,13 @@ def in_this_process(arguments):
     return done
 
 
-def start_ranks(arguments, cwd, logs=(None, None), work=command, more=()):
+def start_ranks(arguments, cwd, logs=(None, None), work=command, more=(), **environment):
     """``work(arguments, *more)`` as two ranks, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= environment
     return [
         start(work, arguments, *more, cwd=cwd, log=log, RANK=str(rank), LOCAL_RANK=str(rank),
               **shared)

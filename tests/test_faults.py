@@ -433,24 +433,25 @@ def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
     assert order == ["fsync", "replace"] and os.listdir(tmp_path) == ["a"]
 
 
-def stopped_while_measuring(arguments):
-    """evaluate.py gets SIGTERM when the features of its first images are kept."""
+def stopped_while_measuring(arguments, signum):
+    """evaluate.py gets a signal when the features of its first images are kept."""
     original = metrics.extraction.save
 
     def watched(*given):
         original(*given)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.extraction, "save", watched)
         evaluate.main(arguments)
 
 
-def test_a_measurement_that_is_stopped_goes_on(tmp_path, run, undisturbed):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_measurement_that_is_stopped_goes_on(signum, code, tmp_path, run, undisturbed):
     """Features that were kept are not made again, and the numbers are the same."""
     place = ["--images", str(undisturbed / "npz"), "--ref", "digits", "--cache", "features"]
-    process = start(stopped_while_measuring, place, cwd=tmp_path, log=tmp_path / "log")
-    assert ended(process) == 143 and len(list(tmp_path.rglob("*.safetensors"))) == 1
+    process = start(stopped_while_measuring, place, signum, cwd=tmp_path, log=tmp_path / "log")
+    assert ended(process) == code and len(list(tmp_path.rglob("*.safetensors"))) == 1
     rows = []
     for cache in ("features", "others"):
         arguments = [*place[:-1], cache, "--json", f"{cache}.json"]
@@ -518,6 +519,34 @@ def test_one_rank_dies(kind, tmp_path, undisturbed):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["complete"] is False
     assert ended(start(command, job, cwd=tmp_path)) == 0
     check_run(tmp_path / "out", undisturbed / kind)
+
+
+def slow_second_rank(arguments):
+    """Rank 1 makes one batch and then takes a minute for the next, so that rank 0 waits for it."""
+    if os.environ["RANK"] == "1":
+        with after(1, lambda _: time.sleep(60)):
+            command(arguments)
+    command(arguments)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_ranks(signum, tmp_path, undisturbed):
+    """As torchrun passes it on: the one that samples and the one that waits both end by it."""
+    logs = [tmp_path / "0", tmp_path / "1"]
+    ranks = start_ranks(JOB, tmp_path, logs, work=slow_second_rank)
+    parts = tmp_path / "out" / ".parts"
+    while sum(len(path.read_text().splitlines()) for path in parts.glob("*.jsonl")) < 16:
+        time.sleep(0.01)
+        assert all(rank.is_alive() for rank in ranks)
+    time.sleep(0.2)  # rank 0 has made its share; it waits now or is about to
+    for rank in ranks:
+        os.kill(rank.pid, signum)
+    assert [ended(rank) for rank in ranks] == [128 + signum] * 2
+    assert [log.read_text().splitlines()[-1] for log in logs] == [
+        "Stopped. Run the same command again to go on."
+    ] * 2
+    assert ended(start(command, JOB, cwd=tmp_path)) == 0
+    check_run(tmp_path / "out", undisturbed / "png")
 
 
 def test_a_rank_whose_disk_is_full_ends_the_others(tmp_path):

@@ -82,7 +82,8 @@ def test_downloads_once_into_a_readable_place(site, tmp_path):
     assert path.read_bytes() == BODY
     assert fetch(site.url, HASH, cache=tmp_path) == path == fetch(site.url, cache=tmp_path)
     assert len(site.asked) == 1
-    assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock"}
+    assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock", "net.pkl.sha256"}
+    assert path.with_name("net.pkl.sha256").read_text() == HASH + "\n"
     site.body = b""
     assert fetch(site.url + "2", cache=tmp_path).read_bytes() == b""
 

@@ -111,22 +111,31 @@ def test_killed_at_a_random_moment(kind, ranks, undisturbed, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in made} == made  # none is made twice
 
 
-def test_a_streamed_measurement_killed_at_a_random_moment(tmp_path):
-    """Features are kept by batch; the moments of the rest come out the same to the last digit."""
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 1), (1, 2)])
+def test_a_streamed_measurement_killed_at_a_random_moment(ranks, tmp_path):
+    """Features are kept by batch; the moments of the rest come out the same to the last digit.
+
+    ``ranks``: processes that are killed together, and those that go on.
+    """
     job = [*JOB, "--seeds", "0-39", "--evaluate", "digits", "--json", "row.json"]
     rows = []
     for name in ("killed", "undisturbed"):
         (tmp_path / name).mkdir()
         where = {"cwd": tmp_path / name, "ERK_CACHE": str(tmp_path / name / "cache")}
+
+        def begin(count, where=where):
+            return start_ranks(job, **where) if count == 2 else [start(command, job, **where)]
+
         if name == "killed":
-            process = start(command, job, **where)
+            processes = begin(ranks[0])
             while not list(tmp_path.glob("killed/cache/features/*/*/*.safetensors")):
                 time.sleep(0.001)
-                assert process.is_alive()
-            process.kill()
-            assert ended(process) == -signal.SIGKILL
+                assert processes[0].is_alive()
+            for process in processes:
+                process.kill()
+            assert {ended(process) for process in processes} == {-signal.SIGKILL}
             assert not (tmp_path / "killed" / "row.json").exists()
-        assert ended(start(command, job, **where)) == 0
+        assert {ended(process) for process in begin(ranks[1] if name == "killed" else 1)} == {0}
         rows.append(json.loads((tmp_path / name / "row.json").read_text()))
     for row in rows:
         row["run"].pop("command")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..memory import fitting, halved
+from ..models.encoders import DecodeError
 from ..sampler import NonFiniteError, Settings, Trace, solve
 from .noise import SeededNoise, one_hot
 from .profile import OFF, Profile
@@ -55,9 +56,10 @@ def generate(
     Every batch runs at the same shape (the last one is filled up and the filling dropped),
     because networks round differently at different batch sizes. `noise_device` is where random
     numbers are drawn; default: the model's device. `trace` adds telemetry, `profile` keeps times.
-    Raises ValueError for a class that the model does not have and NonFiniteError, with the seed, if
-    the network produces NaN. Where the memory does not suffice the batch is halved from there on,
-    with a notice on stderr; MemoryError if not even one picture fits.
+    Raises ValueError for a class that the model does not have and NonFiniteError or DecodeError,
+    with the seed, if the network or the decoder produces NaN. Where the memory does not suffice
+    the batch is halved from there on, with a notice on stderr; MemoryError if not even one picture
+    fits.
     """
     check_labels(labels, model.label_dim, seeds)
     first = 0
@@ -111,27 +113,26 @@ def _one_batch(
     profile: Profile,
 ) -> Batch:
     seen = Trace(settings) if trace else None
-    with profile.part("network"):
-        source = SeededNoise(padded, model.device if noise_device is None else noise_device)
-        noise = source.randn(model.sample_shape).to(model.device)
-        classes = vectors = None
-        if model.label_dim:
-            drawn = source.randint(model.label_dim).cpu()
-            classes = _classes(labels, padded, drawn, model.label_dim)
-            vectors = one_hot(classes, model)
-            classes = classes[: len(own)]
-        drift = settings.drift(model, vectors, guide_model)
-        try:
+    try:
+        with profile.part("network"):
+            source = SeededNoise(padded, model.device if noise_device is None else noise_device)
+            noise = source.randn(model.sample_shape).to(model.device)
+            classes = vectors = None
+            if model.label_dim:
+                drawn = source.randint(model.label_dim).cpu()
+                classes = _classes(labels, padded, drawn, model.label_dim)
+                vectors = one_hot(classes, model)
+                classes = classes[: len(own)]
+            drift = settings.drift(model, vectors, guide_model)
             x0 = solve(drift, noise, settings, source.randn_like, seen)
-        except NonFiniteError as error:
-            who = f"seed {padded[error.sample]}"
-            raise NonFiniteError(error.sample, error.step, error.sigma, who) from error
+        with profile.part("VAE"):
+            images = model.decode(x0)[: len(own)]
+    except (NonFiniteError, DecodeError) as error:
+        raise error.named(f"seed {padded[error.sample]}") from error
     told = None if seen is None else {
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
-    with profile.part("VAE"):  # from here on nothing waits for a GPU
-        images = model.decode(x0)[: len(own)]
     with profile.part("copy"):
         pixels, copied = _to_host(images)
     return Batch(own, pixels, classes, nfe, guide_nfe, len(padded), told, copied)

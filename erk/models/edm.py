@@ -530,6 +530,7 @@ class Precond(nn.Module):
                 layer.weight.data = in_fast_layout(layer.weight.data)
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What F computes in on a device."""
         released = torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
         return self.compute_dtype or released
 

@@ -360,7 +360,7 @@ class Precond(nn.Module):
         total = sigma**2 + self.sigma_data**2
         c_skip, c_out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
         c_in, c_noise = 1 / total.sqrt(), sigma.flatten().log() / 4
-        f = self.unet((c_in * x).to(self._dtype(x.device)), c_noise, vectors)
+        f = self.unet((c_in * x).to(self.dtype_on(x.device)), c_noise, vectors)
         return c_skip * x + c_out * f.to(torch.float32).contiguous()
 
     def log_variance(self, sigma: Tensor) -> Tensor:
@@ -370,14 +370,15 @@ class Precond(nn.Module):
 
     def fold(self) -> None:
         """Compute all applied weights once; for inference, where they do not change."""
-        self.unet.fold(self._dtype(self.unet.out_gain.device))
+        self.unet.fold(self.dtype_on(self.unet.out_gain.device))
         self.logvar_linear.fold(torch.float32)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level the network knows: itself."""
         return sigma
 
-    def _dtype(self, device: torch.device) -> torch.dtype:
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What F computes in on a device."""
         if self.compute_dtype is not None:
             return self.compute_dtype
         return torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32

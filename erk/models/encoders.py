@@ -9,6 +9,21 @@ from torch import Tensor
 from ..fetch import cache_dir
 
 
+class DecodeError(FloatingPointError):
+    """A decoder gave NaN or infinity; `sample` is the place in the batch."""
+
+    def __init__(self, decoder: str, sample: int, name: str = ""):
+        self.decoder, self.sample = decoder, sample
+        super().__init__(
+            f"{decoder} gave NaN or infinity for {name or f'sample {sample} of the batch'}; check "
+            "its weights, and that the network makes latents for it"
+        )
+
+    def named(self, name: str) -> "DecodeError":
+        """The same of a sample that has a name."""
+        return DecodeError(self.decoder, self.sample, name)
+
+
 class Encoder(Protocol):
     """What a model needs to turn samples into pictures."""
 
@@ -71,11 +86,17 @@ class VAEEncoder:
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`."""
+        """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`.
+
+        Raises DecodeError where NaN or infinity would become a colour unseen.
+        """
         vae = self._load(x.device)
         raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
         parts = raw.to(self.dtype).split(self.batch_size)
         images = torch.cat([vae.decode(part).sample.to(torch.float32) for part in parts])
+        bad = (~images.flatten(1).sum(1).isfinite()).nonzero()
+        if len(bad):
+            raise DecodeError(f"the VAE '{self.vae_name}'", int(bad[0]))
         return (images.clamp(0, 1) * 255).to(torch.uint8)
 
     def _load(self, device: torch.device) -> Any:

@@ -50,8 +50,16 @@ class Model:
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         return self.network(x, sigma, self._vectors(labels))
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in; what goes in and comes out is float32."""
+        return self.network.dtype_on(self.device)  # type: ignore[operator]
+
     def decode(self, x0: Tensor) -> Tensor:
-        """Samples [B, C, H, W] -> pictures uint8 [B, 3, H', W'] (or [B, 1, H', W'])."""
+        """Samples [B, C, H, W] -> pictures uint8 [B, 3, H', W'] (or [B, 1, H', W']).
+
+        Raises DecodeError if the decoder gives NaN or infinity.
+        """
         return self.encoder.decode(x0)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:

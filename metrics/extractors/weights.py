@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erk.fetch import fetch, sha256_of
+from erk.fetch import fetch, hash_record, sha256_of
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 
@@ -93,18 +93,18 @@ def load_weights(
     except OSError as error:
         raise type(error)(f"{path} cannot be read ({error}): give a file of weights") from None
     if source is None:  # only now: a file that is none must not become the one to expect
-        _record(_hash_file(path), digest)
+        _record(hash_record(path), digest)
     return Weights(state, digest)
 
 
 def _check_published(path: Path, digest: str) -> None:
-    """Compare with the hash of the first download, else with the 8 digits in the file's name."""
-    record, named = _hash_file(path), re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
+    """Compare with the 8 digits in the file's name and with the hash recorded at its download."""
+    record, named = hash_record(path), re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
+    known = [named[1]] if named else []
     if record.exists():
-        expected = record.read_text("utf-8", errors="replace").strip()
-    else:
-        expected = named[1] if named else digest
-    if not expected or not digest.startswith(expected):
+        known.append(record.read_text("utf-8", errors="replace").strip())
+    expected = next((one for one in known if not one or not digest.startswith(one)), None)
+    if expected is not None:
         raise ValueError(
             f"{path} has sha256 {digest}, expected {expected}: delete it and, if there, "
             f"{record.name}, then run it again"
@@ -121,10 +121,6 @@ def _record(record: Path, digest: str) -> None:
         os.replace(part, record)
     except OSError:
         part.unlink(missing_ok=True)
-
-
-def _hash_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
 
 
 def _read(path: Path) -> State:

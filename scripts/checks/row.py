@@ -1,0 +1,34 @@
+"""What a check says: a line of the doctor's table."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+SETUP = "bash scripts/setup.sh installs what fits together"
+
+
+class Row(NamedTuple):
+    """One finding. A "FAIL" makes the doctor's exit code 1; a "note" only asks to be read."""
+
+    state: str  # "ok", "note" or "FAIL"
+    name: str
+    text: str  # what is there and, unless all is well, what to do
+
+
+def guarded(name: str, check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a check; one that breaks down is a finding, too."""
+    try:
+        yield from check()
+    except Exception as error:  # whatever a broken installation throws
+        yield Row("FAIL", name, f"the check broke down, {told(error)}: {SETUP}")
+
+
+def told(error: BaseException) -> str:
+    """An error in a few words."""
+    words = " ".join(str(error).split()).rstrip(".:")
+    return f"{type(error).__name__} {words[:150]}".rstrip()
+
+
+def few(names: Iterable[object]) -> str:
+    """Names for a line: the first three, and how many there are."""
+    known = list(map(str, names))
+    return ", ".join(known[:3]) + (f", ... ({len(known)} in all)" if len(known) > 3 else "")
