@@ -211,7 +211,7 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
 
 
 def hub_files(address: str, offline: bool = False) -> list[str]:
-    """Paths of the files in hf://owner/repo[@revision]; offline: of those in the cache.
+    """Paths of the files in hf://owner/repo[@revision]; where it cannot be asked, of those cached.
 
     Raises OSError or ValueError as `fetch`.
     """
@@ -220,14 +220,18 @@ def hub_files(address: str, offline: bool = False) -> list[str]:
     from huggingface_hub import HfApi, snapshot_download
 
     (repo, revision), place = found.groups(), cache_dir() / "huggingface"
-    offline = is_offline(offline)
+    offline, told = is_offline(offline), None
     try:
         if not offline:
-            return sorted(HfApi().list_repo_files(repo, revision=revision))
+            files = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT[0]).siblings
+            return sorted(file.rfilename for file in files or ())
+    except Exception as error:
+        told = error
+    try:
         folder = Path(snapshot_download(repo, revision=revision, cache_dir=place,
                                         local_files_only=True))  # fmt: skip
     except Exception as error:
-        raise _hub_error(error, address, offline, place) from None
+        raise _hub_error(told or error, address, offline, place) from None
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
