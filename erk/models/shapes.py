@@ -57,7 +57,7 @@ def architecture_of(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> P
     attended = {shape[0] for name, shape in shapes.items() if name.endswith("attn_proj.weight")}
     if any(width % heads for width in attended):
         raise ValueError(
-            f"attention over {min(attended)} channels does not tell its heads: add channels_per_head"
+            f"attention of {min(attended)} channels does not tell its heads: add channels_per_head"
         )
     return Part("Precond", kwargs | told)
 
