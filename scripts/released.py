@@ -187,4 +187,3 @@ def _is_made(file: Released, dest: Path, hashes: dict[str, dict[str, str]]) -> b
 
 def _output(file: Released, dest: Path) -> Path:
     return dest / f"{file.name.removesuffix('.pkl')}.safetensors"
-
