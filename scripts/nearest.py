@@ -165,10 +165,11 @@ def summary(found: Nearest, space: str) -> str:
     """What the neighbours say in numbers."""
     first, ratios = found.distances[:, 0], found.ratios
     copied = int((ratios < COPIED).sum())
+    equal = f", {int((first == 0).sum())} equal to one" if space == "pixels" else ""
     return (
         f"{len(first)} pictures, distances in {space}: nearest {first.median():.4g} in the median, "
         f"{first.min():.4g} at least; {copied} copied (nearest less than 1/3 as far as the second "
-        f"nearest), smallest ratio {ratios.min():.3f}, {int((first == 0).sum())} equal to one"
+        f"nearest), smallest ratio {ratios.min():.3f}{equal}"
     )
 
 

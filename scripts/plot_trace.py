@@ -18,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from metrics.npz import read_npz
 
 Trace = Mapping[str, np.ndarray]
 COLUMNS = ("stiffness", "gate", "df", "push")
@@ -47,12 +48,11 @@ def read_trace(path: Path) -> Trace:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give a trace of generate.py --trace")
     try:
-        with np.load(path) as file:
-            trace = {name: file[name] for name in ("sigmas", "seeds", *COLUMNS)}
+        trace = read_npz(path, ("sigmas", "seeds", *COLUMNS))
         shape = (len(trace["sigmas"]), len(trace["seeds"]))
         if {trace[name].shape for name in COLUMNS} != {shape} or 0 in shape:
             raise ValueError
-    except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no trace: make one with generate.py --trace") from error
     if np.isnan(trace["stiffness"]).all():
         raise ValueError(f"{path} has no step with a pair, so nothing to plot: take more steps")
