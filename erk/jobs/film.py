@@ -62,7 +62,7 @@ def film(job: Job) -> list[np.ndarray]:
     seeds, model = job.seeds[:SEEDS], job.model
     source, noise, _, vectors = conditions(model, seeds, job.labels, job.noise_device)
     drift = job.settings.drift(model, vectors, job.guide)
-    frames = []
+    frames: list[np.ndarray] = []
     for end, step in integrate(drift, noise, job.settings, source.randn_like):
         x, f, sigma = step.start
         title = f"step {len(frames)}, sigma {float(sigma):.4g}"

@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         architecture = _named(card, "architecture") or architecture_of(tensors, card)
         encoder = _named(card, "encoder") or encoder_of(architecture)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         told = f"; {error}" if isinstance(error, ValueError) else ""
         raise ValueError(
             f"{place} must name 'architecture' and 'encoder' to be a card{told}."

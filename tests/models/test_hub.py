@@ -25,35 +25,31 @@ def hub(tmp_path):
     served = tmp_path / "hub"
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):  # noqa: N802
-            self._answer(with_body=False)
-
         def do_GET(self):  # noqa: N802
-            self._answer(with_body=True)
-
-        def _answer(self, with_body):
             words = self.path.partition("?")[0].strip("/").split("/")
             if words[:2] == ["api", "models"]:
-                files = sorted(p for p in (served / "/".join(words[2:4])).rglob("*") if p.is_file())
                 root = served / "/".join(words[2:4])
+                files = sorted(p for p in root.rglob("*") if p.is_file())
                 told = [{"rfilename": p.relative_to(root).as_posix()} for p in files]
-                body = json.dumps({"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": told})
-                self._send(200, body.encode(), with_body)
+                body = {"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": told}
+                self._send(200, json.dumps(body).encode())
                 return
             place = served / words[0] / words[1] / "/".join(words[4:])
-            if not place.is_file():
-                self._send(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})
-                return
-            self._send(200, place.read_bytes(), with_body)
+            if place.is_file():
+                self._send(200, place.read_bytes())
+            else:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
-        def _send(self, code, body, with_body, headers=None):
+        do_HEAD = do_GET  # noqa: N815
+
+        def _send(self, code, body, headers=None):
             self.send_response(code)
             told = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT,
                     "Content-Length": len(body), "Content-Type": "application/json"}  # fmt: skip
             for name, value in (told | (headers or {})).items():
                 self.send_header(name, str(value))
             self.end_headers()
-            if with_body:
+            if self.command == "GET":
                 self.wfile.write(body)
 
         def log_message(self, *_): ...
