@@ -22,7 +22,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 @click.command(context_settings=CONTEXT)
 @click.option("--preset", metavar="NAME", help="Network, guide and guidance by name.")
-@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo/file; "
+@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo[/file]; "
               "takes the place of the preset's.")  # fmt: skip
 @click.option("--gnet", metavar="FILE", help="Guiding network: for CFG an unconditional one, "
               "for Autoguidance a weaker one.")  # fmt: skip
