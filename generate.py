@@ -22,7 +22,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 @click.command(context_settings=CONTEXT)
 @click.option("--preset", metavar="NAME", help="Network, guide and guidance by name.")
-@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo/file; "
+@click.option("--net", metavar="FILE", help="Network: a path, https:// or hf://owner/repo[/file]; "
               "takes the place of the preset's.")  # fmt: skip
 @click.option("--gnet", metavar="FILE", help="Guiding network: for CFG an unconditional one, "
               "for Autoguidance a weaker one.")  # fmt: skip
@@ -86,6 +86,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
               help="One PNG per seed, or all in images.zip or images.npz.")  # fmt: skip
 @click.option("--subdirs", is_flag=True, help="1000 pictures per sub-folder.")
 @click.option("--grid", is_flag=True, help="Also write grid.png, a sheet of the first 100.")
+@click.option("--animate", metavar="FILE.gif", help="Also film x and D of the first 8 seeds along "
+              "sigma, .gif or .webp.")  # fmt: skip
 @click.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step.")
 @click.option("--evaluate", metavar="NAME|FILE", help="Measure the pictures against this "
               "reference as they are made, and write none (see evaluate.py).")  # fmt: skip
@@ -107,17 +109,24 @@ def main(**options: Any) -> None:
 
     Every option may also be spelt with underscores, --w_stiff.
     """
-    ref = options.pop("evaluate")
+    ref, animate = options.pop("evaluate"), options.pop("animate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
     if ref is not None:
+        if animate is not None:
+            raise ValueError("--animate and --evaluate exclude each other; give one of them")
         _measure(ref, options, measuring)
         return
     given = [name for name, value in measuring.items() if value is not None]
     if given:
         raise ValueError(f"--{given[0].removesuffix('_path')} says how to measure: add --evaluate")
+    from erk.jobs.film import check_film, write_film
     from erk.jobs.run import run
 
+    if animate is not None:
+        check_film(animate)
     run(**options)
+    if animate is not None:
+        write_film(animate, options)
 
 
 def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]) -> None:

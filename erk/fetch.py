@@ -217,6 +217,31 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
         os.fsync(file.fileno())
 
 
+def hub_files(address: str, offline: bool = False) -> list[str]:
+    """Paths of the files in hf://owner/repo[@revision]; where it cannot be asked, of those cached.
+
+    Raises OSError or ValueError as `fetch`.
+    """
+    if not (found := re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@(.+))?", address)):
+        raise ValueError(f"{address} is no repository: give hf://owner/repo[@revision]")
+    from huggingface_hub import HfApi, snapshot_download
+
+    (repo, revision), place = found.groups(), cache_dir() / "huggingface"
+    offline, told = is_offline(offline), None
+    try:
+        if not offline:
+            files = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT[0]).siblings
+            return sorted(file.rfilename for file in files or ())
+    except Exception as error:
+        told = error
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, cache_dir=place,
+                                        local_files_only=True))  # fmt: skip
+    except Exception as error:
+        raise _hub_error(told or error, address, offline, place) from None
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
 def _from_hub(source: str, sha256: str | None, offline: bool, root: Path) -> Path:
     if not (found := re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@(.+))?", source)):
         raise ValueError(f"cannot fetch {source}: give hf://owner/repo/path[@revision]")
@@ -226,15 +251,22 @@ def _from_hub(source: str, sha256: str | None, offline: bool, root: Path) -> Pat
     try:
         path = Path(hf_hub_download(repo, file, revision=revision, cache_dir=place,
                                     local_files_only=offline))
-    except Exception as error:  # classes of several libraries, without a common ancestor
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        if offline:
-            raise _not_cached(source, place) from None
-        advice = "check its name, the network and, if it wants a login, `hf auth login`"
-        raise OSError(f"{source} cannot be had ({type(error).__name__}): {advice}") from None
+    except Exception as error:
+        raise _hub_error(error, source, offline, place) from None
     _check_hash(path, sha256, source, remove=(path.resolve(), path))  # bytes and the link to them
     return path
+
+
+def _hub_error(error: Exception, source: str, offline: bool, place: Path) -> Exception:
+    """What to raise: the hub's classes come from several libraries, without a common ancestor."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if offline:
+        return _not_cached(source, place)
+    name = type(error).__name__
+    kind = OSError if name.startswith("Local") or "EntryNotFound" not in name else FileNotFoundError
+    advice = "check its name, the network and, if it wants a login, `hf auth login`"
+    return kind(f"{source} cannot be had ({name}): {advice}")
 
 
 def _not_cached(source: str, place: Path) -> FileNotFoundError:

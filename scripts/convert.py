@@ -3,6 +3,8 @@
     python scripts/convert.py edm2-img512-s-2147483-0.130.pkl edm2-s.safetensors
     python scripts/convert.py hf://owner/repo/net.pkl net.safetensors
     python scripts/convert.py edm2-img512-s edm2-s.safetensors   # a preset's network
+    python scripts/convert.py --all --dest nets --dry-run        # all 63 released files: sizes
+    python scripts/convert.py --all --dest nets --only 'edm2-img64-*'
 
 No code in the pickle is run, and every tensor keeps its type (float16 stays float16), so the
 written network gives the same outputs bit for bit. It is read again before success is reported.
@@ -10,6 +12,7 @@ written network gives the same outputs bit for bit. It is read again before succ
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,16 +22,51 @@ from erk.jobs.cli import CONTEXT, clean_exit
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("source")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("source", required=False)
+@click.argument("output", type=click.Path(path_type=Path), required=False)
+@click.option("--all", "everything", is_flag=True, help="Convert all released networks.")
+@click.option("--dest", type=click.Path(path_type=Path), metavar="DIR",
+              help="With --all: where they go; hashes.json there has their sha256.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="PATTERN", help="With --all: names that fit, such "
+              "as 'edm2-img512-xs-*'; may be repeated.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="With --all: print names and sizes, do nothing.")
+@click.option("--mirror", metavar="URL", help="With --all: a server in the place of NVIDIA's.")
 @click.option("--offline", is_flag=True, help="Download nothing; look into the cache only.")
 @clean_exit
-def main(source: str, output: Path, offline: bool) -> None:
+def main(source: str | None, output: Path | None, everything: bool, offline: bool,
+         **options: Any) -> None:  # fmt: skip
     """Write the network of SOURCE (a path, https://, hf://owner/repo/file or a preset's name)
-    to OUTPUT.safetensors, and beside it OUTPUT.json, which says what it is."""
+    to OUTPUT.safetensors, and beside it OUTPUT.json, which says what it is.
+
+    With --all: every released network of EDM2 and EDM. What is done is skipped, a download that
+    broke off goes on, and what fails is named at the end."""
+    if everything:
+        if source is not None:
+            raise ValueError("--all takes no SOURCE: choose files by --only PATTERN")
+        _convert_all(offline=offline, **options)
+        return
+    given = next((name for name, value in options.items() if value), None)
+    if given is not None:
+        raise ValueError(f"--{given.replace('_', '-')} goes with --all")
+    if source is None or output is None:
+        raise ValueError("give SOURCE and OUTPUT.safetensors, or --all --dest DIR")
     if output.suffix != ".safetensors":
         raise ValueError(f"the output {output} must end in .safetensors; rename it.")
     click.echo(convert(source, output, offline))
+
+
+def _convert_all(
+    dest: Path | None, only: tuple[str, ...], dry_run: bool, mirror: str | None, offline: bool
+) -> None:
+    if dest is None and not dry_run:
+        raise ValueError("--all needs --dest DIR, where the files go")
+    from scripts.released import convert_all, describe, released_files
+
+    files = released_files(only, mirror)
+    if dry_run or dest is None:
+        click.echo(describe(files, dest))
+    else:
+        convert_all(files, dest, convert, offline)
 
 
 def convert(source: str, output: Path, offline: bool = False) -> str:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from erk.models.averages import exponent_of
 from erk.models.edm2 import MPConv, Precond
 from erk.models.encoders import DigitsEncoder
 from erk.models.files import Checkpoint, Part, write_safetensors
@@ -80,15 +80,9 @@ def learning_rate(seen: int) -> float:
     return RATE * min(seen / RAMP_UP, 1) / math.sqrt(max(seen / DECAY_AFTER, 1))
 
 
-def ema_exponent(std: float) -> float:
-    """Exponent of the power-function average of relative width `std` (ibid., Eq. 123-127)."""
-    roots = np.roots([1, 7, 16 - std**-2, 12 - std**-2])
-    return float(roots.real.max())
-
-
 @torch.no_grad()
 def update_average(average: Precond, network: Precond, seen: int) -> None:
-    beta = (1 - BATCH / seen) ** (ema_exponent(EMA_STD) + 1)
+    beta = (1 - BATCH / seen) ** (exponent_of(EMA_STD) + 1)
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - beta)
 
 

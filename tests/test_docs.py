@@ -1,7 +1,9 @@
 """The documents' code runs, and what they list is what there is."""
 
+import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,41 @@ def test_every_integration_and_adapter_is_in_the_document():
     names += [*diffusers.__all__, *SAMPLERS, *(f"sample_{name}" for name in SAMPLERS)]
     assert len(names) == 13
     assert [name for name in names if name not in text and name != "EDM2Network"] == []
+
+
+def run_commands(name):
+    """Run every `python FILE ...` of a document's bash blocks in this process; how many."""
+    import click.testing
+
+    text = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.S))
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
+    for line in lines:
+        _, file, *arguments = shlex.split(line)
+        command = importlib.import_module(file.removesuffix(".py").replace("/", ".")).main
+        done = click.testing.CliRunner().invoke(command, arguments)
+        assert done.exit_code == 0, (line, done.stderr)
+    return len(lines)
+
+
+def test_the_commands_on_looking_run(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    assert run_commands("docs/looking.md") == 6
+    for name in ("off/grid.png", "film.gif", "trace.png", "differences.png", "nearest.png",
+                 "nearest-features.png"):  # fmt: skip
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100
+    (block,) = blocks("docs/looking.md")
+    space = {}
+    exec(compile(block, "looking.md", "exec"), space)
+    assert capsys.readouterr().out == "0.23% of the profile is not met\n"
+
+
+def test_the_commands_on_weights_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_commands("docs/integrations.md") == 2 and list(tmp_path.iterdir()) == []
 
 
 def test_the_code_on_measuring_runs(capsys):

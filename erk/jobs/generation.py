@@ -100,6 +100,24 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
         raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
 
 
+def conditions(
+    model: Any,
+    seeds: Sequence[int],
+    labels: Labels,
+    noise_device: torch.device | str | None = None,
+) -> tuple[SeededNoise, Tensor, Tensor | None, Tensor | None]:
+    """What the seeds draw: their generators, the noise [B, C, H, W], classes [B], one-hot labels.
+
+    The last two are None for a model without classes.
+    """
+    source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
+    noise = source.randn(model.sample_shape).to(model.device)
+    if not model.label_dim:
+        return source, noise, None, None
+    classes = _classes(labels, seeds, source.randint(model.label_dim).cpu(), model.label_dim)
+    return source, noise, classes, one_hot(classes, model)
+
+
 @torch.inference_mode()
 def _one_batch(
     model: Any,
@@ -115,20 +133,14 @@ def _one_batch(
     seen = Trace(settings) if trace else None
     try:
         with profile.part("network"):
-            source = SeededNoise(padded, model.device if noise_device is None else noise_device)
-            noise = source.randn(model.sample_shape).to(model.device)
-            classes = vectors = None
-            if model.label_dim:
-                drawn = source.randint(model.label_dim).cpu()
-                classes = _classes(labels, padded, drawn, model.label_dim)
-                vectors = one_hot(classes, model)
-                classes = classes[: len(own)]
+            source, noise, classes, vectors = conditions(model, padded, labels, noise_device)
             drift = settings.drift(model, vectors, guide_model)
             x0 = solve(drift, noise, settings, source.randn_like, seen)
         with profile.part("VAE"):
             images = model.decode(x0)[: len(own)]
     except (NonFiniteError, DecodeError) as error:
         raise error.named(f"seed {padded[error.sample]}") from error
+    classes = None if classes is None else classes[: len(own)]
     told = None if seen is None else {
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
@@ -156,7 +168,7 @@ def _mean(count: float | Tensor, n: int) -> float:
     return float(count)
 
 
-def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:
+def _classes(labels: Labels, seeds: Sequence[int], drawn: Tensor, label_dim: int) -> Tensor:
     """Class of each seed, [B]. All policies draw, so that later draws do not depend on them."""
     if labels == "random":
         return drawn

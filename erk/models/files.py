@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ..fetch import sha256_of
 from ..memory import without_weights
 from . import edm, edm2
 from .encoders import DigitsEncoder, Encoder, PixelEncoder, VAEEncoder
+from .shapes import SILENT, Part, architecture_of, encoder_of, stripped
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "Precond": edm2.Precond,
@@ -29,13 +31,6 @@ ENCODERS: dict[str, type[Any]] = {
 }
 
 LARGEST_HEADER = 100_000_000  # bytes; safetensors allows no more
-
-
-class Part(NamedTuple):
-    """The name of a class and its constructor's arguments."""
-
-    name: str
-    kwargs: dict[str, Any]
 
 
 class Checkpoint(NamedTuple):
@@ -134,27 +129,51 @@ def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     _check_length(path)
-    place = path.with_suffix(".json")
-    if not place.is_file():
+    card, place = _card(path)
+    if card.get("sha256") not in (None, sha256_of(path)):
+        raise ValueError(f"{path} is not the file that its card {place.name} describes (sha256).")
+    try:
+        tensors = stripped(load_file(path))
+    except Exception as error:  # safetensors raises a class of its own for each fault
+        raise ValueError(f"{path} is not a sound safetensors file: {error}.") from error
+    try:
+        architecture = _named(card, "architecture") or architecture_of(tensors, card)
+        encoder = _named(card, "encoder") or encoder_of(architecture)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        told = f"; {error}" if isinstance(error, ValueError) else ""
         raise ValueError(
-            f"{path} has no card: {place.name} must lie beside it and name the architecture "
+            f"{place} must name 'architecture' and 'encoder' to be a card{told}."
+        ) from error
+    if "architecture" not in card and os.environ.get("RANK", "0") == "0":
+        silent = ", ".join(name for name in SILENT if name not in card)
+        print(f"{path.name}: architecture taken from its tensors' shapes, and as released what "
+              f"they do not tell: {silent}", file=sys.stderr)  # fmt: skip
+    return Checkpoint(architecture, encoder, tensors, card)
+
+
+def _card(path: Path) -> tuple[dict[str, Any], Path]:
+    """The JSON beside a weights file, and its place: NAME.json, else config.json as on the hub."""
+    places = [path.with_suffix(".json"), path.with_name("config.json")]
+    place = next(filter(Path.is_file, places), None)
+    if place is None:
+        raise ValueError(
+            f"{path} has no card: {places[0].name} must lie beside it and name the architecture "
             "(scripts/convert.py writes both)."
         )
     try:
         card = json.loads(place.read_text("utf-8"))
-        parts = [
-            Part(str(card[key]["class"]), dict(card[key]["kwargs"]))
-            for key in ("architecture", "encoder")
-        ]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        if not isinstance(card, dict):
+            raise TypeError
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{place} must name 'architecture' and 'encoder' to be a card.") from error
-    if card.get("sha256") not in (None, sha256_of(path)):
-        raise ValueError(f"{path} is not the file that its card {place.name} describes (sha256).")
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises a class of its own for each fault
-        raise ValueError(f"{path} is not a sound safetensors file: {error}.") from error
-    return Checkpoint(parts[0], parts[1], tensors, card)
+    return card, place
+
+
+def _named(card: dict[str, Any], key: str) -> Part | None:
+    """What a card says of a part; None: nothing. LookupError or TypeError if it is malformed."""
+    if key not in card:
+        return None
+    return Part(str(card[key]["class"]), dict(card[key]["kwargs"]))
 
 
 def _check_length(path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..fetch import fetch, is_offline, sha256_of
+from ..fetch import fetch, hub_files, is_offline, sha256_of
 from .compiling import check_compiler, compile_network
 from .encoders import Encoder, VAEEncoder
 from .files import build, read
@@ -18,6 +18,10 @@ PRECISIONS = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+KINDS = (".safetensors", ".pkl")  # a repository's pickles count where it has no safetensors
+NETWORK_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors",
+                 "network/diffusion_pytorch_model.safetensors")  # fmt: skip
+"""Names of a repository's network: PyTorchModelHubMixin's, diffusers', those of EDM2Pipeline."""
 
 
 class Model:
@@ -147,9 +151,37 @@ def address_of(source: str | Path) -> str:
 
 
 def fetch_checkpoint(address: str, offline: bool = False) -> Path:
-    """The local file of a path or URL; of remote safetensors the card is fetched as well."""
+    """The local file of a path or URL; of remote safetensors the card is fetched as well.
+
+    Of hf://owner/repo[@revision] it is the repository's network. A card is NAME.json; on the hub
+    also config.json in the same folder.
+    """
+    if address.startswith("hf://"):
+        address = _file_on_hub(address, offline)
     path = fetch(address, offline=offline)
     if "://" in address and path.suffix == ".safetensors":
         place, mark, rest = address.partition("@" if address.startswith("hf://") else "?")
-        fetch(f"{place.removesuffix('.safetensors')}.json{mark}{rest}", offline=offline)
+        try:
+            fetch(f"{place.removesuffix('.safetensors')}.json{mark}{rest}", offline=offline)
+        except FileNotFoundError as lacking:
+            if not address.startswith("hf://"):
+                raise
+            try:
+                fetch(f"{place.rpartition('/')[0]}/config.json{mark}{rest}", offline=offline)
+            except FileNotFoundError:
+                raise lacking from None
     return path
+
+
+def _file_on_hub(address: str, offline: bool) -> str:
+    """hf://owner/repo[@revision] with its network's file; an address with a file as it is."""
+    repo, mark, revision = address.partition("@")
+    if repo.count("/") != 3:
+        return address
+    files = hub_files(address, offline)
+    found = next(filter(None, ([f for f in files if f.endswith(kind)] for kind in KINDS)), [])
+    chosen = found if len(found) == 1 else [name for name in NETWORK_FILES if name in found]
+    if not chosen:
+        told = f"several networks ({', '.join(found[:8])})" if found else "no network"
+        raise ValueError(f"{address} holds {told}: give the file, {repo}/FILE{mark}{revision}.")
+    return f"{repo}/{chosen[0]}{mark}{revision}"

@@ -272,7 +272,7 @@ def test_offsets_that_overlap_are_refused(copy):
 
 @pytest.mark.parametrize(
     "card",
-    ["", "{", "[]", "{}", '"x"', '{"architecture": {"class": "Precond"}}', b"\xff\xfe",
+    ["", "{", "[]", '{"encoder": {}}', '"x"', '{"architecture": {"class": "Precond"}}', b"\xff\xfe",
      '{"architecture": {"class": "Precond", "kwargs": 5}, "encoder": {}}', "[" * 99999],
     ids=range(9),
 )  # fmt: skip

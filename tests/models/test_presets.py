@@ -12,13 +12,6 @@ from erk.models.presets import describe, find_preset, presets, short_names
 
 ROOT = "https://nvlabs-fi-cdn.nvidia.com"
 LABELS = {"fid": "FID", "fd_dinov2": "FD-DINOv2"}
-EDM = [
-    "edm-cifar10-32x32-cond-vp",
-    "edm-cifar10-32x32-uncond-vp",
-    "edm-ffhq-64x64-uncond-vp",
-    "edm-afhqv2-64x64-uncond-vp",
-    "edm-imagenet-64x64-cond-adm",
-]
 EMBEDDED = {
     "digits": (10, None),
     "digits-autog": (10, "digits-weak.safetensors"),
@@ -58,17 +51,17 @@ def test_rows_of_the_papers(name, net, gnet, guidance, metric):
 
 
 def test_edm_presets_are_the_released_ones():
-    ours = {name: preset for name, preset in presets().items() if name.startswith("edm-")}
-    assert list(ours) == EDM
+    ours = {name: preset for name, preset in presets().items() if "edm2" not in name and "/edm/" in
+            preset.net}  # fmt: skip
+    assert [preset.net for preset in ours.values()] == list(models()["edm_files"])
+    assert len(ours) == 12
     for name, preset in ours.items():
-        assert preset.net == f"{ROOT}/edm/pretrained/{name}.pkl"
-        assert preset.net in models()["edm_files"]
+        assert Path(preset.net).stem == name and preset.net.startswith(f"{ROOT}/edm/pretrained/")
         assert (preset.gnet, preset.guidance, preset.metric) == (None, 1.0, None)
 
 
 def test_no_other_presets_exist():
-    assert len(presets()) == 36 + 5 + len(EMBEDDED)
-    assert {name for name in presets() if not name.startswith("edm")} == set(EMBEDDED)
+    assert len(presets()) == 36 + 12 + len(EMBEDDED)
 
 
 def test_short_names_end_before_fid():
@@ -88,7 +81,7 @@ def test_short_names_end_before_fid():
         ("emd2-img512-xxl", "edm2-img512-xxl"),
         ("digit", "digits"),
         ("digits_cfg", "digits-cfg"),
-        ("edm-ffhq", "edm-ffhq-64x64-uncond-vp"),
+        ("edm-ffhq-vp", "edm-ffhq-64x64-uncond-vp"),
     ],
 )
 def test_a_typo_is_answered_by_the_nearest_name(typed, nearest):

@@ -1,0 +1,102 @@
+"""What the tensors of an EDM2-shaped file tell of its network, where its card does not."""
+
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import edm2
+
+
+class Part(NamedTuple):
+    """The name of a class and its constructor's arguments."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
+SETTINGS = {
+    name: parameter.default
+    for kind in (edm2.Precond, edm2.UNet, edm2.Block)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if name not in ("in_channels", "out_channels", "emb_channels", "flavor", "resample_mode",
+                    "attention", "unet", "block")
+}  # fmt: skip
+"""EDM2's arguments by name, with their defaults, which are those of all released networks."""
+SILENT = ("sigma_data", "channels_per_head", "resample_filter", "label_balance", "concat_balance",
+          "res_balance", "attn_balance", "clip_act")  # fmt: skip
+"""Arguments that a network's outputs depend on and no shape tells."""
+
+
+def stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by EDM2's names, where all have one prefix before them ("network.", "module.")."""
+    prefix = next((k.removesuffix("unet.out_gain") for k in tensors if k.endswith("unet.out_gain")),
+                  "")  # fmt: skip
+    if not all(key.startswith(prefix) for key in tensors):
+        return dict(tensors)
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def architecture_of(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> Part:
+    """The EDM2 network that has these tensors; what `told` holds of its arguments goes first.
+
+    Arguments that no shape tells are those of the released networks. Raises ValueError where the
+    tensors are not EDM2's, or where one of these arguments cannot be right.
+    """
+    told = {name: value for name, value in told.items() if name in SETTINGS}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        kwargs = _told_by_shapes(shapes, told.get("model_channels"))
+    except (LookupError, StopIteration, ZeroDivisionError, TypeError):
+        raise ValueError("its tensors are not those of an EDM2 network") from None
+    kwargs["use_fp16"] = tensors["unet.out_conv.weight"].itemsize == 2
+    heads = told.get("channels_per_head", SETTINGS["channels_per_head"])
+    attended = {shape[0] for name, shape in shapes.items() if name.endswith("attn_proj.weight")}
+    if any(width % heads for width in attended):
+        raise ValueError(
+            f"attention of {min(attended)} channels does not tell its heads: add channels_per_head"
+        )
+    return Part("Precond", kwargs | told)
+
+
+def encoder_of(architecture: Part) -> Part:
+    """The encoder of released networks of that shape; ValueError where there is none."""
+    channels, res = (architecture.kwargs.get(key) for key in ("img_channels", "img_resolution"))
+    if channels == 3:
+        return Part("StandardRGBEncoder", {})
+    if (channels, res) == (4, 64):
+        return Part("StabilityVAEEncoder", {})
+    raise ValueError(f"samples of {channels} x {res} x {res} do not tell their encoder")
+
+
+def _told_by_shapes(shapes: Mapping[str, tuple[int, ...]], base: int | None) -> dict[str, Any]:
+    """EDM2's arguments as far as names and shapes of tensors tell them.
+
+    `base` is model_channels; None: the narrowest width if it divides all. Only its products with
+    the multipliers are in the file, so any common divisor describes the same network.
+    """
+    top = int(next(filter(None, map(re.compile(r"unet\.enc\.(\d+)x").match, shapes)))[1])
+    blocks = [n for n in shapes if re.fullmatch(r"unet\.enc\.\d+x\d+_block\d+\.emb_gain", n)]
+    levels = sorted({int(re.findall(r"\d+", name)[0]) for name in blocks}, reverse=True)
+    widths = [shapes[f"unet.enc.{r}x{r}_block0.conv_res1.weight"][0] for r in levels]
+    noise, emb = shapes["unet.emb_fourier.freqs"][0], shapes["unet.emb_noise.weight"][0]
+    base = base or (widths[0] if all(w % widths[0] == 0 for w in widths) else math.gcd(*widths))
+    if any(width % base for width in (*widths, noise, emb)):
+        base = math.gcd(*widths, noise, emb)
+    return {
+        "img_resolution": top,
+        "img_channels": shapes["unet.out_conv.weight"][0],
+        "label_dim": shapes["unet.emb_label.weight"][1] if "unet.emb_label.weight" in shapes else 0,
+        "logvar_channels": shapes["logvar_fourier.freqs"][0],
+        "model_channels": base,
+        "channel_mult": [width // base for width in widths],
+        "channel_mult_noise": None if noise == widths[0] else noise // base,
+        "channel_mult_emb": None if emb == max(widths) else emb // base,
+        "num_blocks": len(blocks) // len(levels),
+        "attn_resolutions": [
+            r for r in levels if f"unet.enc.{r}x{r}_block0.attn_qkv.weight" in shapes
+        ],
+    }
