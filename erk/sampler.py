@@ -187,9 +187,14 @@ class Settings:
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
 
     def loop(
-        self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise
+        self,
+        drift: GuidedDrift,
+        x: Tensor,
+        sigmas: Tensor,
+        randn_like: Noise,
+        guide: Guide | None = None,
     ) -> Iterator[tuple[Tensor, Step]]:
-        """The sampling loop that these settings ask for."""
+        """The sampling loop that these settings ask for; `guide` takes the place of theirs."""
         if self.adaptive_tau is not None:
             return adaptive_heun(drift, x, sigmas, self.adaptive_tau)
         solver = self._solver(sigmas, drift.model)
@@ -201,7 +206,8 @@ class Settings:
             solver = must_pair(solver)
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
-        return steps(start, x, sigmas, solver, self.guide(sigmas, drift.model), churn)
+        guide = self.guide(sigmas, drift.model) if guide is None else guide
+        return steps(start, x, sigmas, solver, guide, churn)
 
     def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:
         if not callable(self.solver):

@@ -37,6 +37,8 @@ ARROWS = {
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
+    "erk.study.tune_command": {"erk.study", "erk.jobs"},
+    "erk.study.tune_job": {"erk.study", "erk.jobs", "erk.sampler"} | LEAVES,
     "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,
     "erk.__init__": {"erk"},  # the public names; it imports them on first use only
     "metrics": {"metrics"} | LEAVES,

@@ -95,13 +95,8 @@ def _one_batch(
     noise_device: torch.device | str | None,
     trace: bool,
 ) -> Batch:
-    source = SeededNoise(padded, model.device if noise_device is None else noise_device)
-    noise = source.randn(model.sample_shape).to(model.device)
-    classes = vectors = None
-    if model.label_dim:
-        classes = _classes(labels, padded, source.randint(model.label_dim).cpu(), model.label_dim)
-        vectors = one_hot(classes, model)
-        classes = classes[: len(own)]
+    source, noise, classes = start_of(model, padded, labels, noise_device)
+    vectors = None if classes is None else one_hot(classes, model)
     drift = settings.drift(model, vectors, guide_model)
     seen = Trace(settings) if trace else None
     try:
@@ -114,7 +109,21 @@ def _one_batch(
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
+    classes = None if classes is None else classes[: len(own)]
     return Batch(own, images, classes, nfe, guide_nfe, len(padded), told)
+
+
+def start_of(
+    model: Any, seeds: Sequence[int], labels: Labels, noise_device: torch.device | str | None = None
+) -> tuple[SeededNoise, Tensor, Tensor | None]:
+    """The seeds' random numbers from here on, their unit noise [B, C, H, W] on the model's device,
+    and their classes [B] on the CPU, or None."""
+    source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
+    noise = source.randn(model.sample_shape).to(model.device)
+    if not model.label_dim:
+        return source, noise, None
+    drawn = source.randint(model.label_dim).cpu()
+    return source, noise, _classes(labels, seeds, drawn, model.label_dim)
 
 
 def _mean(count: float | Tensor, n: int) -> float:
@@ -124,7 +133,7 @@ def _mean(count: float | Tensor, n: int) -> float:
     return float(count)
 
 
-def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:
+def _classes(labels: Labels, seeds: Sequence[int], drawn: Tensor, label_dim: int) -> Tensor:
     """Class of each seed, [B]. All policies draw, so that later draws do not depend on them."""
     if labels == "random":
         return drawn

@@ -15,6 +15,13 @@ from .generation import Labels
 SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk",
             "erk_scale", "erk_proj", "S_churn", "S_min", "S_max", "S_noise", "afs",
             "denoise_to_zero", "adaptive_tau", "pc_snr")  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
+    "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
+    "pc_deterministic": False, "noise": "device", "precision": "auto", "vae": None, "trace": None,
+    "kind": "png", "subdirs": False,
+} | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
+"""generate.py's options that decide a picture, where nothing else is asked for."""
 
 
 def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
