@@ -84,6 +84,18 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
         raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
 
 
+def start(
+    model: Any, seeds: list[int], labels: Labels, noise_device: torch.device | str | None = None
+) -> tuple[SeededNoise, Tensor, Tensor | None, Tensor | None]:
+    """Where pictures start: (generators, unit noise [B, C, H, W], classes [B], one-hot labels)."""
+    source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
+    noise = source.randn(model.sample_shape).to(model.device)
+    if not model.label_dim:
+        return source, noise, None, None
+    classes = _classes(labels, seeds, source.randint(model.label_dim).cpu(), model.label_dim)
+    return source, noise, classes, one_hot(classes, model)
+
+
 @torch.inference_mode()
 def _one_batch(
     model: Any,
@@ -95,13 +107,7 @@ def _one_batch(
     noise_device: torch.device | str | None,
     trace: bool,
 ) -> Batch:
-    source = SeededNoise(padded, model.device if noise_device is None else noise_device)
-    noise = source.randn(model.sample_shape).to(model.device)
-    classes = vectors = None
-    if model.label_dim:
-        classes = _classes(labels, padded, source.randint(model.label_dim).cpu(), model.label_dim)
-        vectors = one_hot(classes, model)
-        classes = classes[: len(own)]
+    source, noise, classes, vectors = start(model, padded, labels, noise_device)
     drift = settings.drift(model, vectors, guide_model)
     seen = Trace(settings) if trace else None
     try:
@@ -114,6 +120,7 @@ def _one_batch(
         name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
+    classes = None if classes is None else classes[: len(own)]
     return Batch(own, images, classes, nfe, guide_nfe, len(padded), told)
 
 
