@@ -23,7 +23,7 @@ from erk.jobs.noise import noise_and_labels
 from erk.models.presets import find_preset
 from erk.point import Guide, norm
 from erk.sampler import Settings, solve
-from erk.study import toy_results, tuning
+from erk.study import calibration, toy_results, tuning
 from erk.study.problem import ExactToy, Problem, count_nfe, drift_of, ends_of, gaussian, run
 from erk.study.solver_error import EVALUATIONS, reference_path
 from erk.world import provenance
@@ -42,6 +42,7 @@ class Method(NamedTuple):
     solver: str
     schedule: str
     options: tuple[tuple[str, Any], ...] = ()
+    plain_only: bool = False  # shows what another schedule does
 
 
 METHODS = (
@@ -52,20 +53,20 @@ METHODS = (
     Method("DPM++(2M), log-SNR", "dpmpp", "logsnr", (("order", 2),)),
     Method("DPM++(2M), EDM nodes", "dpmpp", "polynomial", (("order", 2),)),
     Method("DPM++(3M), log-SNR", "dpmpp", "logsnr", (("order", 3),)),
-    Method("DPM++(3M), EDM nodes", "dpmpp", "polynomial", (("order", 3),)),
+    Method("DPM++(3M), EDM nodes", "dpmpp", "polynomial", (("order", 3),), True),
     Method("UniPC-3, log-SNR", "unipc", "logsnr", (("order", 3),)),
-    Method("UniPC-3, EDM nodes", "unipc", "polynomial", (("order", 3),)),
+    Method("UniPC-3, EDM nodes", "unipc", "polynomial", (("order", 3),), True),
 )
-MODES = ("plain", "auto", "fixed")
+MODES = ("plain", "auto", "fixed", "calibrated")
 FEW, NUM, NUM_LARGE = 16, 512, 128  # evaluations up to which cells have NUM samples
 FIRST = 320000  # seed of what is reported; weights and coefficients are chosen on others
 TUNED, TUNED_LARGE, TUNED_FROM = 64, 32, 330000
-CALIBRATED, CALIBRATED_FROM = 128, 340000
+CALIBRATED, CALIBRATED_TOY, CALIBRATED_FROM = 64, 512, 340000
 WEIGHTS = tuning.WEIGHTS[::2]
 BATCH = 128
 CALIBRATION = ("corrections", "study/calibration")  # files that coefficients come from
 CHOSEN_ON = {"fixed": (TUNED_FROM, TUNED, TUNED_LARGE, tuning.THRESHOLDS, tuning.SURE, *WEIGHTS),
-             "calibrated": (CALIBRATED_FROM, CALIBRATED)}  # fmt: skip
+             "calibrated": (CALIBRATED_FROM, CALIBRATED, CALIBRATED_TOY)}  # fmt: skip
 """What decides the weights of a mode, beside the problem."""
 
 
@@ -107,6 +108,8 @@ def cells_of(
     for name in data:
         for mode in MODES:
             for method in METHODS:
+                if method.plain_only and mode != "plain":
+                    continue
                 for budget in budgets:
                     fits = _fits(method, budget)
                     if fits is not None and (not solvers or method.solver in solvers):
@@ -205,7 +208,7 @@ def _problem(cell: Cell) -> Problem:
 def _made(cell: Cell, results: Path) -> dict[str, Any]:
     """The cell's numbers; those of the plain solver where its mode does nothing."""
     problem = _problem(cell)
-    guide, told = GUIDES[cell.mode](cell, problem)
+    guide, told = GUIDES[cell.mode](cell, problem, results)
     same = read(cell._replace(mode="plain"), results) if guide is None else None
     if same is not None:
         return same | told | {"mode": cell.mode, "acts": False}
@@ -257,11 +260,11 @@ Made = tuple[Callable[[], Guide] | None, dict[str, Any]]
 """What makes the guide of one run (None: nothing acts), and what a cell tells of it."""
 
 
-def _plain(_: Cell, __: Problem) -> Made:
+def _plain(_: Cell, __: Problem, ___: Path) -> Made:
     return None, {}
 
 
-def _auto(_: Cell, problem: Problem) -> Made:
+def _auto(_: Cell, problem: Problem, __: Path) -> Made:
     plan = problem.settings
     sigmas = plan.sigmas(problem.model)
     return _of(auto(partial(plan._solver, sigmas, problem.model), sigmas, plan.afs))
@@ -273,16 +276,26 @@ def _of(correction: Correction) -> Made:
     return (partial(corrected, correction) if acts else None), told
 
 
-def _fixed(cell: Cell, problem: Problem) -> Made:
-    """w_stiff and w_con by erk.study.tuning, on seeds of their own."""
+def _fixed(cell: Cell, problem: Problem, results: Path) -> Made:
+    """w_stiff and w_con by erk.study.tuning, on seeds of their own.
+
+    Above FEW evaluations they are sought only where they helped at FEW.
+    """
+    off: Made = (None, {"w_stiff": 0.0, "w_con": None})
+    fewer = _fits(cell.method, FEW)
+    if cell.budget > FEW and fewer is not None:
+        num = NUM * (4 if cell.data == "toy" else 1)
+        known = read(cell._replace(budget=FEW, steps=fewer[0], nfe=fewer[1], num=num), results)
+        if known is not None and not known["acts"]:
+            return off
     seeds = range(TUNED_FROM, TUNED_FROM + (TUNED if cell.budget <= FEW else TUNED_LARGE))
     ends = _tuning_ends(cell.data, cell.method.schedule == "edm", len(seeds))
     try:
         best = tuning.tune(problem, seeds, ends, lambda _, make: make(), WEIGHTS).choice
     except ValueError:  # no step has a pair
-        return None, {"w_stiff": 0.0, "w_con": None}
+        return off
     if best.w_stiff == 0:
-        return None, {"w_stiff": 0.0, "w_con": None}
+        return off
     weights = {"w_stiff": best.w_stiff, "w_con": best.w_con}
     return (lambda: partial(erk_guid, **weights)), weights
 
@@ -294,19 +307,19 @@ def _tuning_ends(data: str, to_zero: bool, num: int) -> Tensor:
     return ends_of(problem, range(TUNED_FROM, TUNED_FROM + num))
 
 
-def _calibrated(cell: Cell, problem: Problem) -> Made:
+def _calibrated(cell: Cell, problem: Problem, _: Path) -> Made:
     """Coefficients per step by erk.study.calibration, on seeds of their own."""
-    from erk.study import calibration
     plan, model = problem.settings, problem.model
     sigmas = plan.sigmas(model)
-    noise, labels = problem.start(range(CALIBRATED_FROM, CALIBRATED_FROM + CALIBRATED))
+    count = CALIBRATED_TOY if cell.data == "toy" else CALIBRATED
+    noise, labels = problem.start(range(CALIBRATED_FROM, CALIBRATED_FROM + count))
     with torch.inference_mode():
         path = reference_path(drift_of(problem, labels), noise.to(plan.dtype), sigmas)
-    ways = calibration.USUAL.get(cell.method.solver, calibration.MULTISTEP)
+    ways = calibration.directions_of(cell.method.solver)
     batch = calibration.Batch(noise, labels, path)
     return _of(calibration.fit(plan, model, [batch], ways, problem.guide).correction)
 
 
-GUIDES: dict[str, Callable[[Cell, Problem], Made]] = {
+GUIDES: dict[str, Callable[[Cell, Problem, Path], Made]] = {
     "plain": _plain, "auto": _auto, "fixed": _fixed, "calibrated": _calibrated,
 }  # fmt: skip

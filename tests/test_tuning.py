@@ -32,18 +32,17 @@ def card_of(place, *arguments):
     return json.loads(place.read_text())
 
 
-@pytest.mark.parametrize("steps", [6, 12])
-def test_the_choice_is_within_5_percent_of_the_grids_best_on_the_toy(tmp_path, steps):
-    seeds = ("--seeds", "200000-200127", "--held-out", "210000-210127")
-    card = card_of(tmp_path / "c.json", "--preset", "toy", "--steps", steps, *seeds, "--check")
+def test_the_choice_is_within_5_percent_of_the_grids_best_on_the_toy(tmp_path):
+    seeds = ("--seeds", "200000-200127", "--held-out", "210000-210063")
+    card = card_of(tmp_path / "c.json", "--preset", "toy", "--steps", 8, *seeds, "--check")
     assert card["over_grid_best"] <= 1.05
     assert card["held_out"]["ratio"] < 0.7 and card["w_stiff"] > 0
     assert card["flags"] == f"--w-stiff {card['w_stiff']:g} --w-con {card['w_con']:g}"
 
 
 def test_the_choice_is_within_5_percent_of_the_grids_best_on_digits(tmp_path):
-    seeds = ("--seeds", "200000-200031", "--held-out", "210000-210015")
-    card = card_of(tmp_path / "c.json", "--preset", "digits", "--steps", 6, *seeds, "--check")
+    seeds = ("--seeds", "200000-200015", "--held-out", "210000-210007")
+    card = card_of(tmp_path / "c.json", "--preset", "digits", "--steps", 5, *seeds, "--check")
     assert card["over_grid_best"] <= 1.05 and card["held_out"]["ratio"] < 0.8
 
 
@@ -129,8 +128,8 @@ def test_dry_run_tells_the_cost_and_writes_nothing(tmp_path):
 
 
 def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path):
-    command = [sys.executable, "scripts/tune.py", "--preset", "toy", "--steps", "8", "--batch", "16",
-               "--out"]  # fmt: skip
+    command = [sys.executable, "scripts/tune.py", "--preset", "toy", "--steps", "8",
+               "--batch", "16", "--out"]  # fmt: skip
     whole = card_of(tmp_path / "whole.json", *command[2:-1], *QUICK)
     place = tmp_path / "killed.json"
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -84,6 +84,18 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
         raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
 
 
+def start(
+    model: Any, seeds: list[int], labels: Labels, noise_device: torch.device | str | None = None
+) -> tuple[SeededNoise, Tensor, Tensor | None, Tensor | None]:
+    """Where pictures start: (generators, unit noise [B, C, H, W], classes [B], one-hot labels)."""
+    source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
+    noise = source.randn(model.sample_shape).to(model.device)
+    if not model.label_dim:
+        return source, noise, None, None
+    classes = _classes(labels, seeds, source.randint(model.label_dim).cpu(), model.label_dim)
+    return source, noise, classes, one_hot(classes, model)
+
+
 @torch.inference_mode()
 def _one_batch(
     model: Any,
@@ -95,8 +107,7 @@ def _one_batch(
     noise_device: torch.device | str | None,
     trace: bool,
 ) -> Batch:
-    source, noise, classes = start_of(model, padded, labels, noise_device)
-    vectors = None if classes is None else one_hot(classes, model)
+    source, noise, classes, vectors = start(model, padded, labels, noise_device)
     drift = settings.drift(model, vectors, guide_model)
     seen = Trace(settings) if trace else None
     try:
@@ -113,19 +124,6 @@ def _one_batch(
     return Batch(own, images, classes, nfe, guide_nfe, len(padded), told)
 
 
-def start_of(
-    model: Any, seeds: Sequence[int], labels: Labels, noise_device: torch.device | str | None = None
-) -> tuple[SeededNoise, Tensor, Tensor | None]:
-    """The seeds' random numbers from here on, their unit noise [B, C, H, W] on the model's device,
-    and their classes [B] on the CPU, or None."""
-    source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
-    noise = source.randn(model.sample_shape).to(model.device)
-    if not model.label_dim:
-        return source, noise, None
-    drawn = source.randint(model.label_dim).cpu()
-    return source, noise, _classes(labels, seeds, drawn, model.label_dim)
-
-
 def _mean(count: float | Tensor, n: int) -> float:
     """Evaluations per picture, [B] or one number for all, averaged over the first n."""
     if isinstance(count, Tensor) and count.ndim:
@@ -133,7 +131,7 @@ def _mean(count: float | Tensor, n: int) -> float:
     return float(count)
 
 
-def _classes(labels: Labels, seeds: Sequence[int], drawn: Tensor, label_dim: int) -> Tensor:
+def _classes(labels: Labels, seeds: list[int], drawn: Tensor, label_dim: int) -> Tensor:
     """Class of each seed, [B]. All policies draw, so that later draws do not depend on them."""
     if labels == "random":
         return drawn

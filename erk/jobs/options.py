@@ -45,7 +45,7 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
 def settings_of(options: dict[str, Any], guidance: float) -> Settings:
     """The sampling settings that the options ask for."""
     schedule = options["schedule"]
-    if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
+    if options.get("trace") is not None and Path(options["trace"]).suffix != ".npz":
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
     if schedule and schedule[0].isdigit():
         schedule = tuple(_numbers("--schedule", schedule))
@@ -53,9 +53,9 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         schedule=schedule,
         guidance=guidance,
         guidance_interval=_interval(options["guidance_interval"]),
-        pc_stochastic=not options["pc_deterministic"],
+        pc_stochastic=not options.get("pc_deterministic", False),
         solver_options=dict(_solver_option(text) for text in options["solver_option"]),
-        **{name: options[name] for name in SAMPLING},
+        **{name: options[name] for name in SAMPLING if name in options},
     )
     if settings.guidance_interval is not None and guidance == 1:
         raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
@@ -118,6 +118,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that a picture depends on, beside its seed and the rounding of batch sizes."""
     drawn = "cpu" if options["noise"] == "cpu" else device.type
+    card = getattr(settings.erk, "sha256", None)
     labels = options["labels"]
     if labels not in ("random", "balanced"):
         labels = f"file {sha256_of(Path(labels))}"
@@ -125,6 +126,7 @@ def identity_of(
         "net": net.rpartition("/")[2],
         "gnet": gnet and gnet.rpartition("/")[2],
         **asdict(settings),
+        "erk": f"card {card}" if card else settings.erk,
         "labels": labels,
         "class": options["class_idx"],
         "noise": drawn,

@@ -16,7 +16,7 @@ from ..guides import unguided
 from ..point import Guide, Step
 from ..sampler import Settings, solve
 from . import toy
-from .solver_error import EVALUATIONS, reference_path
+from .solver_error import EVALUATIONS, converged
 
 Start = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """seeds -> unit noise [B, ...] and labels, as `erk.noise_and_labels` gives them."""
@@ -58,10 +58,8 @@ def drift_of(problem: Problem, labels: Tensor | None) -> GuidedDrift:
 def ends_of(problem: Problem, seeds: Sequence[int], evaluations: int = EVALUATIONS) -> Tensor:
     """Where the ODE itself ends from the noise of the seeds, [B, ...]."""
     noise, labels = problem.start(seeds)
-    sigmas, plan = problem.settings.sigmas(problem.model), problem.settings
-    positive = sigmas[sigmas > 0]
-    between = torch.cat([positive[:1], positive[-1:], sigmas[sigmas == 0]])
-    return reference_path(drift_of(problem, labels), noise.to(plan.dtype), between, evaluations)[-1]
+    plan, guide = problem.settings, problem.guide
+    return converged(plan, problem.model, noise, labels, guide, evaluations)
 
 
 @torch.inference_mode()

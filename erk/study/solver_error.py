@@ -1,7 +1,7 @@
 """A solver's own error: how far its samples end from the converged solution from the same noise."""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,47 +54,50 @@ def reference_path(
     fine = refined(sigmas, evaluations).to(noise.dtype)
     positive = fine[fine > 0]
     solver = make_solver("deis", sigmas=fine, ends=(positive[-1].item(), positive[0].item()))
-    x = noise * fine[0]
     wanted = {level.item() for level in sigmas.to(noise.dtype)}
-    kept = [x]
-    for (x, _), sigma in zip(steps(drift, x, fine, solver), fine[1:], strict=True):
+    kept = [noise * fine[0]]
+    for (x, _), sigma in zip(steps(drift, kept[0], fine, solver), fine[1:], strict=True):
         if sigma.item() in wanted:
             kept.append(x)
     return torch.stack(kept)
 
 
+def exact_drift(
+    plan: Settings, model: Denoiser, labels: Tensor | None, guide_model: Denoiser | None = None
+) -> GuidedDrift:
+    """The drift that `plan` solves, with its model guidance and nothing else."""
+    return GuidedDrift(model, labels, guide_model, plan.guidance, plan.guidance_interval)
+
+
 def converged(
+    plan: Settings,
     model: Denoiser,
     noise: Tensor,
     labels: Tensor | None = None,
     guide_model: Denoiser | None = None,
     evaluations: int = EVALUATIONS,
-    **settings: Any,
 ) -> Tensor:
-    """Where every solver would end, [B, ...], with the settings of `erk.sample`.
+    """Where every solver would end with `plan`'s first and last noise levels, [B, ...]."""
+    drift, levels = exact_drift(plan, model, labels, guide_model), ends(plan.sigmas(model))
+    return reference_path(drift, noise.to(plan.dtype), levels, evaluations)[-1]
 
-    Only model guidance and the first and last noise levels matter; ERK-Guid, steps and solver do
-    not.
-    """
-    plan = Settings(**settings)
-    sigmas = plan.sigmas(model)
+
+def ends(sigmas: Tensor) -> Tensor:
+    """The first and the last positive noise level and the 0 behind it, if any: [2] or [3]."""
     positive = sigmas[sigmas > 0]
-    ends = torch.cat([positive[:1], positive[-1:], sigmas[sigmas == 0]])
-    drift = GuidedDrift(model, labels, guide_model, plan.guidance, plan.guidance_interval)
-    return reference_path(drift, noise.to(plan.dtype), ends, evaluations)[-1]
+    return torch.cat([positive[:1], positive[-1:], sigmas[sigmas == 0]])
 
 
 @torch.no_grad()
 def errors(
+    plan: Settings,
     model: Denoiser,
     noise: Tensor,
     labels: Tensor | None,
     exact: Tensor,
     guide_model: Denoiser | None = None,
-    **settings: Any,
 ) -> Tensor:
     """Distance of every sample from its converged solution `exact` [B, ...], [B] float64."""
-    plan = Settings(**settings)
     x0 = solve(plan.drift(model, labels, guide_model), noise, plan)
     return norm(x0 - exact).flatten().double()
 

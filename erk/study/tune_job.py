@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ..files import unbroken, write_whole
 from ..jobs.cli import parse_seeds
 from ..jobs.folder import format_seeds, plain
-from ..jobs.generation import start_of
-from ..jobs.noise import noise_and_labels, one_hot
+from ..jobs.generation import start
+from ..jobs.noise import noise_and_labels
 from ..jobs.options import DEFAULTS, networks_of, settings_of
 from ..jobs.run import Job, open_job
 from ..jobs.stream import CODE, code_key, settings_key
@@ -139,17 +139,17 @@ def open_problem(asked: Asked) -> tuple[Problem, dict[str, Any], str]:
         key = json.dumps(told, sort_keys=True)
     else:
         job = open_job(asked.options)
-        problem = Problem(job.model, job.guide, job.settings, partial(start, job), batch)
+        problem = Problem(job.model, job.guide, job.settings, partial(beginning, job), batch)
         facts = {name: job.facts[name] for name in ("network", "guide")}
         key = settings_key(job)
     rest = [key, asked.seeds, asked.held_out, asked.evaluations, asked.check]
     return problem, facts, hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
-def start(job: Job, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def beginning(job: Job, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Noise and labels of the seeds, as generate.py draws them."""
-    _, noise, classes = start_of(job.model, seeds, job.labels, job.noise_device)
-    return noise, None if classes is None else one_hot(classes, job.model)
+    _, noise, _, labels = start(job.model, list(seeds), job.labels, job.noise_device)
+    return noise, labels
 
 
 def make(asked: Asked, problem: Problem, keep: Keep) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def tune(
 ) -> Tuned:
     """The best weights for the problem's solver, noise levels and model guidance.
 
-    `weights` are the grid's w_stiff; `ends` [n, ...] are the converged solutions of the seeds. Raises ValueError where no step has
-    a pair, and with it nothing to be tuned.
+    `weights` are the grid's w_stiff; `ends` [n, ...] are the converged solutions of the seeds.
+    Raises ValueError where no step has a pair, and with it nothing to be tuned.
     """
     grid = candidates(problem, seeds[:FIRST], keep, weights)
     none = torch.empty(0, dtype=torch.float64)
