@@ -57,15 +57,16 @@ METHODS = (
     Method("UniPC-3, log-SNR", "unipc", "logsnr", (("order", 3),)),
     Method("UniPC-3, EDM nodes", "unipc", "polynomial", (("order", 3),), True),
 )
-MODES = ("plain", "auto", "fixed", "calibrated")
+MODES = ("plain", "auto", "calibrated", "fixed")
 FEW, NUM, NUM_LARGE = 16, 512, 128  # evaluations up to which cells have NUM samples
+MOST_CHOSEN = 32  # evaluations up to which weights and coefficients are chosen
 FIRST = 320000  # seed of what is reported; weights and coefficients are chosen on others
-TUNED, TUNED_LARGE, TUNED_FROM = 64, 32, 330000
+TUNED, TUNED_FROM = 64, 330000
 CALIBRATED, CALIBRATED_TOY, CALIBRATED_FROM = 64, 512, 340000
 WEIGHTS = tuning.WEIGHTS[::2]
 BATCH = 128
 CALIBRATION = ("corrections", "study/calibration")  # files that coefficients come from
-CHOSEN_ON = {"fixed": (TUNED_FROM, TUNED, TUNED_LARGE, tuning.THRESHOLDS, tuning.SURE, *WEIGHTS),
+CHOSEN_ON = {"fixed": (TUNED_FROM, TUNED, tuning.THRESHOLDS, tuning.SURE, *WEIGHTS),
              "calibrated": (CALIBRATED_FROM, CALIBRATED, CALIBRATED_TOY)}  # fmt: skip
 """What decides the weights of a mode, beside the problem."""
 
@@ -111,6 +112,8 @@ def cells_of(
                 if method.plain_only and mode != "plain":
                     continue
                 for budget in budgets:
+                    if budget > MOST_CHOSEN and mode in CHOSEN_ON:
+                        continue
                     fits = _fits(method, budget)
                     if fits is not None and (not solvers or method.solver in solvers):
                         n = num or (NUM if budget <= FEW or name == "toy" else NUM_LARGE)
@@ -125,9 +128,10 @@ def _nfe(solver: str, schedule: str, steps: int) -> float:
 
 
 def _fits(method: Method, budget: int) -> tuple[int, float] | None:
-    """(steps, NFE) of the most steps within the budget."""
-    counts = [(n, _nfe(method.solver, method.schedule, n)) for n in range(2, budget + 2)]
-    return max((pair for pair in counts if pair[1] <= budget), default=None)
+    """(steps, NFE) of the most steps within the budget, of one or two evaluations each."""
+    counts = ((n, _nfe(method.solver, method.schedule, n))
+              for n in (budget, budget // 2 + 1, budget // 2) if n > 1)  # fmt: skip
+    return next((pair for pair in counts if pair[1] <= budget), None)
 
 
 def cost(cells: Iterable[Cell], results: Path) -> str:
@@ -277,27 +281,27 @@ def _of(correction: Correction) -> Made:
 
 
 def _fixed(cell: Cell, problem: Problem, results: Path) -> Made:
-    """w_stiff and w_con by erk.study.tuning, on seeds of their own.
-
-    Above FEW evaluations they are sought only where they helped at FEW.
-    """
-    off: Made = (None, {"w_stiff": 0.0, "w_con": None})
+    """w_stiff and w_con by erk.study.tuning, on seeds of their own; above FEW evaluations those
+    that were chosen at FEW."""
+    weights = None
     fewer = _fits(cell.method, FEW)
     if cell.budget > FEW and fewer is not None:
         num = NUM * (4 if cell.data == "toy" else 1)
-        known = read(cell._replace(budget=FEW, steps=fewer[0], nfe=fewer[1], num=num), results)
-        if known is not None and not known["acts"]:
-            return off
-    seeds = range(TUNED_FROM, TUNED_FROM + (TUNED if cell.budget <= FEW else TUNED_LARGE))
-    ends = _tuning_ends(cell.data, cell.method.schedule == "edm", len(seeds))
+        known = cell._replace(budget=FEW, steps=fewer[0], nfe=fewer[1], num=num)
+        weights = read(known, results)
+    weights = weights or _tuned(cell, problem)
+    told = {name: weights[name] for name in ("w_stiff", "w_con")}
+    return ((lambda: partial(erk_guid, **told)) if told["w_stiff"] else None), told
+
+
+def _tuned(cell: Cell, problem: Problem) -> dict[str, Any]:
+    seeds = range(TUNED_FROM, TUNED_FROM + TUNED)
+    ends = _tuning_ends(cell.data, cell.method.schedule == "edm", TUNED)
     try:
         best = tuning.tune(problem, seeds, ends, lambda _, make: make(), WEIGHTS).choice
     except ValueError:  # no step has a pair
-        return off
-    if best.w_stiff == 0:
-        return off
-    weights = {"w_stiff": best.w_stiff, "w_con": best.w_con}
-    return (lambda: partial(erk_guid, **weights)), weights
+        return {"w_stiff": 0.0, "w_con": None}
+    return {"w_stiff": best.w_stiff, "w_con": best.w_con if best.w_stiff else None}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from erk.study.solver_error import ratio
 from metrics.errors import paired_difference
 from metrics.table import cell as shown
 from metrics.table import write
-from scripts.rivals_cells import METHODS, MODES, Cell, read
+from scripts.rivals_cells import FEW, METHODS, MODES, MOST_CHOSEN, Cell, read
 from scripts.tables.plots import COLOURS, GREY, MARKS, panels, png
 from scripts.tables.render import Block, Page, best_cells, write_page
 
@@ -134,8 +134,9 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
         "A column is a budget: every solver takes as many steps as fit into it (Heun with the EDM "
         "schedule an odd number of evaluations; nfe in the csv).",
-        "fixed: w_stiff and w_con chosen by erk.study.tuning on other seeds (in the csv); "
-        "calibrated: coefficients per step by erk.study.calibration on other seeds; auto: no data.",
+        "auto: no data. calibrated: coefficients per step by erk.study.calibration, fixed: w_stiff "
+        "and w_con by erk.study.tuning (in the csv), both on other seeds than these and up to "
+        f"{MOST_CHOSEN} evaluations; above {FEW} the fixed weights are those chosen at {FEW}.",
         "Modes that do nothing at any budget are left out: their rows are the plain solver's.",
         "The least of many rows is flattered by the choice: differences below two standard errors "
         "mean nothing.",
