@@ -39,9 +39,9 @@ BUDGETS = (5, 6, 8, 10, 16, 32, 64)
 def main(data: tuple[str, ...], budgets: tuple[int, ...], solvers: tuple[str, ...],
          num: int | None, results: Path, dry_run: bool) -> None:  # fmt: skip
     """Compare solvers with and without ERK-Guid at equal cost and write results/rivals.*"""
-    from scripts import rivals_cells, rivals_page
+    from scripts import rivals_cells, rivals_page, rivals_plan
 
-    cells = rivals_cells.cells_of(data, budgets, solvers, num)
+    cells = rivals_plan.cells_of(data, budgets, solvers, num)
     click.echo(rivals_cells.cost(cells, results))
     if dry_run:
         return

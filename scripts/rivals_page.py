@@ -11,7 +11,8 @@ from erk.study.solver_error import ratio
 from metrics.errors import paired_difference
 from metrics.table import cell as shown
 from metrics.table import write
-from scripts.rivals_cells import FEW, METHODS, MODES, MOST_CHOSEN, Cell, read
+from scripts.rivals_cells import read
+from scripts.rivals_plan import FEW, METHODS, MODES, MOST_CHOSEN, Cell
 from scripts.tables.plots import COLOURS, GREY, MARKS, panels, png
 from scripts.tables.render import Block, Page, best_cells, write_page
 
@@ -63,7 +64,8 @@ def rows_of(cells: Sequence[Cell], results: Path) -> Iterator[Row]:
         )
         names = ("command", "commit", "device", "versions")
         yield {
-            **{k: found[k] for k in ("data", "method", "mode", "budget", "steps", "nfe", "acts")},
+            "data": cell.data, "method": cell.method.name, "mode": cell.mode,
+            "budget": cell.budget, "steps": cell.steps, "nfe": cell.nfe, "acts": found["acts"],
             "error": own.mean().item(), "error_se": (own.std() / math.sqrt(len(own))).item(),
             "ratio": gain.value, "ratio_se": gain.error,
             "quality": found["quality"], "quality_se": found["quality_se"],

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from scripts import rivals, rivals_cells, rivals_page
-from scripts.rivals_cells import METHODS, MODES, cells_of
+from scripts.rivals_plan import METHODS, MODES, cells_of
 
 TINY = ("--num", "20", "--solver", "dpm2", "--budget", "6")
 

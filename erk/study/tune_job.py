@@ -72,7 +72,8 @@ def run(options: dict[str, Any], out: Path | None) -> None:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     work = place.parent / f"{place.stem}-work-{key[:8]}"
-    with keeping(work, batches(asked, problem.batch)) as keep:
+    total = len(asked.seeds) + len(asked.held_out) + _runs(asked)
+    with keeping(work, -(-total // problem.batch)) as keep:
         card = {"key": key, **facts} | make(asked, problem, keep)
     card |= {"made_by": provenance(problem.model.device)}
     with unbroken():
@@ -107,24 +108,22 @@ def check(options: dict[str, Any]) -> Asked:
 
 def cost(asked: Asked) -> str:
     """What it will take, in evaluations of the network; nothing is loaded."""
-    nfe = count_nfe(asked.settings)
+    nfe, runs = count_nfe(asked.settings), _runs(asked)
     fine = (asked.evaluations, asked.evaluations if nfe[1] else 0)
-    held, grid = len(asked.held_out), len(tuning.WEIGHTS) * tuning.THRESHOLDS
-    runs = tuning.most_runs(len(asked.seeds)) + held * (2 + (grid + 1) * asked.check)
-    spent = [(len(asked.seeds) + held) * f + runs * n for f, n in zip(fine, nfe, strict=True)]
+    ends = len(asked.seeds) + len(asked.held_out)
+    spent = [ends * f + runs * n for f, n in zip(fine, nfe, strict=True)]
     guide = f" and {spent[1]:,.0f} of the guide" if spent[1] else ""
     return (
         f"at most {spent[0]:,.0f} evaluations of the network{guide}, as many as "
-        f"{sum(spent) / sum(nfe):,.0f} samples of this solver take: {len(asked.seeds) + held} "
-        f"converged solutions of {asked.evaluations} evaluations, {runs} runs of {nfe[0]:g}"
+        f"{sum(spent) / sum(nfe):,.0f} samples of this solver take: {ends} converged solutions of "
+        f"{asked.evaluations} evaluations, {runs} runs of {nfe[0]:g}"
     )
 
 
-def batches(asked: Asked, batch: int) -> int:
-    """About as many batches as `make` asks for, for the progress."""
-    held, grid = len(asked.held_out), len(tuning.WEIGHTS) * tuning.THRESHOLDS
-    runs = tuning.most_runs(len(asked.seeds)) + held * (2 + (grid + 1) * asked.check)
-    return -(-(len(asked.seeds) + held + runs) // batch)
+def _runs(asked: Asked) -> int:
+    """The most trajectories of the solver, in the search and on the held-out seeds."""
+    judged = len(tuning.WEIGHTS) * tuning.THRESHOLDS + 3 if asked.check else 2
+    return tuning.most_runs(len(asked.seeds)) + len(asked.held_out) * judged
 
 
 def open_problem(asked: Asked) -> tuple[Problem, dict[str, Any], str]:
