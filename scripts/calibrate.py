@@ -38,7 +38,7 @@ from erk.memory import fitting, load_fitting
 from erk.models.model import Model
 from erk.point import norm
 from erk.sampler import Settings, solve
-from erk.study.calibration import Batch, directions_of, fit
+from erk.study.calibration import USUAL, Batch, fit
 from erk.study.solver_error import (
     EVALUATIONS,
     converged,
@@ -81,7 +81,7 @@ class Job(NamedTuple):
 @click.option("--denoise-to-zero", is_flag=True, help="A last Euler step to sigma = 0.")
 @click.option("--direction", "directions", multiple=True, type=click.Choice([*DIRECTIONS]),
               help="What the correction is made of; may be repeated.  "
-              "[default: what does best with the solver]")  # fmt: skip
+              "[default: all but pair]")  # fmt: skip
 @click.option("--seeds", metavar="LIST", default="900000-900255", help="Seeds to calibrate on.")
 @click.option("--held-out", metavar="LIST", default="910000-910511",
               help="Other seeds, for the error before and after.")  # fmt: skip
@@ -109,7 +109,7 @@ def main(**options: Any) -> None:
     own, held_out = (parse_seeds(options[name]) for name in ("seeds", "held_out"))
     check_seeds(own, held_out)
     labels = labels_of(options["labels"], options["class_idx"])
-    directions = list(options["directions"] or directions_of(plan.solver))
+    directions = list(options["directions"] or USUAL)
     name = options["preset"] or Path(net).stem
     card = Path(options["out"] or f"{name}-{plan.solver}-{made_for['steps']}.card.json")
     check_writable(card.absolute().parent)

@@ -17,14 +17,8 @@ from ..corrections import DIRECTIONS, REACH, Before, Correction
 from ..drift import Denoiser, analytic_first
 from ..sampler import Settings
 
-MULTISTEP = ("drift", "change", "bend")
-USUAL = {"heun": ("embedded",), "dpm2": ("embedded",)}
-"""solver -> directions that do best on held-out seeds (docs/beyond.md); others: MULTISTEP."""
-def directions_of(solver: str) -> tuple[str, ...]:
-    """The directions to fit for a solver unless others are asked for."""
-    return USUAL.get(solver, MULTISTEP)
-
-
+USUAL = ("embedded", "drift", "change", "bend", "stiff")
+"""What a correction is made of unless other directions are asked for (docs/beyond.md)."""
 CUTOFF = 1e-6  # relative size of the combinations of directions that carry no information
 
 

@@ -1,20 +1,20 @@
 """A solver's own error: how far its samples end from the converged solution from the same noise."""
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..drift import Denoiser, GuidedDrift
-from ..point import norm
+from ..point import Point, norm
 from ..sampler import Settings, solve, steps
+from ..schedule import polynomial
 from ..solvers import make_solver
 
 EVALUATIONS = 128  # of the network on a reference path; digits: 1e-4 from the exact end, against
 # 0.03 of the best 15-step solver and 0.006 of 64 Heun steps (tests/test_solver_error.py)
 BLOCKS = 16  # of seeds, for standard errors
-WARP = 7.0  # nodes of the reference path are even in sigma^(1/7), as in EDM's schedule
+WARP = 7.0  # levels of the reference path are even in sigma^(1/7), as in EDM's schedule
 
 
 class Ratio(NamedTuple):
@@ -24,42 +24,35 @@ class Ratio(NamedTuple):
     error: float  # standard error
 
 
-def refined(sigmas: Tensor, evaluations: int = EVALUATIONS) -> Tensor:
-    """All of the noise levels `sigmas` [N + 1] and, between them, about `evaluations` intervals.
-
-    float64 on the CPU; a last level of 0 stays the last, its interval whole.
-    """
-    levels = sigmas.double()
-    places = levels[levels > 0] ** (1 / WARP)
-    per_interval = -places.diff() / (places[0] - places[-1]) * evaluations
-    parts = [
-        torch.linspace(a.item(), b.item(), max(1, round(n.item())) + 1, dtype=torch.float64)[:-1]
-        for (a, b), n in zip(pairwise(places), per_interval, strict=True)
-    ]
-    fine = torch.cat([*parts, places[-1:]]) ** WARP
-    counts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
-    fine[counts] = levels[levels > 0]  # exact, whatever the powers rounded to
-    return torch.cat([fine, levels[levels == 0]])
-
-
 @torch.no_grad()
 def reference_path(
     drift: GuidedDrift, noise: Tensor, sigmas: Tensor, evaluations: int = EVALUATIONS
 ) -> Tensor:
     """The solution from unit-variance noise [B, ...] at the noise levels `sigmas` [N + 1].
 
-    Returns [N + 1, B, ...] in noise's dtype. Solved by DEIS of order 4 at about `evaluations`
-    levels, the given ones among them; at sigma = 0 it is D, as in every sampler here.
+    Returns [N + 1, B, ...] in noise's dtype. DEIS of order 4 goes through `evaluations` levels of
+    its own, whatever `sigmas` are; between two of them the path is the cubic of their states and
+    drifts. At sigma = 0 it is D, as in every sampler here.
     """
-    fine = refined(sigmas, evaluations).to(noise.dtype)
-    positive = fine[fine > 0]
-    solver = make_solver("deis", sigmas=fine, ends=(positive[-1].item(), positive[0].item()))
-    wanted = {level.item() for level in sigmas.to(noise.dtype)}
-    kept = [noise * fine[0]]
-    for (x, _), sigma in zip(steps(drift, kept[0], fine, solver), fine[1:], strict=True):
-        if sigma.item() in wanted:
-            kept.append(x)
-    return torch.stack(kept)
+    levels = sigmas.to(noise.dtype).double()
+    waiting = levels[levels > 0].tolist()
+    fine = polynomial(evaluations - 1, waiting[-1], waiting[0], WARP)
+    fine = torch.cat([fine, fine.new_zeros(1)]).to(noise.dtype)
+    solver = make_solver("deis", sigmas=fine, ends=(waiting[-1], waiting[0]))
+    kept, before, end = [], None, noise * fine[0]
+    for end, step in steps(drift, end, fine, solver):  # noqa: B007, B020
+        while waiting and waiting[0] >= step.start.sigma:
+            kept.append(_between(before or step.start, step.start, waiting.pop(0)))
+        before = step.start
+    return torch.stack([*kept, end] if levels[-1] == 0 else kept)
+
+
+def _between(a: Point, b: Point, sigma: float) -> Tensor:
+    """Cubic Hermite interpolation from a.sigma to b.sigma, [B, ...]."""
+    h = b.sigma.item() - a.sigma.item()
+    t = (sigma - a.sigma.item()) / h if h else 1.0
+    x = b.x.lerp(a.x, (1 + 2 * t) * (1 - t) ** 2)
+    return x + h * (t * (1 - t) ** 2 * a.f + t**2 * (t - 1) * b.f)
 
 
 def exact_drift(
