@@ -53,7 +53,7 @@ def cost(cells: Iterable[Cell], results: Path) -> str:
         if cell.mode == "fixed":
             spent += cell.nfe * 18 * TUNED
         if cell.mode == "calibrated":
-            spent += (cell.nfe + EVALUATIONS) * CALIBRATED
+            spent += cell.nfe * CALIBRATED
     return f"{len(todo)} of {len(cells)} cells are to be made: about {spent:,.0f} evaluations"
 
 

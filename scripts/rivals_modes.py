@@ -1,5 +1,6 @@
 """The modes of the comparison with the rivals: what each adds to a solver, and how it is chosen."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from erk.point import Guide
 from erk.study import calibration, tuning
 from erk.study.problem import Problem, drift_of
 from erk.study.solver_error import reference_path
+from scripts.rivals import BUDGETS
 from scripts.rivals_plan import (
     CALIBRATED,
     CALIBRATED_FROM,
@@ -22,8 +24,11 @@ from scripts.rivals_plan import (
     TUNED_FROM,
     WEIGHTS,
     Cell,
+    cells_of,
     ends_from,
     fits,
+    networks,
+    problem_of,
 )
 
 Read = Callable[[Cell], dict[str, Any] | None]
@@ -75,14 +80,24 @@ def _tuned(cell: Cell, problem: Problem) -> dict[str, Any]:
 def _calibrated(cell: Cell, problem: Problem, _: Read) -> Made:
     """Coefficients per step by erk.study.calibration, on seeds of their own."""
     plan, model = problem.settings, problem.model
-    sigmas = plan.sigmas(model)
-    count = CALIBRATED_TOY if cell.data == "toy" else CALIBRATED
+    levels, whole = _paths(cell.data, BUDGETS if cell.budget in BUDGETS else (cell.budget,))
+    places = [levels.index(sigma) for sigma in plan.sigmas(model).tolist()]
+    batch = whole._replace(path=[whole.path[place] for place in places])
+    return _of(calibration.fit(plan, model, [batch], calibration.USUAL, problem.guide).correction)
+
+
+@functools.cache
+def _paths(data: str, budgets: tuple[int, ...]) -> tuple[list[float], calibration.Batch]:
+    """The converged solution at the noise levels of all solvers and budgets; these levels."""
+    cells = [cell for cell in cells_of((data,), budgets, (), None) if cell.mode == "calibrated"]
+    found = {s for cell in cells for s in cell.settings.sigmas(networks(data)[0]).tolist()}
+    levels = sorted(found, reverse=True)
+    problem = problem_of(cells[0])
+    count = CALIBRATED_TOY if data == "toy" else CALIBRATED
     noise, labels = problem.start(range(CALIBRATED_FROM, CALIBRATED_FROM + count))
-    with torch.inference_mode():
-        path = reference_path(drift_of(problem, labels), noise.to(plan.dtype), sigmas)
-    ways = calibration.directions_of(cell.method.solver)
-    batch = calibration.Batch(noise, labels, path)
-    return _of(calibration.fit(plan, model, [batch], ways, problem.guide).correction)
+    noise = noise.to(problem.settings.dtype)
+    path = reference_path(drift_of(problem, labels), noise, torch.tensor(levels, dtype=noise.dtype))
+    return levels, calibration.Batch(noise, labels, path)
 
 
 GUIDES: dict[str, Callable[[Cell, Problem, Read], Made]] = {
