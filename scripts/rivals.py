@@ -30,7 +30,7 @@ BUDGETS = (5, 6, 8, 10, 16, 32, 64)
               help="Evaluations per sample, at most; may be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
               help="Some solvers only (heun, dpm2, ...); may be repeated.")  # fmt: skip
-@click.option("--num", type=click.IntRange(16), metavar="N",
+@click.option("--num", type=click.IntRange(20), metavar="N",
               help="Samples of a cell.  [default: 512; above 16 evaluations 128; toy 2048]")
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "results",
               help="Where the files go.", metavar="DIR")  # fmt: skip

@@ -20,13 +20,11 @@ from erk.jobs.folder import format_seeds, plain
 from erk.point import norm
 from erk.sampler import solve
 from erk.study import toy_results
-from erk.study.problem import Problem, gaussian, run
+from erk.study.problem import gaussian, run
 from erk.study.solver_error import EVALUATIONS
 from erk.world import provenance
 from metrics.errors import group_of, standard_error
-from metrics.evaluation import GROUPS, measure
-from metrics.extraction import extract
-from metrics.judge import load_judge
+from metrics.evaluation import GROUPS
 from metrics.table import to_json, write
 from scripts.rivals_modes import GUIDES
 from scripts.rivals_plan import (
@@ -41,6 +39,7 @@ from scripts.rivals_plan import (
     networks,
     problem_of,
 )
+from scripts.study_data import fd, load
 from scripts.tables.config import ROOT
 
 
@@ -122,26 +121,19 @@ def _made(cell: Cell, results: Path) -> dict[str, Any]:
     return {
         "data": cell.data, "method": cell.method.name, "mode": cell.mode,
         "acts": guide is not None, **told,
-        **_quality(cell.data, problem, x, exact), "errors": errors,
+        **_quality(cell.data, x, exact), "errors": errors,
         "settings": plain(vars(cell.settings)), "seeds": format_seeds(cell.seeds),
         "networks": _digests(cell.data), **provenance(),
     }  # fmt: skip
 
 
-def _quality(data: str, problem: Problem, x: Tensor, exact: Tensor) -> dict[str, Any]:
+def _quality(data: str, x: Tensor, exact: Tensor) -> dict[str, Any]:
     """FD of pictures, sliced W1 to the converged samples on the toy; with jackknife replicates."""
     if data == "toy":
         groups = group_of(len(x), GROUPS)
         without = [toy_results.sliced_w1(x[groups != g], exact[groups != g]) for g in range(GROUPS)]
         return {"quality": toy_results.sliced_w1(x, exact), "replicates": without,
                 "quality_se": standard_error(without)}  # fmt: skip
-    judge = _judge()
-    found = extract(problem.model.decode(x), judge.how.extractors)
-    result = measure(found, judge.protocol, judge.reference)
-    return {"quality": result.values["fd"], "replicates": result.replicates.get("fd", []),
-            "quality_se": result.errors.get("fd")}  # fmt: skip
-
-
-@functools.cache
-def _judge() -> Any:
-    return load_judge("digits", metrics=("fd",))
+    result = fd(load(data), x, GROUPS)
+    return {"quality": result.values["fd"], "replicates": result.replicates["fd"],
+            "quality_se": result.errors["fd"]}  # fmt: skip

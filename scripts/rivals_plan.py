@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import erk
 from erk.jobs.noise import noise_and_labels
 from erk.models.presets import find_preset
 from erk.sampler import Settings
 from erk.study import tuning
 from erk.study.problem import ExactToy, Problem, count_nfe, ends_of
+from scripts.study_data import load
 
 
 class Method(NamedTuple):
@@ -120,9 +120,8 @@ def networks(data: str) -> tuple[Any, Any]:
     """The network and its guide, or None."""
     if data == "toy":
         return ExactToy(), None
-    preset = find_preset(data)
-    guide = None if preset.gnet is None else erk.load_model(preset.gnet)
-    return erk.load_model(preset.net), guide
+    known = load(data)
+    return known.model, known.guide
 
 
 def problem_of(cell: Cell) -> Problem:
