@@ -36,6 +36,7 @@ from .tune_plot import picture
 from .tuning import Keep, Trial, Tuned
 
 TOY = "toy"  # the preset that is no network
+OFF = "--w-stiff 0"
 FINER = 4  # evaluations of the converged solution per step of the solver, at least
 
 
@@ -166,6 +167,8 @@ def make(asked: Asked, problem: Problem, keep: Keep) -> dict[str, Any]:
     card = _card(asked, problem, found)
     plain_error = plain_one.errors.mean().item()
     card["held_out"] = _row(choice, plain_one) | {"plain_error": plain_error}
+    if card["held_out"]["ratio"] >= 1:  # fresh seeds do not bear the choice out
+        card["flags"] = OFF
     if asked.check:
         best = min((plain_one, choice, *others), key=lambda one: one.errors.mean().item())
         card["grid_best"] = _row(best, plain_one)
@@ -189,7 +192,7 @@ def _card(asked: Asked, problem: Problem, found: Tuned) -> dict[str, Any]:
         "held_out_seeds": format_seeds(asked.held_out),
         "w_stiff": w_stiff,
         "w_con": w_con if w_stiff else None,
-        "flags": f"--w-stiff {w_stiff:g} --w-con {w_con:g}" if w_stiff else "--w-stiff 0",
+        "flags": f"--w-stiff {w_stiff:g} --w-con {w_con:g}" if w_stiff else OFF,
         "curve": [_row(one, base) for one in found.trials],
     }
 
@@ -228,8 +231,8 @@ def told(card: dict[str, Any]) -> str:
             f"the whole grid's best there: w_stiff {best['w_stiff']:g}, w_con {best['w_con']}, "
             f"{best['ratio']:.3f}; the choice is at {card['over_grid_best']:.3f} of it"
         )
-    if card["w_stiff"] == 0:
-        lines.append("no weights beat the plain solver beyond noise")
+    if card["flags"] == OFF:
+        lines.append("no weights beat the plain solver beyond noise, here and on held-out seeds")
     return "\n".join([*lines, f"recommended: {card['flags']}"])
 
 
