@@ -30,7 +30,7 @@ from erk.cards import FORMAT, networks, recipe
 from erk.corrections import DIRECTIONS
 from erk.files import write_whole
 from erk.jobs.cli import CONTEXT, clean_exit, parse_seeds
-from erk.jobs.folder import check_writable, format_seeds, plain
+from erk.jobs.folder import check_writable, format_seeds
 from erk.jobs.generation import Labels, check_labels, start
 from erk.jobs.options import labels_of, networks_of, settings_of
 from erk.jobs.run import load_networks
@@ -61,6 +61,7 @@ class Job(NamedTuple):
     batch: int
     evaluations: int
     noise_device: str | None
+    directions: tuple[str, ...]
     work: Path  # reference paths, until the card is written
 
 
@@ -105,44 +106,57 @@ def main(**options: Any) -> None:
     """Calibrate a solver's corrections for a network, schedule and guidance; write a card."""
     net, gnet, guidance = networks_of(options)
     plan = settings_of(options, guidance)
-    made_for = recipe(plan)
-    own, held_out = (parse_seeds(options[name]) for name in ("seeds", "held_out"))
-    check_seeds(own, held_out)
+    seeds = [parse_seeds(options[name]) for name in ("seeds", "held_out")]
+    check_seeds(*seeds)
     labels = labels_of(options["labels"], options["class_idx"])
-    directions = list(options["directions"] or USUAL)
     name = options["preset"] or Path(net).stem
-    card = Path(options["out"] or f"{name}-{plan.solver}-{made_for['steps']}.card.json")
+    card = Path(options["out"] or f"{name}-{plan.solver}-{recipe(plan)['steps']}.card.json")
     check_writable(card.absolute().parent)
-    cost = cost_of(plan, len(own), len(held_out), options["batch"], options["evaluations"])
+    cost = cost_of(plan, *map(len, seeds), options["batch"], options["evaluations"])
     click.echo(told_cost(cost, guidance != 1), err=True)
     if options["dry_run"]:
         return
     device = pick_device(options["device"])
     model, guide = load_fitting(load_networks, options, net, gnet, device)
-    check_labels(labels, model.label_dim, [*own, *held_out])
-    facts = {"for": made_for | networks(model, guide, guidance), "calibration": {
-        "network": model.name, "guide": guide and guide.name,
-        "seeds": format_seeds(own), "held_out_seeds": format_seeds(held_out),
-        "labels": plain(options["labels"]), "class": options["class_idx"],
-        "directions": directions, "reference_evaluations": options["evaluations"],
-        "batch": options["batch"], "noise": options["noise"], "precision": options["precision"],
-    }}  # fmt: skip
-    work = card.with_name(card.name + ".parts")
-    claim(work, {**facts, "device": device.type})
-    job = Job(model, guide, plan, labels, options["batch"], options["evaluations"],
-              "cpu" if options["noise"] == "cpu" else None, work)  # fmt: skip
-    made = fitting(calibrate, job, own, held_out, directions)
+    check_labels(labels, model.label_dim, [*seeds[0], *seeds[1]])
+    noise_device = "cpu" if options["noise"] == "cpu" else None
+    job = Job(
+        model, guide, plan, labels, options["batch"], options["evaluations"], noise_device,
+        tuple(options["directions"] or USUAL), card.with_name(card.name + ".parts"),
+    )  # fmt: skip
+    told = facts(job, options, seeds)
+    claim(job.work, {**told, "device": device.type})
+    made = fitting(calibrate, job, *seeds)
     if made is None:
         raise MemoryError(
             f"calibrating {options['batch']} samples at a time does not fit into the memory: "
-            "lower --batch or --seeds, or take another --device"
+            "lower --batch or take fewer --seeds, or another --device"
         )
-    told = {"format": FORMAT, **facts, **made, "cost": cost, **provenance(device)}
-    card.parent.mkdir(parents=True, exist_ok=True)
+    told = {"format": FORMAT, **told, **made, "cost": cost, **provenance(device)}
     write_whole(card, (json.dumps(told, indent=1) + "\n").encode())
-    shutil.rmtree(work)
-    click.echo(summary(made["held_out"]))
-    click.echo(f"wrote {card}")
+    shutil.rmtree(job.work)
+    click.echo(f"{summary(made['held_out'])}\nwrote {card}")
+
+
+def facts(job: Job, options: dict[str, Any], seeds: list[list[int]]) -> dict[str, Any]:
+    """What the card is for, and how it is made."""
+    made_for = recipe(job.plan) | networks(job.model, job.guide, job.plan.guidance)
+    return {
+        "for": made_for,
+        "calibration": {
+            "network": job.model.name,
+            "guide": job.guide and job.guide.name,
+            "seeds": format_seeds(seeds[0]),
+            "held_out_seeds": format_seeds(seeds[1]),
+            "labels": options["labels"],
+            "class": options["class_idx"],
+            "directions": job.directions,
+            "reference_evaluations": job.evaluations,
+            "batch": job.batch,
+            "noise": options["noise"],
+            "precision": options["precision"],
+        },
+    }
 
 
 def check_seeds(own: Sequence[int], held_out: Sequence[int]) -> None:
@@ -201,12 +215,10 @@ def claim(work: Path, facts: dict[str, Any]) -> None:
         )
 
 
-def calibrate(
-    job: Job, own: list[int], held_out: list[int], directions: list[str]
-) -> dict[str, Any]:
+def calibrate(job: Job, own: list[int], held_out: list[int]) -> dict[str, Any]:
     """Fit on some seeds, measure on others; rows of the card."""
     batches = [Batch(noise, labels, path) for noise, labels, path in paths(job, own, "fit")]
-    found = fit(job.plan, job.model, batches, directions, job.guide)
+    found = fit(job.plan, job.model, batches, job.directions, job.guide)
     del batches
     plans = {"before": job.plan, "after": replace(job.plan, erk=found.correction)}
     kept: dict[str, list[Tensor]] = {name: [] for name in (*plans, "reference")}
