@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from scripts import rivals, rivals_cells, rivals_page
 from scripts.rivals_plan import METHODS, MODES, cells_of
+from scripts.tables.config import ROOT
 
 TINY = ("--num", "20", "--solver", "dpm2", "--budget", "6")
 
@@ -91,3 +92,13 @@ def test_dry_run_and_bad_input(tmp_path):
     done = call("--solver", "hein", "--results", tmp_path)
     assert done.exit_code == 2 and "--solver hein is none of heun, dpm2" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_document_shows_the_committed_tables():
+    """docs/beyond.md repeats two tables of results/rivals.md for each kind of data."""
+    made = (ROOT / "results" / "rivals.md").read_text("utf-8")
+    document = (ROOT / "docs" / "beyond.md").read_text("utf-8")
+    for data in ("digits", "toy"):
+        for caption in (f"{data}. The same distance over", f"{data}. Which to use when."):
+            lines = made[made.index(caption) :].split("\n\n")[1].splitlines()
+            assert len(lines) > 6 and [line for line in lines if line not in document] == []
