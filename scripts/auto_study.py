@@ -48,7 +48,8 @@ DATA = (NETWORKS[0], *MIXTURES, *NETWORKS[1:])
 @click.option("--data", "names", multiple=True, type=click.Choice(DATA), default=DATA,
               help="May be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, type=click.Choice([*SOLVERS]),
-              default=(*ACTING, *(s for s in SOLVERS if s not in ACTING)), help="May be repeated.")  # fmt: skip
+              default=(*ACTING, *(name for name in SOLVERS if name not in ACTING)),
+              help="May be repeated.")  # fmt: skip
 @click.option("--steps", "many", multiple=True, type=int, default=STEPS, help="May be repeated.")
 @click.option("--out", default="results/auto", help="Where the table goes, without suffix.")
 @clean_exit

@@ -1,12 +1,15 @@
 """Every formula of docs/theory.md that is not asserted elsewhere, on the exact linear ODE."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
+from erk.corrections import Correction
 from erk.guides import alpha
 from erk.point import Point
+from erk.sampler import Settings, sample
 from erk.solvers import make_solver
 from erk.stiffness import stiffness
 
@@ -116,3 +119,24 @@ def test_the_exponential_weight_of_heuns_second_drift(ratio):
         true = math.sqrt((scale**2 + t**2) / (scale**2 + s**2))
         b = (true - 1 - h * first) / (h * (second * (1 + h * first) - first))
         assert b == pytest.approx(weight, rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_heun_with_the_exponential_weight_is_dpm_solver_pp(steps):
+    """The multiple -(1 - r) of the embedded difference: the trapezoid rule for D in 1/sigma."""
+    levels = Settings(steps=steps, schedule="polynomial", dtype=torch.float64).sigmas()
+    weights = tuple((-(1 - b / a),) for a, b in pairwise(levels.tolist()))
+    made = Correction(tuple(levels.tolist()), ("embedded",), weights)
+    noise = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    means = torch.tensor([[-1.0], [0.3], [1.0]])
+
+    def model(x, sigma, labels=None):  # of three points, so that nothing is linear
+        shares = (-0.5 * ((x[..., None] - means[:, 0]) / sigma).square()).softmax(-1)
+        return shares @ means[:, 0]
+
+    how = {"schedule": levels.tolist(), "dtype": torch.float64}
+    ours = sample(model, noise, erk=made, **how)
+    options = {"r": 1.0, "predict_x0": True}
+    theirs = sample(model, noise, solver="dpm2", solver_options=options, **how)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(theirs, sample(model, noise, **how), atol=1e-2)
