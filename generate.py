@@ -53,8 +53,9 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
               help="Apply model guidance only for LO < sigma <= HI.")  # fmt: skip
 @click.option("--w-stiff", type=float, default=0.0, help="Strength of ERK-Guid; 0 is off.")
 @click.option("--w-con", type=float, default=0.5, help="Stiffness above which ERK-Guid acts.")
-@click.option("--erk", type=click.Choice(["auto"]), help="ERK-Guid without weights: the solver's "
-              "own embedded difference, weighed for this schedule (docs/theory.md).")  # fmt: skip
+@click.option("--erk", metavar="auto|FILE", help="ERK-Guid without weights: 'auto' weighs the "
+              "solver's own embedded difference; FILE is a card of scripts/calibrate.py "
+              "(docs/beyond.md).")  # fmt: skip
 @click.option("--erk-scale", type=click.Choice(["quadratic", "abs", "alpha"]),
               default="quadratic", help="How the correction grows with z (Fig. 6b).")  # fmt: skip
 @click.option("--erk-proj", is_flag=True, help="ERK-Proj in place of ERK-Guid (Eq. 59-61).")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .drift import analytic_first
-from .guides import unguided
+from .guides import erk_push, unguided
 from .point import Drift, Guide, Point, Solver, Step
 
 MOST = 0.5  # of an embedded difference, that `auto` ever adds or removes
@@ -35,37 +35,67 @@ class Correction(NamedTuple):
     weights: tuple[tuple[float, ...], ...]  # of each step, [N][K]
 
 
-def embedded(step: Step, h: Tensor) -> Tensor:
+Before = tuple[Point, ...]
+"""Where the steps before began, the latest first."""
+
+
+def embedded(step: Step, h: Tensor, before: Before = ()) -> Tensor:
     """What the solver adds to Euler's answer, [B, ...]; for Euler itself the `pair` direction."""
     difference = step.x - (step.start.x + h * step.start.f)
     return torch.where(difference.any(), difference, pair(step, h))
 
 
-def drift(step: Step, h: Tensor) -> Tensor:
+def drift(step: Step, h: Tensor, before: Before = ()) -> Tensor:
     """h f_i, [B, ...]."""
     return h * step.start.f
 
 
-def pair(step: Step, h: Tensor) -> Tensor:
+def pair(step: Step, h: Tensor, before: Before = ()) -> Tensor:
     """h (f_i - f_twin), [B, ...]: along ERK-Guid's v (Eq. 18); zero while there is no pair."""
     if step.twin is None:
         return torch.zeros_like(step.x)
     return h * (step.start.f - step.twin.f)
 
 
-DIRECTIONS: dict[str, Callable[[Step, Tensor], Tensor]] = {
+def change(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+    """h (f_i - f_{i-1}), [B, ...]: the first difference of the drift; zero in the first step."""
+    if not before:
+        return torch.zeros_like(step.x)
+    return h * (step.start.f - before[0].f)
+
+
+def bend(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+    """h (f_i - 2 f_{i-1} + f_{i-2}), [B, ...]: the second one; zero in the first two steps."""
+    if len(before) < 2:
+        return torch.zeros_like(step.x)
+    return h * (step.start.f - 2 * before[0].f + before[1].f)
+
+
+def stiff(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+    """ERK-Guid's own correction (Eq. 19) at w_stiff = 1 without its gate, [B, ...]."""
+    made = erk_push(step, 1.0, 0.0)
+    return torch.zeros_like(step.x) if made is None else -made.push
+
+
+DIRECTIONS: dict[str, Callable[[Step, Tensor, Before], Tensor]] = {
     "embedded": embedded,
     "drift": drift,
     "pair": pair,
+    "change": change,
+    "bend": bend,
+    "stiff": stiff,
 }
+REACH = 2  # steps back that a direction looks
 
 
 def corrected(correction: Correction) -> Guide:
     """The guide that adds the correction to every answer; a step without weights stays as it is.
 
-    Raises ValueError where a step starts at a noise level that the correction does not know.
+    One guide serves one run: it remembers where the last steps began. Raises ValueError where a
+    step starts at a noise level that the correction does not know.
     """
     levels = torch.tensor(correction.sigmas, dtype=torch.float64)
+    before: list[Point] = []
 
     def guide(step: Step) -> Tensor:
         place = int((levels - step.start.sigma).abs().argmin())
@@ -77,7 +107,8 @@ def corrected(correction: Correction) -> Guide:
         x, h = step.x, (levels[place + 1] - levels[place]).to(step.x.dtype)
         for name, weight in zip(correction.directions, correction.weights[place], strict=True):
             if weight:
-                x = x + weight * DIRECTIONS[name](step, h)
+                x = x + weight * DIRECTIONS[name](step, h, tuple(before))
+        before[:] = [step.start, *before][:REACH]
         return x
 
     return guide

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cards import Card, check_made_for, networks, opened, recipe
 from .corrections import Correction, auto, corrected
 from .drift import Denoiser, GuidedDrift, NonFiniteError, ProjectedDrift, analytic_first
 from .guides import SCALES, TELEMETRY, erk_guid, telemetry, unguided
@@ -71,7 +73,7 @@ class Settings:
     w_con: float = 0.5
     erk_scale: str = "quadratic"
     erk_proj: bool = False
-    erk: str | Correction | None = None  # "auto": ERK-Guid without weights, see corrections.py
+    erk: str | PathLike[str] | Card | Correction | None = None  # "auto", a card or its file
     twin: Twin | None = None
     S_churn: float = 0.0
     S_min: float = 0.0
@@ -128,8 +130,9 @@ class Settings:
             raise ValueError("the 'edm' schedule ends at 0 already: leave out denoise_to_zero.")
 
     def _check_erk(self) -> None:
-        if isinstance(self.erk, str) and self.erk != "auto":
-            raise ValueError(f"erk must be 'auto' or a Correction, not '{self.erk}'.")
+        object.__setattr__(self, "erk", opened(self.erk))
+        if isinstance(self.erk, Card):
+            check_made_for(self.erk, recipe(self))
         if self.w_stiff > 0:
             raise ValueError("erk brings coefficients of its own: leave w_stiff at 0.")
         if self.S_churn > 0 or self.pc_snr > 0 or self.adaptive_tau is not None:
@@ -173,11 +176,15 @@ class Settings:
             drift.w_stiff, drift.embedded = self.w_stiff, self.solver == "heun"
         return drift
 
-    def guide(self, sigmas: Tensor | None = None, model: Any = None) -> Guide:
+    def guide(self, sigmas: Tensor | None = None, model: Any = None, guide: Any = None) -> Guide:
         """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts.
 
         With ``erk`` the correction of these noise levels, [N + 1]; "auto" needs to know them.
+        ValueError for a card of other networks.
         """
+        if isinstance(self.erk, Card):
+            check_made_for(self.erk, networks(model, guide, self.guidance))
+            return corrected(self.erk.correction)
         if isinstance(self.erk, Correction):
             return corrected(self.erk)
         if self.erk == "auto" and sigmas is not None:
@@ -187,9 +194,14 @@ class Settings:
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
 
     def loop(
-        self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise
+        self,
+        drift: GuidedDrift,
+        x: Tensor,
+        sigmas: Tensor,
+        randn_like: Noise,
+        guide: Guide | None = None,
     ) -> Iterator[tuple[Tensor, Step]]:
-        """The sampling loop that these settings ask for."""
+        """The sampling loop that these settings ask for; `guide` takes the place of theirs."""
         if self.adaptive_tau is not None:
             return adaptive_heun(drift, x, sigmas, self.adaptive_tau)
         solver = self._solver(sigmas, drift.model)
@@ -201,7 +213,10 @@ class Settings:
             solver = must_pair(solver)
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
-        return steps(start, x, sigmas, solver, self.guide(sigmas, drift.model), churn)
+        if guide is None:
+            guide = self.guide(sigmas, drift.model, drift.guide_model)
+        return steps(start, x, sigmas, solver, guide, churn)
+        return steps(start, x, sigmas, solver, guide, churn)
 
     def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:
         if not callable(self.solver):

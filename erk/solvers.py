@@ -281,6 +281,7 @@ SOLVERS: dict[str, Callable[..., Step]] = {
     "dpmpp": dpmpp,
     "unipc": unipc,
 }
+BOUND = ("sigmas", "ends")  # what a solver is told of the run; no option of the user's
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 
 
@@ -294,22 +295,31 @@ def make_solver(
 
     ValueError for an unknown name, an option it does not take, or a value out of range.
     """
-    if name not in SOLVERS:
-        raise ValueError(f"unknown solver '{name}'; choose one of {', '.join(SOLVERS)}.")
-    taken = {
-        key: parameter.default
-        for key, parameter in inspect.signature(SOLVERS[name]).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    bound = {"sigmas": sigmas, "ends": ends}
-    known = [key for key in taken if key not in bound]
+    taken = _keywords(name)
+    known = [*default_options(name)]
     for key, value in (options or {}).items():
         if key not in known:
             told = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"the solver '{name}' has no option '{key}'; {told}.")
         _check_option(name, key, value, taken[key])
+    bound = {"sigmas": sigmas, "ends": ends}
     given = {key: value for key, value in bound.items() if key in taken}
     return partial(SOLVERS[name], **given, **(options or {}))
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of the solver called `name` and their defaults; ValueError if there is none."""
+    return {key: value for key, value in _keywords(name).items() if key not in BOUND}
+
+
+def _keywords(name: str) -> dict[str, Any]:
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver '{name}'; choose one of {', '.join(SOLVERS)}.")
+    return {
+        key: parameter.default
+        for key, parameter in inspect.signature(SOLVERS[name]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def _check_option(solver: str, key: str, value: Any, default: Any) -> None:

@@ -1,12 +1,19 @@
-"""What `erk="auto"` does to the error of every solver, on the digits networks and the exact toy.
+"""What `erk="auto"` does to every solver: error, FD and sliced W1, on networks and exact mixtures.
 
-    python scripts/auto_study.py [--seeds 128] [--solver heun ...]
+    python scripts/auto_study.py                             # results/auto.md and .json
+    python scripts/auto_study.py --data toy --solver heun --out /tmp/trial
 
-Prints distances to the converged solution from the same noise, with and without, their ratio and
-its standard error over seeds (paired).
+Two tables by steps: ratios of mean distances to the converged solution from the same noise, and
+changes of FD (digits) or sliced W1 (mixtures) of the same seeds; standard errors leave out blocks
+of seeds. Where all coefficients of the rule are 0 the samples are the plain solver's, bit by bit:
+"–", and solvers without others have no row. Then the cells where auto is worse than plain by more
+than two standard errors. Cells that are there are kept.
 """
 
+import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +23,132 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import erk
+from erk.corrections import auto
+from erk.files import write_whole
 from erk.jobs.cli import CONTEXT, clean_exit
-from erk.models.presets import find_preset
 from erk.point import norm
-from erk.sampler import Settings
+from erk.sampler import Settings, solve
 from erk.solvers import SOLVERS
-from erk.study import toy, toy_results
-from metrics.table import to_text
+from erk.study.solver_error import converged, ratio
+from erk.world import provenance
+from metrics.errors import paired_difference
+from metrics.table import to_markdown
+from scripts.study_data import MIXTURES, NETWORKS, Data, change_of_fd, fd, load, sliced
 
-FIRST = 70000  # seed; no table and no choice of settings uses these
 STEPS = (4, 6, 8, 12, 16, 32, 64)
-FINE = {"digits": 192, "toy": 400}  # steps of the converged solution, by Heun
-GUIDED = ("digits", "digits-autog", "digits-cfg")
-TOY_SIGMA_MAX = 5.0
+ACTING = ("heun", "dpm2", "euler")
+SCHEDULES = {"deis": "time_uniform", "dpmpp": "logsnr", "unipc": "logsnr"}  # others: edm
+EVALUATIONS = {"mixture": 512, "toy": 512}  # on a reference path; some states lie between modes
+FIRST, BLOCKS = 70_000, 16  # seeds that no table and no choice of settings uses
+DATA = (NETWORKS[0], *MIXTURES, *NETWORKS[1:])
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--seeds", type=click.IntRange(8), default=128, help="How many samples.")
+@click.option("--seeds", type=click.IntRange(2 * BLOCKS), default=96, help="How many samples.")
+@click.option("--data", "names", multiple=True, type=click.Choice(DATA), default=DATA,
+              help="May be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, type=click.Choice([*SOLVERS]),
-              default=("heun", "dpm2", "euler"), help="May be repeated.  "
-              "[default: those that auto acts on]")  # fmt: skip
+              default=(*ACTING, *(name for name in SOLVERS if name not in ACTING)),
+              help="May be repeated.")  # fmt: skip
+@click.option("--steps", "many", multiple=True, type=int, default=STEPS, help="May be repeated.")
+@click.option("--out", default="results/auto", help="Where the table goes, without suffix.")
 @clean_exit
-def main(seeds: int, solvers: tuple[str, ...]) -> None:
-    """Print the ratio of errors with and without automatic coefficients."""
+def main(
+    seeds: int, names: tuple[str, ...], solvers: tuple[str, ...], many: tuple[int, ...], out: str
+) -> None:
+    """Measure ERK-Guid without knobs against the plain solvers."""
     torch.set_num_threads(1)
-    rows = []
-    for data in (*GUIDED, "toy"):
-        end = on_toy(seeds) if data == "toy" else on_network(data, seeds)
-        exact = end(steps=FINE["toy" if data == "toy" else "digits"])
+    place = Path(out).with_suffix(".json")
+    rows = json.loads(place.read_text())["rows"] if place.exists() else []
+    for name in names:
         for solver in solvers:
-            row: dict[str, Any] = {"data": data, "solver": solver}
-            for steps in STEPS:
-                plain = norm(end(solver=solver, steps=steps) - exact).flatten()
-                own = norm(end(solver=solver, steps=steps, erk="auto") - exact).flatten()
-                row[f"{steps} steps"] = ratio(own, plain)
-            rows.append(row)
-            click.echo(f"{data}, {solver}", err=True)
-    click.echo(to_text(rows))
+            for steps in many:
+                key = {"data": name, "solver": solver, "steps": steps, "seeds": seeds}
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                rows.append(key | compare(load(name), plan_of(load(name), solver, steps), seeds))
+                save(place, rows)
+    click.echo(text(rows))
 
 
-def ratio(own: Tensor, plain: Tensor) -> tuple[float, float]:
-    """Mean own / mean plain, and its standard error from the pairs."""
-    value = (own.mean() / plain.mean()).item()
-    error = (own - value * plain).std() / len(own) ** 0.5 / plain.mean()
-    return value, error.item()
+def plan_of(data: Data, solver: str, steps: int) -> Settings:
+    """The plain solver on its usual schedule; the toy in float64."""
+    schedule = SCHEDULES.get(solver, "edm")
+    dtype = torch.float64 if data.name == "toy" else torch.float32
+    return data.plan(solver=solver, steps=steps, schedule=schedule, dtype=dtype)
 
 
-def on_network(name: str, seeds: int) -> Any:
-    """A function of sampling settings: where a preset's samples end."""
-    preset = find_preset(name)
-    model = erk.load_model(preset.net)
-    guide = None if preset.gnet is None else erk.load_model(preset.gnet)
-    noise, labels = erk.noise_and_labels(range(FIRST, FIRST + seeds), model)
-    more = {} if guide is None else {"guide_model": guide, "guidance": preset.guidance}
-    return lambda **how: erk.sample(model, noise, labels, **more, **how)
+@torch.inference_mode()
+def compare(data: Data, plan: Settings, seeds: int) -> dict[str, Any]:
+    """How auto changes the plain solver: {} where it does nothing."""
+    sigmas = plan.sigmas(data.model)
+    found = auto(partial(plan._solver, sigmas, data.model), sigmas)
+    if not any(weight for (weight,) in found.weights):
+        return {}
+    noise, labels = data.start(range(FIRST, FIRST + seeds))
+    key = data.name, seeds, plan.schedule == "edm"
+    if key not in KEPT:
+        evaluations = EVALUATIONS.get(data.name, 128)
+        KEPT[key] = converged(plan, data.model, noise, labels, data.guide, evaluations)
+    exact = KEPT[key]
+    ends = [
+        solve(one.drift(data.model, labels, data.guide), noise, one)
+        for one in (plan, replace(plan, erk="auto"))
+    ]
+    plain, own = (norm(end - exact).flatten() for end in ends)
+    return {
+        "plain error": plain.mean().item(),
+        "ratio": tuple(ratio(own, plain, BLOCKS)),
+        "change": change(data, ends[1], ends[0]),
+    }
 
 
-def on_toy(seeds: int) -> Any:
-    """The same on the exact toy, down to its lowest positive noise level."""
-    mixture = toy.tree("A")
-    start = toy_results.noisy_states(mixture, seeds, TOY_SIGMA_MAX, FIRST)
-    model = toy.denoiser(mixture)
+KEPT: dict[Any, Tensor] = {}
+"""Converged solutions, which solvers and numbers of steps share."""
 
-    def end(steps: int, **how: Any) -> Tensor:
-        plan = Settings(steps=steps, sigma_max=TOY_SIGMA_MAX)
-        levels = plan.sigmas()[:-1].tolist()
-        settings = {"schedule": levels, "dtype": torch.float64} | how
-        return erk.sample(model, start / TOY_SIGMA_MAX, **settings)
 
-    return end
+def change(data: Data, own: Tensor, plain: Tensor) -> tuple[float, float]:
+    """(auto - plain, standard error): of FD for networks, of sliced W1 for mixtures."""
+    if data.name in MIXTURES:
+        (a, left_a), (b, left_b) = (sliced(data, x0, BLOCKS) for x0 in (own, plain))
+        found = paired_difference(a, left_a, b, left_b)
+        assert found is not None
+    else:
+        found = change_of_fd(fd(data, own, BLOCKS), fd(data, plain, BLOCKS))
+    return found.value, found.error
+
+
+def worse(row: dict[str, Any]) -> bool:
+    """Whether auto is worse than plain beyond two standard errors, in error or distribution."""
+    if "ratio" not in row:
+        return False
+    (value, error), (moved, doubt) = row["ratio"], row["change"]
+    return value - 2 * error > 1 or moved > 2 * doubt
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """All rows as two tables and the list of what is worse."""
+    acting = [row for row in rows if "ratio" in row]
+    parts = []
+    for title, column in (("Ratio of errors", "ratio"), ("Change of FD or sliced W1", "change")):
+        lines: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in acting:
+            line = lines.setdefault((row["data"], row["solver"]), dict.fromkeys(map(str, STEPS)))
+            line[str(row["steps"])] = tuple(row[column])
+        named = [{"data": d, "solver": s} | line for (d, s), line in lines.items()]
+        parts.append(f"{title}, auto against plain, by steps\n\n{to_markdown(named)}")
+    bad = [f"{row['data']} {row['solver']} {row['steps']}" for row in acting if worse(row)]
+    parts.append(f"Worse by more than two standard errors: {', '.join(bad) or 'none'}")
+    parts.append(f"of {len(rows)} cells, {len(acting)} of them with coefficients other than 0.\n")
+    return "\n".join(parts)
+
+
+def save(place: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows and their table."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    told = json.dumps({"rows": rows, "first seed": FIRST, **provenance()}, indent=1)
+    write_whole(place, (told + "\n").encode())
+    write_whole(place.with_suffix(".md"), text(rows).encode())
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from erk.jobs.options import networks_of, settings_of
 from erk.point import Point
 from erk.sampler import Settings
 from erk.study import analysis, toy_results
+from erk.study.problem import count_nfe
 from erk.study.toy import tree
 from scripts import reproduce
 from scripts.tables import estimator, grids, plots, sweeps, text_to_image, timing, toy
 from scripts.tables.config import Request, load_config
-from scripts.tables.plan import count_nfe, options_of_row
+from scripts.tables.plan import options_of_row
 
 FIGURES = {"figure1": 0, "figure2": 0, "figure3": 1, "figure4": 32, "figure5": 2, "figure6": 16,
            "figure7": 1, "figure8": 7, "figure9": 13}  # fmt: skip

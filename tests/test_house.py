@@ -11,7 +11,7 @@ POINT = {"erk.point"}
 LEAVES = {"erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory"}
 METHOD = POINT | {
     "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
-    "erk.corrections"
+    "erk.corrections", "erk.cards"
 }  # fmt: skip
 
 # A module, or a folder with all that is in it, -> what of ours it may import (modules, folders).
@@ -32,11 +32,14 @@ ARROWS = {
     "erk.guides": POINT | {"erk.stiffness"},
     "erk.rivals": POINT | {"erk.stiffness", "erk.solvers", "erk.drift"},
     "erk.corrections": POINT | {"erk.drift", "erk.guides"},
+    "erk.cards": {"erk.corrections", "erk.schedule", "erk.solvers"},
     "erk.sampler": METHOD,
     "erk.adapters": set(),
     "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory"},
-    "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
+    "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler", "erk.cards"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
+    "erk.study.tune_command": {"erk.study", "erk.jobs"},
+    "erk.study.tune_job": {"erk.study", "erk.jobs", "erk.sampler"} | LEAVES,
     "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,
     "erk.__init__": {"erk"},  # the public names; it imports them on first use only
     "metrics": {"metrics"} | LEAVES,

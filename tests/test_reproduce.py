@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from erk.study.problem import count_nfe
 from metrics.images import open_images
 from metrics.judge import load_judge
 from scripts import reproduce
@@ -428,7 +429,7 @@ def test_every_sampled_table_fits_in_fifteen_minutes():
             options = plan.options_of_row(config, row, Request())
             net, _, guidance = plan.networks_of(options)
             settings = plan.settings_of(options, guidance)
-            cost = sum(plan.count_nfe(settings)) * (plan.BOTH_WAYS if settings.adaptive_tau else 1)
+            cost = sum(count_nfe(settings)) * (plan.BOTH_WAYS if settings.adaptive_tau else 1)
             rows[json.dumps(options, sort_keys=True)] = plan._seconds(net, 1500 * cost)
         assert describe(config, Request())
     assert 600 < sum(rows.values()) / 2 < 900

@@ -7,10 +7,11 @@ import pytest
 import erk
 import generate
 from erk.guides import SCALES as ERK_SCALES
-from erk.jobs.options import networks_of, settings_of
+from erk.jobs.options import DEFAULTS, networks_of, settings_of
 from erk.models.presets import find_preset
 from erk.schedule import SCHEDULES
 from erk.solvers import SOLVERS
+from erk.study.problem import count_nfe
 from metrics.protocols import find_protocol
 from metrics.references import known_references, reference_names
 from scripts.tables.config import (
@@ -23,7 +24,7 @@ from scripts.tables.config import (
     page_name,
     settings_of_row,
 )
-from scripts.tables.plan import DEFAULTS, count_nfe, options_of_row, ref_of
+from scripts.tables.plan import options_of_row, ref_of
 from scripts.tables.schema import FIELDS, KINDS, OPTIONS, SETTINGS, file_type
 
 TABLES = [f"table{i}" for i in range(1, 12)]

@@ -15,6 +15,14 @@ from .generation import Labels
 SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk",
             "erk_scale", "erk_proj", "S_churn", "S_min", "S_max", "S_noise", "afs",
             "denoise_to_zero", "adaptive_tau", "pc_snr")  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
+    "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
+    "pc_deterministic": False, "noise": "device", "precision": "auto", "compiled": False,
+    "vae": None, "vae_precision": "fp32", "vae_batch": None, "trace": None,
+    "kind": "png", "subdirs": False,
+} | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
+"""generate.py's options that decide a picture, where nothing else is asked for."""
 
 
 def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
@@ -121,6 +129,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that a picture depends on, beside its seed and the rounding of batch sizes."""
     drawn = "cpu" if options["noise"] == "cpu" else device.type
+    card = getattr(settings.erk, "sha256", None)
     labels = options["labels"]
     if labels not in ("random", "balanced"):
         labels = f"file {sha256_of(Path(labels))}"
@@ -128,6 +137,7 @@ def identity_of(
         "net": net.rpartition("/")[2],
         "gnet": gnet and gnet.rpartition("/")[2],
         **asdict(settings),
+        "erk": f"card {card}" if card else settings.erk,
         "labels": labels,
         "class": options["class_idx"],
         "noise": drawn,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..cards import told
 from ..files import write_whole
 from ..memory import load_fitting
 from ..models.model import Model, load_model
@@ -113,7 +114,7 @@ def _plan(options: dict[str, Any]) -> _Plan:
 
 
 def _open(plan: _Plan, options: dict[str, Any]) -> Job:
-    model, guide = load_fitting(_load, options, plan.net, plan.gnet, plan.device)
+    model, guide = load_fitting(load_networks, options, plan.net, plan.gnet, plan.device)
     check_labels(plan.labels, model.label_dim, plan.seeds)
     plan.settings.sigmas(model)  # some networks have no noise levels for some schedules
     facts = {
@@ -123,6 +124,7 @@ def _open(plan: _Plan, options: dict[str, Any]) -> Job:
         "network": _describe(model),
         "guide": guide and _describe(guide),
         **provenance(plan.device),
+        **told(plan.settings.erk),
     }
     noise_device = "cpu" if options["noise"] == "cpu" else None
     return Job(
@@ -131,10 +133,13 @@ def _open(plan: _Plan, options: dict[str, Any]) -> Job:
     )  # fmt: skip
 
 
-def _load(
+def load_networks(
     options: dict[str, Any], net: str, gnet: str | None, device: torch.device
 ) -> tuple[Model, Model | None]:
-    """The network and its guide, if any, on a device that rounds alike in every run."""
+    """The network and its guide, if any, on a device that rounds alike in every run.
+
+    `options`: precision, offline and, for the decoder of latents, vae.
+    """
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
     torch.backends.cudnn.deterministic = True

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import torch
 
 from erk.fetch import cache_dir, fetch, is_offline
-from erk.jobs.options import SAMPLING, networks_of, settings_of
+from erk.jobs.options import DEFAULTS, networks_of, settings_of
 from erk.models.encoders import VAEEncoder
-from erk.sampler import Settings, solve
+from erk.study.problem import count_nfe
 from metrics.extractors import dinov2, inception, vgg16
 from metrics.protocols import Measure, find_protocol
 from metrics.references import known_references
@@ -26,15 +25,6 @@ from scripts.tables.config import (
 )
 
 BATCH = {"paper": 125, "embedded": 250}  # images at a time
-DEFAULTS: dict[str, Any] = {
-    "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
-    "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
-    "pc_deterministic": False, "noise": "device", "precision": "auto", "compiled": False,
-    "vae": None, "vae_precision": "fp32", "vae_batch": None, "trace": None,
-    "kind": "png", "subdirs": False,
-} | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
-"""generate.py's options where a row sets none."""
-
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 EXTRACTORS = {"inception": inception.URL, "vgg16": vgg16.url(), "dinov2": dinov2.URL,
               "dinov2-pil": dinov2.URL}  # fmt: skip
@@ -98,18 +88,6 @@ def usable_measures(ref: str, has_real: bool) -> list[Measure]:
     protocol = find_protocol(known[ref].protocol if ref in known else ref)
     is_held = ref == "digits"  # the only reference with features of its own
     return [m for m in protocol.measures if has_real or is_held or not m.needs_real_features]
-
-
-def count_nfe(settings: Settings) -> tuple[float, float]:
-    """Evaluations per image of the network and of its guide, counted on a stand-in for both.
-
-    The stand-in is the exact denoiser of a Gaussian in place of a network's weights. Only adaptive
-    steps (``adaptive_tau``) depend on what a network answers.
-    """
-    drift = settings.drift(gaussian, None, None if settings.guidance == 1 else gaussian)
-    noise = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
-    solve(drift, noise, settings)
-    return float(drift.nfe), float(drift.guide_nfe)
 
 
 def files_of(config: Config, request: Request) -> list[File]:
@@ -193,11 +171,6 @@ def describe(config: Config, request: Request) -> str:
 def nfe_text(nfe: float, guide: float) -> str:
     """63, or 63 + 63 with those of the guide."""
     return f"{nfe:g} + {guide:g}" if guide else f"{nfe:g}"
-
-
-def gaussian(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """D(x; sigma) for data of mean 0 and standard deviation 0.5."""
-    return x * 0.25 / (0.25 + sigma**2)
 
 
 def _is_measured(config: Config) -> bool:

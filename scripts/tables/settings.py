@@ -6,12 +6,12 @@ from typing import Any
 import click
 import torch
 
-from erk.jobs.options import networks_of, settings_of
+from erk.jobs.options import DEFAULTS, networks_of, settings_of
 from erk.point import Step
 from erk.sampler import Settings
+from erk.study.problem import count_nfe, gaussian
 from erk.world import provenance
 from scripts.tables.config import Config, Request, Row, load_config, page_name, settings_of_row
-from scripts.tables.plan import DEFAULTS, count_nfe, gaussian
 from scripts.tables.render import Block, Page, heading, write_page
 
 PROBED = 3  # the step that is looked at: every multistep solver has its full order by then
