@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from erk import __version__
 from erk.jobs.cli import CONTEXT, clean_exit
 
 
@@ -91,6 +92,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--shard", metavar="I/N", help="Make every N-th picture only, from I = 0 on, "
               "without communication.  [default: the task of srun or a SLURM array]")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
+@click.version_option(__version__)
 @clean_exit
 def main(**options: Any) -> None:
     """Sample a diffusion model, with ERK-Guid if --w-stiff is above 0.

@@ -42,7 +42,7 @@ def begun(folder: Path, kind: str, n: int) -> None:
     run.begin(facts)
     run.add([0], [np.zeros((1, 8, 8), np.uint8)], batch=32, nfe=63.0, guide_nfe=0.0)
     (path,) = (folder / ".parts").glob("*.jsonl")
-    first = Entry(**json.loads(path.read_text()))
+    first = Entry(**json.loads(path.read_text("utf-8")))
     with open(path, "wb") as lines:
         for seed in range(n - 1):
             place = image_path(folder, seed, True)
@@ -94,7 +94,7 @@ def measured(folder: Path, n: int) -> Row:
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
-    assert json.loads((folder / "row.json").read_text())["n"] == n
+    assert json.loads((folder / "row.json").read_text("utf-8"))["n"] == n
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {"what": "evaluate.py on a zip, from start to end; all its memory", "n": n,
             "seconds": seconds, "CPU s": used.ru_utime + used.ru_stime,
