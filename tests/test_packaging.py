@@ -1,5 +1,6 @@
 """What `pip install` gives: a wheel with the data in it, and commands that run anywhere."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -108,7 +109,10 @@ def test_installed_commands_sample_and_measure(commands, tmp_path):
     run(tmp_path, commands / "erk-generate", *job)
     assert len([*(tmp_path / "pictures").glob("*.png")]) == 4
     told = run(tmp_path, commands / "erk-evaluate", "--images", "pictures", "--ref", "digits")
-    assert "recall" in told and (tmp_path / "results" / "pictures-digits.json").is_file()
+    row = json.loads((tmp_path / "results" / "pictures-digits.json").read_text("utf-8"))
+    assert "recall" in told and row["n"] == 4
+    assert row["command"].startswith("erk-evaluate --images pictures")
+    assert row["commit"] is None and row["versions"]["erk-guid"] == erk.__version__
 
 
 @pytest.mark.parametrize("name", PROJECT["project"]["scripts"])
