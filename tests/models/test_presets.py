@@ -21,6 +21,8 @@ EDM = [
 ]
 EMBEDDED = {
     "digits": (10, None),
+    "digits-weak": (10, None),
+    "digits-uncond": (0, None),
     "digits-autog": (10, "digits-weak.safetensors"),
     "digits-cfg": (10, "digits-uncond.safetensors"),
 }

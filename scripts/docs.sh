@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Does all set-up, then builds the documentation into site/; any warning is an error.
+#   bash scripts/docs.sh            then open site/index.html
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh dev
+export NO_MKDOCS_2_WARNING=1   # mkdocs-material's notice about another program
+exec .venv/bin/python -m mkdocs build --strict --clean "$@"
