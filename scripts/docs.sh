@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Does all set-up, then builds the documentation into site/; any warning is an error.
-#   bash scripts/docs.sh            then open site/index.html
+#   bash scripts/docs.sh
+#   .venv/bin/python -m http.server -d site     shows it; opened as files it has no search
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev
