@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 PICTURES = {"demo.png": "results/demo.png", "results.html": "results/index.html"}
-COMMANDS = {"erk-generate": "generate", "erk-evaluate": "evaluate"}
+COMMANDS = {
+    "erk-generate": "generate", "erk-evaluate": "evaluate", "erk-tune": "erk.study.tune_command",
+}  # fmt: skip
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -53,6 +56,8 @@ def _commands() -> tuple[str, str]:
     """What --help says, as a page."""
     parts = ["# Commands\n"]
     for name, module in COMMANDS.items():
+        if find_spec(module) is None:
+            continue
         command = import_module(module).main
         with click.Context(command, info_name=name, max_content_width=90) as context:
             parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")

@@ -119,8 +119,8 @@ def test_installed_commands_sample_and_measure(commands, tmp_path):
 def test_every_command_answers_without_torch(commands, tmp_path, name):
     module, _, function = PROJECT["project"]["scripts"][name].partition(":")
     if name == "erk-tune" and find_spec(module) is None:
-        pytest.skip("scripts/tune.py is not there yet")
-    assert "--seeds" in run(tmp_path, commands / name, "--help") or name == "erk-evaluate"
+        pytest.skip("erk-tune's module is not there yet")
+    assert f"Usage: {name} [OPTIONS]" in run(tmp_path, commands / name, "--help")
     assert erk.__version__ in run(tmp_path, commands / name, "--version")
     look = f"import sys; from {module} import {function}; print('torch' in sys.modules)"
     assert run(tmp_path, commands / "python", "-c", look) == "False\n"

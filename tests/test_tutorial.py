@@ -1,4 +1,4 @@
-"""What the documents for learners show is what their code does: tutorial, how-to pages, notebook."""
+"""Documents for learners show what their code does: tutorial, how-to pages, notebook, commands."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
+import click
 import nbformat
 import pytest
 import torch
@@ -99,6 +100,7 @@ def test_commands_in_the_documents_have_the_options_that_they_name():
     for page in PAGES:
         for script, words in COMMAND.findall(page.read_text("utf-8")):
             command = import_module(script.replace("/", ".")).main
+            assert isinstance(command, click.Command)
             words = words.partition("#")[0].replace('"', "").replace("...", "").replace("$job", "")
             words = words.partition("&&")[0]
             required = [o.opts[0] for o in command.params if o.required and o.opts[0] not in words]
