@@ -1,5 +1,6 @@
 """Pages of the site that are made from files outside of docs/; called by mkdocs (mkdocs.yml)."""
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -10,10 +11,15 @@ from typing import Any
 import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-PICTURES = {"demo.png": "results/demo.png", "results.html": "results/index.html"}
+OUTSIDE = {
+    "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md", "results/demo.png": "demo.png",
+    "results/index.html": "results.html",
+}  # fmt: skip
+"""Files of the repository that are pages of the site, under another name."""
 COMMANDS = {
     "erk-generate": "generate", "erk-evaluate": "evaluate", "erk-tune": "erk.study.tune_command",
 }  # fmt: skip
@@ -21,26 +27,34 @@ COMMANDS = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Names in the navigation only what there is."""
-    made = {*PAGES, *PICTURES, "tour.md", "reference/commands.md"}
     docs = Path(config.docs_dir)
+    there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    there |= {name for source, name in OUTSIDE.items() if (ROOT / source).is_file()}
+    there |= {"tour.md", "reference/commands.md"}
     for section in config.nav or []:
         for title, pages in section.items():
             if isinstance(pages, list):
-                section[title] = [
-                    one for one in pages
-                    if {*one.values()} <= made or (docs / next(iter(one.values()))).is_file()
-                ]  # fmt: skip
+                section[title] = [page for page in pages if there.issuperset(page.values())]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and pictures."""
     sys.path.insert(0, str(ROOT))
-    for name, source in {**PAGES, **PICTURES}.items():
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    for source, name in OUTSIDE.items():
+        if (ROOT / source).is_file():
+            files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     for name, content in [*_notebook(ROOT / "docs" / "tour.ipynb"), _commands()]:
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Links to files outside of docs/ lead to their pages."""
+    up = "../" * page.file.src_uri.count("/")
+    for source, name in {**OUTSIDE, "README.md": "index.md"}.items():
+        markdown = re.sub(rf"\]\((\.\./)*{re.escape(source)}(?=[)#])", f"]({up}{name}", markdown)
+    return markdown
 
 
 def _notebook(path: Path) -> Iterator[tuple[str, Any]]:
