@@ -20,6 +20,7 @@ OUTSIDE = {
     "results/index.html": "results.html",
 }  # fmt: skip
 """Files of the repository that are pages of the site, under another name."""
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 COMMANDS = {
     "erk-generate": "generate", "erk-evaluate": "evaluate", "erk-tune": "erk.study.tune_command",
 }  # fmt: skip
@@ -50,11 +51,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links to files outside of docs/ lead to their pages."""
-    up = "../" * page.file.src_uri.count("/")
-    for source, name in {**OUTSIDE, "README.md": "index.md"}.items():
-        markdown = re.sub(rf"\]\((\.\./)*{re.escape(source)}(?=[)#])", f"]({up}{name}", markdown)
-    return markdown
+    """Links between files of the repository lead to their pages; to other files there are none."""
+    if page.file.abs_src_path is None:
+        return markdown
+    here, up = Path(page.file.abs_src_path).parent, "../" * page.file.src_uri.count("/")
+
+    def lead(link: re.Match[str]) -> str:
+        text, target, anchor = link.groups("")
+        place = (here / target).resolve()
+        if not (place.is_relative_to(ROOT) and place.exists()):
+            return link[0]
+        name = place.relative_to(ROOT).as_posix()
+        name = {"README.md": "docs/index.md"}.get(name, OUTSIDE.get(name, name))
+        if name not in OUTSIDE.values() and not name.startswith("docs/"):
+            return text
+        return f"[{text}]({up}{name.removeprefix('docs/')}{anchor})"
+
+    return LINK.sub(lead, markdown)
 
 
 def _notebook(path: Path) -> Iterator[tuple[str, Any]]:

@@ -121,7 +121,8 @@ def test_every_command_answers_without_torch(commands, tmp_path, name):
     if name == "erk-tune" and find_spec(module) is None:
         pytest.skip("erk-tune's module is not there yet")
     assert f"Usage: {name} [OPTIONS]" in run(tmp_path, commands / name, "--help")
-    assert erk.__version__ in run(tmp_path, commands / name, "--version")
+    if module.startswith("erk_commands"):
+        assert erk.__version__ in run(tmp_path, commands / name, "--version")
     look = f"import sys; from {module} import {function}; print('torch' in sys.modules)"
     assert run(tmp_path, commands / "python", "-c", look) == "False\n"
 
