@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erk import __version__
 from erk.jobs.cli import CONTEXT, clean_exit
 
 if TYPE_CHECKING:  # torch and the metrics load when a command runs: --help answers at once
@@ -79,6 +80,7 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda", "mps"]),
               help="Where to compute; auto: CUDA, then MPS, then the CPU.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
+@click.version_option(__version__)
 @clean_exit
 def main(**options: Any) -> None:
     """Measure images: FID, FD-DINOv2, precision, recall, Inception score, with standard errors.

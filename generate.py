@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from erk import __version__
 from erk.jobs.cli import CONTEXT, clean_exit
 
 
@@ -101,6 +102,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
               "without communication.  [default: the task of srun or a SLURM array]")  # fmt: skip
 @click.option("--profile", is_flag=True, help="Print where the time went.")
 @click.option("--offline", is_flag=True, help="Never download; use what is in the cache.")
+@click.version_option(__version__)
 @clean_exit
 def main(**options: Any) -> None:
     """Sample a diffusion model, with ERK-Guid if --w-stiff is above 0.

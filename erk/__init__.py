@@ -7,6 +7,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from .adapters import from_denoiser as from_denoiser
     from .adapters import from_epsilon as from_epsilon

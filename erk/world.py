@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from . import __version__
+
 CODE = ("*.py", "*.yaml", "*.safetensors")  # what numbers come from
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torch's own minutes would end long runs."""
@@ -145,7 +147,8 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-        },
+        }
+        | ({"erk-guid": __version__} if commit is None else {}),
     }
 
 

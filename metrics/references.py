@@ -11,12 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from erk.data import data
 from erk.fetch import fetch
 from metrics.extractors import Extractor
 from metrics.reference_files import Reference, Statistics, read_reference
 from metrics.statistics import moments_of
 
-ROWS = Path(__file__).parents[1] / "configs" / "references.yaml"
+ROWS = data("configs") / "references.yaml"
 KINDS: dict[str, type] = {"url": str, "protocol": str, "image_size": int, "licence": str}
 
 

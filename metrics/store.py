@@ -62,6 +62,7 @@ def add_file(path: Path, target: Path) -> bool:
         there = safetensors.torch.load_file(target)
         if torch.equal(there["kept"], kept) and content.keys() <= there.keys():
             return False
+        del there  # Windows replaces no file that is still mapped
     write(target, safetensors.torch.save(_beside_others(target, content)))
     return True
 
@@ -124,6 +125,7 @@ def trim(folder: Path, limit: int) -> int:
     for _, size, path in sorted(files):
         if freed >= excess:
             break
-        path.unlink(missing_ok=True)
-        freed += size
+        with suppress(OSError):  # Windows removes no file that is in use
+            path.unlink(missing_ok=True)
+            freed += size
     return freed

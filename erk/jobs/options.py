@@ -104,7 +104,7 @@ def labels_of(policy: str, class_idx: int | None) -> Labels:
     if not Path(policy).is_file():
         raise FileNotFoundError(f"--labels wants random, balanced or a file; '{policy}' is none.")
     rows: dict[int, int] = {}
-    for number, line in enumerate(Path(policy).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(policy).read_text("utf-8").splitlines(), 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
             continue

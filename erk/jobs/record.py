@@ -45,7 +45,7 @@ def claim(folder: Path, record: Record) -> bool:
     draft = folder / f".{NAME}.{secrets.token_hex(4)}.tmp"
     try:
         with naming(draft):
-            draft.write_text(json.dumps(record, indent=1) + "\n")
+            draft.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         try:
             os.link(draft, folder / NAME)
         except FileExistsError:

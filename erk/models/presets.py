@@ -2,12 +2,11 @@
 
 import difflib
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..data import data
 
 
 class Preset(NamedTuple):
@@ -24,7 +23,7 @@ class Preset(NamedTuple):
 @functools.cache
 def presets() -> dict[str, Preset]:
     """All presets by name, in the order of the file."""
-    groups = yaml.safe_load((ROOT / "configs" / "models.yaml").read_text())
+    groups = yaml.safe_load((data("configs") / "models.yaml").read_text("utf-8"))
     return {
         name: _preset(name, row, group)
         for group in groups.values()
@@ -35,7 +34,7 @@ def presets() -> dict[str, Preset]:
 def _preset(name: str, row: dict[str, Any], group: dict[str, Any]) -> Preset:
     def place(file: str) -> str:
         root = group["root"]
-        return f"{root}/{file}" if "://" in root else str(ROOT / root / file)
+        return f"{root}/{file}" if "://" in root else str(data(root) / file)
 
     metric = None
     for key, label in (("fid", "FID"), ("fd_dinov2", "FD-DINOv2")):

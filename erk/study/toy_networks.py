@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+from ..data import data
+
+CHECKPOINTS = data("checkpoints")
 SIGMA_DATA = 0.5
 
 

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from erk.data import data
 from erk.fetch import sha256_of
 from erk.memory import without_weights
 from metrics.extractors import Features
 from metrics.extractors.network import as_float32, computing
 from metrics.extractors.weights import is_random, random_weights, shapes_of
 
-WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "digits-classifier.safetensors"
+WEIGHTS = data("checkpoints") / "digits-classifier.safetensors"
 LEVELS = 16  # a digit's pixel is an integer 0..16
 
 

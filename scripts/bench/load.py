@@ -48,7 +48,7 @@ def begun(folder: Path, kind: str, n: int) -> None:
     run.begin(facts)
     run.add([0], [np.zeros((1, 8, 8), np.uint8)], batch=32, nfe=63.0, guide_nfe=0.0)
     (path,) = (folder / ".parts").glob("*.jsonl")
-    first = Entry(**json.loads(path.read_text()))
+    first = Entry(**json.loads(path.read_text("utf-8")))
     with open(path, "wb") as lines:
         for seed in range(n - 1):
             place = image_path(folder, seed, True)

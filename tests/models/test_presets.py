@@ -14,6 +14,8 @@ ROOT = "https://nvlabs-fi-cdn.nvidia.com"
 LABELS = {"fid": "FID", "fd_dinov2": "FD-DINOv2"}
 EMBEDDED = {
     "digits": (10, None),
+    "digits-weak": (10, None),
+    "digits-uncond": (0, None),
     "digits-autog": (10, "digits-weak.safetensors"),
     "digits-cfg": (10, "digits-uncond.safetensors"),
 }
