@@ -26,4 +26,5 @@ def test_it_runs(bench, tmp_path):
     if bench is writing:
         assert {row["code"] for row in rows[:4]} >= {"ours", "inline", "not written"}
     else:
-        assert [row["FD apart"] > 0 for row in rows[-2:]] == [False, True]
+        apart = [row["FD apart"] for row in rows[-3:]]  # fp32, fp16, bf16
+        assert apart[0] == 0 and min(apart[1:]) > 0
