@@ -47,6 +47,7 @@ ARROWS = {
     "generate": {"erk.__init__", "erk.jobs", "erk.models", "erk.study", "metrics"} | LEAVES,
     "evaluate": {"erk.__init__", "erk.jobs", "erk.models", "erk.study", "metrics"} | LEAVES,
     "scripts": {"erk", "metrics", "scripts"},
+    "scripts.bench.sampling": {"erk", "scripts", "generate"},  # it times the command itself
 }
 OURS = {"erk", "metrics", "scripts", "generate", "evaluate", "tests", "shared"}
 NETWORKS = "erk/models/edm*.py"  # may be longer than other files

@@ -152,7 +152,7 @@ def test_embedded_scale_takes_the_stand_ins():
 
 def test_options_are_those_of_generate():
     given = generate.main.make_context("generate.py", []).params
-    own = {"outdir", "seeds", "batch", "device", "offline", "grid", "shard", "profile"}
+    own = {"outdir", "seeds", "batch", "device", "offline", "grid", "shard", "profile", "animate"}
     measuring = {"evaluate", "real", "protocol", "json_path"}
     assert {k: v for k, v in given.items() if k not in own | measuring} == DEFAULTS
     config = load_config("table2")
