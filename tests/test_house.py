@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 POINT = {"erk.point"}
-LEAVES = {"erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory"}
+LEAVES = {"erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory", "erk.untrusted"}
 METHOD = POINT | {
     "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
     "erk.corrections"
@@ -22,6 +22,7 @@ ARROWS = {
     "erk.pickles": set(),
     "erk.files": set(),
     "erk.memory": set(),
+    "erk.untrusted": set(),
     "erk.point": set(),
     "erk.vp": set(),
     "erk.weights": set(),
@@ -34,7 +35,7 @@ ARROWS = {
     "erk.corrections": POINT | {"erk.drift", "erk.guides"},
     "erk.sampler": METHOD,
     "erk.adapters": set(),
-    "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory"},
+    "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory", "erk.untrusted"},
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler"} | METHOD,
     "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,

@@ -71,7 +71,7 @@ def test_an_image_is_decoded_once_for_all_extractors(source, tmp_path, monkeypat
     original = extraction.read_image
     monkeypatch.setattr(
         extraction, "read_image",
-        lambda source, index, data=None: decoded.update([index]) or original(source, index, data),
+        lambda source, index, *more: decoded.update([index]) or original(source, index, *more),
     )  # fmt: skip
     found(source, how(tmp_path, Counted("a"), Counted("b")))
     assert decoded == {0: 2} | {i: 1 for i in range(1, 11)}  # the first one tells the size, too
