@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-MOST_PARTS = 1_000_000  # steps of a file; released networks take up to 20 000
-MOST_MODULES = 100_000  # of a network
+MOST_PARTS = 250_000  # steps of a file; released networks take up to 20 000
+MOST_MODULES = 20_000  # of a network; released ones have some hundred
 KEYS = (str, int, float, bytes, type(None))  # what may be a key, or in a set
 _DTYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
@@ -216,7 +216,7 @@ class _Unpickler(pickle._Unpickler):
     def extension(self) -> None:
         raise pickle.UnpicklingError("it asks for a global by a number")
 
-    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {  # counted below
         pickle.BUILD[0]: build,
         pickle.BYTEARRAY8[0]: bytearray8,
         pickle.SETITEM[0]: setitem,
@@ -230,6 +230,21 @@ class _Unpickler(pickle._Unpickler):
         pickle.EXT2[0]: extension,
         pickle.EXT4[0]: extension,
     }
+
+
+def _counted(step: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]:
+    """A step, of which a stream may take MOST_PARTS: each can make an object of 200 bytes."""
+
+    def counted(reader: _Unpickler) -> None:
+        reader.parts += 1
+        if reader.parts > MOST_PARTS:
+            raise pickle.UnpicklingError("it has too many parts")
+        step(reader)
+
+    return counted
+
+
+_Unpickler.dispatch = {code: _counted(step) for code, step in _Unpickler.dispatch.items()}
 
 
 def _persistent_object(meta: Any) -> Record:

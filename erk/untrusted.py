@@ -21,6 +21,7 @@ Array = np.ndarray
 
 DEEPEST = 100  # levels of nested JSON
 DIGITS = 20  # of a whole number in JSON: those of 64 bits
+HEADER = 1 << 16  # bytes of an array's header
 SMALL = 1 << 20  # bytes that a zip member may always have
 GROWTH = 100  # how many times its size in the archive it may have: arrays may be full of zeros
 PICTURE_GROWTH = 8  # of a picture, which is packed by itself
@@ -133,22 +134,26 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     The stream stands at the first value then. Raises ValueError, also for pickled objects.
     """
     start = stream.tell()
+    file = io.BytesIO(stream.read(min(size, HEADER)))  # which claims a length of its own
     try:
-        version = np.lib.format.read_magic(stream)  # type: ignore[arg-type]
+        version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format {version} of an array is unknown")
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        found = Header(*read(stream))
+        found = Header(*read(file))
     except MemoryError:
         raise
     except Exception as error:  # numpy evaluates the header, which can raise anything
         raise ValueError(f"an array has no sound header ({error})") from error
     if found.dtype.hasobject:
         raise ValueError("Object arrays are refused: they hold pickles")
+    if not all(type(n) is int for n in found.shape):  # numpy lets True pass
+        raise ValueError("an array has a shape that is none")
     least = math.prod(n or 1 for n in found.shape) * (found.dtype.itemsize or 1)
-    is_false = found.nbytes != size - (stream.tell() - start)
+    is_false = found.nbytes != size - file.tell()
     if min(found.shape, default=0) < 0 or is_false or least > size + SMALL:  # (10**18, 0) is empty
         raise ValueError(f"an array of shape {list(found.shape)[:9]} does not fit its bytes")
+    stream.seek(start + file.tell())
     return found
 
 

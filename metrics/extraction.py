@@ -23,7 +23,7 @@ from erk.memory import fitting, halved
 from erk.untrusted import ShapeError
 from erk.world import World, gather
 from metrics.extractors import Extractor, Features
-from metrics.images import BrokenImageError, ImageSource, read_bytes, read_image
+from metrics.images import BrokenImageError, ImageSource, place, read_bytes, read_image
 from metrics.statistics import check_finite
 from metrics.store import holds, load, save
 
@@ -243,7 +243,7 @@ def _decode(
         raise
     except ShapeError as error:
         raise ValueError(
-            f"{source.path / source.names[index]} is {_described(error.shape)} but the first image "
+            f"{place(source, index)} is {_described(error.shape)} but the first image "
             f"is {_described(shape)}: measure images of one size and mode at a time"
         ) from None
 

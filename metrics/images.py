@@ -69,12 +69,17 @@ def open_images(path: str | Path) -> ImageSource:
     return source
 
 
+def place(source: ImageSource, index: int) -> str:
+    """A picture's name below its source, for people; in a zip it may look like a path anywhere."""
+    return f"{source.path}/{source.names[index]}"
+
+
 def read_bytes(source: ImageSource, index: int) -> bytes:
     """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read."""
     try:
         return source.fetch(index)
     except BROKEN as error:
-        name = source.path / source.names[index]
+        name = place(source, index)
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
 
@@ -89,7 +94,7 @@ def read_image(
     Raises ValueError, naming the picture, if it is broken or neither 8-bit grey nor RGB, and
     ShapeError, before it is decoded, if it has another shape than it must have.
     """
-    name = source.path / source.names[index]
+    name = place(source, index)
     try:
         return source.decode(read_bytes(source, index) if data is None else data, shape)
     except (BrokenImageError, ShapeError):

@@ -12,7 +12,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, count
+from itertools import accumulate, count, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,7 +202,7 @@ def in_order(paths: Sequence[Path], packed: bool, wanted: Marks) -> Lines:
                 places.append(number << 48 | begin)
     order = sorted(range(len(seeds)), key=seeds.__getitem__)
     last = [
-        i for i, after in zip(order, [*order[1:], None], strict=True)
+        i for i, after in zip_longest(order, order[1:])
         if after is None or seeds[i] != seeds[after]
     ]  # fmt: skip
     return Lines(list(paths), [seeds[i] for i in last], array("Q", (places[i] for i in last)))

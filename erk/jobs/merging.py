@@ -1,5 +1,6 @@
 """Shards of a run that lie in folders of their own become one folder, each seed in it once."""
 
+import errno
 import heapq
 import math
 import re
@@ -216,8 +217,8 @@ def _sound(place: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's word on the file
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's word on the file; EINVAL: a place before its beginning
         raise ValueError(f"{place} is damaged: delete it, then make it again") from error
 
 

@@ -630,9 +630,10 @@ class iDDPMPrecond(Precond):  # noqa: N801 (the released name)
     outputs = 2
 
     def __init__(self, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000, **net: Any):
+        u = iddpm_levels(C_1, C_2, M)
         super().__init__(**net)
         self.M = M
-        self.register_buffer("u", iddpm_levels(C_1, C_2, M))
+        self.register_buffer("u", u)
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
