@@ -171,16 +171,16 @@ class _Unpickler(pickle._Unpickler):
 
     def put(self, items: list[Any], kind: type) -> None:
         """Keys and values in turn into a dictionary, or members into a set, on top of the stack."""
-        target = self.stack[-1]
+        target: Any = self.stack[-1]
         keys = items[::2] if kind is dict else items
-        if not isinstance(target, kind) or not all(isinstance(key, KEYS) for key in keys):
+        is_right = isinstance(target, kind) and all(isinstance(key, KEYS) for key in keys)
+        if not is_right:
             raise pickle.UnpicklingError(f"it puts something into a {type(target).__name__}")
         target.update(zip(keys, items[1::2], strict=True) if kind is dict else keys)
 
     def setitem(self) -> None:
-        pair = self.stack[-2:]
-        del self.stack[-2:]
-        self.put(pair, dict)
+        value, key = self.stack.pop(), self.stack.pop()
+        self.put([key, value], dict)
 
     def setitems(self) -> None:
         self.put(self.pop_mark(), dict)
@@ -216,7 +216,7 @@ class _Unpickler(pickle._Unpickler):
     def extension(self) -> None:
         raise pickle.UnpicklingError("it asks for a global by a number")
 
-    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {  # counted below
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: build,
         pickle.BYTEARRAY8[0]: bytearray8,
         pickle.SETITEM[0]: setitem,
@@ -226,9 +226,7 @@ class _Unpickler(pickle._Unpickler):
         pickle.DICT[0]: whole_dict,
         pickle.APPEND[0]: list_append,
         pickle.APPENDS[0]: appends,
-        pickle.EXT1[0]: extension,
-        pickle.EXT2[0]: extension,
-        pickle.EXT4[0]: extension,
+        **dict.fromkeys(pickle.EXT1 + pickle.EXT2 + pickle.EXT4, extension),
     }
 
 
@@ -250,17 +248,15 @@ _Unpickler.dispatch = {code: _counted(step) for code, step in _Unpickler.dispatc
 def _persistent_object(meta: Any) -> Record:
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise pickle.UnpicklingError("a persistent object is not of type 'class'")
-    record = Record(meta.get("class_name"))
+    record = Record(meta.get("class_name"))  # type: ignore[arg-type]  # it checks
     record.__setstate__(meta.get("state"))
     return record
 
 
-class _Claim(NamedTuple):
-    """What a nested storage says of itself."""
-
+class _Claim(NamedTuple):  # what a nested storage says of itself
     dtype: torch.dtype
     key: str
-    count: int
+    size: int
 
 
 class _StorageUnpickler(_Unpickler):
@@ -273,10 +269,10 @@ class _StorageUnpickler(_Unpickler):
         return _STORAGES[full]
 
     def persistent_load(self, pid: Any) -> _Claim:
-        what, dtype, key, _, count, view = pid
+        what, dtype, key, _, size, view = pid
         if what != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
             raise pickle.UnpicklingError("it describes no storage")
-        return _Claim(dtype, key, count)
+        return _Claim(dtype, key, size)
 
 
 def _storage(data: bytes) -> torch.Tensor:
@@ -291,7 +287,7 @@ def _storage(data: bytes) -> torch.Tensor:
         if (magic, version, keys) != (_MAGIC, 1001, [claim.key]):
             raise pickle.UnpicklingError("it is of an unknown kind")
         (count,) = struct.unpack("<q", stream.read(8))
-        if not 0 <= count == claim.count or stream.left != count * claim.dtype.itemsize:
+        if not 0 <= count == claim.size or stream.left != count * claim.dtype.itemsize:
             raise _EndError
     except _EndError:
         raise pickle.UnpicklingError("a storage in it does not hold all of its values") from None
@@ -307,7 +303,7 @@ def _storage(data: bytes) -> torch.Tensor:
 def _tensor(
     storage: torch.Tensor, offset: int, size: Any, stride: Any, *unused: Any
 ) -> torch.Tensor:
-    is_huge = len(size) > 64 or any(n.bit_length() > 63 for n in size)  # would take long to multiply
+    is_huge = len(size) > 64 or any(n.bit_length() > 63 for n in size)  # long to multiply
     if is_huge or math.prod(size) > storage.numel():  # strides of 0 could pretend any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return storage.as_strided(size, stride, offset)

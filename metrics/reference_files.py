@@ -4,7 +4,7 @@ A file is told by its content, not by its name, and nothing that it holds is exe
 """
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 

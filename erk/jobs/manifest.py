@@ -21,7 +21,8 @@ from ..files import naming
 PARTS, WHOLE = ".parts", "manifest.jsonl"
 NUMBER = rb"(\d{1,30}(?:\.\d{1,30})?(?:e(?:-\d{1,3}|\+?\d\d?))?|null)"  # finite
 LINE = re.compile(
-    rb'\{"seed": (\d{1,30}), "file": "([^"\\\0-\x1f\x7f-\xff]{1,999})", "sha256": "([0-9a-f]{64})", '
+    rb'\{"seed": (\d{1,30}), "file": "([^"\\\0-\x1f\x7f-\xff]{1,999})", '
+    rb'"sha256": "([0-9a-f]{64})", '
     rb'"settings": "(\w{1,99})", "batch": (\d{1,18}|null), "nfe": %(number)b, '
     rb'"guide_nfe": %(number)b(?:, "at": (\d{1,18}), "bytes": (\d{1,18}))?\}\n'
     % {b"number": NUMBER}

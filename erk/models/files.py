@@ -158,12 +158,11 @@ def _no_larger_than(count: int) -> Iterator[None]:
         hook.remove()
 
 
-def _check_network(network: nn.Module) -> None:
+def _check_network(network: Any) -> None:
     """ValueError if samples of the network are of an impossible size."""
-    shape = (network.img_channels, network.img_resolution, network.label_dim)
-    if not all(isinstance(n, int) for n in shape) or not (
-        0 < shape[0] and 0 < shape[1] <= LARGEST_IMAGE and 0 <= shape[2]
-    ):
+    channels, size, classes = network.img_channels, network.img_resolution, network.label_dim
+    is_right = isinstance(channels, int) and isinstance(size, int) and isinstance(classes, int)
+    if not is_right or not (channels > 0 and 0 < size <= LARGEST_IMAGE and classes >= 0):
         raise ValueError("channels, resolution or classes are out of range")
 
 

@@ -10,9 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.numpy import save
-
 from hostile.formats import (
     KWARGS,
     PICTURES,
@@ -38,6 +35,8 @@ from hostile.formats import (
     whole,
     zipped,
 )
+from PIL import Image
+from safetensors.numpy import save
 
 CANARY = "canary"  # the file that every payload would make
 DEEP = "[" * 100_000
@@ -68,10 +67,16 @@ def lying_zip(*members, method=8, flags=0):
     """A zip of (name, stream, size) members, which nobody has checked."""
     body = central = b""
     for name, stream, size in members:
-        told = struct.pack("<HHHHHIIIHH", 20, flags, method, 0, 0x21, 0, len(stream), size,
-                           len(name), 0)  # fmt: skip
-        central += (b"PK\x01\x02" + struct.pack("<H", 20) + told
-                    + struct.pack("<HHHII", 0, 0, 0, 0, len(body)) + name)  # fmt: skip
+        told = struct.pack(
+            "<HHHHHIIIHH", 20, flags, method, 0, 0x21, 0, len(stream), size, len(name), 0
+        )
+        central += (
+            b"PK\x01\x02"
+            + struct.pack("<H", 20)
+            + told
+            + struct.pack("<HHHII", 0, 0, 0, 0, len(body))
+            + name
+        )
         body += b"PK\x03\x04" + told + name + stream
     count = len(members)
     end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, len(central), len(body), 0)
@@ -131,8 +136,10 @@ def scans(count):
     return data[:first] + data[first:second] * count + data[second:]
 
 
-EPS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 4\n%%EndComments\n"
-       b"(canary) (w) file closefile showpage\n%%EOF\n")  # fmt: skip
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 4\n%%EndComments\n"
+    b"(canary) (w) file closefile showpage\n%%EOF\n"
+)
 
 
 def nest(levels, last, width=2):
@@ -163,84 +170,171 @@ def again(function, big, *more, times=2000):
 SHELL = const(f"touch {CANARY}")
 PYTHON = const(f"open('{CANARY}', 'w')")
 GETATTR = call("builtins.getattr", call("builtins.__import__", const("os")), const("system"))
+
+
 def pickles():
     return {
         "os.system": (whole(call("os.system", SHELL)), "asks for 'os.system'"),
         "posix.system in a network": (
-            whole(mapping({"ema": call("posix.system", SHELL)})), "asks for 'posix.system'"),
+            whole(mapping({"ema": call("posix.system", SHELL)})),
+            "asks for 'posix.system'",
+        ),
         "eval by a chain of getattr": (whole(GETATTR + b"(" + SHELL + b"tR"), "asks for 'builtins"),
         "attrgetter": (whole(call("operator.attrgetter", const("system"))), "asks for 'operator"),
         "exec in a storage": (
-            whole(call("torch.storage._load_from_bytes", raw(whole(call("builtins.exec", PYTHON))))),
-            "a storage in it asks for 'builtins.exec'"),
+            whole(
+                call("torch.storage._load_from_bytes", raw(whole(call("builtins.exec", PYTHON))))
+            ),
+            "a storage in it asks for 'builtins.exec'",
+        ),
         "a pickle in a pickle": (
-            whole(call("_pickle.loads", raw(whole(call("os.system", SHELL))))), "asks for '_pickle"),
+            whole(call("_pickle.loads", raw(whole(call("os.system", SHELL))))),
+            "asks for '_pickle",
+        ),
         "torch.load in a pickle": (
-            whole(call("torch.load", const("net.pkl"))), "asks for 'torch.load'"),
+            whole(call("torch.load", const("net.pkl"))),
+            "asks for 'torch.load'",
+        ),
         "numpy's own pickles": (
-            whole(call("numpy.core.multiarray.scalar", call("numpy.dtype", const("O8")), raw(b"x"))),
-            "type 'O8'"),
+            whole(
+                call("numpy.core.multiarray.scalar", call("numpy.dtype", const("O8")), raw(b"x"))
+            ),
+            "type 'O8'",
+        ),
         "a persistent id": (whole(b"Pnet\n"), "persistent id"),
         "a persistent id of any kind": (whole(SHELL + b"Q"), "persistent id"),
-        "a memo of gigabytes": (whole(b"Nr\xff\xff\xff\x7f" + b"0" + b"j\xff\xff\xff\x7f"),
-                                "holds no network"),
+        "a memo of gigabytes": (
+            whole(b"Nr\xff\xff\xff\x7f" + b"0" + b"j\xff\xff\xff\x7f"),
+            "holds no network",
+        ),
         "a memo that is not there": (whole(b"j\xff\xff\xff\x7f"), "Memo"),
         "laughs as a name of a class": (
-            whole(call("torch_utils.persistence._reconstruct_persistent_obj", mapping({
-                "type": const("class"), "class_name": nest(40, const("ha")), "state": b"}"}))),
-            "name of a class is not a text"),
-        "laughs as a type": (whole(call("numpy.dtype", nest(40, const("ha")))), "which is not a num"),
+            whole(
+                call(
+                    "torch_utils.persistence._reconstruct_persistent_obj",
+                    mapping(
+                        {"type": const("class"), "class_name": nest(40, const("ha")), "state": b"}"}
+                    ),
+                )
+            ),
+            "name of a class is not a text",
+        ),
+        "laughs as a type": (
+            whole(call("numpy.dtype", nest(40, const("ha")))),
+            "which is not a num",
+        ),
         "laughs as an encoding": (
-            whole(call("_codecs.encode", const("a"), nest(40, const("ha")))), "encodes text as some"),
-        "laughs as a key": (whole(b"}" + nest(40, const(1)) + const(1) + b"s"), "puts something into"),
+            whole(call("_codecs.encode", const("a"), nest(40, const("ha")))),
+            "encodes text as some",
+        ),
+        "laughs as a key": (
+            whole(b"}" + nest(40, const(1)) + const(1) + b"s"),
+            "puts something into",
+        ),
         "laughs in a set": (whole(b"\x8f(" + nest(40, const(1)) + b"\x90"), "puts something into"),
-        "laughs in a frozen set": (whole(b"(" + nest(40, const(1)) + b"\x91"), "puts something into"),
+        "laughs in a frozen set": (
+            whole(b"(" + nest(40, const(1)) + b"\x91"),
+            "puts something into",
+        ),
         "laughs as arguments": (
             network_of({"_init_kwargs": mapping({"channel_mult": nest(40, const(1))})}),
-            "too many items"),
-        "laughs as modules": (network_of({"_modules": mapping({"a": shared_modules(40)})}),
-                              "too many modules"),
+            "too many items",
+        ),
+        "laughs as modules": (
+            network_of({"_modules": mapping({"a": shared_modules(40)})}),
+            "too many modules",
+        ),
         "arguments in themselves": (
             network_of({"_init_kwargs": mapping({"channel_mult": b"]q\x65h\x65a"})}),
-            "in an unknown way"),
-        "a text copied": (again("_codecs.encode", const("a" * 10**6), const("latin1")), "over and over"),
+            "in an unknown way",
+        ),
+        "a text copied": (
+            again("_codecs.encode", const("a" * 10**6), const("latin1")),
+            "over and over",
+        ),
         "an array copied": (
-            again("numpy.core.numeric._frombuffer", raw(bytes(10**6)),
-                  call("numpy.dtype", const("u1")), const((10**6,)), const("C")), "over and over"),
-        "a storage copied": (again("torch.storage._load_from_bytes", raw(storage([0.0] * 250_000))),
-                             "over and over"),
+            again(
+                "numpy.core.numeric._frombuffer",
+                raw(bytes(10**6)),
+                call("numpy.dtype", const("u1")),
+                const((10**6,)),
+                const("C"),
+            ),
+            "over and over",
+        ),
+        "a storage copied": (
+            again("torch.storage._load_from_bytes", raw(storage([0.0] * 250_000))),
+            "over and over",
+        ),
         "a dictionary copied": (
-            whole(mapping({str(i): b"N" for i in range(9)}) + b"q\x07"
-                  + call("collections.OrderedDict", b"h\x07")), "copies a dictionary"),
+            whole(
+                mapping({str(i): b"N" for i in range(9)})
+                + b"q\x07"
+                + call("collections.OrderedDict", b"h\x07")
+            ),
+            "copies a dictionary",
+        ),
         "a million sets": (whole(b"\x8f" * 1_000_000), "too many parts"),
         "lists in lists": (whole(b"]" * 100_000 + b"a" * 99_999), "holds no network"),
         "bytes of a tebibyte": (whole(pickle.BINBYTES8 + struct.pack("<Q", 1 << 40)), "missing"),
         "a tensor of a tebibyte": (
-            whole(call("torch._utils._rebuild_tensor_v2",
-                       call("torch.storage._load_from_bytes", raw(storage([1.0]))),
-                       const(0), const((1 << 20, 1 << 20)), const((0, 0)))), "larger than its storage"),
+            whole(
+                call(
+                    "torch._utils._rebuild_tensor_v2",
+                    call("torch.storage._load_from_bytes", raw(storage([1.0]))),
+                    const(0),
+                    const((1 << 20, 1 << 20)),
+                    const((0, 0)),
+                )
+            ),
+            "larger than its storage",
+        ),
         "a tensor of sizes without an end": (
-            whole(const(1 << 20_000) + b"q\x07" + call(
-                "torch._utils._rebuild_tensor_v2",
-                call("torch.storage._load_from_bytes", raw(storage([1.0]))), const(0),
-                b"(" + b"h\x07" * 9000 + b"t", const((0,)))), "larger than its storage"),
+            whole(
+                const(1 << 20_000)
+                + b"q\x07"
+                + call(
+                    "torch._utils._rebuild_tensor_v2",
+                    call("torch.storage._load_from_bytes", raw(storage([1.0]))),
+                    const(0),
+                    b"(" + b"h\x07" * 9000 + b"t",
+                    const((0,)),
+                )
+            ),
+            "larger than its storage",
+        ),
         "an array of a tebibyte": (
-            whole(call("numpy.core.numeric._frombuffer", raw(bytes(8)),
-                       call("numpy.dtype", const("u1")), const((1 << 40,)), const("C"))), "reshape"),
+            whole(
+                call(
+                    "numpy.core.numeric._frombuffer",
+                    raw(bytes(8)),
+                    call("numpy.dtype", const("u1")),
+                    const((1 << 40,)),
+                    const("C"),
+                )
+            ),
+            "reshape",
+        ),
         "a tensor that changes another": (
             whole(tensor(torch.ones(2)) + const(0) + const(5.0) + b"s"),
-            "puts something into a Tensor"),
+            "puts something into a Tensor",
+        ),
         "stack underflow": (whole(b"R" * 9), "IndexError"),
         "many blocks": (network_pickle(num_blocks=10**6), "more tensors than the file"),
         "wide levels": (network_pickle(channel_mult=[1] * 10**5), "too many items"),
         "a network of petabytes": (network_pickle(model_channels=1 << 20), "does not fit"),
         "a resolution beyond the memory": (network_pickle(img_resolution=1 << 18), "does not fit"),
         "classes that are none": (network_pickle(label_dim=None), "label_dim is of the wrong kind"),
-        "a text for a number": (network_pickle(sigma_data="0.5"), "sigma_data is of the wrong kind"),
+        "a text for a number": (
+            network_pickle(sigma_data="0.5"),
+            "sigma_data is of the wrong kind",
+        ),
         "an argument that is infinite": (network_pickle(dropout=float("inf")), "dropout is of"),
         "a state dict that does not match": (
-            network_of({"_init_kwargs": const(KWARGS), "_parameters": mapping({})}), "Missing key"),
-    }  # fmt: skip
+            network_of({"_init_kwargs": const(KWARGS), "_parameters": mapping({})}),
+            "Missing key",
+        ),
+    }
 
 
 def described(card_file, data=None):
@@ -259,8 +353,9 @@ def entry(shape=(1,), start=0, end=4, dtype="F32"):
 
 
 def changed(**kwargs):
-    return described(card(network_safetensors(),
-                          architecture={"class": "Precond", "kwargs": KWARGS | kwargs}))  # fmt: skip
+    return described(
+        card(network_safetensors(), architecture={"class": "Precond", "kwargs": KWARGS | kwargs})
+    )
 
 
 def safetensors():
@@ -269,35 +364,71 @@ def safetensors():
         "a header beyond the end": ((99).to_bytes(8, "little") + b"{}", "97 bytes are missing"),
         "a deep header": (with_header(DEEP.encode()), "not a safetensors file"),
         "a number without an end": (
-            with_header(b'{"a":{"data_offsets":[0,%b]}}' % HUGE.encode()), "not a safetensors file"),
+            with_header(b'{"a":{"data_offsets":[0,%b]}}' % HUGE.encode()),
+            "not a safetensors file",
+        ),
         "offsets beyond the end": (with_header({"a": entry(end=1 << 40)}), "bytes are missing"),
-        "offsets that run backwards": (with_header({"a": entry(start=4, end=0)}, bytes(4)), "sound"),
+        "offsets that run backwards": (
+            with_header({"a": entry(start=4, end=0)}, bytes(4)),
+            "sound",
+        ),
         "offsets below zero": (with_header({"a": entry(start=-4, end=0)}, bytes(4)), "not a sound"),
-        "tensors that overlap": (with_header({"a": entry(), "b": entry()}, bytes(4)), "not a sound"),
-        "a shape without an end": (with_header({"a": entry((1 << 40, 1 << 40))}, bytes(4)), "sound"),
+        "tensors that overlap": (
+            with_header({"a": entry(), "b": entry()}, bytes(4)),
+            "not a sound",
+        ),
+        "a shape without an end": (
+            with_header({"a": entry((1 << 40, 1 << 40))}, bytes(4)),
+            "sound",
+        ),
         "a key that is there twice": (
-            with_header(b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(4)), "a"),
+            with_header(b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(4)),
+            "a",
+        ),
         "an unknown type": (with_header({"a": entry(dtype="X99")}, bytes(4)), "not a sound"),
         "whole numbers for weights": (with_header({"a": entry(dtype="I32")}, bytes(4)), "floating"),
         "a name of two lines": (with_header({"a\n\x1b[2J": entry()}, bytes(4)), "Missing key"),
         "bytes that nobody owns": (with_header({"a": entry()}, bytes(99)), "not a sound"),
         "a deep card": (described(DEEP.encode()), "to be a card"),
-        "a card of NaN": (described(card(network_safetensors(), more=float("nan"))), "to be a card"),
+        "a card of NaN": (
+            described(card(network_safetensors(), more=float("nan"))),
+            "to be a card",
+        ),
         "many blocks": (changed(num_blocks=10**6), "more tensors than the file"),
         "a resolution of gigapixels": (changed(img_resolution=10**6), "does not fit"),
         "another class": (
-            described(card(network_safetensors(), architecture={"class": "os.system", "kwargs": {}})),
-            "holds a 'os.system'"),
+            described(
+                card(network_safetensors(), architecture={"class": "os.system", "kwargs": {}})
+            ),
+            "holds a 'os.system'",
+        ),
         "another encoder": (
             described(card(network_safetensors(), encoder={"class": "eval", "kwargs": {}})),
-            "unknown encoder 'eval'"),
+            "unknown encoder 'eval'",
+        ),
         "levels of noise without an end": (
-            described(card(network_safetensors(), architecture={"class": "iDDPMPrecond", "kwargs": {
-                "model_type": "DhariwalUNet", "img_resolution": 4, "img_channels": 1, "M": 1 << 20}})),
-            "M must be"),
-    }  # fmt: skip
+            described(
+                card(
+                    network_safetensors(),
+                    architecture={
+                        "class": "iDDPMPrecond",
+                        "kwargs": {
+                            "model_type": "DhariwalUNet",
+                            "img_resolution": 4,
+                            "img_channels": 1,
+                            "M": 1 << 20,
+                        },
+                    },
+                )
+            ),
+            "M must be",
+        ),
+    }
+
 
 PIXELS = bytes(12)
+
+
 def arrays():
     return {
         "objects": (npz(arr_0=np.array([None, None])), "Object arrays are refused"),
@@ -312,68 +443,102 @@ def arrays():
         "a type of records": (npz_of(arr_0=npy((1,), [("a", "<f8", (10**9,))])), "no sound h"),
         "a deep header": (npz_of(arr_0=npy_text("(" * 9000)), "no sound header"),
         "a header that is a program": (
-            npz_of(arr_0=npy_text(f"{{'descr': open('{CANARY}', 'w')}}")), "no sound header"),
-        "a header of odd keys": (npz_of(arr_0=npy_text("{1: 2, 'a': 3, (): 4}")), "no sound header"),
+            npz_of(arr_0=npy_text(f"{{'descr': open('{CANARY}', 'w')}}")),
+            "no sound header",
+        ),
+        "a header of odd keys": (
+            npz_of(arr_0=npy_text("{1: 2, 'a': 3, (): 4}")),
+            "no sound header",
+        ),
         "a header without an end": (
-            npz_of(arr_0=b"\x93NUMPY\x02\x00\xff\xff\xff\xff"), "no sound header"),
-        "a bomb": (
-            bomb("arr_0.npy"), "grows from [0-9]+ to"),
+            npz_of(arr_0=b"\x93NUMPY\x02\x00\xff\xff\xff\xff"),
+            "no sound header",
+        ),
+        "a bomb": (bomb("arr_0.npy"), "grows from [0-9]+ to"),
         "a bomb that lies": (lying_zip((b"arr_0.npy", deflated(400 << 20), 1000)), "damaged"),
         "labels that are none": (
-            npz_of(arr_0=npy((3, 4, 1, 1), data=PIXELS), labels=npy((3, 10**9, 0))), "does not fit"),
+            npz_of(arr_0=npy((3, 4, 1, 1), data=PIXELS), labels=npy((3, 10**9, 0))),
+            "does not fit",
+        ),
         "not a zip": (b"PK\x03\x04" + bytes(99), "not a readable npz"),
     }
 
+
 EVIL = [*PICTURES.items()]
+
+
 def zips():
     return {
         "names that climb": (
-            zipped([("../../canary.png", b"x"), ("..\\canary.png", b"x"), *EVIL]), "not a readable im"),
+            zipped([("../../canary.png", b"x"), ("..\\canary.png", b"x"), *EVIL]),
+            "not a readable im",
+        ),
         "absolute names": (zipped([("/canary.png", b"x"), *EVIL]), "not a readable image"),
         "a link": (zipped([("000009.png", b"/etc/passwd"), *EVIL]), "not a readable image"),
         "a name that is there twice": (zipped([*EVIL, EVIL[0]]), "holds 000000.png twice"),
         "a name of two lines": (zipped([("a\n\x1b[2Jb.png", b"x"), *EVIL]), "not a readable image"),
         "a name that is a number without an end": (
-            zipped([(f"{HUGE[:500]}.png", b"x"), *EVIL]), "not a readable image"),
+            zipped([(f"{HUGE[:500]}.png", b"x"), *EVIL]),
+            "not a readable image",
+        ),
         "bombs": (bomb("0.png", "1.png"), "not a readable image"),
         "bombs that lie": (
             lying_zip(*((name, deflated(400 << 20), 1000) for name in (b"0.png", b"1.png"))),
-            "not a readable image"),
+            "not a readable image",
+        ),
         "bombs of bzip2": (
             zipped([("0.png", bytes(1 << 20)), ("1.png", b"x")], zipfile.ZIP_BZIP2),
-            "not a readable image"),
+            "not a readable image",
+        ),
         "a bomb as run.json": (bomb("0.png", "1.png", "run.json"), "run.json in it grows from"),
         "a bomb as dataset.json": (bomb("0.png", "1.png", "dataset.json"), "dataset.json in it gr"),
         "a locked member": (
-            zipped([*EVIL]).replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
-            "not a readable image"),
+            zipped([*EVIL]).replace(
+                b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+            ),
+            "not a readable image",
+        ),
         "cut off": (zipped([*EVIL])[:-30], "not a readable zip"),
         "its directory only": (zipped([*EVIL])[-200:], "not a readable"),
         "a directory that begins before the file": (
-            struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 1, 1, 1 << 30, 0, 0), "not a readable zip"),
+            struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 1, 1, 1 << 30, 0, 0),
+            "not a readable zip",
+        ),
         "many names for one picture": (b"", "not a readable zip"),
         "a deep run.json": (zipped([*EVIL, ("run.json", DEEP)]), "not valid JSON"),
-        "a picture that is a zip": (zipped([("a.png", zipped(EVIL)), *EVIL]), "not a readable image"),
+        "a picture that is a zip": (
+            zipped([("a.png", zipped(EVIL)), *EVIL]),
+            "not a readable image",
+        ),
     }
+
 
 def folders():
     return {
-        "a picture of 16 gigapixels": ({"1.png": png_of(1 << 17, 1 << 17, stream=b"x")}, "not a read"),
+        "a picture of 16 gigapixels": (
+            {"1.png": png_of(1 << 17, 1 << 17, stream=b"x")},
+            "not a read",
+        ),
         "a picture of 100 megapixels": ({"1.png": blank(10_000, 10_000)}, "not a readable image"),
-        "a picture just beyond what we take": ({"1.png": blank(4097, 4096)}, "not a readable image"),
+        "a picture just beyond what we take": (
+            {"1.png": blank(4097, 4096)},
+            "not a readable image",
+        ),
         "large among small ones": ({"9.png": blank(4096, 4096)}, "4096x4096 grey but the first"),
         "cut off": ({"1.png": png(9)[:-30]}, "not a readable image"),
-        "pixels that never end": (
-            {"1.png": png_of(3, 4, stream=zlibbed(400 << 20))}, ""),
+        "pixels that never end": ({"1.png": png_of(3, 4, stream=zlibbed(400 << 20))}, ""),
         "a text of a gigabyte": (
             {"1.png": png_of(3, 4, before=chunk(b"zTXt", b"a\0\0" + zlibbed(400 << 20)))},
-            "not a readable image"),
+            "not a readable image",
+        ),
         "a wrong checksum": ({"1.png": png(9).replace(b"IHDR", b"IHDr")}, "not a readable image"),
         "a palette": ({"1.png": png(9, mode="P")}, "has mode P"),
         "with alpha": ({"1.png": png((9, 9, 9, 9), mode="RGBA")}, "has mode RGBA"),
         "16 bits of grey": ({"1.png": png(999, mode="I;16")}, "has mode I;16"),
         "16 bits of colour": (
-            {"1.png": png_of(3, 4, 16, 2, zlib.compress(bytes(4 * 19)))}, "RGB of 16 bits"),
+            {"1.png": png_of(3, 4, 16, 2, zlib.compress(bytes(4 * 19)))},
+            "RGB of 16 bits",
+        ),
         "an animation": ({"1.png": animated()}, "L, animated"),
         "a program that draws": ({"1.png": EPS}, "not a readable image"),
         "another format": ({"1.png": png(9, format="bmp")}, "not a readable image"),
@@ -382,12 +547,19 @@ def folders():
         "a run.json of NaN": ({"run.json": b'{"settings": {"w": NaN}}'}, "not valid JSON"),
         "a run.json of infinity": ({"run.json": b'{"settings": {"w": 1e999}}'}, "not valid JSON"),
         "a run.json of long numbers": (
-            {"run.json": f'{{"seeds": {HUGE}}}'.encode()}, "not valid JSON"),
+            {"run.json": f'{{"seeds": {HUGE}}}'.encode()},
+            "not valid JSON",
+        ),
         "a run.json that is a list": ({"run.json": b"[]"}, "JSON object"),
         "a deep dataset.json": ({"dataset.json": DEEP.encode()}, "not EDM's dataset.json"),
         "an infinite class": (
-            {"dataset.json": b'{"labels": [["a", 1e999]]}'}, "not EDM's dataset.json"),
-        "classes of another kind": ({"dataset.json": b'{"labels": [[[], {}]]}'}, "not EDM's dataset"),
+            {"dataset.json": b'{"labels": [["a", 1e999]]}'},
+            "not EDM's dataset.json",
+        ),
+        "classes of another kind": (
+            {"dataset.json": b'{"labels": [[[], {}]]}'},
+            "not EDM's dataset",
+        ),
     }
 
 
@@ -408,6 +580,8 @@ def run_line(old, new, kind="png"):
 
 NOT_A_RUN = "not the record of a run"
 LACKS = "no folder holds the pictures"
+
+
 def runs():
     return {
         "a deep record": (run_folder("png") | {"run/run.json": DEEP.encode()}, NOT_A_RUN),
@@ -426,36 +600,61 @@ def runs():
         "a number that is none": (run_line(b'"nfe": 5.0', b'"nfe": 5e+-.'), LACKS),
         "a number beyond all": (run_line(b'"nfe": 5.0', b'"nfe": 5e999'), LACKS),
         "a place in a file that is not there": (
-            run_line(b"}\n", b', "at": 99999999999999, "bytes": 99}\n'), LACKS),
+            run_line(b"}\n", b', "at": 99999999999999, "bytes": 99}\n'),
+            LACKS,
+        ),
         "a deep line": (run_folder("png") | {"run/manifest.jsonl": DEEP.encode()}, LACKS),
         "a picture of gigapixels": (
-            run_folder("png") | {"run/000001.png": png_of(1 << 17, 1 << 17)}, "is damaged"),
+            run_folder("png") | {"run/000001.png": png_of(1 << 17, 1 << 17)},
+            "is damaged",
+        ),
         "a bomb in the zip": (
-            run_folder("zip") | {"run/images.zip": bomb(*PICTURES)}, "is damaged"),
+            run_folder("zip") | {"run/images.zip": bomb(*PICTURES)},
+            "is damaged",
+        ),
         "no zip": (run_folder("zip") | {"run/images.zip": b"PK"}, "is damaged"),
         "rows of a gigabyte": (
             run_folder("npz") | {"run/images.npz": npz_of(arr_0=npy((3, 1 << 20, 1 << 10, 1)))},
-            "is damaged"),
+            "is damaged",
+        ),
         "rows of another type": (
-            run_folder("npz") | {"run/images.npz": npz(arr_0=np.zeros((3, 4, 3, 1)))}, "is damaged"),
+            run_folder("npz") | {"run/images.npz": npz(arr_0=np.zeros((3, 4, 3, 1)))},
+            "is damaged",
+        ),
         "a row without an end": (
-            run_line(b"arr_0[1]", b"arr_0[%b]" % (b"9" * 900), "npz"), "is damaged"),
-    }  # fmt: skip
+            run_line(b"arr_0[1]", b"arr_0[%b]" % (b"9" * 900), "npz"),
+            "is damaged",
+        ),
+    }
+
 
 TEXT = json.dumps(TABLE)  # JSON is YAML
+
+
 def yamls():
     return {
         "an object of Python": (
-            TEXT.replace('"A table"', "!!python/object/apply:os.system [touch canary]"), "one value"),
-        "a name of Python": (TEXT.replace('"A table"', "!!python/name:os.system ''"), "not readable"),
+            TEXT.replace('"A table"', "!!python/object/apply:os.system [touch canary]"),
+            "one value",
+        ),
+        "a name of Python": (
+            TEXT.replace('"A table"', "!!python/name:os.system ''"),
+            "not readable",
+        ),
         "a module of Python": (TEXT.replace('"low"', "!!python/module:os ''"), "not readable"),
         "laughs": (
-            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
-                                       for a, b in zip("abcdefghi", "bcdefghij", strict=True)),
-            "unknown key|missing"),
+            "a: &a [x, x]\n"
+            + "".join(
+                f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
+                for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+            ),
+            "unknown key|missing",
+        ),
         "laughs in a field": (
-            f"x: &a {json.dumps(['x'] * 9)}\n" + TEXT[1:-1].replace('["one", "two"]', "[*a, *a, *a]"),
-            "unknown key|not readable"),
+            f"x: &a {json.dumps(['x'] * 9)}\n"
+            + TEXT[1:-1].replace('["one", "two"]', "[*a, *a, *a]"),
+            "unknown key|not readable",
+        ),
         "itself": ("title: &a [*a]\nkind: sampled\npaper: *a\n", "one value"),
         "deep": (DEEP[:20_000], "nested too deeply"),
         "deep maps": ("{a: " * 10_000, "nested too deeply"),
@@ -472,6 +671,7 @@ def yamls():
         "nothing": ("", "a mapping"),
     }
 
+
 def stored_features():
     made = {
         "without its images": ({"features": np.ones((3, 4), np.float32)}, "are not there"),
@@ -481,6 +681,7 @@ def stored_features():
     }
     written = {name: (save(content), says) for name, (content, says) in made.items()}
     return written | {"cut off": (features()[:-9], "are not there")}
+
 
 def labels():
     return {
@@ -498,8 +699,17 @@ def torch_pickle(body):
     """A file of torch.save whose pickle is `body`."""
     with zipfile.ZipFile(io.BytesIO(state_dict())) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
-    return zipped([(name, whole(body).replace(b"\x80\x04", b"\x80\x02") if name.endswith("data.pkl")
-                    else data) for name, data in members])  # fmt: skip
+    return zipped(
+        [
+            (
+                name,
+                whole(body).replace(b"\x80\x04", b"\x80\x02")
+                if name.endswith("data.pkl")
+                else data,
+            )
+            for name, data in members
+        ]
+    )
 
 
 def weights():
@@ -507,42 +717,57 @@ def weights():
         "os.system": (torch_pickle(call("os.system", SHELL)), "cannot be read"),
         "eval": (torch_pickle(call("builtins.eval", PYTHON)), "cannot be read"),
         "a bytearray of gigabytes": (
-            torch_pickle(call("builtins.bytearray", const(20 << 30))), "cannot be read"),
+            torch_pickle(call("builtins.bytearray", const(20 << 30))),
+            "cannot be read",
+        ),
         "a text copied": (
             torch_pickle(call("_codecs.encode", const("a" * 10**6), const("latin1")) * 9),
-            "cannot be read"),
+            "cannot be read",
+        ),
         "an old file of a bytearray": (
-            whole(call("builtins.bytearray", const(20 << 30))), "cannot be read"),
-        "a bomb": (
-            bomb("a/data.pkl", "a/data/0", "a/version"), "cannot be read"),
+            whole(call("builtins.bytearray", const(20 << 30))),
+            "cannot be read",
+        ),
+        "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), "cannot be read"),
         "no state dict": (torch_pickle(b"]"), "no state dict"),
         "another shape": (torch_pickle(b"}"), "lacks the tensor"),
     }
 
 
 MADE = {
-    "network pickle": lambda: {name: ({"net.pkl": data}, says) for name, (data, says)
-                               in pickles().items()},
+    "network pickle": lambda: {
+        name: ({"net.pkl": data}, says) for name, (data, says) in pickles().items()
+    },
     "network safetensors": lambda: {
         name: (data if isinstance(data, dict) else described(card(data, sha256=None), data), says)
-        for name, (data, says) in safetensors().items()},
-    "images npz": lambda: {name: ({"images.npz": data}, says) for name, (data, says)
-                           in arrays().items()},
-    "plain npz": lambda: {name: ({"ref.npz": data.replace(b"arr_0", b"sigma")}, "ref.npz")
-                          for name, (data, _) in arrays().items()},
-    "images zip": lambda: {name: ({"images.zip": data}, says) for name, (data, says)
-                           in zips().items()},
-    "images folder": lambda: {name: (images_folder() | files, says) for name, (files, says)
-                              in folders().items()},
+        for name, (data, says) in safetensors().items()
+    },
+    "images npz": lambda: {
+        name: ({"images.npz": data}, says) for name, (data, says) in arrays().items()
+    },
+    "plain npz": lambda: {
+        name: ({"ref.npz": data.replace(b"arr_0", b"sigma")}, "ref.npz")
+        for name, (data, _) in arrays().items()
+    },
+    "images zip": lambda: {
+        name: ({"images.zip": data}, says) for name, (data, says) in zips().items()
+    },
+    "images folder": lambda: {
+        name: (images_folder() | files, says) for name, (files, says) in folders().items()
+    },
     "run folder": runs,
-    "yaml": lambda: {name: ({"table.yaml": text if isinstance(text, bytes) else text.encode()}, says)
-                     for name, (text, says) in yamls().items()},
-    "features": lambda: {name: ({STORED: data}, says) for name, (data, says)
-                         in stored_features().items()},
-    "labels": lambda: {name: ({"labels.txt": data}, says) for name, (data, says)
-                       in labels().items()},
+    "yaml": lambda: {
+        name: ({"table.yaml": text if isinstance(text, bytes) else text.encode()}, says)
+        for name, (text, says) in yamls().items()
+    },
+    "features": lambda: {
+        name: ({STORED: data}, says) for name, (data, says) in stored_features().items()
+    },
+    "labels": lambda: {
+        name: ({"labels.txt": data}, says) for name, (data, says) in labels().items()
+    },
     "weights": lambda: {name: ({"w.pt": data}, says) for name, (data, says) in weights().items()},
-}  # fmt: skip
+}
 """Format -> {what it tries: (files, what must be said)}."""
 
 
@@ -552,5 +777,8 @@ def cases(kind: str) -> list[Case]:
 
 
 SURVIVED = (  # of these nothing is wrong once nobody trusts a name or reads more than he needs
-    "a name that climbs", "an absolute name", "pixels that never end", "names that climb",
-)  # fmt: skip
+    "a name that climbs",
+    "an absolute name",
+    "pixels that never end",
+    "names that climb",
+)

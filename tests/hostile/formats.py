@@ -351,5 +351,6 @@ FORMATS = {
     "weights": Format(lambda: {"w.pt": state_dict()}, read_weights),
     "old weights": Format(
         lambda: {"w.pt": state_dict(_use_new_zipfile_serialization=False)}, read_weights),
-    "classifier": Format(digits_files, lambda f: digits.load(weights=f / "digits.safetensors").name),
+    "classifier": Format(digits_files, 
+                         lambda f: digits.load(weights=f / "digits.safetensors").name),
 }  # fmt: skip

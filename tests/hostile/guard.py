@@ -17,7 +17,9 @@ from erk.jobs.cli import LONGEST, sentence
 
 MEMORY = 256 << 20  # bytes that reading one of our small files may take beyond what is in use
 SECONDS = 20  # of the processor's time, for one file
-ROOTS = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[2])]
+ROOTS = [
+    os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[2])
+]
 DEVICES = ("/proc/", "/dev/null", "/dev/urandom", "/sys/", "/etc/localtime", "/usr/share/zoneinfo")
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill", "pty.",
              "os.startfile", "subprocess.", "socket.", "ctypes.dlopen", "urllib.", "http.",
@@ -168,7 +170,9 @@ def _fault(event, arguments):
         return None if top in _State.known else f"it imports {arguments[0]}"
     if event == "exec":
         file = getattr(arguments[0], "co_filename", "")
-        return None if file.startswith("<frozen") or _may_read(file) else f"it runs code of {file!r}"
+        return (
+            None if file.startswith("<frozen") or _may_read(file) else f"it runs code of {file!r}"
+        )
     return None
 
 

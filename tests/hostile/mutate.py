@@ -8,17 +8,67 @@ import warnings
 import zipfile
 import zlib
 
-INTEGERS = [0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63,
-            10**6, 10**9]  # fmt: skip
-WORDS = ["null", "true", "[]", "{}", "-1", "0", "1e999", "NaN", "0.5", "9" * 30, "9" * 5000, '""',
-         '"a"', '"\\ud800"', '"../../canary"', "[" * 2000, '{"a":' * 2000, "[[1]]", "1e-9",
-         '"0-99999999999"', "1.5e308", "[null, 1]", "2", "1000000"]  # fmt: skip
-NAMES = ["../../canary.png", "/etc/passwd", "a" * 300, "\n.png", "000001.png", "run.json",
-         "arr_0.npy", "mu.npy", "format.npy", "é.png", "data.pkl"]  # fmt: skip
+INTEGERS = [
+    0,
+    1,
+    -1,
+    127,
+    128,
+    255,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63,
+    10**6,
+    10**9,
+]
+WORDS = [
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "-1",
+    "0",
+    "1e999",
+    "NaN",
+    "0.5",
+    "9" * 30,
+    "9" * 5000,
+    '""',
+    '"a"',
+    '"\\ud800"',
+    '"../../canary"',
+    "[" * 2000,
+    '{"a":' * 2000,
+    "[[1]]",
+    "1e-9",
+    '"0-99999999999"',
+    "1.5e308",
+    "[null, 1]",
+    "2",
+    "1000000",
+]
+NAMES = [
+    "../../canary.png",
+    "/etc/passwd",
+    "a" * 300,
+    "\n.png",
+    "000001.png",
+    "run.json",
+    "arr_0.npy",
+    "mu.npy",
+    "format.npy",
+    "é.png",
+    "data.pkl",
+]
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.e+-]*|true|false|null')
 TEXTS = (".json", ".jsonl", ".yaml", ".txt")
-OPCODES = b"(.012FGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b" + bytes(
-    range(0x8C, 0x99)
+OPCODES = (
+    b"(.012FGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b"
+    + bytes(range(0x8C, 0x99))
 )
 
 
@@ -133,15 +183,45 @@ def _npy(rng, data):
     if kind == 0:
         header = _bytes(rng, header)
     elif kind == 1:
-        header = re.sub(rb"\d+", lambda _: str(rng.choice(INTEGERS)).encode(), header,
-                        count=rng.choice((1, 2, 9)))  # fmt: skip
+        header = re.sub(
+            rb"\d+",
+            lambda _: str(rng.choice(INTEGERS)).encode(),
+            header,
+            count=rng.choice((1, 2, 9)),
+        )
     elif kind == 2:
-        descr = rng.choice((b"'|O'", b"'<f4'", b"'<U99999'", b"'|V0'", b"'>i8'", b"'<c16'", b"'|b1'",
-                            b"'<M8[s]'", b"[('a', '<f8')]", b"'|S8'", b"'<f2'", b"5"))  # fmt: skip
+        descr = rng.choice(
+            (
+                b"'|O'",
+                b"'<f4'",
+                b"'<U99999'",
+                b"'|V0'",
+                b"'>i8'",
+                b"'<c16'",
+                b"'|b1'",
+                b"'<M8[s]'",
+                b"[('a', '<f8')]",
+                b"'|S8'",
+                b"'<f2'",
+                b"5",
+            )
+        )
         header = re.sub(rb"'descr': [^,]+", b"'descr': " + descr, header)
     else:
-        shape = rng.choice((b"()", b"(0,)", b"(-1,)", b"(3, 0, 4, 1)", b"(1, 36)", b"(36,)",
-                            b"(1000000000000, 0)", b"(9, 4)", b"(True,)", b"(2.0,)"))  # fmt: skip
+        shape = rng.choice(
+            (
+                b"()",
+                b"(0,)",
+                b"(-1,)",
+                b"(3, 0, 4, 1)",
+                b"(1, 36)",
+                b"(36,)",
+                b"(1000000000000, 0)",
+                b"(9, 4)",
+                b"(True,)",
+                b"(2.0,)",
+            )
+        )
         header = re.sub(rb"\([^)]*\)", shape, header)
     return data[:8] + struct.pack("<H", len(header) & 0xFFFF) + header + rest
 
@@ -162,11 +242,15 @@ def _png(rng, data):
     elif kind == b"IDAT" and rng.random() < 0.5:
         chunks[i] = kind, zlib.compress(rng.randbytes(rng.choice((0, 9, 99, 10**5))))
     elif rng.random() < 0.2:
-        chunks[i] = rng.choice((b"tRNS", b"acTL", b"fcTL", b"zTXt", b"iCCP", b"PLTE", b"eXIf")), content
+        chunks[i] = (
+            rng.choice((b"tRNS", b"acTL", b"fcTL", b"zTXt", b"iCCP", b"PLTE", b"eXIf")),
+            content,
+        )
     else:
         chunks[i] = kind, _bytes(rng, content or b"x")
-    whole = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c))
-             for k, c in chunks)  # fmt: skip
+    whole = (
+        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
+    )
     return data[:8] + b"".join(whole)
 
 
@@ -192,5 +276,3 @@ def _pickle(rng, data):
         return data[:at] + data[end:]
     number = _number(rng)
     return data[: at + 1] + number + data[at + 1 + len(number) :]
-
-

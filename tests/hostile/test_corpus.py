@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +153,13 @@ def ends_with(result, message):
 
 
 def into_a_log(arguments):
-    log = os.open("log", os.O_WRONLY | os.O_CREAT)
-    os.dup2(log, 1), os.dup2(log, 2)
-    command(arguments)
+    code = 1
+    with open("log", "w") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            command(arguments)
+        except SystemExit as end:
+            code = end.code
+    os._exit(code)
 
 
 def test_generate_with_a_hostile_network(place):
