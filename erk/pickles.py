@@ -297,7 +297,7 @@ def _storage(data: bytes) -> torch.Tensor:
         raise pickle.UnpicklingError(f"a storage in it {reason}") from error
     if count == 0:
         return torch.empty(0, dtype=claim.dtype)
-    return torch.frombuffer(bytearray(stream.read(stream.left)), dtype=claim.dtype)
+    return torch.frombuffer(bytearray(memoryview(data)[-stream.left :]), dtype=claim.dtype)
 
 
 def _tensor(
