@@ -94,6 +94,8 @@ def load(path: str | Path) -> Any:
                 f"{path} ends too early: at least {error} bytes are missing after byte "
                 f"{stream.size}; fetch it again."
             ) from None
+        except MemoryError:  # nothing here takes more than the file is large
+            raise
         except Exception as error:  # a hostile stream can make the unpickler raise anything
             reason = _sentence(error)
             raise ValueError(f"{path} is not a pickle that can be read safely: {reason}") from error
@@ -291,6 +293,8 @@ def _storage(data: bytes) -> torch.Tensor:
             raise _EndError
     except _EndError:
         raise pickle.UnpicklingError("a storage in it does not hold all of its values") from None
+    except MemoryError:
+        raise
     except Exception as error:
         is_ours = isinstance(error, pickle.UnpicklingError) and str(error).startswith("it ")
         reason = str(error)[3:] if is_ours else "cannot be read"

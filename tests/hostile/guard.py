@@ -106,7 +106,7 @@ def _read(reader, target):
             _State.faults.append(f"the error names no file: {text[:200]}")
     _State.armed = False
     signal.setitimer(signal.ITIMER_PROF, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    _limit(0)
     grown = _peak() - before
     if grown > MEMORY:
         _State.faults.append(f"it takes {grown >> 20} MiB")
@@ -119,11 +119,15 @@ def _start(target):
     _State.known = frozenset(name.partition(".")[0] for name in sys.modules)
     if os.path.exists("/proc/self/clear_refs"):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        size = _status("VmSize")
-        limit = size + 4 * MEMORY  # beyond it memory is refused, before the machine has none left
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        _limit(4 * MEMORY)  # beyond it memory is refused, before the machine has none left
     _State.armed = True
     return _peak()
+
+
+def _limit(more):
+    """Let this process have so many bytes more than it has; 0: as many as it may."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + more if more else hard, hard))
 
 
 def _peak():
