@@ -11,7 +11,6 @@ take years to hash. But a container may be in a thousand others: walk no pickle 
 import functools
 import io
 import itertools
-import math
 import os
 import pickle
 import struct
@@ -19,13 +18,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-import numpy as np
 import torch
+
+from .pickled_arrays import (
+    PickledArray,
+    PickledType,
+    array_from_buffer,
+    count_of,
+    encode,
+    numpy_names,
+)
 
 MOST_PARTS = 250_000  # steps of a file; released networks take up to 20 000
 MOST_MODULES = 20_000  # of a network; released ones have some hundred
 KEYS = (str, int, float, bytes, type(None))  # what may be a key, or in a set
-_DTYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
 class Record:
@@ -164,9 +170,9 @@ class _Unpickler(pickle._Unpickler):
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, Record | _DType | _Array):
+        if not isinstance(target, Record | PickledType | PickledArray):
             raise pickle.UnpicklingError(f"it tries to change a {type(target).__name__}")
-        if isinstance(target, _Array):
+        if isinstance(target, PickledArray):
             self.copying(lambda _: target.__setstate__(state), state[-1])
         else:
             target.__setstate__(state)
@@ -307,66 +313,13 @@ def _storage(data: bytes) -> torch.Tensor:
 def _tensor(
     storage: torch.Tensor, offset: int, size: Any, stride: Any, *unused: Any
 ) -> torch.Tensor:
-    is_huge = len(size) > 64 or any(n.bit_length() > 63 for n in size)  # long to multiply
-    if is_huge or math.prod(size) > storage.numel():  # strides of 0 could pretend any size
+    if count_of(size) > storage.numel():  # strides of 0 could pretend any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return storage.as_strided(size, stride, offset)
 
 
 def _parameter(data: torch.Tensor, *unused: Any) -> torch.Tensor:
     return data
-
-
-class _DType:
-    """Stand-in for numpy.dtype while loading; its pickled state only gives the byte order."""
-
-    def __init__(self, code: Any, *unused: Any):
-        if not isinstance(code, str) or code not in _DTYPE_CODES:
-            shown = repr(code) if isinstance(code, str) else "of a type"
-            raise pickle.UnpicklingError(f"an array has the type {shown}, which is not a number")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array(np.ndarray[Any, Any]):
-    def __setstate__(self, state: Any) -> None:
-        version, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _DType) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array does not hold plain numbers")
-        super().__setstate__((version, shape, dtype.dtype, fortran, raw))
-
-
-def _empty_array(*unused: Any) -> np.ndarray[Any, Any]:
-    return np.empty(0, dtype=np.uint8).view(_Array)
-
-
-def _array_from_buffer(raw: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray[Any, Any]:
-    if not isinstance(raw, bytes | bytearray):  # a view of an array could outlive its memory
-        raise pickle.UnpicklingError("an array does not hold plain numbers")
-    flat = np.array(np.frombuffer(raw, dtype.dtype))
-    return flat.reshape(shape, order="F" if order == "F" else "C")
-
-
-def _scalar(dtype: _DType, raw: bytes) -> Any:
-    return np.frombuffer(raw, dtype.dtype, count=1)[0]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        shown = repr(encoding) if isinstance(encoding, str) else "something else"
-        raise pickle.UnpicklingError(f"it encodes text as {shown}")
-    return text.encode("latin1")
-
-
-def _numpy_names() -> dict[str, Any]:
-    names: dict[str, Any] = {"numpy.ndarray": _empty_array, "numpy.dtype": _DType}
-    for core in ("numpy.core", "numpy._core"):  # the spelling of numpy 1 and of numpy 2
-        names[f"{core}.multiarray._reconstruct"] = _empty_array
-        names[f"{core}.multiarray.scalar"] = _scalar
-        names[f"{core}.numeric._frombuffer"] = _array_from_buffer
-    return names
 
 
 class _Dict(dict[str, Any]):
@@ -387,7 +340,7 @@ _STORAGES: dict[str, torch.dtype] = {
         "Char": torch.int8, "Byte": torch.uint8,
     }.items()
 }  # fmt: skip
-_COPYING: Sequence[Any] = (_storage, _encode, _array_from_buffer)
+_COPYING: Sequence[Any] = (_storage, encode, array_from_buffer)
 _ALLOWED: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
     "dnnlib.util.EasyDict": _Dict,
@@ -396,6 +349,6 @@ _ALLOWED: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
     "torch.nn.modules.container.ModuleDict": Record,
-    "_codecs.encode": _encode,
-    **_numpy_names(),
+    "_codecs.encode": encode,
+    **numpy_names(),
 }

@@ -19,7 +19,8 @@ METHOD = POINT | {
 ARROWS = {
     "erk.fetch": set(),
     "erk.world": set(),
-    "erk.pickles": set(),
+    "erk.pickles": {"erk.pickled_arrays"},
+    "erk.pickled_arrays": set(),
     "erk.files": set(),
     "erk.memory": set(),
     "erk.untrusted": set(),

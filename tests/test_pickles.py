@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, manifest, pickle_paths
+from opcodes import call, const, name, raw
 
 from erk import pickles
 
@@ -26,24 +27,7 @@ FILES = [path for net in NETS for path in pickle_paths(net)]
 GLOBALS = json.loads((GOLDEN / "globals.json").read_text())
 
 
-# A small assembler: each function gives the opcodes that push one object.
-
-
-def const(value):
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def name(full):
-    module, _, last = full.rpartition(".")
-    return f"c{module}\n{last}\n".encode()
-
-
-def raw(data):
-    return pickle.BINBYTES + struct.pack("<I", len(data)) + data
-
-
-def call(function, *arguments):
-    return name(function) + b"(" + b"".join(arguments) + b"tR"
+# More opcodes: each function gives those that push one object.
 
 
 def state(target, *values):
@@ -271,9 +255,9 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
         (array((2,), "O8", const([1, 2])), "type 'O8'"),
         (array((2,), "V8", raw(bytes(16))), "type 'V8'"),
         (array((1,), "f4", const([1.0])), "plain numbers"),
-        (array((10**6, 10**6), "f8", raw(bytes(8))), "size"),
-        (array((2**62, 2**62), "f8", raw(bytes(8))), "Error"),
-        (array((-1,), "f8", raw(bytes(8))), "impossible dimension"),
+        (array((10**6, 10**6), "f8", raw(bytes(8))), "another size than its bytes"),
+        (array((2**62, 2**62), "f8", raw(bytes(8))), "another size than its bytes"),
+        (array((-1,), "f8", raw(bytes(8))), "another size than its bytes"),
         (call("numpy.core.multiarray.scalar", dtype("O8"), const(1)), "type 'O8'"),
         (call("numpy.core.multiarray.scalar", dtype("f8"), raw(b"1234")), "ValueError"),
         (tensor(0, (5,), (1,)), "larger than its storage"),

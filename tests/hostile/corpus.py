@@ -16,9 +16,7 @@ from hostile.formats import (
     STORED,
     TABLE,
     Files,
-    call,
     card,
-    const,
     features,
     images_folder,
     mapping,
@@ -27,7 +25,6 @@ from hostile.formats import (
     network_safetensors,
     npz,
     png,
-    raw,
     run_folder,
     state_dict,
     storage,
@@ -35,6 +32,7 @@ from hostile.formats import (
     whole,
     zipped,
 )
+from opcodes import call, const, raw
 from PIL import Image
 from safetensors.numpy import save
 
@@ -301,7 +299,7 @@ def pickles():
                     const((0,)),
                 )
             ),
-            "larger than its storage",
+            "impossible size",
         ),
         "an array of a tebibyte": (
             whole(

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import pickle
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import yaml
+from opcodes import call, const, raw
 from PIL import Image
 
 from erk.jobs.folder import RunFolder
@@ -41,24 +41,7 @@ class Format(NamedTuple):
     read: Callable[[Path], Any]
 
 
-# --- opcodes of pickles: each function pushes one object
-
-
-def const(value):
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def named(full):
-    module, _, last = full.rpartition(".")
-    return f"c{module}\n{last}\n".encode()
-
-
-def raw(data):
-    return pickle.BINBYTES + struct.pack("<I", len(data)) + data
-
-
-def call(function, *arguments):
-    return named(function) + b"(" + b"".join(arguments) + b"tR"
+# --- networks as pickles: each function gives the opcodes that push one object
 
 
 def mapping(content):

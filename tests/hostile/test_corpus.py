@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from faults import command, forked
 from hostile import corpus, guard
 from hostile.corpus import CANARY, MADE, SURVIVED, cases
-from hostile.formats import FORMATS, call, const, network_pickle, whole, zipped
+from hostile.formats import FORMATS, network_pickle, whole, zipped
 from hostile.guard import read_all
+from opcodes import call, const
 
 import evaluate
 import generate
