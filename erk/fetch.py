@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -163,6 +164,7 @@ def _transfer(url: str, part: Path) -> None:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
+            _check_way(reply, name)
             start, total = _extent(reply, name, part)
             try:
                 if reply.status_code != 416:
@@ -175,8 +177,17 @@ def _transfer(url: str, part: Path) -> None:
                 raise _TryAgainError(f"{name} broke off: {lack}")
     except ValueError as error:  # what requests says of an address that no one can call
         raise ValueError(f"the address {name} cannot be used: {error}") from None
+    except requests.TooManyRedirects:
+        raise OSError(f"{name} sends on from address to address: check it") from None
     except requests.RequestException as error:
         raise _TryAgainError(f"{name} does not answer ({type(error).__name__})") from None
+
+
+def _check_way(reply: Response, name: str) -> None:
+    """OSError if an encrypted address sent us on to one that anybody on the way can change."""
+    way = [one.url for one in (*reply.history, reply)]
+    if any(a.startswith("https:") and b.startswith("http:") for a, b in pairwise(way)):
+        raise OSError(f"{name} sends on to an address without encryption: download it by hand")
 
 
 def _extent(reply: Response, name: str, part: Path) -> tuple[int, int | None]:
@@ -184,7 +195,8 @@ def _extent(reply: Response, name: str, part: Path) -> tuple[int, int | None]:
     code, length = reply.status_code, reply.headers.get("Content-Length", "")
     message = f"{name} answered {code} {reply.reason or ''}".rstrip()
     if code == 200:
-        return 0, int(length) if length.isdigit() else None
+        is_plain = reply.headers.get("Content-Encoding", "identity") == "identity"
+        return 0, int(length) if length.isdigit() and is_plain else None
     if code in (206, 416):  # 416: killed after the last byte, if that is what the length says
         told = re.match(r"bytes (\d+|\*)[^/]*/(\d+)", reply.headers.get("Content-Range", ""))
         if told and told[1 if code == 206 else 2] == str(_size(part)):

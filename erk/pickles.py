@@ -3,23 +3,35 @@
 A released network is a pickle whose every module is wrapped by a "persistence" call that carries
 the SOURCE of its class; the original loader runs that source. Here a restricted unpickler maps a
 short list of names to our own harmless functions and refuses every other name, so a file can
-only produce tensors, arrays, plain containers and `Record`s.
+only produce tensors, arrays, plain containers and `Record`s. What they take is bounded by the size
+of the file: nothing is copied twice, and names alone are keys, for a tuple of tuples of tuples can
+take years to hash. But a container may be in a thousand others: walk no pickle without a limit.
 """
 
+import functools
 import io
-import math
+import itertools
 import os
 import pickle
-import re
-import warnings
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 
-_DTYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+from .pickled_arrays import (
+    PickledArray,
+    PickledType,
+    array_from_buffer,
+    count_of,
+    encode,
+    numpy_names,
+)
+
+MOST_PARTS = 250_000  # steps of a file; released networks take up to 20 000
+MOST_MODULES = 20_000  # of a network; released ones have some hundred
+KEYS = (str, int, float, bytes, type(None))  # what may be a key, or in a set
 
 
 class Record:
@@ -32,6 +44,8 @@ class Record:
     class_name = "ModuleDict"
 
     def __init__(self, class_name: str = "ModuleDict", state: dict[str, Any] | None = None):
+        if not isinstance(class_name, str):
+            raise pickle.UnpicklingError("the name of a class is not a text")
         self.class_name = class_name
         self.state: dict[str, Any] = {} if state is None else state
 
@@ -45,15 +59,26 @@ class Record:
         return dict(self.state.get("_init_kwargs", {}))
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and values of parameters and persistent buffers, as in a state dict."""
-        transient = self.state.get("_non_persistent_buffers_set", ())
-        for kind in ("_parameters", "_buffers"):
-            for name, value in self.state.get(kind, {}).items():
-                if value is not None and name not in transient:
-                    yield prefix + name, value
-        for name, child in self.state.get("_modules", {}).items():
-            if child is not None:
-                yield from child.tensors(f"{prefix}{name}.")
+        """Names and values of parameters and persistent buffers, as in a state dict.
+
+        Raises ValueError for more than MOST_MODULES, of which a file can pretend any number.
+        """
+        return _tensors(self, prefix, itertools.count())
+
+
+def _tensors(
+    record: Record, prefix: str, visited: Iterator[int]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if next(visited) == MOST_MODULES:
+        raise ValueError("too many modules")
+    transient = record.state.get("_non_persistent_buffers_set", ())
+    for kind in ("_parameters", "_buffers"):
+        for name, value in record.state.get(kind, {}).items():
+            if value is not None and name not in transient:
+                yield prefix + name, value
+    for name, child in record.state.get("_modules", {}).items():
+        if child is not None:
+            yield from _tensors(child, f"{prefix}{name}.", visited)
 
 
 def load(path: str | Path) -> Any:
@@ -67,7 +92,7 @@ def load(path: str | Path) -> Any:
         if not start.startswith(b"\x80"):
             what = f"begins with {start!r}" if start else "is empty"
             raise ValueError(f"{path} {what}, so it is not a pickle; fetch it again.")
-        stream = _Stream(file)
+        stream = _Stream(file, os.fstat(file.fileno()).st_size)
         try:
             return _Unpickler(stream).load()
         except _EndError as error:
@@ -75,6 +100,8 @@ def load(path: str | Path) -> Any:
                 f"{path} ends too early: at least {error} bytes are missing after byte "
                 f"{stream.size}; fetch it again."
             ) from None
+        except MemoryError:  # nothing here takes more than the file is large
+            raise
         except Exception as error:  # a hostile stream can make the unpickler raise anything
             reason = _sentence(error)
             raise ValueError(f"{path} is not a pickle that can be read safely: {reason}") from error
@@ -92,9 +119,9 @@ class _EndError(Exception): ...  # carries the number of bytes that are missing
 class _Stream:
     """A file that refuses to read, or to reserve memory for, more bytes than it has."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO | io.BytesIO, size: int):
         self.file = file
-        self.size = self.left = os.fstat(file.fileno()).st_size
+        self.size = self.left = size
 
     def read(self, size: int) -> bytes:
         if size > self.left:
@@ -120,18 +147,75 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
     read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
+    append: Callable[[Any], None]
+
+    def __init__(self, stream: _Stream):
+        super().__init__(stream)
+        self.parts, self.uncopied = 0, 4 * stream.size + 2**20
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {full!r}, which is not allowed")
-        return _ALLOWED[full]
+        found = _ALLOWED[full]
+        return functools.partial(self.copying, found) if found in _COPYING else found
+
+    def copying(self, function: Callable[..., Any], data: Any, *arguments: Any) -> Any:
+        """The function's result; one text copied a million times is refused."""
+        self.uncopied -= len(data)
+        if self.uncopied < 0:
+            raise pickle.UnpicklingError("it copies the same bytes over and over")
+        return function(data, *arguments)
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, Record | _DType | _Array):
+        if not isinstance(target, Record | PickledType | PickledArray):
             raise pickle.UnpicklingError(f"it tries to change a {type(target).__name__}")
-        target.__setstate__(state)
+        if isinstance(target, PickledArray):
+            self.copying(lambda _: target.__setstate__(state), state[-1])
+        else:
+            target.__setstate__(state)
+
+    def put(self, items: list[Any], kind: type) -> None:
+        """Keys and values in turn into a dictionary, or members into a set, on top of the stack."""
+        target: Any = self.stack[-1]
+        keys = items[::2] if kind is dict else items
+        is_right = isinstance(target, kind) and all(isinstance(key, KEYS) for key in keys)
+        if not is_right:
+            raise pickle.UnpicklingError(f"it puts something into a {type(target).__name__}")
+        target.update(zip(keys, items[1::2], strict=True) if kind is dict else keys)
+
+    def setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.put([key, value], dict)
+
+    def setitems(self) -> None:
+        self.put(self.pop_mark(), dict)
+
+    def additems(self) -> None:
+        self.put(self.pop_mark(), set)
+
+    def frozen(self) -> None:
+        members = self.pop_mark()
+        self.append(set())
+        self.put(members, set)
+
+    def whole_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.put(items, dict)
+
+    def extend(self, members: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise pickle.UnpicklingError(f"it appends to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(members)
+
+    def list_append(self) -> None:
+        self.extend([self.stack.pop()])
+
+    def appends(self) -> None:
+        self.extend(self.pop_mark())
 
     def bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
@@ -143,39 +227,93 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: build,
         pickle.BYTEARRAY8[0]: bytearray8,
+        pickle.SETITEM[0]: setitem,
+        pickle.SETITEMS[0]: setitems,
+        pickle.ADDITEMS[0]: additems,
+        pickle.FROZENSET[0]: frozen,
+        pickle.DICT[0]: whole_dict,
+        pickle.APPEND[0]: list_append,
+        pickle.APPENDS[0]: appends,
         **dict.fromkeys(pickle.EXT1 + pickle.EXT2 + pickle.EXT4, extension),
     }
+
+
+def _counted(step: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]:
+    """A step, of which a stream may take MOST_PARTS: each can make an object of 200 bytes."""
+
+    def counted(reader: _Unpickler) -> None:
+        reader.parts += 1
+        if reader.parts > MOST_PARTS:
+            raise pickle.UnpicklingError("it has too many parts")
+        step(reader)
+
+    return counted
+
+
+_Unpickler.dispatch = {code: _counted(step) for code, step in _Unpickler.dispatch.items()}
 
 
 def _persistent_object(meta: Any) -> Record:
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise pickle.UnpicklingError("a persistent object is not of type 'class'")
-    record = Record(str(meta.get("class_name")))
+    record = Record(meta.get("class_name"))  # type: ignore[arg-type]  # it checks
     record.__setstate__(meta.get("state"))
     return record
 
 
+class _Claim(NamedTuple):  # what a nested storage says of itself
+    dtype: torch.dtype
+    key: str
+    size: int
+
+
+class _StorageUnpickler(_Unpickler):
+    """For the pickles in a nested storage, which only name a type."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _STORAGES:
+            raise pickle.UnpicklingError(f"it asks for {full!r}, which is not allowed")
+        return _STORAGES[full]
+
+    def persistent_load(self, pid: Any) -> _Claim:
+        what, dtype, key, _, size, view = pid
+        if what != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+            raise pickle.UnpicklingError("it describes no storage")
+        return _Claim(dtype, key, size)
+
+
 def _storage(data: bytes) -> torch.Tensor:
-    """A nested storage is a torch file of its own; here it becomes a flat tensor."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        try:
-            storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
-        except Exception as error:  # torch's own text advises to read the file unsafely
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = f"asks for '{found[1]}', which is not allowed" if found else "cannot be read"
-            raise pickle.UnpicklingError(f"a storage in it {reason}") from error
-    whole = flat.nbytes <= len(data) and data.endswith(flat.view(torch.uint8).numpy().tobytes())
-    if not whole:  # torch would hand out memory that was never set
-        raise pickle.UnpicklingError("a storage in it does not hold all of its values")
-    return flat
+    """A nested storage is a torch file of its own; here it becomes a flat tensor.
+
+    The file holds five pickles (a magic number, a version, sizes of C's types, the storage, its
+    key), then the number of values, int64, and the values.
+    """
+    stream = _Stream(io.BytesIO(data), len(data))
+    try:
+        magic, version, _, claim, keys = (_StorageUnpickler(stream).load() for _ in range(5))
+        if (magic, version, keys) != (_MAGIC, 1001, [claim.key]):
+            raise pickle.UnpicklingError("it is of an unknown kind")
+        (count,) = struct.unpack("<q", stream.read(8))
+        if not 0 <= count == claim.size or stream.left != count * claim.dtype.itemsize:
+            raise _EndError
+    except _EndError:
+        raise pickle.UnpicklingError("a storage in it does not hold all of its values") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        is_ours = isinstance(error, pickle.UnpicklingError) and str(error).startswith("it ")
+        reason = str(error)[3:] if is_ours else "cannot be read"
+        raise pickle.UnpicklingError(f"a storage in it {reason}") from error
+    if count == 0:
+        return torch.empty(0, dtype=claim.dtype)
+    return torch.frombuffer(bytearray(memoryview(data)[-stream.left :]), dtype=claim.dtype)
 
 
 def _tensor(
     storage: torch.Tensor, offset: int, size: Any, stride: Any, *unused: Any
 ) -> torch.Tensor:
-    if math.prod(size) > storage.numel():  # strides of 0 could pretend any size
+    if count_of(size) > storage.numel():  # strides of 0 could pretend any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return storage.as_strided(size, stride, offset)
 
@@ -184,64 +322,33 @@ def _parameter(data: torch.Tensor, *unused: Any) -> torch.Tensor:
     return data
 
 
-class _DType:
-    """Stand-in for numpy.dtype while loading; its pickled state only gives the byte order."""
+class _Dict(dict[str, Any]):
+    """A dictionary of another class; what is in it does not come by its constructor."""
 
-    def __init__(self, code: Any, *unused: Any):
-        if code not in _DTYPE_CODES:
-            raise pickle.UnpicklingError(f"an array has the type {code!r}, which is not a number")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+    def __init__(self, *copied: Any):
+        if copied:
+            raise pickle.UnpicklingError("it copies a dictionary")
+        super().__init__()
 
 
-class _Array(np.ndarray[Any, Any]):
-    def __setstate__(self, state: Any) -> None:
-        version, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _DType) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array does not hold plain numbers")
-        super().__setstate__((version, shape, dtype.dtype, fortran, raw))
-
-
-def _empty_array(*unused: Any) -> np.ndarray[Any, Any]:
-    return np.empty(0, dtype=np.uint8).view(_Array)
-
-
-def _array_from_buffer(raw: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray[Any, Any]:
-    if not isinstance(raw, bytes | bytearray):  # a view of an array could outlive its memory
-        raise pickle.UnpicklingError("an array does not hold plain numbers")
-    flat = np.array(np.frombuffer(raw, dtype.dtype))
-    return flat.reshape(shape, order="F" if order == "F" else "C")
-
-
-def _scalar(dtype: _DType, raw: bytes) -> Any:
-    return np.frombuffer(raw, dtype.dtype, count=1)[0]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
-    return text.encode("latin1")
-
-
-def _numpy_names() -> dict[str, Any]:
-    names: dict[str, Any] = {"numpy.ndarray": _empty_array, "numpy.dtype": _DType}
-    for core in ("numpy.core", "numpy._core"):  # the spelling of numpy 1 and of numpy 2
-        names[f"{core}.multiarray._reconstruct"] = _empty_array
-        names[f"{core}.multiarray.scalar"] = _scalar
-        names[f"{core}.numeric._frombuffer"] = _array_from_buffer
-    return names
-
-
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before they became zips
+_STORAGES: dict[str, torch.dtype] = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+        "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+        "Char": torch.int8, "Byte": torch.uint8,
+    }.items()
+}  # fmt: skip
+_COPYING: Sequence[Any] = (_storage, encode, array_from_buffer)
 _ALLOWED: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
-    "dnnlib.util.EasyDict": dict,
-    "collections.OrderedDict": dict,
+    "dnnlib.util.EasyDict": _Dict,
+    "collections.OrderedDict": _Dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
     "torch.nn.modules.container.ModuleDict": Record,
-    "_codecs.encode": _encode,
-    **_numpy_names(),
+    "_codecs.encode": encode,
+    **numpy_names(),
 }

@@ -6,6 +6,7 @@ from an earlier run, another process or a shard, is not made again.
 
 import functools
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erk.memory import fitting, halved
+from erk.untrusted import ShapeError
 from erk.world import World, gather
 from metrics.extractors import Extractor, Features
-from metrics.images import BrokenImageError, ImageSource, read_bytes, read_image
+from metrics.images import BrokenImageError, ImageSource, place, read_bytes, read_image
 from metrics.statistics import check_finite
 from metrics.store import holds, load, save
 
 CHUNK = 256  # images: small enough to hold two of them decoded, large enough for few files
+CHUNK_BYTES = 1 << 28  # of their pixels; fewer images beyond: those of 512 pixels take less
 FIELDS = ("features", "logits", "spatial")
 
 Wanted = Mapping[str, Sequence[str]]
@@ -157,12 +160,13 @@ def image_chunks(
 
     A chunk's key is the hash of its pictures' bytes. Every size-th chunk belongs to one process.
     """
-    starts = range(0, len(source.names), CHUNK)
 
     def chunks(rank: int, size: int) -> Iterator[Chunk]:
         shape = first_shape(source, how.skip_corrupt)
+        length = min(CHUNK, max(1, CHUNK_BYTES // math.prod(shape)))
+        starts = range(0, len(source.names), length)
         with ThreadPoolExecutor(workers or min(16, (os.cpu_count() or 1) + 2)) as pool:
-            opened = functools.partial(_open_chunk, source, how, pool, shape)
+            opened = functools.partial(_open_chunk, source, how, pool, shape, length)
             yield from _one_ahead(opened, starts[rank::size])
 
     return chunks
@@ -197,10 +201,11 @@ def _open_chunk(
     how: Pass,
     pool: ThreadPoolExecutor,
     shape: tuple[int, ...],
+    length: int,
     start: int,
 ) -> Chunk:
     """Read and hash the pictures of a chunk, and decode them if their features are wanting."""
-    places = range(start, min(start + CHUNK, len(source.names)))
+    places = range(start, min(start + length, len(source.names)))
     data = list(pool.map(functools.partial(_fetch, source, how), places))
     digests = pool.map(lambda piece: hashlib.sha256(piece or b"").digest(), data)
     key = hashlib.sha256(repr(shape).encode() + b"".join(digests)).hexdigest()
@@ -231,17 +236,16 @@ def _decode(
     if data is None:
         return None
     try:
-        image = read_image(source, index, data)
+        return read_image(source, index, data, shape)
     except BrokenImageError:
         if how.skip_corrupt:
             return None
         raise
-    if image.shape != shape:
+    except ShapeError as error:
         raise ValueError(
-            f"{source.path / source.names[index]} is {_described(image.shape)} but the first image "
+            f"{place(source, index)} is {_described(error.shape)} but the first image "
             f"is {_described(shape)}: measure images of one size and mode at a time"
-        )
-    return image
+        ) from None
 
 
 def _missing(how: Pass, chunk: Chunk) -> list[str]:

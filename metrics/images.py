@@ -1,18 +1,26 @@
 """Where images come from: a folder, a zip or an npz, read as uint8 batches in seed order."""
 
 import hashlib
-import io
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from metrics.npz import BROKEN, map_npz, read_npz
+from erk.untrusted import (
+    BROKEN,
+    PICTURE_GROWTH,
+    ModeError,
+    ShapeError,
+    parse_json,
+    picture,
+    read_member,
+    read_picture_file,
+)
+from metrics.npz import map_npz, read_npz
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -21,16 +29,13 @@ class BrokenImageError(ValueError):
     """A picture that cannot be decoded."""
 
 
-class _ModeError(Exception): ...  # a picture of another mode than 8-bit grey or RGB
-
-
 class ImageSource(NamedTuple):
     """Images that can be read one by one, from several threads; nothing is decoded before."""
 
     path: Path
     names: list[str]  # in seed order: digits in a name sort as numbers
     fetch: Callable[[int], bytes]  # index -> the picture's bytes as stored
-    decode: Callable[[bytes], np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
+    decode: Callable[..., np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
     run: dict[str, Any]  # run.json beside the images, with its "settings"; {}: none
     labels: list[int] | None = None  # class of every image where the source stores it
 
@@ -64,28 +69,39 @@ def open_images(path: str | Path) -> ImageSource:
     return source
 
 
+def place(source: ImageSource, index: int) -> str:
+    """A picture's name below its source, for people; in a zip it may look like a path anywhere."""
+    return f"{source.path}/{source.names[index]}"
+
+
 def read_bytes(source: ImageSource, index: int) -> bytes:
     """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read."""
     try:
         return source.fetch(index)
     except BROKEN as error:
-        name = source.path / source.names[index]
+        name = place(source, index)
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
 
-def read_image(source: ImageSource, index: int, data: bytes | None = None) -> np.ndarray:
+def read_image(
+    source: ImageSource,
+    index: int,
+    data: bytes | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """One picture, uint8 [H, W, C]; ``data``: its bytes, where they are at hand already.
 
-    Raises ValueError, naming the picture, if it is broken or neither 8-bit grey nor RGB.
+    Raises ValueError, naming the picture, if it is broken or neither 8-bit grey nor RGB, and
+    ShapeError, before it is decoded, if it has another shape than it must have.
     """
-    name = source.path / source.names[index]
+    name = place(source, index)
     try:
-        return source.decode(read_bytes(source, index) if data is None else data)
-    except BrokenImageError:
+        return source.decode(read_bytes(source, index) if data is None else data, shape)
+    except (BrokenImageError, ShapeError):
         raise
-    except _ModeError as error:
+    except ModeError as error:
         raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
-    except (*BROKEN, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
 
@@ -115,7 +131,9 @@ def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
 def seeds_of(source: ImageSource) -> list[int] | None:
     """The seed of every image, from names such as ``000123.png``; None if a name has no seed."""
     stems = [PurePosixPath(name).stem for name in source.names]
-    return [int(stem) for stem in stems] if all(stem.isdecimal() for stem in stems) else None
+    if not all(re.fullmatch("[0-9]{1,18}", stem) for stem in stems):
+        return None
+    return [int(stem) for stem in stems]
 
 
 def labels_of(source: ImageSource, classes: int) -> list[int] | None:
@@ -158,10 +176,11 @@ def _open_folder(folder: Path) -> ImageSource:
         )
 
     def fetch(index: int) -> bytes:
-        return (folder / names[index]).read_bytes()
+        return read_picture_file(folder / names[index])
 
-    labels = _dataset_labels(folder / "dataset.json", names)
-    return ImageSource(folder, names, fetch, _decode, _run(folder / "run.json"), labels)
+    place = folder / "dataset.json"
+    labels = _dataset_labels(place, place.read_bytes() if place.exists() else None, names)
+    return ImageSource(folder, names, fetch, picture, _run(folder / "run.json"), labels)
 
 
 def _open_zip(path: Path) -> ImageSource:
@@ -169,15 +188,24 @@ def _open_zip(path: Path) -> ImageSource:
         archive = zipfile.ZipFile(path)  # open as long as the source lives
     except BROKEN as error:
         raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
-    names = _pictures(archive.namelist())
-    inside = zipfile.Path(archive, "run.json")
-    run = _run(inside if inside.exists() else path.parent / "run.json")
+    names, others = _pictures(archive.namelist()), set(archive.namelist())
+    twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
+    if twice is not None:
+        raise ValueError(f"{path} holds {twice} twice: make it again with each image once")
+
+    def text(name: str) -> bytes | None:
+        try:
+            return read_member(archive, name) if name in others else None
+        except ValueError as error:
+            raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
 
     def fetch(index: int) -> bytes:
-        return archive.read(names[index])
+        return read_member(archive, names[index], PICTURE_GROWTH)
 
-    labels = _dataset_labels(zipfile.Path(archive, "dataset.json"), names)
-    return ImageSource(path, names, fetch, _decode, run, labels)
+    inside = text("run.json")
+    run = _run(path.parent / "run.json") if inside is None else _parsed(path / "run.json", inside)
+    labels = _dataset_labels(path / "dataset.json", text("dataset.json"), names)
+    return ImageSource(path, names, fetch, picture, run, labels)
 
 
 def _open_npz(path: Path) -> ImageSource:
@@ -186,7 +214,8 @@ def _open_npz(path: Path) -> ImageSource:
     if images is None:
         raise ValueError(f"{path} has no images: store them under the key 'images' or 'arr_0'")
     pixels = images[..., None] if images.ndim == 3 else images
-    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3):
+    is_right = pixels.ndim == 4 and pixels.dtype == np.uint8 and pixels.shape[3] in (1, 3)
+    if not is_right or 0 in pixels.shape[1:]:
         raise ValueError(
             f"{path} holds {images.dtype} {list(images.shape)}: images must be uint8 "
             "[N, H, W] or [N, H, W, C] with C = 1 or 3"
@@ -203,7 +232,7 @@ def _open_npz(path: Path) -> ImageSource:
         path,
         names,
         lambda index: pixels[index].tobytes(),
-        lambda data: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
+        lambda data, _=None: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
         _run(path.parent / "run.json"),
         labels,
     )
@@ -221,35 +250,30 @@ def _pictures(names: Iterable[str]) -> list[str]:
 
 
 def _natural(name: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    # Longer numbers count by pieces of 18 digits: Python refuses to read very long ones.
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _decode(data: bytes) -> np.ndarray:
-    """uint8 [H, W, C] of one encoded picture."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode not in ("L", "RGB"):
-            raise _ModeError(image.mode)
-        pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _dataset_labels(file: Path | zipfile.Path, names: list[str]) -> list[int] | None:
+def _dataset_labels(file: Path, text: bytes | None, names: list[str]) -> list[int] | None:
     """Classes from EDM's dataset.json, {"labels": [[name, class], ...] or null}."""
-    if not file.exists():
+    if text is None:
         return None
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        rows = parse_json(text)["labels"]
         known = {str(name): int(label) for name, label in rows or ()}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not EDM's dataset.json: delete or remake it") from error
     return [known[name] for name in names] if all(name in known for name in names) else None
 
 
-def _run(file: Path | zipfile.Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
+def _run(file: Path) -> dict[str, Any]:
+    return _parsed(file, file.read_bytes()) if file.exists() else {}
+
+
+def _parsed(file: Path, text: bytes) -> dict[str, Any]:
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: delete it or run again") from error
     if not isinstance(run, dict) or not isinstance(run.get("settings", {}), dict):

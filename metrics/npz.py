@@ -2,16 +2,13 @@
 
 import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-BROKEN = (  # what Pillow, zipfile and numpy raise for a damaged or locked file
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile),
-)
+from erk.untrusted import BROKEN, member_of, read_array, read_header
+
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of its name, of its extra
 
 
@@ -21,9 +18,10 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     Raises ValueError, naming the file, if it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in wanted if name in archive.files}
-    except (*BROKEN, AttributeError) as error:
+        with zipfile.ZipFile(path) as archive:
+            there = set(archive.namelist())
+            return {name: read_array(archive, name) for name in wanted if f"{name}.npy" in there}
+    except BROKEN as error:
         raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
 
 
@@ -36,7 +34,7 @@ def map_npz(path: Path, name: str) -> np.ndarray | None:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 return None
-            member = archive.getinfo(f"{name}.npy")
+            member = member_of(archive, f"{name}.npy", 0, 1 << 30)  # of a mapping nothing is read
         if member.compress_type == zipfile.ZIP_STORED:
             return _mapped(path, member)
     except BROKEN as error:
@@ -51,15 +49,8 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         if magic != b"PK\x03\x04":
             raise ValueError("a member has no header")
         file.seek(name + extra, 1)
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format {version} of an array is unknown")
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("pickled objects are refused")
-        at = file.tell()
+        shape, is_fortran, dtype = read_header(file, member.file_size)
         mapped = np.memmap(
-            file, dtype, mode="r", offset=at, shape=shape[::-1] if fortran else shape
+            file, dtype, mode="r", offset=file.tell(), shape=shape[::-1] if is_fortran else shape
         )
-        return mapped.T if fortran else mapped  # ValueError above if the file is cut
+        return mapped.T if is_fortran else mapped  # ValueError above if the file is cut

@@ -4,7 +4,7 @@ A file is told by its content, not by its name, and nothing that it holds is exe
 """
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from erk import pickles
 from erk.fetch import sha256_of
 from erk.files import replacing
+from erk.untrusted import BROKEN
 from metrics.extractors import Extractor
-from metrics.npz import BROKEN, read_npz
+from metrics.npz import read_npz
 from metrics.statistics import check_finite
 
 FORMAT = "erk-guid reference 1"  # the value under "format" in our own files
@@ -135,18 +136,10 @@ def _read_npz(path: Path, extractors: Mapping[str, Extractor]) -> Reference:
     except BROKEN as error:
         raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
     if "format" in names:
-        return _ours(path, _arrays(path, names))
+        return _ours(path, read_npz(path, names))
     if "mu_s" in names:
-        return _adm(path, _arrays(path, ("mu", "sigma", "mu_s", "sigma_s")))
-    return _unnamed(path, _arrays(path, ("mu", "sigma", "num_images", "features")), extractors)
-
-
-def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        found = read_npz(path, names)
-    except MemoryError as error:  # a damaged header can promise any size
-        raise ValueError(f"{path} needs more memory than there is ({error})") from error
-    return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+        return _adm(path, read_npz(path, ("mu", "sigma", "mu_s", "sigma_s")))
+    return _unnamed(path, read_npz(path, ("mu", "sigma", "num_images", "features")), extractors)
 
 
 def _ours(path: Path, arrays: Mapping[str, np.ndarray]) -> Reference:
@@ -209,7 +202,7 @@ def _statistics(where: str, part: Any, n: Any = None) -> Statistics:
     if (cov - cov.T).abs().max() > ASYMMETRY * cov.abs().max():
         raise ValueError(f"{where} holds a sigma that is not symmetric: make it again")
     count = None if n is None else _whole(n, f"{where}: the number of images", least=2)
-    weights = str(part["weights"]) if "weights" in part else None
+    weights = _text(part["weights"]) if "weights" in part else None
     if "features" not in part:
         return Statistics(mean, cov, count, None, weights)
     features = _numbers(part["features"], np.float32, f"features in {where}")
@@ -239,8 +232,15 @@ def _numbers(value: Any, dtype: type, what: str) -> Tensor:
 
 
 def _whole(value: Any, what: str, least: int = 1) -> int:
-    number = np.asarray(value)
+    is_plain = isinstance(value, int | float | np.number | np.ndarray)  # a list may hold itself
+    number = np.asarray(value if is_plain else "text")
     is_number = number.size == 1 and number.dtype.kind in "fiu"
     if not is_number or not float(number.item()).is_integer() or number.item() < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, not {value}")
+        shown = str(number)[:40] if number.dtype.kind in "fiub" else type(value).__name__
+        raise ValueError(f"{what} must be a whole number of at least {least}, not {shown}")
     return int(number.item())
+
+
+def _text(value: Any) -> str | None:
+    """A text of a file; None for anything else, which a pickle may hold without an end."""
+    return str(value) if isinstance(value, str | np.ndarray) else None

@@ -43,8 +43,8 @@ def load(folder: Path, extractor: Extractor, key: str) -> dict[str, Tensor]:
     try:
         with suppress(PermissionError):  # a cache that only others may write
             os.utime(path)  # trim spares what was used last
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
+        return _read(path)
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"the features in {path} are not there: every process needs the same folder, "
             "name one that all of them see by --cache"
@@ -54,13 +54,12 @@ def load(folder: Path, extractor: Extractor, key: str) -> dict[str, Tensor]:
 def add_file(path: Path, target: Path) -> bool:
     """Add a file of another store to this one; whether it held anything new. Raises ValueError."""
     try:
-        content = safetensors.torch.load_file(path)
-        kept = content["kept"]
-    except (OSError, SafetensorError, KeyError) as error:
+        content = _read(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable: delete it and make it anew") from error
-    with suppress(OSError, SafetensorError):
-        there = safetensors.torch.load_file(target)
-        if torch.equal(there["kept"], kept) and content.keys() <= there.keys():
+    with suppress(OSError, ValueError):
+        there = _read(target)
+        if torch.equal(there["kept"], content["kept"]) and content.keys() <= there.keys():
             return False
         del there  # Windows replaces no file that is still mapped
     write(target, safetensors.torch.save(_beside_others(target, content)))
@@ -69,10 +68,29 @@ def add_file(path: Path, target: Path) -> bool:
 
 def _beside_others(path: Path, content: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with those that a file holds of the same images."""
-    with suppress(OSError, SafetensorError):
-        there = safetensors.torch.load_file(path)
+    with suppress(OSError, ValueError):
+        there = _read(path)
         if torch.equal(there["kept"], content["kept"]):
             return there | content
+    return content
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """What a file holds: ``kept`` [n], and of each image a row in all others.
+
+    Raises OSError, or ValueError for a file that is damaged or was not written by `save`.
+    """
+    try:
+        content = safetensors.torch.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # classes of safetensors' own, and torch's for odd types
+        raise ValueError(f"{path} is not readable") from error
+    kept = content.get("kept")
+    if kept is None or kept.dtype != torch.int64 or kept.ndim != 1:
+        raise ValueError(f"{path} does not tell its images")
+    if any(one.ndim == 0 or len(one) != len(kept) for one in content.values()):
+        raise ValueError(f"{path} does not hold a row of each image")
     return content
 
 
@@ -87,8 +105,8 @@ def holds(
     """Whether the wanted tensors of a chunk are there, and of at least ``rows`` images."""
     try:
         with safe_open(place(folder, extractor, key), "pt") as file:
-            known, n = set(file.keys()), file.get_slice("kept").get_shape()[0]
-    except (OSError, SafetensorError):  # not there, or cut by a full disk
+            known, (n,) = set(file.keys()), file.get_slice("kept").get_shape()
+    except (OSError, SafetensorError, ValueError):  # not there, or cut by a full disk
         return False
     if rows is not None and n < rows:
         return False

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.images import png_bytes
+from erk.untrusted import BROKEN, MOST_BYTES, PICTURE_GROWTH, read_member
 from metrics.centre_crop import centre_crop
 from metrics.images import PICTURES
-from metrics.npz import BROKEN
 
 AHEAD = 4  # pictures in the making per worker: enough to keep all busy, few in memory
 
@@ -169,7 +169,7 @@ def _open_folder(source: Path) -> Pictures:
 
 def _open_zip(source: Path) -> Pictures:
     archive = zipfile.ZipFile(source)  # open as long as the pictures are needed
-    return Pictures(archive.namelist(), archive.read)
+    return Pictures(archive.namelist(), lambda name: read_member(archive, name, PICTURE_GROWTH))
 
 
 def _open_tar(source: Path) -> Pictures:
@@ -189,7 +189,7 @@ def _open_tar(source: Path) -> Pictures:
         start, size = places[name]
         with open(source, "rb") as file:
             file.seek(start)
-            return file.read(size)
+            return file.read(min(size, MOST_BYTES))
 
     return Pictures(list(places), read)
 
@@ -267,7 +267,7 @@ def _ahead(
 def crop(pictures: Pictures, name: str, size: int) -> bytes:
     """One picture as a PNG file of ``size`` x ``size`` pixels, RGB. Raises CorruptError."""
     try:
-        with Image.open(io.BytesIO(pictures.read(name))) as picture:
+        with Image.open(io.BytesIO(pictures.read(name)), formats=("JPEG", "PNG")) as picture:
             pixels = np.asarray(centre_crop(picture, size))
     except (*BROKEN, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:

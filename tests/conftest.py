@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, so that the machine's load and xdist do not slow them."""
 
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -24,3 +25,15 @@ def memory_path(tmp_path):
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as own:
         yield Path(own)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own in memory; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not allowed here; the injected full disk is tested all the same")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -106,18 +106,6 @@ def no_more_writing(code):
 # --- the disk -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own in memory; skips where mounting is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting is not allowed here; the injected full disk is tested all the same")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disk_that_is_full(kind, small_disk, run, undisturbed):
     """It holds some of the pictures or of an archive; then it grows."""

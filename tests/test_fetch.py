@@ -1,10 +1,16 @@
 """erk/fetch.py against a real HTTP server on the loopback address, with faults on demand."""
 
 import errno
+import gzip
 import hashlib
+import shutil
+import socket
+import ssl
+import struct
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,8 +28,12 @@ ROOT = Path(__file__).parents[1]
 class Site(ThreadingHTTPServer):
     """Serves `body` under every path; each request takes the next fault, if one is left.
 
-    A fault is a status code, "cut" (half of what was promised), "no range" (all of it, whatever
-    was asked for) or "wait" (a second first). `asked` holds the Range of each request.
+    A fault is a status code, an address to be sent on to, "cut" (half of what was promised),
+    "no range" (all of it, whatever was asked for), "wait" (a second first), "stall" (half, then
+    nothing), "reset" (half, then the connection is torn), "long" and "short" (10 bytes more or
+    less are promised than come), "chunks" (half, in chunks and without a length), "other range"
+    (of what was not asked for), "gzip" (packed, although plain bytes were asked for) or "noise"
+    (no HTTP). `asked` holds the Range of each request.
     """
 
     def __init__(self):
@@ -32,6 +42,9 @@ class Site(ThreadingHTTPServer):
         self.faults: list[int | str] = []
         self.asked: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/models/net.pkl"
+        self.released = threading.Event()  # what stalls goes on
+
+    def handle_error(self, *_): ...  # readers who leave
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -44,18 +57,42 @@ class Answer(BaseHTTPRequestHandler):
             return self.send_error(fault)
         if fault == "wait":
             threading.Event().wait(1.0)
+        if fault == "noise":
+            return self.wfile.write(b"220 this is mail\r\n")
+        if isinstance(fault, str) and "/" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            return self.end_headers()
         start = 0
         if asked and self.headers["If-Range"] == site.etag and fault != "no range":
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if fault == "other range":
+            start = 7
         rest, size = site.body[start:], len(site.body)
+        if fault == "gzip":
+            rest = gzip.compress(rest)
         self.send_response(416 if start and not rest else 206 if start else 200)
         if start:
             told = f"{start}-{size - 1}" if rest else "*"
             self.send_header("Content-Range", f"bytes {told}/{size}")
         self.send_header("ETag", site.etag)
-        self.send_header("Content-Length", str(len(rest)))
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if fault == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            promised = len(rest) + {"long": 10, "short": -10}.get(fault, 0)
+            self.send_header("Content-Length", str(promised))
         self.end_headers()
-        self.wfile.write(rest[: len(rest) // 2] if fault == "cut" else rest)
+        half = rest[: len(rest) // 2]
+        if fault == "chunks":
+            half = b"%x\r\n%b\r\n" % (len(half), half)
+        self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks") else rest)
+        if fault == "stall":
+            site.released.wait(60)
+        if fault == "reset":
+            torn = struct.pack("ii", 1, 0)  # closed at once, which the other side hears as RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, torn)
         self.close_connection = True
 
     def log_message(self, *_): ...
@@ -69,6 +106,7 @@ def site(monkeypatch):
     with Site() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
+        server.released.set()
         server.shutdown()
 
 
@@ -103,6 +141,98 @@ def test_goes_on_after_faults(site, tmp_path, faults):
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
     assert len(site.asked) == len(faults) + 1
     assert faults[0] != "cut" or site.asked[1] == f"bytes={len(BODY) // 2}-"
+
+
+@pytest.mark.parametrize("fault", ["reset", "stall", "chunks", "long"])
+def test_goes_on_where_the_connection_ended(site, tmp_path, monkeypatch, fault):
+    """Torn, silent for too long, without a length, or with a false one."""
+    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.5))
+    site.faults = [fault]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    first, second = site.asked
+    least = {"reset": 0, "stall": 200_000, "chunks": len(BODY) // 2, "long": len(BODY)}[fault]
+    assert first is None and int((second or "bytes=0-")[6:-1]) >= least  # a torn one may lose some
+    assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock"}
+
+
+@pytest.mark.parametrize("fault", ["reset", "stall", "noise", "other range"])
+def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.3))
+    site.body, site.faults = BODY[:1000], [fault] * 99
+    if fault == "other range":  # of an earlier try
+        (place := tmp_path / f"127.0.0.1_{site.server_port}" / "models").mkdir(parents=True)
+        (place / "net.pkl.part").write_bytes(BODY[:10])
+        (place / "net.pkl.part.tag").write_text(site.etag)
+        site.faults = [fault, *[500] * 99]
+    with pytest.raises(ConnectionError, match=r"\(5 tries\): check the network") as caught:
+        fetch(site.url, cache=tmp_path)
+    assert "\n" not in str(caught.value) and "net.pkl" not in names(tmp_path)
+    assert len(site.asked) <= 30
+
+
+def test_a_file_that_is_shorter_than_it_should_be(site, tmp_path):
+    """The server promises less than there is: its hash tells."""
+    site.faults = ["short"]
+    with pytest.raises(ValueError, match=f"expected {HASH}"):
+        fetch(site.url, HASH, cache=tmp_path)
+    assert names(tmp_path) in ([], ["net.pkl.lock"])
+
+
+def test_a_server_that_packs_unasked(site, tmp_path):
+    site.faults = ["gzip"]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+
+
+def test_redirects(site, tmp_path):
+    """One is followed, a circle is not, nor one away from the web."""
+    site.faults = ["/elsewhere/other.bin"]
+    path = fetch(site.url, HASH, cache=tmp_path)
+    assert path.name == "net.pkl" and path.read_bytes() == BODY
+    site.faults, site.asked = ["/models/net.pkl"] * 99, []
+    with pytest.raises(OSError, match="sends on from address to address: check it"):
+        fetch(site.url + "2", cache=tmp_path)
+    assert len(site.asked) <= 31  # requests' limit, once
+    site.faults = ["file:///etc/passwd"]
+    with pytest.raises(ValueError, match="cannot be used"):
+        fetch(site.url + "3", cache=tmp_path)
+
+
+def test_a_redirect_that_gives_up_encryption(site, tmp_path, monkeypatch):
+    """https to https is fine, https to http is refused before a byte is read."""
+    pem = tmp_path / "site.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
+            pem, "-out", tmp_path / "cert.pem", "-subj", "/CN=127.0.0.1", "-addext",
+            "subjectAltName=IP:127.0.0.1"]  # fmt: skip
+    if shutil.which("openssl") is None or subprocess.run(make, capture_output=True).returncode:
+        pytest.skip("no openssl that makes a certificate")
+    cert = (tmp_path / "cert.pem").read_text()
+    pem.write_text(pem.read_text() + cert)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with Site() as locked:
+        locked.socket = context.wrap_socket(locked.socket, server_side=True)
+        threading.Thread(target=locked.serve_forever, args=(0.02,), daemon=True).start()
+        url = locked.url.replace("http:", "https:")
+        locked.faults = ["/models/other.pkl"]
+        assert fetch(url, HASH, cache=tmp_path / "cache").read_bytes() == BODY
+        locked.faults = [site.url]
+        with pytest.raises(OSError, match="sends on to an address without encryption"):
+            fetch(url + "2", cache=tmp_path / "cache")
+        locked.shutdown()
+    assert names(tmp_path / "cache").count("net.pkl2") == 0
+
+
+def test_no_network(tmp_path, monkeypatch):
+    """No name can be looked up: the address, the cause and what to do, in a sentence."""
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("ERK_OFFLINE", raising=False)
+    failure = socket.gaierror(-3, "Temporary failure in name resolution")
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=failure))
+    with pytest.raises(ConnectionError, match="host.invalid/a.pkl does not answer") as caught:
+        fetch("http://host.invalid/a.pkl", cache=tmp_path)
+    assert "put the file at" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["etag", "no range", "no etag"])
@@ -172,6 +302,44 @@ def test_two_processes_download_once(site, tmp_path):
     one, two = (process.communicate(timeout=60)[0].strip() for process in both)
     assert one == two and sha256_of(one) == HASH
     assert len(site.asked) == 1
+
+
+def test_another_process_goes_on_when_the_first_is_killed(site, tmp_path):
+    """The lock of a dead process is nobody's, and what it had fetched is not fetched again."""
+    site.faults = ["stall"]
+    program = "import sys; from erk.fetch import fetch; print(fetch(*sys.argv[1:]))"
+    command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    part = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl.part"
+    for _ in range(6000):
+        if part.exists() and part.stat().st_size > 200_000:
+            break
+        time.sleep(0.01)
+    held = part.stat().st_size
+    first.kill()
+    first.communicate()
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert held > 200_000 and site.asked == [None, f"bytes={held}-"]
+
+
+def test_a_disk_that_is_full(site, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=512k", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="No space left.*free space there, or name another cache"):
+        fetch(site.url, HASH, cache=small_disk)
+    assert "net.pkl" not in names(small_disk)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert fetch(site.url, HASH, cache=small_disk).read_bytes() == BODY
+    assert site.asked[1] is not None  # it goes on where the disk was full
+
+
+def test_a_cache_that_can_only_be_read(site, small_disk):
+    """What is there is used; what is not is an error that says so."""
+    site.body = BODY[:1000]
+    path = fetch(site.url, cache=small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert fetch(site.url, cache=small_disk) == path and len(site.asked) == 1
+    with pytest.raises(OSError, match="Read-only file system.*name another cache by ERK_CACHE"):
+        fetch(site.url.replace("models", "others"), cache=small_disk)
 
 
 def test_a_cache_one_cannot_write_to(site, tmp_path, monkeypatch):

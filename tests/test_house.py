@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 POINT = {"erk.point"}
-LEAVES = {"erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory", "erk.data"}
+LEAVES = {
+    "erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory", "erk.data",
+    "erk.untrusted",
+}
 METHOD = POINT | {
     "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
     "erk.corrections", "erk.cards"
@@ -19,10 +22,12 @@ METHOD = POINT | {
 ARROWS = {
     "erk.fetch": set(),
     "erk.world": {"erk.__init__"},  # the version
-    "erk.pickles": set(),
+    "erk.pickles": {"erk.pickled_arrays"},
+    "erk.pickled_arrays": set(),
     "erk.files": set(),
     "erk.memory": set(),
     "erk.data": set(),
+    "erk.untrusted": set(),
     "erk.point": set(),
     "erk.vp": set(),
     "erk.weights": set(),
@@ -36,7 +41,9 @@ ARROWS = {
     "erk.cards": {"erk.corrections", "erk.schedule", "erk.solvers"},
     "erk.sampler": METHOD,
     "erk.adapters": set(),
-    "erk.models": {"erk.models", "erk.pickles", "erk.fetch", "erk.memory", "erk.data"},
+    "erk.models": {
+        "erk.models", "erk.pickles", "erk.fetch", "erk.memory", "erk.data", "erk.untrusted",
+    },
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler", "erk.cards"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler", "erk.data"} | METHOD,
     "erk.study.tune_command": {"erk.study", "erk.jobs"},

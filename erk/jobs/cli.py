@@ -20,6 +20,7 @@ CONTEXT: dict[str, Any] = {
 """click's context settings; the originals' spellings (--w_stiff) are taken for ours (--w-stiff)."""
 
 
+LONGEST = 2000  # characters of an error's sentence
 MOST_SEEDS = 10_000_000  # in one run; a slip of the keyboard must not fill the memory
 
 
@@ -54,7 +55,7 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
             except (ValueError, OSError, MemoryError, FloatingPointError) as error:
                 if os.environ.get("ERK_TRACEBACK"):
                     raise
-                fail(_sentence(error))
+                fail(sentence(error))
 
     return run
 
@@ -88,11 +89,18 @@ class _Steady:
             return len(args[0]) if args else None
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What an error says, in one line of at most ``LONGEST`` characters that a screen can show.
+
+    Names out of a file may hold anything, line breaks and a terminal's commands included.
+    """
+    told = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
         told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        return told + ADVICE.get(error.errno or 0, "")
-    return str(error) or type(error).__name__
+        told += ADVICE.get(error.errno or 0, "")
+    line = " ".join(told[: 2 * LONGEST].split())
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
 def parse_seeds(text: str) -> list[int]:

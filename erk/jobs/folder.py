@@ -70,6 +70,10 @@ class RunFolder:
         """The seeds of this shard still to make. Raises ValueError or OSError if this run may not
         use the folder."""
         check_writable(self.folder)
+        if (self.folder / PARTS).is_symlink():
+            raise ValueError(
+                f"{self.folder / PARTS} is a link, so the run would write elsewhere: delete it"
+            )
         self.record = read_record(self.folder) or {}
         if self.record:
             check_same(self.record, {"settings": self.settings}, self.folder / NAME)

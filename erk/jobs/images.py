@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import replacing
+from ..untrusted import picture, read_picture_file
 
 Array = np.ndarray
 
@@ -35,10 +36,12 @@ def png_bytes(image: Array) -> bytes:
 
 
 def read_png(source: Path | bytes) -> Array:
-    """The picture in a PNG file, or in its bytes, as uint8 [C, H, W]."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    """The picture in a PNG file, or in its bytes, as uint8 [C, H, W].
+
+    Raises OSError, or ValueError if it is broken or not of 8-bit grey or RGB pixels.
+    """
+    data = source if isinstance(source, bytes) else read_picture_file(source)
+    return picture(data).transpose(2, 0, 1)
 
 
 def row_bytes(image: Array) -> bytes:

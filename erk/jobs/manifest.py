@@ -12,17 +12,20 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, count
+from itertools import accumulate, count, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import naming
 
 PARTS, WHOLE = ".parts", "manifest.jsonl"
+NUMBER = rb"(\d{1,30}(?:\.\d{1,30})?(?:e(?:-\d{1,3}|\+?\d\d?))?|null)"  # finite
 LINE = re.compile(
-    rb'\{"seed": (\d+), "file": "([^"\\]+)", "sha256": "([0-9a-f]{64})", "settings": "(\w+)", '
-    rb'"batch": (\d+|null), "nfe": ([\d.e+-]+|null), "guide_nfe": ([\d.e+-]+|null)'
-    rb'(?:, "at": (\d+), "bytes": (\d+))?\}\n'
+    rb'\{"seed": (\d{1,30}), "file": "([^"\\\0-\x1f\x7f-\xff]{1,999})", '
+    rb'"sha256": "([0-9a-f]{64})", '
+    rb'"settings": "(\w{1,99})", "batch": (\d{1,18}|null), "nfe": %(number)b, '
+    rb'"guide_nfe": %(number)b(?:, "at": (\d{1,18}), "bytes": (\d{1,18}))?\}\n'
+    % {b"number": NUMBER}
 )
 
 
@@ -200,7 +203,7 @@ def in_order(paths: Sequence[Path], packed: bool, wanted: Marks) -> Lines:
                 places.append(number << 48 | begin)
     order = sorted(range(len(seeds)), key=seeds.__getitem__)
     last = [
-        i for i, after in zip(order, [*order[1:], None], strict=True)
+        i for i, after in zip_longest(order, order[1:])
         if after is None or seeds[i] != seeds[after]
     ]  # fmt: skip
     return Lines(list(paths), [seeds[i] for i in last], array("Q", (places[i] for i in last)))

@@ -1,6 +1,8 @@
 """Shards of a run that lie in folders of their own become one folder, each seed in it once."""
 
+import errno
 import heapq
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..untrusted import (
+    BROKEN,
+    GROWTH,
+    MOST_PIXELS,
+    PICTURE_GROWTH,
+    member_of,
+    read_header,
+    read_member,
+)
 from .cli import parse_seeds
 from .folder import GROUP, RunFolder, few
 from .images import image_path, png_bytes, read_png, row_bytes
 from .listing import listed_seeds, seeds_there
 from .manifest import Entry, Lines, Marks, entries, in_order, manifests, pictures_of
-from .packing import ARCHIVES, UNREADABLE, check_bytes, read_packed
+from .packing import ARCHIVES, check_bytes, read_packed
 from .record import check_same, format_seeds, read_record, settings_hash
 
-BROKEN = (*UNREADABLE, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 ADVICE = "only pictures of the same settings can be merged"
 
 
@@ -190,7 +200,8 @@ def _reader(source: Source, stack: ExitStack) -> Callable[[Entry, Path], bytes]:
                 if source.is_packed:
                     data = read_packed(entry, manifest)
                 elif archive is not None:
-                    data = archive.read(path.relative_to(source.folder).as_posix())
+                    name = path.relative_to(source.folder).as_posix()
+                    data = read_member(archive, name, PICTURE_GROWTH)
                 else:
                     data = path.read_bytes()
                 checked = row_bytes(read_png(data)) if source.kind == "npz" else data
@@ -206,17 +217,20 @@ def _sound(place: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's word on the file
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's word on the file; EINVAL: a place before its beginning
         raise ValueError(f"{place} is damaged: delete it, then make it again") from error
 
 
 def _rows(archive: zipfile.ZipFile, stack: ExitStack) -> Callable[[Entry], Any]:
     """entry -> its picture uint8 [C, H, W] in arr_0 of an npz, of which only that is read."""
-    stream = stack.enter_context(archive.open("arr_0.npy"))
-    np.lib.format.read_magic(stream)
-    shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-    begin, size = stream.tell(), int(np.prod(shape[1:]))
+    info = member_of(archive, "arr_0.npy", 0, GROWTH)
+    stream = stack.enter_context(archive.open(info))
+    shape, _, dtype = read_header(stream, info.file_size)
+    begin, size = stream.tell(), math.prod(shape[1:])
+    is_right = len(shape) == 4 and dtype == np.uint8 and shape[3] in (1, 3)
+    if not is_right or not 0 < size <= 3 * MOST_PIXELS:
+        raise ValueError("arr_0 holds no pictures")
 
     def read(entry: Entry) -> Any:
         row = re.fullmatch(r"arr_0\[(\d+)\]", entry.file)

@@ -1,6 +1,7 @@
 """From the options of generate.py to what the job needs; every mistake is found here."""
 
 import contextlib
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,12 @@ def labels_of(policy: str, class_idx: int | None) -> Labels:
     if not Path(policy).is_file():
         raise FileNotFoundError(f"--labels wants random, balanced or a file; '{policy}' is none.")
     rows: dict[int, int] = {}
-    for number, line in enumerate(Path(policy).read_text("utf-8").splitlines(), 1):
+    text = Path(policy).read_text("utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
             continue
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
+        if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
             raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
         rows[int(words[0])] = int(words[1])
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import naming, write_whole
+from ..untrusted import parse_json
 from .cli import parse_seeds
 
 Record = dict[str, Any]
@@ -21,15 +22,30 @@ def read_record(folder: Path) -> Record | None:
     """The record in a folder; None if there is none. ValueError if it is not a run's."""
     place = folder / NAME
     try:
-        record = json.loads(place.read_bytes())
-        if isinstance(record["settings"], dict) and isinstance(record["complete"], bool):
+        record = parse_json(place.read_bytes())
+        if _is_record(record):
             parse_seeds(record["seeds"])
             return record
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         pass
     raise ValueError(f"{place} is not the record of a run; choose another --outdir.")
+
+
+def _is_record(record: Any) -> bool:
+    """Whether all that we use of a record has its type."""
+    types = {"settings": dict, "complete": bool, "seeds": str}
+    return (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), kind) for name, kind in types.items())
+        and isinstance(record.get("batch"), int | None)
+        and all(_is_network(record.get(role)) for role in ("network", "guide"))
+    )
+
+
+def _is_network(facts: Any) -> bool:
+    return facts is None or (isinstance(facts, dict) and isinstance(facts.get("sha256"), str))
 
 
 def write_record(folder: Path, record: Record) -> None:

@@ -25,6 +25,8 @@ from torch.nn.functional import silu
 
 from .layout import in_fast_layout, level_for
 
+MOST_LEVELS = 10_000  # of an iDDPM; the released one has 1000
+
 
 def _check_choice(name: str, value: str, *choices: str) -> None:
     if value not in choices:
@@ -616,7 +618,12 @@ class VEPrecond(Precond):
 
 
 def iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
-    """u [M + 1] float32 of Table 1: u[j - 1] follows from u[j], u[M] = 0 (on the CPU)."""
+    """u [M + 1] float32 of Table 1: u[j - 1] follows from u[j], u[M] = 0 (on the CPU).
+
+    Raises ValueError for more than MOST_LEVELS, which a file can ask for.
+    """
+    if not 0 < M <= MOST_LEVELS:
+        raise ValueError(f"M must be between 1 and {MOST_LEVELS}, not {M}")
     j = torch.arange(M + 1, dtype=torch.float32, device="cpu")
     alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     growth = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=C_1)
@@ -637,9 +644,10 @@ class iDDPMPrecond(Precond):  # noqa: N801 (the released name)
     outputs = 2
 
     def __init__(self, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000, **net: Any):
+        u = iddpm_levels(C_1, C_2, M)
         super().__init__(**net)
         self.M = M
-        self.register_buffer("u", iddpm_levels(C_1, C_2, M))
+        self.register_buffer("u", u)
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]

@@ -1,18 +1,24 @@
 """From a file to a network and back: released pickles, and safetensors with a JSON card."""
 
 import hashlib
+import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .. import pickles
 from ..fetch import sha256_of
 from ..memory import without_weights
+from ..untrusted import parse_json
 from . import edm, edm2
 from .encoders import DigitsEncoder, Encoder, PixelEncoder, VAEEncoder
 from .shapes import SILENT, Part, architecture_of, encoder_of, stripped
@@ -31,6 +37,12 @@ ENCODERS: dict[str, type[Any]] = {
 }
 
 LARGEST_HEADER = 100_000_000  # bytes; safetensors allows no more
+LARGEST_IMAGE = 4096  # pixels, or values of a latent, in a row
+LISTS = ("channel_mult", "attn_resolutions", "resample_filter")  # arguments that hold several
+OPTIONAL = ("channel_mult_noise", "channel_mult_emb")  # arguments that may be None
+MOST_ITEMS = 1000  # of the arguments of a network, lists within lists included
+MOST_WHOLE = 1 << 20  # the largest argument
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +87,7 @@ def _read_pickle(path: Path) -> Checkpoint:
 def _part(record: pickles.Record) -> Part:
     if record.state.get("_init_args"):
         raise ValueError(f"'{record.class_name}' was made with unnamed arguments")
-    return Part(record.class_name, _plain(record.init_kwargs))
+    return Part(record.class_name, _plain(record.init_kwargs, itertools.count()))
 
 
 def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
@@ -89,14 +101,64 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
     if checkpoint.encoder.name not in ENCODERS:
         raise ValueError(f"{name} names the unknown encoder '{checkpoint.encoder.name}'.")
     try:
-        with without_weights():
+        _check_arguments(kwargs)
+        _check_tensors(checkpoint.tensors)
+        with without_weights(), _no_larger_than(len(checkpoint.tensors)):
             network = NETWORKS[kind](**kwargs)
         network.load_state_dict(checkpoint.tensors, assign=True)
+        _check_network(network)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
     except Exception as error:  # a file may give any constructor any arguments
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(". ")
         raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
     return network.eval().requires_grad_(False), encoder
+
+
+def _check_arguments(kwargs: dict[str, Any]) -> None:
+    """ValueError for arguments of a type or size that no constructor wants: it may not notice."""
+    for name, value in kwargs.items():
+        if name.endswith("_type"):
+            is_right = isinstance(value, str)
+        elif name in LISTS:
+            is_right = isinstance(value, list | tuple) and all(map(_is_number, value))
+        else:
+            is_right = _is_number(value) or (value is None and name in OPTIONAL)
+        if not is_right:
+            raise ValueError(f"the argument {name} is of the wrong kind, or too large")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_WHOLE  # False for NaN
+
+
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in WEIGHTS:
+            raise ValueError(f"{name} holds no floating point numbers")
+
+
+@contextmanager
+def _no_larger_than(count: int) -> Iterator[None]:
+    """ValueError as soon as the networks made within have far more than so many tensors."""
+    made = itertools.count()
+
+    def check(*_: Any) -> None:
+        if next(made) > 2 * count + 100:
+            raise ValueError("it is to have more tensors than the file")
+
+    hook = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_network(network: Any) -> None:
+    """ValueError if samples of the network are of an impossible size."""
+    channels, size, classes = network.img_channels, network.img_resolution, network.label_dim
+    is_right = isinstance(channels, int) and isinstance(size, int) and isinstance(classes, int)
+    if not is_right or not (channels > 0 and 0 < size <= LARGEST_IMAGE and classes >= 0):
+        raise ValueError("channels, resolution or classes are out of range")
 
 
 def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
@@ -161,10 +223,10 @@ def _card(path: Path) -> tuple[dict[str, Any], Path]:
             "(scripts/convert.py writes both)."
         )
     try:
-        card = json.loads(place.read_text("utf-8"))
+        card = parse_json(place.read_bytes())
         if not isinstance(card, dict):
             raise TypeError
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{place} must name 'architecture' and 'encoder' to be a card.") from error
     return card, place
 
@@ -184,12 +246,12 @@ def _check_length(path: Path) -> None:
     end = 8 + header
     try:
         if len(content) == header:
-            entries = {k: v for k, v in json.loads(content).items() if k != "__metadata__"}
+            entries = {k: v for k, v in parse_json(content).items() if k != "__metadata__"}
             end += max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         elif not content.startswith(b"{") or header > LARGEST_HEADER:
             raise ValueError("no header")
         missing = end - path.stat().st_size
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is not a safetensors file, or only its beginning.") from error
     if missing > 0:
         raise ValueError(
@@ -197,12 +259,17 @@ def _check_length(path: Path) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
-    """Numpy scalars and arrays, which old files hold, as plain Python numbers and lists."""
+def _plain(value: Any, items: Iterator[int]) -> Any:
+    """Numpy scalars and arrays, which old files hold, as plain Python numbers and lists.
+
+    ``items`` counts: lists of lists of one list have no end. ValueError for more than MOST_ITEMS.
+    """
+    if next(items) > MOST_ITEMS:
+        raise ValueError("its arguments hold too many items")
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, items) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, items) for v in value]
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return value

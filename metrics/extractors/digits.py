@@ -1,6 +1,5 @@
 """The embedded judge: a small convolutional classifier of scikit-learn's 8x8 digits."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from erk.data import data
 from erk.fetch import sha256_of
 from erk.memory import without_weights
+from erk.untrusted import parse_json
 from metrics.extractors import Features
 from metrics.extractors.network import as_float32, computing
 from metrics.extractors.weights import is_random, random_weights, shapes_of
@@ -86,9 +86,15 @@ def load(
         state, digest = random_weights(source, shapes_of(network))
     else:
         card = _card(Path(source))
-        network, digest = _empty(**card["architecture"]["kwargs"]), card["sha256"]
-        state = load_file(source)
-    network.load_state_dict(state, assign=True)
+        try:
+            network, digest = _empty(**card["architecture"]["kwargs"]), card["sha256"]
+            state = load_file(source)
+        except Exception as error:  # a file may give the constructor any arguments
+            raise ValueError(f"{source} and its card are no classifier: {error}") from error
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit the classifier of its card: {error}") from error
     network.eval().requires_grad_(False).to(device)
     return DigitsExtractor(name, network.out.in_features, digest, network, device)
 
@@ -107,7 +113,9 @@ def _card(weights: Path) -> dict[str, Any]:
             )
     file = weights.with_suffix(".json")
     try:
-        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        card: dict[str, Any] = parse_json(file.read_bytes())
+        if not isinstance(card, dict):
+            raise ValueError("it is no object")
     except ValueError as error:
         raise ValueError(f"{file} is not a card in JSON: get it from git again") from error
     if (digest := sha256_of(weights)) != card.get("sha256"):

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erk.fetch import fetch, hash_record, sha256_of
+from erk.untrusted import MOST_BYTES, member_of, read_member
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 
@@ -130,6 +132,7 @@ def _read(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_torch(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -142,6 +145,27 @@ def _read(path: Path) -> State:
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         raise ValueError(f"{path} holds no state dict: give a file of names and tensors only")
     return state
+
+
+def _check_torch(path: Path) -> None:
+    """ValueError for a file of torch.save that would make torch reserve more than it holds.
+
+    Torch runs nothing in it, but lets it make bytearrays of any length, copy texts without an end,
+    and unpacks its members.
+    """
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            described = [file.read(MOST_BYTES)]
+        else:
+            with zipfile.ZipFile(file) as archive:
+                members = [member_of(archive, name, 0, 1) for name in archive.namelist()]
+                described = [
+                    read_member(archive, one.filename) for one in members
+                    if one.filename.endswith(".pkl")
+                ]  # fmt: skip
+    if any(name in part for part in described for name in (b"bytearray", b"_codecs")):
+        raise ValueError("it asks for more than tensors")
 
 
 def _fitting(state: State, shapes: Shapes, path: Path) -> State:

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+MOST_BYTES = 1 << 20  # of a file: reading YAML takes a second for so many
+MOST_DIGITS = 40  # of a number
 SCALES = ("paper", "embedded")
 SETTINGS: dict[str, Any] = {
     "preset": str, "net": str, "gnet": str, "labels": str,
@@ -66,10 +68,14 @@ def file_type(kind: str, columns: Sequence[str]) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """What the file says, by FIELDS. Raises ValueError with the file and the line."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}:1: larger than any table ({MOST_BYTES} bytes)")
     try:
         top = yaml.compose(path.read_text("utf-8"), yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}:1: not UTF-8 text ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path}:1: not readable YAML (nested too deeply)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or getattr(error, "reason", error)
@@ -148,9 +154,11 @@ class Reader:
     def _scalar(self, node: yaml.Node, field: str) -> Any:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, f"'{field}' must be one value, not a list or a mapping")
+        if len(node.value) > MOST_DIGITS and not node.tag.endswith(":str"):
+            self.fail(node, f"'{field}' is not readable (too long)")
         try:
             return yaml.SafeLoader("").construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:  # another tag; a date that is none
+        except Exception as error:  # another tag; a date that is none; an integer without digits
             reason = getattr(error, "problem", None) or error
             self.fail(node, f"'{field}' is not readable ({reason})")
 

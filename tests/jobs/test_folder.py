@@ -67,6 +67,16 @@ def test_check_writes_nothing(out):
     assert not out.parent.exists()
 
 
+def test_a_link_in_place_of_our_own_folder_is_refused(out, tmp_path):
+    """Of a folder that came from elsewhere: nothing is written where it points."""
+    (tmp_path / "victim").mkdir()
+    out.mkdir(parents=True)
+    (out / ".parts").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is a link, so the run would write elsewhere"):
+        start(out, [0, 1])
+    assert not list((tmp_path / "victim").iterdir())
+
+
 def test_files_and_record(out):
     assert make(out, [0, 1, 1000], subdirs=True) == [0, 1, 1000]
     files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erk.untrusted import ShapeError, picture
 from erk.world import World
 from metrics import extraction, store
 from metrics.extraction import Chunk, Pass, assemble, collect, extract, image_chunks, work
@@ -66,12 +67,33 @@ def test_every_extractor_sees_every_image_once(source, tmp_path):
     assert [one.seen for one in by.extractors.values()] == [11, 11]
 
 
+def test_large_images_come_in_smaller_chunks(source, tmp_path, monkeypatch):
+    """Memory has a bound, whatever the size of the images; the features stay the same."""
+    monkeypatch.setattr(extraction, "CHUNK_BYTES", 3 * 8 * 8 + 1)
+    by = how(tmp_path)
+    chunks = list(image_chunks(source, by)(0, 1))
+    assert [chunk.size for chunk in chunks] == [3, 3, 3, 2]
+    monkeypatch.setattr(extraction, "CHUNK_BYTES", 1)
+    assert len(list(image_chunks(source, by)(0, 1))) == 11
+    assert torch.equal(found(source, by).features["counted"].features, expected(source))
+
+
+def test_an_image_of_another_size_is_not_decoded(source, tmp_path, monkeypatch):
+    big = Image.new("L", (4000, 4000))
+    big.save(source.path / source.names[7])
+    with pytest.raises(ValueError, match="4000x4000 grey but the first image is 8x8 grey"):
+        found(source, how(tmp_path))
+    monkeypatch.setattr(np, "asarray", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ShapeError):
+        picture((source.path / source.names[7]).read_bytes(), (8, 8, 1))
+
+
 def test_an_image_is_decoded_once_for_all_extractors(source, tmp_path, monkeypatch):
     decoded = Counter()
     original = extraction.read_image
     monkeypatch.setattr(
         extraction, "read_image",
-        lambda source, index, data=None: decoded.update([index]) or original(source, index, data),
+        lambda source, index, *more: decoded.update([index]) or original(source, index, *more),
     )  # fmt: skip
     found(source, how(tmp_path, Counted("a"), Counted("b")))
     assert decoded == {0: 2} | {i: 1 for i in range(1, 11)}  # the first one tells the size, too

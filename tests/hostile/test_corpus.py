@@ -1,0 +1,209 @@
+"""Every hostile file of the corpus ends in one sentence, in bounds, and with nothing done."""
+
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from faults import command, forked
+from hostile import corpus, guard
+from hostile.corpus import CANARY, MADE, SURVIVED, cases
+from hostile.formats import FORMATS, network_pickle, whole, zipped
+from hostile.guard import read_all
+from opcodes import call, const
+
+import evaluate
+import generate
+from erk.models.edm import iddpm_levels
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the guard forks")
+
+
+@pytest.fixture
+def place(memory_path, monkeypatch):
+    """An empty folder, from which the current one and the network's cache are not seen."""
+    here = memory_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return memory_path
+
+
+def warm(kind, place):
+    """Read a sound file first: what is imported late is imported then."""
+    folder = place / "sound"
+    for name, data in FORMATS[kind].sound().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    FORMATS[kind].read(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_sound_files_are_read(kind, place):
+    warm(kind, place)
+    (outcome,) = read_all([(FORMATS[kind].read, FORMATS[kind].sound())], place)
+    assert outcome.error is None and outcome.faults == []
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_hostile_files_end_in_a_sentence(kind, place):
+    warm(kind, place)
+    found = cases(kind)
+    outcomes = read_all([(FORMATS[kind].read, case.files) for case in found], place)
+    for case, outcome in zip(found, outcomes, strict=True):
+        assert outcome.faults == [], case.name
+        if case.name in SURVIVED:
+            assert outcome.error is None, (case.name, outcome.text)
+        else:
+            assert outcome.error is not None, (case.name, outcome.text)
+            assert re.search(case.says, outcome.text), (case.name, outcome.text)
+    assert not list(place.rglob(f"{CANARY}*")) and not Path(CANARY).exists()
+
+
+def test_the_corpus_is_whole():
+    assert sum(len(cases(kind)) for kind in MADE) >= 200
+    assert {kind for kind in FORMATS if kind not in MADE} == {
+        "reference npz", "reference pickle", "packed images npz", "run zip", "run npz",
+        "old weights", "classifier",
+    }  # fmt: skip # the readers of these are those of the others; the fuzzer sees them all
+
+
+def test_levels_of_noise_without_an_end():
+    with pytest.raises(ValueError, match="M must be between 1 and 10000"):
+        iddpm_levels(0.001, 0.008, 1 << 40)
+
+
+# --- the guard itself: each of these must be caught, or the tests above see nothing
+
+
+def loads(folder):
+    return pickle.loads((folder / "net.pkl").read_bytes())
+
+
+def write_beside(folder):
+    (folder.parent / "canary").write_text("")
+
+
+def numpy_pickles(folder):
+    return np.load(folder / "a.npy", allow_pickle=True)
+
+
+def objects():
+    import io
+
+    file = io.BytesIO()
+    np.save(file, np.array([None, {}], object), allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("reader", "files", "fault"),
+    [
+        (loads, {"net.pkl": whole(call("os.system", const(f"touch {CANARY}")))}, "find_class"),
+        (numpy_pickles, {"a.npy": objects()}, "find_class"),
+        (lambda _: os.system(f"touch {CANARY}"), {}, "calls os.system"),
+        (lambda _: subprocess.run(["touch", CANARY]), {}, "calls subprocess.Popen"),
+        (lambda _: eval(f"open('{CANARY}', 'w')"), {}, "runs code of"),
+        (lambda _: __import__("antigravity"), {}, "imports antigravity"),
+        (lambda _: socket.socket(), {}, "calls socket."),
+        (write_beside, {}, "writes to"),
+        (lambda folder: os.mkdir(folder / "other"), {}, "calls os.mkdir"),
+        (lambda folder: (folder / "x").unlink(), {"x": b""}, "calls os.remove"),
+        (lambda _: Path("/etc/passwd").read_text(), {}, "reads '/etc/passwd'"),
+        (lambda _: {}["key"], {}, "raises KeyError"),
+        (lambda _: float("one\ntwo"), {}, "names no file"),
+        (lambda _: np.ones(40_000_000).sum(), {}, "it takes 3.. MiB"),
+        (lambda _: np.zeros(4_000_000_000), {}, "MemoryError"),
+        (lambda _: os._exit(3), {}, "the process died: exit 3"),
+    ],
+    ids=range(16),
+)
+def test_the_guard_sees(reader, files, fault, place):
+    (outcome,) = read_all([(reader, files)], place)
+    assert re.search(fault, " ".join(outcome.faults)), outcome
+    assert not list(place.rglob(f"{CANARY}*"))
+
+
+def test_the_guard_ends_what_does_not_end(place, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 0.3)
+
+    def endless(_):
+        while True:
+            pass
+
+    stuck, after = read_all([(endless, {}), (lambda _: 5, {})], place)
+    assert stuck.faults == ["it took too long"] and after == (None, "5", [])
+
+
+# --- the commands
+
+
+def ends_with(result, message):
+    """Exit code 2 and one sentence, without a traceback."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    last = result.stderr.rstrip("\n").rpartition("\n")[2]
+    assert last.startswith("Error: ") and re.search(message, last), result.stderr
+
+
+def into_a_log(arguments):
+    code = 1
+    with open("log", "w") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            command(arguments)
+        except SystemExit as end:
+            code = end.code
+    os._exit(code)
+
+
+def test_generate_with_a_hostile_network(place):
+    """As a process sees it: its exit code and all that it prints."""
+    Path("net.pkl").write_bytes(corpus.pickles()["posix.system in a network"][0])
+    arguments = ["--net", "net.pkl", "--seeds", "0-1", "--device", "cpu"]
+    assert os.waitstatus_to_exitcode(forked(into_a_log, arguments, cwd=Path.cwd())) == 2
+    told = Path("log").read_text()
+    assert told.count("\n") == 1 and "asks for 'posix.system'" in told
+    assert sorted(os.listdir()) == ["log", "net.pkl"]
+
+
+def test_the_commands_with_hostile_files(place, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(place / "cache"))
+    Path("net.pkl").write_bytes(network_pickle(num_blocks=10**6))
+    Path("bomb.zip").write_bytes(corpus.zips()["bombs"][0])
+    Path("bad.npz").write_bytes(corpus.arrays()["objects"][0].replace(b"arr_0", b"sigma"))
+    Path("labels").write_bytes(b"0 \x1b[2J\n")
+    Path("ref.npz").write_bytes(FORMATS["plain npz"].sound()["ref.npz"])
+    for name, data in FORMATS["images folder"].sound().items():
+        (Path("images") / name).parent.mkdir(exist_ok=True)
+        (Path("images") / name).write_bytes(data)
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+
+    def run(command, *arguments):
+        return CliRunner().invoke(command.main, [*arguments, "--device", "cpu"])
+
+    ends_with(run(generate, "--net", "net.pkl"), "net.pkl does not fit .* more tensors than")
+    ends_with(run(generate, "--preset", "digits", "--labels", "labels"), r"not 'SEED CLASS' but")
+    ends_with(run(evaluate, "--images", "bomb.zip", "--ref", "ref.npz"), "0.png is not a readable")
+    ends_with(run(evaluate, "--images", "images", "--ref", "bad.npz"), "bad.npz .* Object arrays")
+    Path("images/run.json").write_text("[" * 100_000)
+    ends_with(run(evaluate, "--images", "images", "--ref", "ref.npz"), "run.json is not valid JSON")
+    after = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    assert {p for p in after if after[p] != before.get(p)} == {Path("images/run.json")}
+    assert not list((place / "cache").rglob("*.safetensors"))
+
+
+def test_names_cannot_write_to_the_screen(place):
+    """A line break or a terminal's command in a file's name is shown, not obeyed."""
+    Path("a.zip").write_bytes(zipped([("a\n\x1b[2Jb.png", b"x"), ("c.png", b"x")]))
+    Path("ref.npz").write_bytes(FORMATS["plain npz"].sound()["ref.npz"])
+    arguments = ["--images", "a.zip", "--ref", "ref.npz", "--device", "cpu"]
+    result = CliRunner().invoke(evaluate.main, arguments)
+    ends_with(result, r"\\x1b\[2Jb.png is not a readable image")
+    assert "\x1b" not in result.stderr
