@@ -45,9 +45,11 @@ def main(data: tuple[str, ...], budgets: tuple[int, ...], solvers: tuple[str, ..
     click.echo(rivals_cells.cost(cells, results))
     if dry_run:
         return
-    rivals_cells.make(cells, results)
-    for path in rivals_page.write_all(cells, results):
-        click.echo(f"wrote {path}")
+    try:
+        rivals_cells.make(cells, results)
+    finally:  # a table of what is there, also of a run that is stopped
+        for path in rivals_page.write_all(cells, results):
+            click.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":
