@@ -194,13 +194,9 @@ class Settings:
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
 
     def loop(
-        self,
-        drift: GuidedDrift,
-        x: Tensor,
-        sigmas: Tensor,
-        randn_like: Noise,
+        self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise,
         guide: Guide | None = None,
-    ) -> Iterator[tuple[Tensor, Step]]:
+    ) -> Iterator[tuple[Tensor, Step]]:  # fmt: skip
         """The sampling loop that these settings ask for; `guide` takes the place of theirs."""
         if self.adaptive_tau is not None:
             return adaptive_heun(drift, x, sigmas, self.adaptive_tau)
@@ -213,8 +209,7 @@ class Settings:
             solver = must_pair(solver)
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
-        if guide is None:
-            guide = self.guide(sigmas, drift.model, drift.guide_model)
+        guide = guide or self.guide(sigmas, drift.model, drift.guide_model)
         return steps(start, x, sigmas, solver, guide, churn)
         return steps(start, x, sigmas, solver, guide, churn)
 
@@ -274,10 +269,7 @@ def _round_sigma(model: Any, sigma: Tensor) -> Tensor:
 
 
 def integrate(
-    drift: GuidedDrift,
-    noise: Tensor,
-    settings: Settings,
-    randn_like: Noise = torch.randn_like,
+    drift: GuidedDrift, noise: Tensor, settings: Settings, randn_like: Noise = torch.randn_like
 ) -> Iterator[tuple[Tensor, Step]]:
     """`steps` from unit-variance noise [B, ...] by `settings`; raises NonFiniteError at the end.
 

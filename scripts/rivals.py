@@ -20,14 +20,13 @@ from erk.jobs.cli import CONTEXT, clean_exit
 from scripts.tables.config import ROOT
 
 DATA = ("digits", "toy", "digits-cfg", "digits-autog")
-BUDGETS = (5, 6, 8, 10, 16, 32, 64)
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--data", multiple=True, type=click.Choice(DATA), default=("digits", "toy"),
               help="What is sampled; may be repeated.")  # fmt: skip
-@click.option("--budget", "budgets", multiple=True, type=click.IntRange(3), default=BUDGETS,
-              help="Evaluations per sample, at most; may be repeated.")  # fmt: skip
+@click.option("--budget", "budgets", multiple=True, type=click.IntRange(3),
+              help="Most evaluations per sample; may be repeated.  [default: 5 to 64]")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
               help="Some solvers only (heun, dpm2, ...); may be repeated.")  # fmt: skip
 @click.option("--num", type=click.IntRange(20), metavar="N",
@@ -41,7 +40,7 @@ def main(data: tuple[str, ...], budgets: tuple[int, ...], solvers: tuple[str, ..
     """Compare solvers with and without ERK-Guid at equal cost and write results/rivals.*"""
     from scripts import rivals_cells, rivals_page, rivals_plan
 
-    cells = rivals_plan.cells_of(data, budgets, solvers, num)
+    cells = rivals_plan.cells_of(data, budgets or rivals_plan.BUDGETS, solvers, num)
     click.echo(rivals_cells.cost(cells, results))
     if dry_run:
         return

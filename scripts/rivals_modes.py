@@ -13,8 +13,8 @@ from erk.point import Guide
 from erk.study import calibration, tuning
 from erk.study.problem import Problem, drift_of
 from erk.study.solver_error import reference_path
-from scripts.rivals import BUDGETS
 from scripts.rivals_plan import (
+    BUDGETS,
     CALIBRATED,
     CALIBRATED_FROM,
     CALIBRATED_TOY,

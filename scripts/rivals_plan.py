@@ -39,6 +39,7 @@ METHODS = (
     Method("UniPC-3, EDM nodes", "unipc", "polynomial", (("order", 3),), True),
 )
 MODES = ("plain", "auto", "calibrated", "fixed")
+BUDGETS = (5, 6, 8, 10, 16, 32, 64)  # evaluations per sample, at most
 FEW, NUM, NUM_LARGE = 16, 512, 128  # evaluations up to which cells have NUM samples
 MOST_CHOSEN = 32  # evaluations up to which weights and coefficients are chosen
 FIRST = 320000  # seed of what is reported; weights and coefficients are chosen on others

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from scripts import rivals, rivals_cells, rivals_page
-from scripts.rivals_plan import METHODS, MODES, cells_of
+from scripts.rivals_plan import BUDGETS, METHODS, MODES, cells_of
 from scripts.tables.config import ROOT
 
 TINY = ("--num", "20", "--solver", "dpm2", "--budget", "6")
@@ -71,7 +71,7 @@ def test_cells_are_kept_and_made_again_alike(made):
 
 
 def test_a_budget_is_used_up_and_never_exceeded():
-    for cell in cells_of(("digits",), rivals.BUDGETS, (), None):
+    for cell in cells_of(("digits",), BUDGETS, (), None):
         assert cell.budget - 2 < cell.nfe <= cell.budget
     modes = {m.name: {c.mode for c in cells_of(("toy",), (6,), (), None) if c.method == m}
              for m in METHODS}  # fmt: skip
