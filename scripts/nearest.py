@@ -38,6 +38,7 @@ class Pixels(NamedTuple):
 
     name: str = "pixels"
     sha256: str = "none"
+    precision: str = "fp32"
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 [B, C, H, W] -> float32 [B, C H W]."""

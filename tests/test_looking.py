@@ -153,8 +153,8 @@ def test_a_trace_becomes_a_picture(runs, tmp_path):
     traces = runs / "on.npz", runs / "off.npz"
     code, told, error = run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
     assert (code, told) == (0, f"wrote {out}\n"), error
-    image = read_png(out)
-    assert image.shape[2] > 1000 and 200 < image.shape[1] < 900 and image.std() > 10
+    image = np.asarray(Image.open(out))
+    assert image.shape[1] > 1000 and 200 < image.shape[0] < 900 and image.std() > 10
     first = out.read_bytes()
     run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
     assert out.read_bytes() == first
