@@ -9,7 +9,6 @@ sum with coefficients by least squares (erk/models/averages.py), a file like any
 """
 
 import glob
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.models.averages import Combination, Profile, combine
+from erk.untrusted import parse_json
 
 KINDS = (".pkl", ".safetensors")
 POOR = 0.05  # of the profile is not met; 0.0023 for std 0.15 from 32 snapshots at 0.05 and 0.10
@@ -50,12 +50,14 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
          dtype: str | None) -> None:  # fmt: skip
     """Reconstruct networks averaged with other lengths than those that training stored."""
     outputs = _outputs(out, stds)
-    snapshots = [_snapshot(path) for path in _files(sources)]
+    snapshots = [s for path in _files(sources) if (s := _snapshot(path)) is not None]
+    if not snapshots:
+        raise ValueError("--in names reconstructions only: give the snapshots of a training")
     last = max(s.profile.time for s in snapshots)
     time = last if kimg is None else kimg * 1000
-    if time > last:
-        raise ValueError(f"--kimg {kimg:g} is after the last snapshot, {last / 1000:g}: training "
-                         "went no further")  # fmt: skip
+    if not 0 < time <= last:
+        raise ValueError(f"--kimg {kimg:g} is not within the training, which ended at "
+                         f"{last / 1000:g}")  # fmt: skip
     profiles = [s.profile for s in snapshots]
     plans = [combine(profiles, Profile(std, time)) for std in stds]
     for std, plan in zip(stds, plans, strict=True):
@@ -85,17 +87,19 @@ def _files(sources: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _snapshot(path: Path) -> Snapshot:
-    """What a snapshot averages: by its card, else by its name."""
+def _snapshot(path: Path) -> Snapshot | None:
+    """What a snapshot averages, by its card, else by its name; None for a reconstruction."""
     card = path.with_suffix(".json")
-    told: Any = {}
     if path.suffix == ".safetensors" and card.is_file():
         try:
-            told = json.loads(card.read_text("utf-8")).get("training")
-        except (ValueError, AttributeError):
+            content = parse_json(card.read_bytes())
+            if "snapshots" in content:  # made by us, from others
+                return None
+            told = content.get("training")
+            if isinstance(told, dict) and {"images", "ema_std"} <= told.keys():
+                return Snapshot(path, Profile(float(told["ema_std"]), float(told["images"])))
+        except (ValueError, AttributeError, TypeError):
             raise ValueError(f"{card} is not a card: restore it") from None
-    if isinstance(told, dict) and {"images", "ema_std"} <= told.keys():
-        return Snapshot(path, Profile(float(told["ema_std"]), float(told["images"])))
     name = re.search(r"-(\d+)-(\d\.\d+)$", path.stem)
     if name is None:
         raise ValueError(

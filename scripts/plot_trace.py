@@ -69,12 +69,12 @@ def plot(traces: Mapping[str, Trace], w_con: float | None = None) -> bytes:
             _curve(stiffness, trace, "stiffness", name, color=colour)
             known, share = ~np.isnan(trace["gate"]).any(1), trace["gate"].mean(1)
             gate.plot(trace["sigmas"][known], share[known], color=colour, marker=".")
-            _curve(error, trace, "df", "" if i else "drift difference", color=colour)
-            _curve(error, trace, "push", "" if i else "correction", color=colour, linestyle=":")
+            _curve(error, trace, "df", "drift difference", color=colour)
+            _curve(error, trace, "push", "correction", color=colour, linestyle=":")
         if w_con is not None:
             stiffness.axhline(w_con, color=GREY, linestyle="--", linewidth=1, label="w_con")
         stiffness.set(title="estimated stiffness", yscale="log")
-        gate.set(title="share of samples above w_con", ylim=(-0.04, 1.04))
+        gate.set(title="share of samples corrected", ylim=(-0.04, 1.04))
         error.set(title="embedded error of the pair", yscale="log")
         for panel in (stiffness, gate, error):
             panel.set(xscale="log", xlabel="noise level sigma")
@@ -84,14 +84,18 @@ def plot(traces: Mapping[str, Trace], w_con: float | None = None) -> bytes:
 
 
 def _curve(panel: Any, trace: Trace, name: str, label: str, **how: Any) -> None:
-    """Median and quartiles; steps where all are 0 or NaN have no place on a logarithmic axis."""
+    """Median and quartiles; steps where all are 0 or NaN have no place on a logarithmic axis.
+
+    A panel's legend names each label once.
+    """
     values = trace[name]
     known = (values > 0).any(1)
     sigmas, values = trace["sigmas"][known], values[known]
     if not len(sigmas):
         return
     low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=1)
-    panel.plot(sigmas, middle, marker=".", label=label or None, **how)
+    is_named = label in panel.get_legend_handles_labels()[1]
+    panel.plot(sigmas, middle, marker=".", label=None if is_named else label, **how)
     panel.fill_between(sigmas, low, high, color=how["color"], alpha=0.18, linewidth=0)
 
 

@@ -178,7 +178,7 @@ def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
     (stiffness,) = drawn["estimated stiffness"]
     np.testing.assert_allclose(stiffness[:, 0], trace["sigmas"][known])
     np.testing.assert_allclose(stiffness[:, 1], np.median(trace["stiffness"][known], 1), rtol=1e-6)
-    (gate,) = drawn["share of samples above w_con"]
+    (gate,) = drawn["share of samples corrected"]
     np.testing.assert_allclose(gate[:, 1], trace["gate"][known].mean(1), rtol=1e-6)
     assert len(drawn["embedded error of the pair"]) == 2
 

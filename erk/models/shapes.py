@@ -50,7 +50,7 @@ def architecture_of(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> P
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         kwargs = _told_by_shapes(shapes, told.get("model_channels"))
-    except (LookupError, StopIteration, ZeroDivisionError, TypeError):
+    except (LookupError, ValueError, ZeroDivisionError, TypeError):
         raise ValueError("its tensors are not those of an EDM2 network") from None
     kwargs["use_fp16"] = tensors["unet.out_conv.weight"].itemsize == 2
     heads = told.get("channels_per_head", SETTINGS["channels_per_head"])
@@ -78,7 +78,7 @@ def _told_by_shapes(shapes: Mapping[str, tuple[int, ...]], base: int | None) -> 
     `base` is model_channels; None: the narrowest width if it divides all. Only its products with
     the multipliers are in the file, so any common divisor describes the same network.
     """
-    top = int(next(filter(None, map(re.compile(r"unet\.enc\.(\d+)x").match, shapes)))[1])
+    top = max(int(n) for name in shapes for n in re.findall(r"^unet\.enc\.(\d+)x", name))
     blocks = [n for n in shapes if re.fullmatch(r"unet\.enc\.\d+x\d+_block\d+\.emb_gain", n)]
     levels = sorted({int(re.findall(r"\d+", name)[0]) for name in blocks}, reverse=True)
     widths = [shapes[f"unet.enc.{r}x{r}_block0.conv_res1.weight"][0] for r in levels]

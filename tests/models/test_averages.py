@@ -231,7 +231,8 @@ def test_phema_refuses_in_one_sentence(training, tmp_path):
         (("--in", folder, "--std", 0.3, "--out", out), "std lies between 0 and 0.2887"),
         (("--in", folder, "--std", 0.1, "--out", tmp_path / "a.pkl"), "must end in .safetensors"),
         (("--in", folder, "--std", 0.1, "--std", 0.2, "--out", out), "write {std} in --out"),
-        (("--in", folder, "--std", 0.1, "--kimg", 4, "--out", out), "after the last snapshot"),
+        (("--in", folder, "--std", 0.1, "--kimg", 4, "--out", out), "is not within the training"),
+        (("--in", folder, "--std", 0.1, "--kimg", "nan", "--out", out), "is not within the train"),
         (("--in", folder, "--in", other, "--std", 0.1, "--out", out), "is another network than"),
     ]:
         code, _, errors = run(*arguments)

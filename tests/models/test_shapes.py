@@ -76,6 +76,15 @@ def test_a_card_that_lacks_the_architecture_gives_the_same_network(tmp_path, cap
     assert lean.label_dim == 5 and lean.network.use_fp16
 
 
+def test_the_resolution_is_told_whatever_the_order_of_names(tmp_path):
+    """Files sort their tensors by name: 16x16 stands before 8x8, and before 64x64."""
+    path, full = released_like(tmp_path, img=(3, 64))
+    lean = load_model(path)
+    path.with_suffix(".json").write_text(json.dumps(full))
+    x, labels = torch.randn(1, 3, 64, 64), torch.tensor([2])
+    assert torch.equal(lean(x, 1.0, labels), load_model(path)(x, 1.0, labels))
+
+
 def test_arguments_beside_the_weights_go_first(tmp_path):
     """config.json as PyTorchModelHubMixin writes it: the constructor's arguments, flat."""
     path, _ = released_like(tmp_path)
