@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from erk.jobs.cli import ListingError
 from erk.study.problem import count_nfe
 from metrics.images import open_images
 from metrics.judge import load_judge
@@ -257,7 +258,7 @@ def test_fetching_stops_with_the_list_of_what_is_missing(monkeypatch, tmp_path):
         raise (FileNotFoundError if offline else ConnectionError)("no answer")
 
     monkeypatch.setattr(plan, "fetch", fetch)
-    with pytest.raises(ConnectionError, match="1 of 2 files are not in") as caught:
+    with pytest.raises(ListingError, match="1 of 2 files are not in") as caught:
         fetch_files(files, False, "the command")
     assert "network: https://a.invalid/1.pkl" in str(caught.value)
     assert str(here) not in str(caught.value) and "the command" in str(caught.value)

@@ -89,16 +89,26 @@ class _Steady:
             return len(args[0]) if args else None
 
 
+class ListingError(ValueError):
+    """A sentence and a list behind it: each argument is shown as a line."""
+
+
 def sentence(error: BaseException) -> str:
     """What an error says, in one line of at most ``LONGEST`` characters that a screen can show.
 
     Names out of a file may hold anything, line breaks and a terminal's commands included.
     """
+    if isinstance(error, ListingError):
+        return "\n".join(map(_line, error.args))
     told = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
         told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         told += ADVICE.get(error.errno or 0, "")
-    line = " ".join(told[: 2 * LONGEST].split())
+    return _line(told)
+
+
+def _line(text: str) -> str:
+    line = " ".join(text[: 2 * LONGEST].split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 

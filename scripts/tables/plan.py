@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from erk.fetch import cache_dir, fetch, is_offline
+from erk.jobs.cli import ListingError
 from erk.jobs.options import DEFAULTS, networks_of, settings_of
 from erk.models.encoders import VAEEncoder
 from erk.study.problem import count_nfe
@@ -116,17 +117,16 @@ def missing_files(files: Iterable[File]) -> list[File]:
 def fetch_files(files: Sequence[File], offline: bool, command: str) -> None:
     """Download what is missing; nothing is loaded.
 
-    Raises FileNotFoundError, or ConnectionError where a download fails, with the list of all files
-    that are still missing and the command that fetches them.
+    Raises ListingError with all files that are still missing and the command that fetches them.
     """
     for file in missing_files(files):
         if is_offline(offline):
-            raise FileNotFoundError(_wanted(files, command, "downloads are off (--offline)"))
+            raise _wanted(files, command, "downloads are off (--offline)")
         click.echo(f"fetching {file.what}: {file.source}", err=True)
         try:
             fetch(file.source)
         except OSError as error:
-            raise ConnectionError(_wanted(files, command, str(error))) from None
+            raise _wanted(files, command, str(error)) from None
 
 
 def describe(config: Config, request: Request) -> str:
@@ -204,12 +204,13 @@ def _is_here(source: str) -> bool:
     return True
 
 
-def _wanted(files: Sequence[File], command: str, reason: str) -> str:
+def _wanted(files: Sequence[File], command: str, reason: str) -> ListingError:
     missing = missing_files(files)
-    lines = "\n".join(f"  {_line(file)}" for file in missing)
-    return (
-        f"{len(missing)} of {len(files)} files are not in {cache_dir()}:\n{lines}\n"
-        f"{reason}\nWhere there is a network, this fetches them: {command}"
+    return ListingError(
+        f"{len(missing)} of {len(files)} files are not in {cache_dir()}:",
+        *map(_line, missing),
+        reason,
+        f"Where there is a network, this fetches them: {command}",
     )
 
 

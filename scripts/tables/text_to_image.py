@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
+from erk.jobs.cli import ListingError
 from erk.jobs.images import png_bytes, sheet
 from erk.world import pick_device, provenance
 from scripts.tables.config import Config, Request, chosen_rows, page_name
@@ -40,7 +41,7 @@ def run(config: Config, request: Request) -> list[Path]:
         return []
     if request.scale == "paper":
         if lacking:
-            raise ValueError(f"{config.name} cannot be made yet.\n{told}")
+            raise ListingError(f"{config.name} cannot be made yet.", *told.splitlines())
         pipe = open_pipeline(config, request)
         return make(config, request, pipe, encode(pipe, config.options["prompts"]))
     notes = ["NOT MADE: no network of this repository takes prompts. At paper scale it needs:",
@@ -100,7 +101,7 @@ def _is_whole(folder: Path) -> bool:
 def fetch_weights(config: Config, offline: bool) -> None:
     """Download what ``missing`` looks for. Raises OSError, or ValueError when it may not."""
     if offline and missing(config):
-        raise ValueError("\n".join(["downloads are off (--offline), but", *missing(config)]))
+        raise ListingError("downloads are off (--offline), but", *missing(config))
     click.echo(f"{config.name}: {snapshot_download(config.options['repo'])}")
 
 
