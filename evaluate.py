@@ -88,11 +88,15 @@ def main(**options: Any) -> None:
     Every image is decoded once. Features are kept, so a killed run goes on where it was, and
     measuring again takes seconds.
     """
+    from erk.jobs.folder import check_writable
     from erk.jobs.shards import shard_of
     from erk.world import join, pick_device
     from metrics.images import open_images, subset
     from metrics.judge import check_size
 
+    for place in (options["json_path"] or "results/row", options["csv_path"]):
+        if place is not None:
+            check_writable(Path(place).parent)
     device = pick_device(options["device"])
     share = shard_of(options["shard"], {})
     if share is not None and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -134,7 +134,7 @@ def main(**options: Any) -> None:
 
 def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]) -> None:
     """From the sampler to the numbers; features are kept, so a killed run goes on."""
-    from erk.jobs.folder import plain
+    from erk.jobs.folder import check_writable, plain
     from erk.jobs.run import open_job
     from erk.jobs.shards import shard_of
     from erk.jobs.stream import pieces, settings_key, told_facts
@@ -148,6 +148,7 @@ def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]
         raise ValueError(
             f"--{unused} needs pictures on the disk: leave out --{unused} or --evaluate"
         )
+    check_writable(Path(measuring["json_path"] or "results/row").parent)
     device, shard = pick_device(options["device"]), shard_of(options["shard"])
     how = {name: measuring[name] for name in ("real", "protocol")}
     by = load_judge(ref, device=device, offline=options["offline"], **how)

@@ -81,17 +81,31 @@ class GuidedDrift:
         seen, level = x.to(torch.float32), sigma.to(torch.float32)
         self.nfe = self.nfe + 1
         if self.guide_model is None or not self._guided_at(sigma):
-            return self.model(seen, level, self.labels).to(x.dtype), None
+            return self._ask(self.model, seen, level, self.labels).to(x.dtype), None
         self.guide_nfe = self.guide_nfe + 1
         if self.guide_model is self.model and self._labels_stack(len(x)):
             both = None
             if self.labels is not None and self.guide_labels is not None:
                 both = torch.cat([self.labels, self.guide_labels])
             level = torch.cat([level, level]) if level.ndim else level
-            main, guide = self.model(torch.cat([seen, seen]), level, both).to(x.dtype).chunk(2)
+            answer = self._ask(self.model, torch.cat([seen, seen]), level, both)
+            main, guide = answer.to(x.dtype).chunk(2)
             return main, guide
-        main = self.model(seen, level, self.labels).to(x.dtype)
-        return main, self.guide_model(seen, level, self.guide_labels).to(x.dtype)
+        main = self._ask(self.model, seen, level, self.labels).to(x.dtype)
+        guide = self._ask(self.guide_model, seen, level, self.guide_labels).to(x.dtype)
+        return main, guide
+
+    @staticmethod
+    def _ask(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """D(x; sigma), which must be of x's shape: otherwise it would broadcast unseen."""
+        denoised = model(x, sigma, labels)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            shape = getattr(denoised, "shape", None)
+            gave = type(denoised).__name__ if shape is None else f"{tuple(shape)}"
+            raise ValueError(
+                f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {gave}."
+            )
+        return denoised
 
     def _labels_stack(self, batch: int) -> bool:
         """Whether the labels of main and guide can go through the network as one batch."""

@@ -175,7 +175,8 @@ def _undefined(one: Measure, n: int, real: Statistics | None, labels: Tensor | N
     if one.needs_real_features and (real is None or real.features is None):
         return NO_REAL
     if one.kind == "accuracy" and labels is None:
-        return "the classes asked for are not known (run.json or stored labels tell them)"
+        return ("the classes asked for are not known: a run keeps those of --labels balanced, "
+                "--class and files only (random ones: generate.py --evaluate)")  # fmt: skip
     fewest = n
     if one.needs_real_features and real is not None and real.features is not None:
         fewest = min(n, len(real.features))

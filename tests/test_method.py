@@ -235,3 +235,9 @@ def test_nan_is_reported_with_its_sample_and_step():
     sigmas = make_schedule("edm", 8)
     assert caught.value.sample == 2
     assert sigmas[caught.value.step + 1] < 1 <= sigmas[caught.value.step - 1]
+
+
+@pytest.mark.parametrize("answer", [None, torch.zeros(1), torch.zeros(4, 3)])
+def test_a_denoiser_that_answers_in_another_shape_is_told(answer):
+    with pytest.raises(ValueError, match="must return D"):
+        erk.sample(lambda x, sigma, labels: answer, torch.randn(4, 2), steps=3)

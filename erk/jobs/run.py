@@ -59,7 +59,7 @@ def run(**options: Any) -> None:
     """
     plan, shard = _plan(options), shard_of(options["shard"])
     if shard is not None:
-        click.echo(f"shard {shard[0]} of {shard[1]}: every {shard[1]}th seed", err=True)
+        click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
     place = Path(options["outdir"])
     folder = RunFolder(place, options["kind"], options["subdirs"], plan.identity, shard)
     pending = folder.check(plan.seeds)
