@@ -282,6 +282,7 @@ def read_run(folder):
 class _Extractor(NamedTuple):
     name: str = "a"
     sha256: str = "0" * 64
+    precision: str = "fp32"
 
 
 KEY = "ab" * 32
