@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 Array = np.ndarray
 
@@ -28,6 +30,7 @@ PICTURE_GROWTH = 8  # of a picture, which is packed by itself
 ARRAY_SMALL = 1 << 26  # bytes that an array may always have
 MOST_PIXELS = 1 << 24  # of a picture: 4096 x 4096
 MOST_BYTES = 1 << 26  # of a picture's file
+PNG = b"\x89PNG\r\n\x1a\n"
 MOST_SCANS = 100  # passes over the pixels of a JPEG file
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others expand without a limit
 BROKEN = (  # what Pillow, zipfile and numpy raise for a damaged or locked file
@@ -46,6 +49,10 @@ class ShapeError(ValueError):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(f"{shape[1]}x{shape[0]}")
         self.shape = shape
+
+
+class TooLargeError(ValueError):
+    """A picture, sound perhaps, that is larger than is read here; its text names both."""
 
 
 class Header(NamedTuple):
@@ -178,30 +185,48 @@ def _fill(stream: IO[bytes], raw: Array) -> None:
 
 
 def read_picture_file(path: Path) -> bytes:
-    """The bytes of a picture's file. Raises OSError, ValueError beyond ``MOST_BYTES``."""
+    """The bytes of a picture's file. Raises OSError, TooLargeError beyond ``MOST_BYTES``."""
     with open(path, "rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ValueError(f"{path} is larger than any picture")
+        raise TooLargeError(f"more than {MOST_BYTES} bytes")
     return data
 
 
 def picture(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
     """A PNG or JPEG file of 8-bit grey or RGB pixels -> uint8 [H, W, C], C = 1 or 3.
 
-    ``shape``: what it must be. Raises ModeError, ShapeError, or ValueError for what is broken,
-    no such file, or larger than ``MOST_PIXELS``.
+    ``shape``: what it must be. Raises ModeError, ShapeError, TooLargeError beyond ``MOST_PIXELS``,
+    or ValueError for what is broken or no such file.
     """
     try:
-        # No other formats: some of Pillow's start programs.
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        with open_picture(data) as image:
             _check(image, data, shape)
             pixels = np.asarray(image)
-    except (ModeError, ShapeError, MemoryError):
+    except (ModeError, ShapeError, TooLargeError, MemoryError):
         raise
     except Exception as error:  # every decoder has its own errors
         raise ValueError(f"it cannot be decoded ({error})") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def open_picture(data: bytes, most: int = MOST_PIXELS) -> Image.Image:
+    """A PNG or JPEG file of at most ``most`` pixels, of which only the header has been read.
+
+    Raises TooLargeError, ValueError for a JPEG of too many scans, UnidentifiedImageError for
+    another file, and what Pillow raises for damaged ones.
+    """
+    # Not Image.open: it warns at a bound of its own, and some of its formats start programs.
+    kind = PngImageFile if data.startswith(PNG) else JpegImageFile
+    try:
+        image = kind(io.BytesIO(data))
+    except SyntaxError as error:
+        raise UnidentifiedImageError(str(error)) from error
+    if image.width * image.height > most:
+        raise TooLargeError(f"{image.width}x{image.height}, more than {most} pixels")
+    if image.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError("it passes over its pixels too often")
+    return image
 
 
 def _check(image: Image.Image, data: bytes, shape: tuple[int, ...] | None) -> None:
@@ -210,12 +235,8 @@ def _check(image: Image.Image, data: bytes, shape: tuple[int, ...] | None) -> No
         raise ModeError(image.mode)
     if image.format == "PNG" and data[24] == 16:  # the bit depth; Pillow drops the lower byte
         raise ModeError(f"{image.mode} of 16 bits")
-    if getattr(image, "is_animated", False):
+    if image.format == "PNG" and getattr(image, "is_animated", False):
         raise ModeError(f"{image.mode}, animated")
     found = (image.height, image.width, 1 if image.mode == "L" else 3)
-    if math.prod(found[:2]) > MOST_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are too many")
-    if image.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
-        raise ValueError("it passes over its pixels too often")
     if shape is not None and found != tuple(shape):
         raise ShapeError(found)

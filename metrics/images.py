@@ -15,6 +15,7 @@ from erk.untrusted import (
     PICTURE_GROWTH,
     ModeError,
     ShapeError,
+    TooLargeError,
     parse_json,
     picture,
     read_member,
@@ -75,9 +76,14 @@ def place(source: ImageSource, index: int) -> str:
 
 
 def read_bytes(source: ImageSource, index: int) -> bytes:
-    """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read."""
+    """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read.
+
+    ValueError if they are too many.
+    """
     try:
         return source.fetch(index)
+    except TooLargeError as error:
+        raise _too_large(source, index, error) from error
     except BROKEN as error:
         name = place(source, index)
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
@@ -95,14 +101,23 @@ def read_image(
     ShapeError, before it is decoded, if it has another shape than it must have.
     """
     name = place(source, index)
+    data = read_bytes(source, index) if data is None else data
     try:
-        return source.decode(read_bytes(source, index) if data is None else data, shape)
-    except (BrokenImageError, ShapeError):
+        return source.decode(data, shape)
+    except ShapeError:
         raise
+    except TooLargeError as error:
+        raise _too_large(source, index, error) from error
     except ModeError as error:
         raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
     except BROKEN as error:
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
+
+
+def _too_large(source: ImageSource, index: int, error: TooLargeError) -> ValueError:
+    return ValueError(
+        f"{place(source, index)} is too large to be measured ({error}): crop it or make it smaller"
+    )
 
 
 def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:

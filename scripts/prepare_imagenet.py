@@ -8,7 +8,6 @@ A source holds one folder (in a tar also: one tar) of pictures per class. The cr
 layout EDM's: 00000/img00000000.png and so on, classes by sorted folder, in dataset.json.
 """
 
-import io
 import itertools
 import json
 import os
@@ -27,18 +26,27 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.images import png_bytes
-from erk.untrusted import BROKEN, MOST_BYTES, PICTURE_GROWTH, read_member
+from erk.untrusted import (
+    BROKEN,
+    MOST_BYTES,
+    PICTURE_GROWTH,
+    TooLargeError,
+    open_picture,
+    read_member,
+    read_picture_file,
+)
 from metrics.centre_crop import centre_crop
 from metrics.images import PICTURES
 
 AHEAD = 4  # pictures in the making per worker: enough to keep all busy, few in memory
+MOST_PIXELS = 70_000_000  # of a picture; ImageNet's largest has 9331 x 6530
 
 
 class CorruptError(ValueError):
@@ -164,7 +172,7 @@ def _open_folder(source: Path) -> Pictures:
         for folder, _, names in os.walk(source, onerror=fail, followlinks=True)
         for name in names
     )
-    return Pictures(list(files), lambda name: (source / name).read_bytes())
+    return Pictures(list(files), lambda name: read_picture_file(source / name))
 
 
 def _open_zip(source: Path) -> Pictures:
@@ -265,11 +273,18 @@ def _ahead(
 
 
 def crop(pictures: Pictures, name: str, size: int) -> bytes:
-    """One picture as a PNG file of ``size`` x ``size`` pixels, RGB. Raises CorruptError."""
+    """One picture as a PNG file of ``size`` x ``size`` pixels, RGB.
+
+    Raises CorruptError, or ValueError for more than ``MOST_PIXELS``.
+    """
     try:
-        with Image.open(io.BytesIO(pictures.read(name)), formats=("JPEG", "PNG")) as picture:
+        with open_picture(pictures.read(name), MOST_PIXELS) as picture:
             pixels = np.asarray(centre_crop(picture, size))
-    except (*BROKEN, Image.DecompressionBombError) as error:
+    except TooLargeError as error:
+        raise ValueError(
+            f"{name} is too large ({error}): make it smaller or take it out of the source"
+        ) from error
+    except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the picture's
         reason = "no picture" if isinstance(error, UnidentifiedImageError) else error

@@ -164,6 +164,37 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, tmp_path):
         assert text in found(machine.devices)["note", "gpu"]
 
 
+USED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+    RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+]
+
+
+@pytest.mark.parametrize("error", USED)
+def test_a_gpu_that_others_use_is_no_fault(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    cuda = SimpleNamespace(mem_get_info=fail)
+    assert machine.gpu(SimpleNamespace(cuda=cuda), 0)[:2] == ("note", "gpu")
+    monkeypatch.setattr(golden, "load_extractor", lambda *_, **__: fail)
+    monkeypatch.setattr(golden, "fetch", lambda *_, **__: golden.weights("digits"))
+    monkeypatch.setattr(golden, "one_step", fail)
+    rows = found(golden.extractors, "cpu") | found(golden.released, "cpu") | found(fail)
+    assert {state for state, _ in rows} == {"note"}
+    assert {"inception", "vgg16", "network", "check"} <= {name for _, name in rows}
+    assert all(text.startswith("no memory free (") for text in rows.values())
+
+
+def test_a_gpu_that_cannot_compute_is_one():
+    def fail(_):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    row = machine.gpu(SimpleNamespace(cuda=SimpleNamespace(mem_get_info=fail)), 1)
+    assert row.state == "FAIL" and "no kernel image is available: bash scripts/setup" in row.text
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_named_and_tried():
     rows = found(machine.devices)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 POINT = {"erk.point"}
 LEAVES = {
     "erk.fetch", "erk.world", "erk.pickles", "erk.files", "erk.memory", "erk.data",
-    "erk.untrusted",
+    "erk.untrusted", "erk.tf32",
 }
 METHOD = POINT | {
     "erk.schedule", "erk.solvers", "erk.stiffness", "erk.guides", "erk.drift", "erk.rivals",
@@ -28,6 +28,7 @@ ARROWS = {
     "erk.memory": set(),
     "erk.data": set(),
     "erk.untrusted": set(),
+    "erk.tf32": set(),
     "erk.point": set(),
     "erk.vp": set(),
     "erk.weights": set(),
@@ -43,6 +44,7 @@ ARROWS = {
     "erk.adapters": set(),
     "erk.models": {
         "erk.models", "erk.pickles", "erk.fetch", "erk.memory", "erk.data", "erk.untrusted",
+        "erk.tf32",
     },
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler", "erk.cards"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler", "erk.data"} | METHOD,

@@ -123,6 +123,8 @@ def _precision(options: dict[str, Any], device: torch.device) -> str:
         told += ", compiled"
     if options["vae_precision"] != "fp32":
         told += f", VAE in {options['vae_precision']}"
+    if options["vae_batch"] is not None:
+        told += f", VAE batch {options['vae_batch']}"
     return told
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fetch import cache_dir
+from ..tf32 import full_float32
 
 
 class DecodeError(FloatingPointError):
@@ -62,10 +63,11 @@ class VAEEncoder:
     This VAE is applied to pictures in 0..1 (not -1..1, as elsewhere), and the latents carry
     their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
     the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
-    `dtype` is what the decoder computes in; what surrounds it stays float32.
+    `dtype` is what the decoder computes in; what surrounds it stays float32. On CUDA its float32
+    is without TF32 unless `tf32` is set, whatever the network's is.
     """
 
-    dtype = torch.float32
+    dtype, tf32 = torch.float32, False
 
     def __init__(
         self,
@@ -88,12 +90,17 @@ class VAEEncoder:
     def decode(self, x: Tensor) -> Tensor:
         """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`.
 
+        If there are several, the last one is filled up: other sizes round differently.
         Raises DecodeError where NaN or infinity would become a colour unseen.
         """
         vae = self._load(x.device)
         raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
-        parts = raw.to(self.dtype).split(self.batch_size)
-        images = torch.cat([vae.decode(part).sample.to(torch.float32) for part in parts])
+        lacking = -len(x) % self.batch_size if len(x) > self.batch_size else 0
+        filled = torch.cat([raw, raw[-1:].expand(lacking, -1, -1, -1)])
+        parts = filled.to(self.dtype).split(self.batch_size)
+        with full_float32(self.tf32):
+            decoded = [vae.decode(part).sample.to(torch.float32) for part in parts]
+        images = torch.cat(decoded)[: len(x)]
         bad = (~images.flatten(1).sum(1).isfinite()).nonzero()
         if len(bad):
             raise DecodeError(f"the VAE '{self.vae_name}'", int(bad[0]))

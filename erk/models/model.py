@@ -30,6 +30,9 @@ class Model:
     sample_shape: (C, H, W) of one sample; label_dim: number of classes, 0 if unconditional;
     device; encoder; name and sha256 of the file; licence of the weights; sigma_min, sigma_max:
     the noise levels the network was trained for.
+
+    PyTorch's fused attention has no forward derivative on the CPU: torch.func.jvp of an EDM2
+    network needs ``with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`` around it.
     """
 
     def __init__(self, network: nn.Module, encoder: Encoder, device: str | torch.device = "cpu"):
@@ -105,7 +108,8 @@ def load_model(
     else float32), fp32, tf32, fp16, bf16; loading on CUDA sets torch's global TF32 switches
     accordingly. `offline` forbids downloads. `vae` replaces the hub name of the latent decoder
     (e.g. by a folder); it is loaded by the first `decode`, not here. It computes in
-    `vae_precision`, `vae_batch` latents at a time; the defaults are the released ones. `compiled`
+    `vae_precision` (whose TF32 is its own), `vae_batch` latents at a time; the defaults are the
+    released ones. `compiled`
     compiles the network at its first call, and anew for every other shape of its input.
     Raises OSError or ValueError, each with one sentence.
     """
@@ -126,6 +130,7 @@ def load_model(
         encoder.vae_name = vae or encoder.vae_name
         encoder.batch_size = vae_batch or encoder.batch_size
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
+        encoder.tf32 = vae_precision == "tf32"
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name
     model.sha256 = sha256_of(path)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from erk.tf32 import full_float32
 from metrics.extractors import Features
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,29 +56,3 @@ def as_float32(found: Features) -> Features:
     """Features in float32, whatever the network computed in."""
     rest = (part if part is None else part.float() for part in found[1:])
     return Features(found.features.float(), *rest)
-
-
-@contextmanager
-def full_float32(tf32: bool = False) -> Iterator[None]:
-    """No TF32 in CUDA's matrix products and convolutions in here, whatever the caller allows.
-
-    With ``tf32`` they have it.
-    """
-    switches = _tf32_switches()
-    before = [getattr(place, name) for place, name, *_ in switches]
-    for place, name, off, on in switches:
-        setattr(place, name, on if tf32 else off)
-    try:
-        yield
-    finally:
-        for (place, name, *_), value in zip(switches, before, strict=True):
-            setattr(place, name, value)
-
-
-def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
-    """Object, attribute, what switches TF32 off, and on."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        return [(place, "fp32_precision", "ieee", "tf32") for place in (matmul, cudnn.conv)]
-    return [(place, "allow_tf32", False, True) for place in (matmul, cudnn)]

@@ -6,14 +6,14 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import IO, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from erk.fetch import fetch, hash_record, sha256_of
-from erk.untrusted import MOST_BYTES, member_of, read_member
+from erk.untrusted import member_of
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 
@@ -21,6 +21,10 @@ Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]
 Randomise = Callable[[Shapes, int], State]  # (shapes, seed) -> weights
 RANDOM = "random:"
+LOCAL, END = b"PK\x03\x04", b"PK\x05\x06"  # of a zip: its first member, its end
+END64, LOCATOR = b"PK\x06\x06", b"PK\x06\x07"  # the same for large ones, and where it lies
+LENGTHS = 56 + 20 + 22  # bytes of these three, without a comment
+BLOCK, OVERLAP = 1 << 24, 16  # bytes
 
 
 class Weights(NamedTuple):
@@ -151,21 +155,45 @@ def _check_torch(path: Path) -> None:
     """ValueError for a file of torch.save that would make torch reserve more than it holds.
 
     Torch runs nothing in it, but lets it make bytearrays of any length, copy texts without an end,
-    and unpacks its members.
+    and unpacks its members. These must lie unpacked, so that all pickles can be seen in the bytes.
     """
     with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            file.seek(0)
-            described = [file.read(MOST_BYTES)]
-        else:
-            with zipfile.ZipFile(file) as archive:
-                members = [member_of(archive, name, 0, 1) for name in archive.namelist()]
-                described = [
-                    read_member(archive, one.filename) for one in members
-                    if one.filename.endswith(".pkl")
-                ]  # fmt: skip
-    if any(name in part for part in described for name in (b"bytearray", b"_codecs")):
-        raise ValueError("it asks for more than tensors")
+        if file.read(4) == LOCAL:  # by these torch chooses its reader, not by the end as zipfile
+            _check_zip(file)
+        file.seek(0)
+        if _holds(file, (b"bytearray", b"_codecs")):
+            raise ValueError("it asks for more than tensors")
+
+
+def _check_zip(file: IO[bytes]) -> None:
+    """ValueError if members are packed, or if torch might read other ones than zipfile."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - LENGTHS))
+    end = file.read().rjust(LENGTHS, b"\0")  # zip64's end, where that one lies, and the usual end
+    has_locator, place = end[56:60] == LOCATOR, int.from_bytes(end[64:72], "little")
+    if end[76:80] != END or (has_locator and (place != size - LENGTHS or end[:4] != END64)):
+        raise ValueError("it does not end as a zip of torch.save")
+    with zipfile.ZipFile(file) as archive:
+        members = [member_of(archive, name, 0, 1) for name in archive.namelist()]
+        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+            raise ValueError("its members are packed")
+        if len({one.filename.lower() for one in members}) < len(members):  # to torch they are one
+            raise ValueError("a name is there twice")
+        # zipfile moves the places of a zip with something before it, torch does not
+        if min((one.header_offset for one in members), default=1):
+            raise ValueError("it does not begin with its first member")
+        if sum(one.file_size for one in members) > size:
+            raise ValueError("its members overlap")
+
+
+def _holds(file: IO[bytes], texts: tuple[bytes, ...]) -> bool:
+    """Whether one of some short texts is in the rest of a file, which is read by blocks."""
+    seam = b""
+    while block := file.read(BLOCK):
+        if any(text in part for part in (seam + block[:OVERLAP], block) for text in texts):
+            return True
+        seam = (seam + block[-OVERLAP:])[-OVERLAP:]
+    return False
 
 
 def _fitting(state: State, shapes: Shapes, path: Path) -> State:

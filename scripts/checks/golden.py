@@ -29,7 +29,7 @@ from erk.study.toy_networks import load_network
 from erk.world import provenance
 from metrics.extractors import NAMES, load_extractor
 from metrics.table import write
-from scripts.checks.row import Row, few, told
+from scripts.checks.row import Row, failed, few, told
 
 PLACE = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-4  # of networks and features in float32 on any device
@@ -123,14 +123,12 @@ def extractors(device: str) -> Iterator[Row]:
     for name in (name for name in NAMES if name != "digits"):
         try:
             extractor = load_extractor(name, device, offline=True)
+            images = pages(2, 3, 64)
+            yield repeated(name, lambda x=extractor, y=images: x(y).features, device)
         except FileNotFoundError:
             lacking.append(name)
-            continue
-        except (OSError, ValueError) as error:
-            yield Row("FAIL", name, told(error))
-            continue
-        images = pages(2, 3, 64)
-        yield repeated(name, lambda x=extractor, y=images: x(y).features, device)
+        except Exception as error:  # of a damaged file, of a device
+            yield failed(name, error, told(error))
     if lacking:
         yield Row("ok", "extractors", f"not in the cache: {few(lacking)}")
 
@@ -146,10 +144,9 @@ def released(device: str) -> Iterator[Row]:
             continue
         try:
             model = load_model(path, device)
-        except (OSError, ValueError) as error:
-            yield Row("FAIL", "network", told(error))
-            continue
-        yield repeated(path.name, lambda m=model: one_step(m), device)
+            yield repeated(path.name, lambda m=model: one_step(m), device)
+        except Exception as error:  # of a damaged file, of a device
+            yield failed("network", error, told(error))
 
 
 def one_step(model: Model) -> Tensor:

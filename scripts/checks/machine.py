@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from scripts.checks.row import SETUP, Row, few, told
+from scripts.checks.row import SETUP, Row, failed, few, told
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}  # package -> its import
@@ -158,11 +158,15 @@ def devices() -> Iterator[Row]:
 
 def gpu(torch: Any, number: int) -> Row:
     """Name, memory and whether it computes."""
-    free, total = torch.cuda.mem_get_info(number)
-    name = torch.cuda.get_device_name(number)
-    text = f"{number}: {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-    ones = torch.ones(64, 64, device=f"cuda:{number}")
-    if (ones @ ones != 64).any():
+    try:
+        free, total = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+        text = f"{number}: {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        ones = torch.ones(64, 64, device=f"cuda:{number}")
+        is_wrong = bool((ones @ ones != 64).any())
+    except Exception as error:  # of the driver, of CUDA's libraries
+        return failed("gpu", error, f"{number}: cannot compute, {told(error)}: {SETUP}")
+    if is_wrong:
         return Row("FAIL", "gpu", f"{text}; it computes wrongly: have it checked")
     return Row("ok", "gpu", text)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 SETUP = "bash scripts/setup.sh installs what fits together"
+BUSY = "busy or unavailable"  # CUDA of a device that one process may use, and another does
 
 
 class Row(NamedTuple):
@@ -19,7 +20,24 @@ def guarded(name: str, check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     try:
         yield from check()
     except Exception as error:  # whatever a broken installation throws
-        yield Row("FAIL", name, f"the check broke down, {told(error)}: {SETUP}")
+        yield failed(name, error, f"the check broke down, {told(error)}: {SETUP}")
+
+
+def failed(name: str, error: BaseException, text: str) -> Row:
+    """FAIL with the text; only a note where others use the device or the memory: nothing is wrong.
+
+    The note is the error's own.
+    """
+    try:
+        from erk.memory import is_out_of_memory  # late: needs torch, which may be broken
+
+        is_used = is_out_of_memory(error) or BUSY in str(error)
+    except Exception:
+        is_used = isinstance(error, MemoryError)
+    if is_used:
+        advice = "not tried; run this again when others have ended"
+        return Row("note", name, f"no memory free ({told(error)}): {advice}")
+    return Row("FAIL", name, text)
 
 
 def told(error: BaseException) -> str:

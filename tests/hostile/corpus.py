@@ -515,12 +515,12 @@ def folders():
     return {
         "a picture of 16 gigapixels": (
             {"1.png": png_of(1 << 17, 1 << 17, stream=b"x")},
-            "not a read",
+            "too large to be",
         ),
-        "a picture of 100 megapixels": ({"1.png": blank(10_000, 10_000)}, "not a readable image"),
+        "a picture of 100 megapixels": ({"1.png": blank(10_000, 10_000)}, "too large to be"),
         "a picture just beyond what we take": (
             {"1.png": blank(4097, 4096)},
-            "not a readable image",
+            "too large to be",
         ),
         "large among small ones": ({"9.png": blank(4096, 4096)}, "4096x4096 grey but the first"),
         "cut off": ({"1.png": png(9)[:-30]}, "not a readable image"),
@@ -693,40 +693,41 @@ def labels():
     }
 
 
-def torch_pickle(body):
-    """A file of torch.save whose pickle is `body`."""
+def torch_pickle(body, name="data.pkl", packing=zipfile.ZIP_STORED, more=()):
+    """A file of torch.save whose pickle is `body`; the member's name, other members behind it."""
     with zipfile.ZipFile(io.BytesIO(state_dict())) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
-    return zipped(
-        [
-            (
-                name,
-                whole(body).replace(b"\x80\x04", b"\x80\x02")
-                if name.endswith("data.pkl")
-                else data,
-            )
-            for name, data in members
-        ]
-    )
+    place, _ = members[0]
+    described = whole(body).replace(b"\x80\x04", b"\x80\x02")
+    first = (place.replace("data.pkl", name), described)
+    return zipped([first, *members[1:], *more], packing)
+
+
+GIGABYTES = call("builtins.bytearray", const(20 << 30))
+LONG = b"X" + struct.pack("<I", 67 << 20) + b"x" * (67 << 20)  # a text
 
 
 def weights():
+    seen = r"cannot be read \(ValueError\)"  # before torch reads it
     return {
         "os.system": (torch_pickle(call("os.system", SHELL)), "cannot be read"),
         "eval": (torch_pickle(call("builtins.eval", PYTHON)), "cannot be read"),
-        "a bytearray of gigabytes": (
-            torch_pickle(call("builtins.bytearray", const(20 << 30))),
-            "cannot be read",
-        ),
+        "a bytearray of gigabytes": (torch_pickle(GIGABYTES), seen),
         "a text copied": (
             torch_pickle(call("_codecs.encode", const("a" * 10**6), const("latin1")) * 9),
-            "cannot be read",
+            seen,
         ),
-        "an old file of a bytearray": (
-            whole(call("builtins.bytearray", const(20 << 30))),
-            "cannot be read",
+        "the same under a name in capitals": (torch_pickle(GIGABYTES, "data.PKL"), seen),
+        "the same beside a harmless one": (
+            torch_pickle(b"}", "data.pk", more=[("archive/DATA.PKL", whole(GIGABYTES))]),
+            seen,
         ),
-        "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), "cannot be read"),
+        "the same packed": (torch_pickle(GIGABYTES, packing=zipfile.ZIP_DEFLATED), seen),
+        "an old file of a bytearray": (whole(GIGABYTES), seen),
+        "an old file that ends as a zip": (whole(GIGABYTES) + zipped([("a", b"")]), seen),
+        "an old file of 67 MB": (whole(b"(" + LONG + GIGABYTES + b"t"), seen),
+        "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), seen),
+        "a zip behind a zip": (torch_pickle(GIGABYTES) + torch_pickle(b"}"), seen),
         "no state dict": (torch_pickle(b"]"), "no state dict"),
         "another shape": (torch_pickle(b"}"), "lacks the tensor"),
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erk import untrusted
 from metrics.images import BrokenImageError, labels_of, open_images, read_image, seeds_of, subset
 from metrics.npz import map_npz
 
@@ -126,6 +127,30 @@ def test_a_bad_picture_is_named(tmp_path, kind, name, content, message):
     broken = "not a readable" in message
     with pytest.raises(BrokenImageError if broken else ValueError, match=message):
         everything(tmp_path if kind == "folder" else tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(
+    ("size", "bound", "told"),
+    [((4097, 4096), "MOST_PIXELS", "4097x4096, more than 16777216 pixels"),
+     ((8, 8), "MOST_BYTES", "more than 100 bytes")],
+)  # fmt: skip
+def test_a_picture_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, told):
+    if bound == "MOST_BYTES":
+        monkeypatch.setattr(untrusted, bound, 100)
+    for i in range(2):
+        Image.new("L", size).save(tmp_path / f"{i}.jpg")
+    with pytest.raises(ValueError, match=rf"0.jpg is too large to be measured \({told}\)") as error:
+        read_image(open_images(tmp_path), 0)
+    assert not isinstance(error.value, BrokenImageError)  # which --skip-corrupt leaves out
+
+
+def test_a_jpeg_with_a_preview_inside_is_one_picture(tmp_path):
+    first, second = (Image.fromarray(RGB[i]) for i in range(2))
+    for i in range(2):
+        first.save(tmp_path / f"{i}.jpg", "MPO", save_all=True, append_images=[second])
+    first.save(tmp_path / "x", "JPEG")
+    source = open_images(tmp_path)
+    assert np.array_equal(read_image(source, 0), np.asarray(Image.open(tmp_path / "x")))
 
 
 def test_a_picture_cut_off_inside_a_zip_is_named(tmp_path):

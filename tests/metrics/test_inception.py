@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as original
 
+from erk.tf32 import full_float32
 from metrics.extractors import Features, inception, load_extractor
-from metrics.extractors.network import NetworkExtractor, full_float32
+from metrics.extractors.network import NetworkExtractor
 
 LIMIT = 1e-5  # of the largest absolute value; measured: 4.5e-6
 

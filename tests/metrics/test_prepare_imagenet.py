@@ -5,11 +5,13 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from erk import untrusted
+from erk.untrusted import PNG
 from metrics.centre_crop import centre_crop
 from metrics.images import open_images
+from scripts import prepare_imagenet
 from scripts.prepare_imagenet import main
 
 ROOT = Path(__file__).parents[2]
@@ -255,6 +260,37 @@ def test_a_damaged_member_of_a_zip_is_a_corrupt_picture(prepare, tmp_path):
     result, _ = prepare(path)
     assert result.exit_code == 2
     assert f"{ORDER[4]} cannot be decoded" in result.stderr and "Bad CRC-32" in result.stderr
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, monkeypatch):
+    """The 170 megapixels that Pillow lets pass with a warning are refused unread."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 17_000, 10_000, 8, 0, 0, 0, 0)
+    huge = PNG + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    huge += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    source = write_folder(tmp_path / "train", TREE | {ORDER[0]: huge})
+    result, path = prepare(source, "--skip-corrupt")
+    assert result.exit_code == 2 and not path.exists()
+    assert f"{ORDER[0]} is too large (17000x10000, more than 70000000 pixels)" in result.stderr
+    assert "Warning" not in result.stderr
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # where Pillow would warn
+    result, _ = prepare(write_folder(tmp_path / "train", TREE))
+    assert result.exit_code == 0 and "Warning" not in result.stderr
+    monkeypatch.setattr(prepare_imagenet, "MOST_PIXELS", 9331 * 6530)
+    monkeypatch.setattr(untrusted, "MOST_BYTES", 100)
+    result, _ = prepare(source, dest="other.zip")
+    assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
+
+
+def test_a_picture_of_endless_passes_is_refused(prepare, tmp_path):
+    data = io.BytesIO()
+    picture(64, 64).save(data, "JPEG", progressive=True)
+    start = data.getvalue().index(b"\xff\xda")
+    end = data.getvalue().index(b"\xff\xda", start + 2)
+    scan = data.getvalue()[start:end]
+    many = data.getvalue()[:start] + scan * 200 + data.getvalue()[end:]
+    result, _ = prepare(write_folder(tmp_path / "train", TREE | {ORDER[0]: many}))
+    assert result.exit_code == 2 and "passes over its pixels too often" in result.stderr
 
 
 def test_nothing_but_corrupt_pictures(prepare, tmp_path):

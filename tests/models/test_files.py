@@ -591,8 +591,8 @@ def test_latents_are_scaled_as_by_the_originals(batch_size):
     assert torch.equal(encoder.scale.flatten(), tensor(data["scale"]))
     assert torch.equal(encoder.bias.flatten(), tensor(data["bias"]))
     pixels = encoder.decode(tensor(data["latents"]))
-    assert [len(part) for part in encoder.vae.seen] == {1: [1, 1, 1], 2: [2, 1], 8: [3]}[batch_size]
-    assert torch.equal(torch.cat(encoder.vae.seen), tensor(data["vae_input"]))
+    assert [len(part) for part in encoder.vae.seen] == {1: [1, 1, 1], 2: [2, 2], 8: [3]}[batch_size]
+    assert torch.equal(torch.cat(encoder.vae.seen)[:3], tensor(data["vae_input"]))
     assert torch.equal(pixels, tensor(data["uint8"]))
 
 

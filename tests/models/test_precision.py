@@ -1,9 +1,11 @@
 """Precisions, layouts and compilation of networks; precision and batch of the VAE."""
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from erk.models.edm2 import Precond
 from erk.models.encoders import VAEEncoder
 from erk.models.model import PRECISIONS, load_model
 from erk.sampler import Settings
+from erk.tf32 import full_float32
 
 ROOT = Path(__file__).parents[2]
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
@@ -123,11 +126,52 @@ def test_the_vae_takes_a_precision_and_a_batch(vae_folder):
     assert 0 < reduced.max() <= 16
 
 
+class SpyVAE:
+    """A decoder that rounds differently for every number of latents, and keeps the switches."""
+
+    def __init__(self):
+        self.tf32 = []
+
+    def to(self, device):
+        return self
+
+    def decode(self, x):
+        self.tf32.append(is_tf32())
+        return SimpleNamespace(sample=(x[:, :3] + len(x)) / 20)
+
+
+def is_tf32():
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
+
+
+@pytest.mark.parametrize(("of_vae", "of_network"), itertools.product([True, False], repeat=2))
+def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
+    encoder = VAEEncoder()
+    encoder.vae, encoder.tf32 = SpyVAE(), of_vae
+    with full_float32(of_network):
+        encoder.decode(torch.zeros(2, 4, 2, 2))
+        assert is_tf32() == of_network
+    assert encoder.vae.tf32 == [of_vae]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
+def test_a_picture_does_not_depend_on_its_place_in_the_vaes_batches(batch):
+    encoder = VAEEncoder(batch_size=batch)
+    encoder.vae = SpyVAE()
+    pixels = encoder.decode(torch.zeros(5, 4, 2, 2))
+    assert len(pixels) == 5 and (pixels == pixels[0]).all()
+
+
 def test_load_model_hands_both_to_the_vae():
     cond = str(pickle_paths("edm2_cond")[0])
     released, other = load_model(cond), load_model(cond, vae_precision="bf16", vae_batch=3)
     assert (released.encoder.dtype, released.encoder.batch_size) == (torch.float32, 8)
     assert (other.encoder.dtype, other.encoder.batch_size) == (torch.bfloat16, 3)
+    assert load_model(cond, vae_precision="tf32").encoder.tf32
+    assert not load_model(cond, precision="tf32").encoder.tf32
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         load_model(cond, vae_precision="half")
 
@@ -135,7 +179,7 @@ def test_load_model_hands_both_to_the_vae():
 def test_runs_that_round_otherwise_are_other_runs():
     options = {"precision": "bf16", "compiled": False, "vae_precision": "fp32", "noise": "cpu",
                "labels": "random", "class_idx": None, "vae": None, "kind": "png",
-               "subdirs": False}  # fmt: skip
+               "subdirs": False, "vae_batch": None}  # fmt: skip
     cpu = torch.device("cpu")
 
     def told(**more):
@@ -143,6 +187,7 @@ def test_runs_that_round_otherwise_are_other_runs():
 
     assert told() == "bf16 on cpu"
     assert told(compiled=True, vae_precision="fp16") == "bf16 on cpu, compiled, VAE in fp16"
+    assert told(vae_batch=3) == "bf16 on cpu, VAE batch 3"
 
 
 def test_no_compiler_is_told_in_one_sentence(monkeypatch):
