@@ -147,7 +147,7 @@ def is_tf32():
     return matmul.allow_tf32
 
 
-@pytest.mark.parametrize(("of_vae", "of_network"), itertools.product([True, False], repeat=2))
+@pytest.mark.parametrize(("of_vae", "of_network"), [*itertools.product([True, False], repeat=2)])
 def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
     encoder = VAEEncoder()
     encoder.vae, encoder.tf32 = SpyVAE(), of_vae
