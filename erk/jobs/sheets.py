@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Array = np.ndarray
 SMALLEST, LARGEST = 64, 256  # pixels of a picture's longer side on a sheet
-LETTER = 12  # pixels of a line of words, with the space between lines
+LETTER = 15  # pixels of a line of words, with the space between lines
 GAP = 4
 
 
