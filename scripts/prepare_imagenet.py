@@ -195,9 +195,11 @@ def _open_tar(source: Path) -> Pictures:
 
     def read(name: str) -> bytes:
         start, size = places[name]
+        if size > MOST_BYTES:
+            raise TooLargeError(f"more than {MOST_BYTES} bytes")
         with open(source, "rb") as file:
             file.seek(start)
-            return file.read(min(size, MOST_BYTES))
+            return file.read(size)
 
     return Pictures(list(places), read)
 

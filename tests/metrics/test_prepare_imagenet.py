@@ -277,9 +277,11 @@ def test_a_picture_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path,
     result, _ = prepare(write_folder(tmp_path / "train", TREE))
     assert result.exit_code == 0 and "Warning" not in result.stderr
     monkeypatch.setattr(prepare_imagenet, "MOST_PIXELS", 9331 * 6530)
-    monkeypatch.setattr(untrusted, "MOST_BYTES", 100)
-    result, _ = prepare(source, dest="other.zip")
-    assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
+    for module in (untrusted, prepare_imagenet):
+        monkeypatch.setattr(module, "MOST_BYTES", 100)
+    for train in (source, write_tar(tmp_path / "train.tar", TREE)):
+        result, _ = prepare(train, "--skip-corrupt", dest="other.zip")
+        assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
 
 
 def test_a_picture_of_endless_passes_is_refused(prepare, tmp_path):

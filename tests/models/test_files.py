@@ -270,6 +270,15 @@ def test_offsets_that_overlap_are_refused(copy):
     sentence(error)
 
 
+def test_a_file_is_hashed_only_where_its_card_has_a_hash(copy, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("erk.models.files.sha256_of", lambda path: hashed.append(path) or "0" * 64)
+    change_card(copy, sha256=None)
+    assert read(copy).tensors and hashed == []
+    change_card(copy, sha256="0" * 64)
+    assert read(copy).tensors and hashed == [copy]
+
+
 @pytest.mark.parametrize(
     "card",
     ["", "{", "[]", '{"encoder": {}}', '"x"', '{"architecture": {"class": "Precond"}}', b"\xff\xfe",
