@@ -179,19 +179,24 @@ class Settings:
     def guide(self, sigmas: Tensor | None = None, model: Any = None, guide: Any = None) -> Guide:
         """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts.
 
-        With ``erk`` the correction of these noise levels, [N + 1]; "auto" needs to know them.
-        ValueError for a card of other networks.
+        With ``erk`` the correction of these noise levels, [N + 1]. ValueError for a card of other
+        networks, or a correction of other levels.
         """
-        if isinstance(self.erk, Card):
-            check_made_for(self.erk, networks(model, guide, self.guidance))
-            return corrected(self.erk.correction)
-        if isinstance(self.erk, Correction):
-            return corrected(self.erk)
-        if self.erk == "auto" and sigmas is not None:
-            return corrected(auto(partial(self._solver, sigmas, model), sigmas, self.afs))
+        if self.erk is not None:
+            if sigmas is None:
+                raise ValueError("erk acts at the noise levels of a run: give them.")
+            return corrected(self._correction(sigmas, model, guide), sigmas)
         if self.w_stiff == 0 or self.erk_proj:
             return unguided
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
+
+    def _correction(self, sigmas: Tensor, model: Any, guide: Any) -> Correction:
+        if isinstance(self.erk, Card):
+            check_made_for(self.erk, networks(model, guide, self.guidance))
+            return self.erk.correction
+        if isinstance(self.erk, Correction):
+            return self.erk
+        return auto(partial(self._solver, sigmas, model), sigmas, self.afs)
 
     def loop(
         self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise,
@@ -210,7 +215,6 @@ class Settings:
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
         guide = guide or self.guide(sigmas, drift.model, drift.guide_model)
-        return steps(start, x, sigmas, solver, guide, churn)
         return steps(start, x, sigmas, solver, guide, churn)
 
     def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:

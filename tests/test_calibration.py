@@ -39,7 +39,7 @@ def test_the_normal_equations_are_least_squares():
     target = torch.randn(40, 5, generator=draw, dtype=torch.float64)
     system = System(3)
     for part in range(4):
-        system.add(ways[:, part::4], target[part::4])
+        system.add(ways[:, part::4], target[part::4], target[part::4])
     weights, share = system.solve()
     a, b = ways.flatten(1).T, target.flatten()
     exact = torch.linalg.lstsq(a, b).solution
@@ -47,9 +47,13 @@ def test_the_normal_equations_are_least_squares():
     assert share == pytest.approx(1 - ((b - a @ exact).square().sum() / b.square().sum()).item())
     ways[2] = ways[1]  # of two equal directions each gets half
     double = System(3)
-    double.add(ways, target)
+    double.add(ways, target, target)
     weights, _ = double.solve()
     assert weights[1] == pytest.approx(weights[2])
+    ways[0] *= 1e-6  # shorter than 1e-5 of Euler's step: what rounding left
+    noise = System(3)
+    noise.add(ways, target, target)
+    assert noise.solve()[0][0] == 0
 
 
 @pytest.mark.parametrize("solver", ["heun", "dpm2", "deis", "unipc"])
