@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,8 +134,12 @@ class Settings:
         object.__setattr__(self, "erk", opened(self.erk))
         if isinstance(self.erk, Card):
             check_made_for(self.erk, recipe(self))
-        if self.w_stiff > 0:
-            raise ValueError("erk brings coefficients of its own: leave w_stiff at 0.")
+        for name in ("w_stiff", "w_con", "erk_scale"):
+            usual = self.__dataclass_fields__[name].default
+            if getattr(self, name) != usual:
+                raise ValueError(f"erk has coefficients of its own: leave {name} at {usual}.")
+        if self.twin is not None:
+            raise ValueError("erk is made for the solver's own pair: leave out twin.")
         if self.S_churn > 0 or self.pc_snr > 0 or self.adaptive_tau is not None:
             raise ValueError(
                 "erk needs the plain, deterministic steps that its coefficients are made for: "
@@ -372,6 +377,8 @@ def sample(
         solver, schedule, steps, sigma_min, sigma_max, rho, guidance, guidance_interval,
         w_stiff, w_con, dtype=dtype, **settings,
     )  # fmt: skip
+    if isinstance(plan.erk, Card) and plan.erk.doubt:
+        warnings.warn(plan.erk.doubt, stacklevel=3)  # beyond torch's no_grad
     drift = plan.drift(model, labels, guide_model, guide_labels)
     states = [noise.to(plan.dtype) * plan.sigmas(model)[0]]
     seen = Trace(plan)

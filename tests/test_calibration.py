@@ -138,7 +138,7 @@ def test_pictures_by_a_card(card, tmp_path):
     )
     assert done.exit_code == 0, done.output
     run = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert run["settings"]["erk"] == f"card {Settings(steps=4, erk=card).erk.sha256}"
+    assert run["settings"]["erk"] == f"card {Settings(steps=4, erk=card).erk.key}"
     assert run["correction"]["weights"] == json.loads(card.read_text())["weights"]
     for more, message in ((["--w-stiff", "1"], "leave w_stiff at 0"), (["--afs"], "afs")):
         done = CliRunner().invoke(

@@ -193,6 +193,9 @@ def test_unipc_is_corrected_from_the_state_that_was_carried_on(digits):
     [
         ({"erk": "automatic"}, "erk must be 'auto'"),
         ({"erk": "auto", "w_stiff": 1.0}, "leave w_stiff at 0"),
+        ({"erk": "auto", "w_con": 0.3}, "leave w_con at 0.5"),
+        ({"erk": "auto", "erk_scale": "abs"}, "leave erk_scale at quadratic"),
+        ({"erk": "auto", "twin": lambda step, before: (None, None)}, "leave out twin"),
         ({"erk": "auto", "S_churn": 1.0}, "deterministic steps"),
         ({"erk": "auto", "pc_snr": 0.1}, "Langevin"),
         ({"erk": "auto", "adaptive_tau": 1.0}, "adaptive_tau"),
