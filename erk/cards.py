@@ -29,7 +29,29 @@ class Card(NamedTuple):
 
     correction: Correction
     made_for: dict[str, Any]  # values of RECIPE and NETWORKS
-    sha256: str  # of the file
+    ratio: tuple[float, ...] | None = None  # of held-out errors after / before; standard error
+
+    @property
+    def key(self) -> str:
+        """Names what the card does: equal coefficients for the same case, equal samples."""
+        told = json.dumps([self.correction, self.made_for], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @property
+    def doubt(self) -> str:
+        """A sentence if the card did not lower the error when it was made, "" if it did."""
+        if self.ratio is None or not no_gain(*self.ratio):
+            return ""
+        value, error = self.ratio
+        return (
+            f"this card did not help when it was made (error {value:.3f} +- {error:.3f} of the "
+            "plain solver's on held-out seeds): leave it out."
+        )
+
+
+def no_gain(ratio: float, error: float) -> bool:
+    """Whether a held-out ratio of errors is not below 1 by its standard error."""
+    return ratio + error > 1
 
 
 def recipe(settings: Any) -> dict[str, Any]:
@@ -83,7 +105,7 @@ def read_card(place: str | os.PathLike[str]) -> Card:
         row = json.loads(data, parse_constant=_refuse)
         if row["format"] != FORMAT:
             raise ValueError
-        return Card(_correction(row), _made_for(row["for"]), hashlib.sha256(data).hexdigest())
+        return Card(_correction(row), _made_for(row["for"]), _ratio(row.get("held_out")))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError(
             f"{path} is not a card of scripts/calibrate.py ('{FORMAT}'), or it is damaged: make it "
@@ -129,6 +151,10 @@ def _made_for(row: dict[str, Any]) -> dict[str, Any]:
     if {*row} != {*RECIPE, *NETWORKS}:
         raise ValueError
     return row
+
+
+def _ratio(row: Any) -> tuple[float, ...] | None:
+    return None if row is None else _numbers([row["ratio"]["value"], row["ratio"]["error"]])
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -35,49 +35,53 @@ class Correction(NamedTuple):
     weights: tuple[tuple[float, ...], ...]  # of each step, [N][K]
 
 
-Before = tuple[Point, ...]
-"""Where the steps before began, the latest first."""
+class Seen(NamedTuple):
+    """What directions are made of."""
+
+    step: Step
+    x: Tensor  # where the solver began, [B, ...]: start.x but for UniPC, whose start is predicted
+    h: Tensor  # sigma_{i+1} - sigma_i, []
+    before: tuple[Point, ...] = ()  # where the steps before began, the latest first
 
 
-def embedded(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def embedded(seen: Seen) -> Tensor:
     """What the solver adds to Euler's answer, [B, ...]; for Euler itself the `pair` direction."""
-    difference = step.x - (step.start.x + h * step.start.f)
-    return torch.where(difference.any(), difference, pair(step, h))
+    difference = seen.step.x - (seen.x + seen.h * seen.step.start.f)
+    return torch.where(difference.any(), difference, pair(seen))
 
 
-def drift(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def drift(seen: Seen) -> Tensor:
     """h f_i, [B, ...]."""
-    return h * step.start.f
+    return seen.h * seen.step.start.f
 
 
-def pair(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def pair(seen: Seen) -> Tensor:
     """h (f_i - f_twin), [B, ...]: along ERK-Guid's v (Eq. 18); zero while there is no pair."""
-    if step.twin is None:
-        return torch.zeros_like(step.x)
-    return h * (step.start.f - step.twin.f)
+    start, twin = seen.step.start, seen.step.twin
+    return torch.zeros_like(start.f) if twin is None else seen.h * (start.f - twin.f)
 
 
-def change(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def change(seen: Seen) -> Tensor:
     """h (f_i - f_{i-1}), [B, ...]: the first difference of the drift; zero in the first step."""
-    if not before:
-        return torch.zeros_like(step.x)
-    return h * (step.start.f - before[0].f)
+    f = seen.step.start.f
+    return seen.h * (f - seen.before[0].f) if seen.before else torch.zeros_like(f)
 
 
-def bend(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def bend(seen: Seen) -> Tensor:
     """h (f_i - 2 f_{i-1} + f_{i-2}), [B, ...]: the second one; zero in the first two steps."""
-    if len(before) < 2:
-        return torch.zeros_like(step.x)
-    return h * (step.start.f - 2 * before[0].f + before[1].f)
+    f = seen.step.start.f
+    if len(seen.before) < 2:
+        return torch.zeros_like(f)
+    return seen.h * (f - 2 * seen.before[0].f + seen.before[1].f)
 
 
-def stiff(step: Step, h: Tensor, before: Before = ()) -> Tensor:
+def stiff(seen: Seen) -> Tensor:
     """ERK-Guid's own correction (Eq. 19) at w_stiff = 1 without its gate, [B, ...]."""
-    made = erk_push(step, 1.0, 0.0)
-    return torch.zeros_like(step.x) if made is None else -made.push
+    made = erk_push(seen.step, 1.0, 0.0)
+    return torch.zeros_like(seen.step.x) if made is None else -made.push
 
 
-DIRECTIONS: dict[str, Callable[[Step, Tensor, Before], Tensor]] = {
+DIRECTIONS: dict[str, Callable[[Seen], Tensor]] = {
     "embedded": embedded,
     "drift": drift,
     "pair": pair,
@@ -88,30 +92,48 @@ DIRECTIONS: dict[str, Callable[[Step, Tensor, Before], Tensor]] = {
 REACH = 2  # steps back that a direction looks
 
 
-def corrected(correction: Correction) -> Guide:
-    """The guide that adds the correction to every answer; a step without weights stays as it is.
+def corrected(correction: Correction, sigmas: Tensor) -> Guide:
+    """The guide that adds the correction to every answer of a run with noise levels [N + 1].
 
-    One guide serves one run: it remembers where the last steps began. Raises ValueError where a
-    step starts at a noise level that the correction does not know.
+    One guide serves one run: it remembers where the last steps began. Raises ValueError where the
+    correction was made for other noise levels.
     """
-    levels = torch.tensor(correction.sigmas, dtype=torch.float64)
+    levels = sigmas[sigmas > 0]
+    check_levels(correction, levels)
+    carried: list[Tensor] = []
     before: list[Point] = []
 
     def guide(step: Step) -> Tensor:
         place = int((levels - step.start.sigma).abs().argmin())
-        if not torch.isclose(levels[place], step.start.sigma.double(), rtol=1e-4):
-            raise ValueError(
-                f"the correction has no coefficients for sigma {step.start.sigma:g}: it was made "
-                "for other noise levels; make one for these (scripts/calibrate.py)."
-            )
-        x, h = step.x, (levels[place + 1] - levels[place]).to(step.x.dtype)
+        began = carried[0] if carried else step.start.x
+        seen = Seen(step, began, levels[place + 1] - levels[place], tuple(before))
+        x = step.x
         for name, weight in zip(correction.directions, correction.weights[place], strict=True):
             if weight:
-                x = x + weight * DIRECTIONS[name](step, h, tuple(before))
+                x = x + weight * DIRECTIONS[name](seen)
         before[:] = [step.start, *before][:REACH]
+        carried[:] = [x]
         return x
 
     return guide
+
+
+def check_levels(correction: Correction, levels: Tensor) -> None:
+    """ValueError unless the correction has weights for these levels above 0, and no others."""
+    own = torch.tensor([sigma for sigma in correction.sigmas if sigma > 0], dtype=torch.float64)
+    if (
+        len(own) != len(levels)
+        or len(correction.weights) != len(own) - 1
+        or not torch.allclose(own, levels.double(), rtol=1e-4, atol=0)
+    ):
+        raise ValueError(
+            f"the correction was made for other noise levels ({_told(own)}; here "
+            f"{_told(levels)}): make one for these (scripts/calibrate.py)."
+        )
+
+
+def _told(levels: Tensor) -> str:
+    return f"{len(levels)} from {levels[0]:g} to {levels[-1]:g}" if len(levels) else "none"
 
 
 def auto(make: Callable[[], Solver], sigmas: Tensor, afs: bool = False) -> Correction:
@@ -132,12 +154,13 @@ def auto(make: Callable[[], Solver], sigmas: Tensor, afs: bool = False) -> Corre
     for sigma, sigma_next in pairwise(levels):
         step = solver(field, _exact(sigma), sigma, sigma_next, memory)
         memory = step.memory
-        error, e = _exact(sigma_next) - step.x, embedded(step, sigma_next - sigma)
+        error = _exact(sigma_next) - step.x
+        e = embedded(Seen(step, _exact(sigma), sigma_next - sigma))
         weights.append((_agreed(error, e, priors),))
     found = Correction(tuple(levels.tolist()), ("embedded",), tuple(weights))
     plain, better = (
         priors @ (_end(make(), levels, guide, afs) - _exact(levels[-1]))[:, 0].square()
-        for guide in (unguided, corrected(found))
+        for guide in (unguided, corrected(found, levels))
     )
     if (better > (1 - SHARE) * plain).any():
         found = found._replace(weights=((0.0,),) * len(weights))

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,8 +134,12 @@ class Settings:
         object.__setattr__(self, "erk", opened(self.erk))
         if isinstance(self.erk, Card):
             check_made_for(self.erk, recipe(self))
-        if self.w_stiff > 0:
-            raise ValueError("erk brings coefficients of its own: leave w_stiff at 0.")
+        for name in ("w_stiff", "w_con", "erk_scale"):
+            usual = self.__dataclass_fields__[name].default
+            if getattr(self, name) != usual:
+                raise ValueError(f"erk has coefficients of its own: leave {name} at {usual}.")
+        if self.twin is not None:
+            raise ValueError("erk is made for the solver's own pair: leave out twin.")
         if self.S_churn > 0 or self.pc_snr > 0 or self.adaptive_tau is not None:
             raise ValueError(
                 "erk needs the plain, deterministic steps that its coefficients are made for: "
@@ -179,19 +184,24 @@ class Settings:
     def guide(self, sigmas: Tensor | None = None, model: Any = None, guide: Any = None) -> Guide:
         """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts.
 
-        With ``erk`` the correction of these noise levels, [N + 1]; "auto" needs to know them.
-        ValueError for a card of other networks.
+        With ``erk`` the correction of these noise levels, [N + 1]. ValueError for a card of other
+        networks, or a correction of other levels.
         """
-        if isinstance(self.erk, Card):
-            check_made_for(self.erk, networks(model, guide, self.guidance))
-            return corrected(self.erk.correction)
-        if isinstance(self.erk, Correction):
-            return corrected(self.erk)
-        if self.erk == "auto" and sigmas is not None:
-            return corrected(auto(partial(self._solver, sigmas, model), sigmas, self.afs))
+        if self.erk is not None:
+            if sigmas is None:
+                raise ValueError("erk acts at the noise levels of a run: give them.")
+            return corrected(self._correction(sigmas, model, guide), sigmas)
         if self.w_stiff == 0 or self.erk_proj:
             return unguided
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
+
+    def _correction(self, sigmas: Tensor, model: Any, guide: Any) -> Correction:
+        if isinstance(self.erk, Card):
+            check_made_for(self.erk, networks(model, guide, self.guidance))
+            return self.erk.correction
+        if isinstance(self.erk, Correction):
+            return self.erk
+        return auto(partial(self._solver, sigmas, model), sigmas, self.afs)
 
     def loop(
         self, drift: GuidedDrift, x: Tensor, sigmas: Tensor, randn_like: Noise,
@@ -210,7 +220,6 @@ class Settings:
         churn = self._churn(drift.model, len(sigmas) - 1, randn_like)
         start = analytic_first(drift) if self.afs else drift
         guide = guide or self.guide(sigmas, drift.model, drift.guide_model)
-        return steps(start, x, sigmas, solver, guide, churn)
         return steps(start, x, sigmas, solver, guide, churn)
 
     def _solver(self, sigmas: Tensor | None, model: Any) -> Solver:
@@ -368,6 +377,8 @@ def sample(
         solver, schedule, steps, sigma_min, sigma_max, rho, guidance, guidance_interval,
         w_stiff, w_con, dtype=dtype, **settings,
     )  # fmt: skip
+    if isinstance(plan.erk, Card) and plan.erk.doubt:
+        warnings.warn(plan.erk.doubt, stacklevel=3)  # beyond torch's no_grad
     drift = plan.drift(model, labels, guide_model, guide_labels)
     states = [noise.to(plan.dtype) * plan.sigmas(model)[0]]
     seen = Trace(plan)

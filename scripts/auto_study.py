@@ -7,7 +7,7 @@ Two tables by steps: ratios of mean distances to the converged solution from the
 changes of FD (digits) or sliced W1 (mixtures) of the same seeds; standard errors leave out blocks
 of seeds. Where all coefficients of the rule are 0 the samples are the plain solver's, bit by bit:
 "–", and solvers without others have no row. Then the cells where auto is worse than plain by more
-than two standard errors. Cells that are there are kept.
+than two standard errors. Cells that this code made are kept.
 """
 
 import json
@@ -30,10 +30,19 @@ from erk.point import norm
 from erk.sampler import Settings, solve
 from erk.solvers import SOLVERS
 from erk.study.solver_error import converged, ratio
-from erk.world import provenance
 from metrics.errors import paired_difference
 from metrics.table import to_markdown
-from scripts.study_data import MIXTURES, NETWORKS, Data, change_of_fd, fd, load, sliced
+from scripts.study_data import (
+    MIXTURES,
+    NETWORKS,
+    Data,
+    change_of_fd,
+    fd,
+    key_of,
+    load,
+    renew,
+    sliced,
+)
 
 STEPS = (4, 6, 8, 12, 16, 32, 64)
 ACTING = ("heun", "dpm2", "euler")
@@ -63,11 +72,11 @@ def main(
     for name in names:
         for solver in solvers:
             for steps in many:
-                key = {"data": name, "solver": solver, "steps": steps, "seeds": seeds}
-                if any(key.items() <= row.items() for row in rows):
-                    continue
-                rows.append(key | compare(load(name), plan_of(load(name), solver, steps), seeds))
-                save(place, rows)
+                wanted = {"data": name, "solver": solver, "steps": steps, "seeds": seeds}
+                data, plan = load(name), plan_of(load(name), solver, steps)
+                key = key_of(data, plan, range(FIRST, FIRST + seeds))
+                if renew(rows, wanted, key, partial(compare, data, plan, seeds)):
+                    save(place, rows)
     click.echo(text(rows))
 
 
@@ -146,7 +155,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 def save(place: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows and their table."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    told = json.dumps({"rows": rows, "first seed": FIRST, **provenance()}, indent=1)
+    told = json.dumps({"rows": rows, "first seed": FIRST}, indent=1)
     write_whole(place, (told + "\n").encode())
     write_whole(place.with_suffix(".md"), text(rows).encode())
 

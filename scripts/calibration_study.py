@@ -5,8 +5,8 @@
 
 Per row: mean distance to the converged solution from the same noise, plain; its ratio with the
 automatic and with calibrated coefficients (all directions; also ERK-Guid's own and the embedded
-difference alone); FD of both and the paired change. Rows that are there are kept: a stopped study
-goes on. Standard errors leave out blocks of seeds.
+difference alone); FD of both and the paired change. Rows that this code made are kept, so that a
+stopped study goes on. Standard errors leave out blocks of seeds.
 """
 
 import json
@@ -29,9 +29,8 @@ from erk.point import norm
 from erk.sampler import Settings, solve
 from erk.study.calibration import USUAL, Batch, fit
 from erk.study.solver_error import converged, exact_drift, ratio, reference_path
-from erk.world import provenance
 from metrics.table import to_markdown
-from scripts.study_data import NETWORKS, Data, change_of_fd, fd, load
+from scripts.study_data import NETWORKS, ORIGIN, Data, change_of_fd, fd, key_of, load, renew
 
 OWN, HELD_OUT, BLOCKS = range(20_000, 20_128), range(1_000, 1_512), 16
 FEWER = range(1_000, 1_256)  # of the held-out seeds, for model guidance
@@ -64,20 +63,21 @@ def main(names: tuple[str, ...], solvers: tuple[str, ...], out: str) -> None:
     """Measure calibrated corrections of all solvers on fresh seeds."""
     torch.set_num_threads(1)
     place = Path(out).with_suffix(".json")
-    told = json.loads(place.read_text()) if place.exists() else {"rows": []}
+    rows = json.loads(place.read_text())["rows"] if place.exists() else []
     for name in names:
         for solver in solvers:
             schedule, options, usual = CASES[solver]
             guided = GUIDED_STEPS.get(solver, GUIDED_USUAL)
             for steps in usual if name == "digits" else guided:
-                key = {"data": name, "solver": solver, "steps": steps}
-                if any(key.items() <= row.items() for row in told["rows"]):
-                    continue
+                wanted = {"data": name, "solver": solver, "steps": steps}
                 how = dict(solver=solver.split()[0], schedule=schedule, solver_options=options)
-                told["rows"].append(key | row_of(load(name), load(name).plan(steps=steps, **how)))
-                click.echo(told["rows"][-1], err=True)
-                save(place, told["rows"])
-    click.echo(to_markdown(table(told["rows"])))
+                data = load(name)
+                plan = data.plan(steps=steps, **how)
+                key = key_of(data, plan, OWN, seeds_of(data))
+                if renew(rows, wanted, key, partial(row_of, data, plan)):
+                    click.echo(wanted, err=True)
+                    save(place, rows)
+    click.echo(to_markdown(table(rows)))
 
 
 @torch.inference_mode()
@@ -153,14 +153,17 @@ def save(place: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows and their table."""
     place.parent.mkdir(parents=True, exist_ok=True)
     facts = {"seeds": f"{HELD_OUT[0]}-{HELD_OUT[-1]}", "calibration": f"{OWN[0]}-{OWN[-1]}"}
-    told = {"rows": rows, **facts, **provenance()}
+    told = {"rows": rows, **facts}
     write_whole(place, (json.dumps(told, indent=1) + "\n").encode())
     write_whole(place.with_suffix(".md"), to_markdown(table(rows)).encode())
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows for reading: pairs as tuples, rounded by the table itself."""
-    return [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    return [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k not in ORIGIN}
+        for row in rows
+    ]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from scripts.rivals_modes import GUIDES
 from scripts.rivals_plan import (
     BATCH,
     CALIBRATED,
+    CALIBRATED_TOY,
     CALIBRATION,
     CHOSEN_ON,
     FIRST,
@@ -48,11 +49,18 @@ def cost(cells: Iterable[Cell], results: Path) -> str:
     cells = list(cells)
     todo = [cell for cell in cells if not place_of(cell, results).exists()]
     spent = sum(cell.nfe * cell.num * (2 if "-" in cell.data else 1) for cell in todo)
+    paths = {}  # reference solutions, which cells share
     for cell in todo:
+        kind = cell.data, cell.method.schedule == "edm"
+        paths[*kind, "reported"] = max(cell.num, paths.get((*kind, "reported"), 0))
         if cell.mode == "fixed":
             spent += cell.nfe * 18 * TUNED
+            paths[*kind, "fixed"] = TUNED
         if cell.mode == "calibrated":
-            spent += cell.nfe * CALIBRATED
+            own = CALIBRATED_TOY if cell.data == "toy" else CALIBRATED
+            spent += cell.nfe * own
+            paths[cell.data, "calibrated"] = own
+    spent += EVALUATIONS * sum(n * (2 if "-" in kind[0] else 1) for kind, n in paths.items())
     return f"{len(todo)} of {len(cells)} cells are to be made: about {spent:,.0f} evaluations"
 
 

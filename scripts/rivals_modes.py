@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erk.corrections import Correction, auto, corrected
 from erk.guides import erk_guid
@@ -44,13 +45,13 @@ def _plain(_: Cell, __: Problem, ___: Read) -> Made:
 def _auto(_: Cell, problem: Problem, __: Read) -> Made:
     plan = problem.settings
     sigmas = plan.sigmas(problem.model)
-    return _of(auto(partial(plan._solver, sigmas, problem.model), sigmas, plan.afs))
+    return _of(auto(partial(plan._solver, sigmas, problem.model), sigmas, plan.afs), sigmas)
 
 
-def _of(correction: Correction) -> Made:
+def _of(correction: Correction, sigmas: Tensor) -> Made:
     told = {"directions": list(correction.directions), "weights": list(correction.weights)}
     acts = any(any(row) for row in correction.weights)
-    return (partial(corrected, correction) if acts else None), told
+    return (partial(corrected, correction, sigmas) if acts else None), told
 
 
 def _fixed(cell: Cell, problem: Problem, read: Read) -> Made:
@@ -83,7 +84,8 @@ def _calibrated(cell: Cell, problem: Problem, _: Read) -> Made:
     levels, whole = _paths(cell.data, BUDGETS if cell.budget in BUDGETS else (cell.budget,))
     places = [levels.index(sigma) for sigma in plan.sigmas(model).tolist()]
     batch = whole._replace(path=[whole.path[place] for place in places])
-    return _of(calibration.fit(plan, model, [batch], calibration.USUAL, problem.guide).correction)
+    found = calibration.fit(plan, model, [batch], calibration.USUAL, problem.guide)
+    return _of(found.correction, plan.sigmas(model))
 
 
 @functools.cache

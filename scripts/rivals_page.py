@@ -143,7 +143,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "schedule an odd number of evaluations; nfe in the csv).",
         "auto: no data. calibrated: coefficients per step by erk.study.calibration, fixed: w_stiff "
         "and w_con by erk.study.tuning (in the csv), both on other seeds than these and up to "
-        f"{MOST_CHOSEN} evaluations; above {FEW} the fixed weights are those chosen at {FEW}.",
+        f"{MOST_CHOSEN} evaluations; above {FEW} the fixed weights are those chosen "
+        f"at {FEW}, where that cell was made with all its samples.",
         "Modes that do nothing at any budget are left out: their rows are the plain solver's.",
         "The least of many rows is flattered by the choice: differences below two standard errors "
         "mean nothing.",

@@ -1,5 +1,7 @@
 """What studies of solvers run on: the digits networks and two mixtures known in closed form."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,9 +14,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import erk
+from erk.fetch import sha256_of
+from erk.jobs.folder import plain
 from erk.models.presets import find_preset
 from erk.sampler import Settings
 from erk.study import toy
+from erk.world import provenance
 from metrics.errors import Difference, group_of
 from metrics.evaluation import Result, measure
 from metrics.extraction import extract
@@ -28,6 +33,13 @@ MIXTURES = ("mixture", "toy")
 SPREAD = 0.1  # standard deviation of the mixture's Gaussians, one at every digit
 PROJECTIONS = 64  # of sliced distances
 FD = Protocol("fd", (Measure("fd", "digits", ("fd",)),), "FD on 64 features of a classifier")
+
+CODE = (*(Path("erk") / f"{name}.py" for name in ("corrections", "solvers", "weights", "schedule")),
+        *(Path("erk/study") / f"{name}.py" for name in ("calibration", "solver_error", "toy")),
+        Path("scripts/study_data.py"))  # fmt: skip
+"""What rows of a study come from; a row made by other code is made again."""
+ORIGIN = ("key", "made_by")  # of a row: what it depends on, and its command and commit
+Row = dict[str, Any]
 
 
 class Data(NamedTuple):
@@ -118,3 +130,21 @@ def _w1(a: Tensor, b: Tensor) -> float:
     """Mean over columns of W1 of two samples, by their quantiles."""
     places = (torch.arange(512) + 0.5) / 512
     return (a.quantile(places, 0) - b.quantile(places, 0)).abs().mean().item()
+
+
+def key_of(data: Data, plan: Settings, *seeds: range) -> str:
+    """A name for all that a row's numbers depend on: settings, networks, seeds and code."""
+    root = Path(__file__).resolve().parents[1]
+    files = [getattr(one, "sha256", None) for one in (data.model, data.guide)]
+    code = [sha256_of(root / path) for path in CODE]
+    told = [data.name, plain(vars(plan)), files, [str(one) for one in seeds], code]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def renew(rows: list[Row], wanted: Row, key: str, make: Callable[[], Row]) -> bool:
+    """Make the row `wanted` unless it is there with this key; whether it was made."""
+    place = next((i for i, row in enumerate(rows) if wanted.items() <= row.items()), len(rows))
+    if place < len(rows) and rows[place].get("key") == key:
+        return False
+    rows[place : place + 1] = [wanted | make() | {"key": key, "made_by": provenance()}]
+    return True

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import erk
+import generate
 from erk.cards import FORMAT, Card, read_card, recipe
 from erk.sampler import Settings
 
@@ -41,7 +43,7 @@ def start(n=3):
 def test_a_path_a_card_and_its_correction_act_alike(tmp_path):
     place = written(tmp_path, row())
     card = read_card(place)
-    assert isinstance(card, Card) and len(card.sha256) == 64
+    assert isinstance(card, Card) and len(card.key) == 64
     given = (place, str(place), card, card.correction)
     ends = [erk.sample(*start(), steps=3, erk=one) for one in given]
     assert all(torch.equal(ends[0], end) for end in ends[1:])
@@ -100,6 +102,8 @@ def test_values_that_a_solver_has_anyway_need_not_be_said(tmp_path):
         json.dumps(row(sigmas=[3.0, 2.0, 0.0])),
         json.dumps(row(**{"for": {}})),
         json.dumps(row(**{"for": None})),
+        json.dumps(row(held_out={"ratio": 0.5})),
+        json.dumps(row(held_out={"ratio": {"value": "0.5", "error": 0.1}})),
     ],
 )
 def test_damaged_and_hostile_cards_are_refused_in_one_sentence(tmp_path, told):
@@ -118,3 +122,23 @@ def test_a_huge_file_is_not_read(tmp_path):
 def test_a_solver_without_a_name_has_no_card():
     with pytest.raises(ValueError, match="knows solvers by name"):
         recipe(Settings(solver=lambda *args: None))
+
+
+def test_a_cards_key_is_what_it_does_not_how_the_file_is_written(tmp_path):
+    keys = {read_card(written(tmp_path, one)).key for one in (row(), row(explained=[0.1, 0.2]))}
+    indented = written(tmp_path, json.dumps(dict(reversed(row().items())), indent=3))
+    assert keys == {read_card(indented).key}
+    for other in (row(weights=[[0.01, -0.2], [0.0, -0.31]]), row(directions=["drift", "pair"])):
+        assert read_card(written(tmp_path, other)).key not in keys
+
+
+def test_a_card_that_did_not_help_says_so_when_it_is_used(tmp_path):
+    bad = {"ratio": {"value": 0.99, "error": 0.02}}
+    with pytest.warns(UserWarning, match="did not help .* 0.990 .* leave it out"):
+        erk.sample(*start(1), steps=3, erk=written(tmp_path, row(held_out=bad)))
+    job = ["--preset", "digits", "--seeds", "0", "--steps", "3", "--outdir", str(tmp_path / "a")]
+    done = CliRunner().invoke(generate.main, [*job, "--erk", str(tmp_path / "a.card.json")])
+    assert done.exit_code == 0 and done.stderr.count("did not help") == 1
+    good = {"ratio": {"value": 0.5, "error": 0.02}}
+    assert read_card(written(tmp_path, row(held_out=good))).doubt == ""
+    assert read_card(written(tmp_path, row())).doubt == ""

@@ -51,7 +51,7 @@ def test_gaussian_data_of_one_scale_end_nearer(name, scale, count):
         return Point(x, x * sigma / (scale**2 + sigma**2), sigma)
 
     ends = []
-    for guide in (None, corrected(found)):
+    for guide in (None, corrected(found, levels)):
         solver = plan._solver(sigmas, None)
         *_, (end, _) = steps(drift, start, levels, solver, *([guide] if guide else []))
         ends.append((end - exact).abs().item())
@@ -134,8 +134,58 @@ def test_a_correction_of_ones_own(digits):
         heun = (euler + states[i] + (sigma_next - sigma) * drift(euler, sigma_next).f) / 2
         expected = heun + 0.01 * (sigma_next - sigma) * start.f
         assert torch.allclose(states[i + 1], expected, atol=1e-4)
-    with pytest.raises(ValueError, match="no coefficients for sigma"):
+    with pytest.raises(ValueError, match="made for other noise levels"):
         erk.sample(model, noise, labels, steps=5, erk=own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eulers_own_difference_is_its_pair_in_every_precision(digits, dtype):
+    """The correction's levels are float32's; the run's own decide h."""
+    model, noise, labels, _ = digits
+    sigmas = tuple(Settings(solver="euler", steps=6).sigmas(model).tolist())
+    ends = [
+        erk.sample(
+            model, noise[:4], labels[:4], solver="euler", steps=6, dtype=dtype,
+            erk=Correction(sigmas, (name,), ((-0.3,),) * 5),
+        )
+        for name in ("embedded", "pair")
+    ]  # fmt: skip
+    assert torch.equal(*ends)
+    assert norm(ends[0] - erk.sample(model, noise[:4], labels[:4], solver="euler", steps=6)).all()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"steps": 8},
+        {"steps": 15},  # ends early
+        {"schedule": "logsnr", "steps": 8},  # every second of its levels
+        {"schedule": "logsnr", "steps": 16, "sigma_min": 0.003},
+    ],
+)
+def test_other_noise_levels_are_refused(digits, schedule):
+    model, noise, labels, _ = digits
+    sigmas = tuple(Settings(schedule="logsnr", steps=16).sigmas(model).tolist())
+    own = Correction(sigmas, ("drift",), ((0.01,),) * 16)
+    for made in (own, own._replace(weights=own.weights[1:])):
+        with pytest.raises(ValueError, match="made for other noise levels"):
+            erk.sample(model, noise, labels, erk=made, **schedule)
+    assert erk.sample(model, noise, labels, schedule="logsnr", steps=16, erk=own).isfinite().all()
+
+
+def test_unipc_is_corrected_from_the_state_that_was_carried_on(digits):
+    """Its start is the PREDICTED state: the difference counts from where the solver began."""
+    model, noise, labels, _ = digits
+    plan = Settings(solver="unipc", steps=5, schedule="logsnr")
+    sigmas = plan.sigmas(model)
+    own = Correction(tuple(sigmas.tolist()), ("embedded",), ((0.2,),) * 5)
+    x = noise * sigmas[0]
+    told = plan.loop(plan.drift(model, labels), x, sigmas, torch.randn_like, corrected(own, sigmas))
+    for i, (carried, step) in enumerate(told):
+        difference = step.x - (x + (sigmas[i + 1] - sigmas[i]) * step.start.f)
+        assert torch.allclose(carried, step.x + 0.2 * difference, atol=1e-5)
+        assert i == 0 or not torch.allclose(x, step.start.x, atol=1e-3)
+        x = carried
 
 
 @pytest.mark.parametrize(
@@ -143,6 +193,9 @@ def test_a_correction_of_ones_own(digits):
     [
         ({"erk": "automatic"}, "erk must be 'auto'"),
         ({"erk": "auto", "w_stiff": 1.0}, "leave w_stiff at 0"),
+        ({"erk": "auto", "w_con": 0.3}, "leave w_con at 0.5"),
+        ({"erk": "auto", "erk_scale": "abs"}, "leave erk_scale at quadratic"),
+        ({"erk": "auto", "twin": lambda step, before: (None, None)}, "leave out twin"),
         ({"erk": "auto", "S_churn": 1.0}, "deterministic steps"),
         ({"erk": "auto", "pc_snr": 0.1}, "Langevin"),
         ({"erk": "auto", "adaptive_tau": 1.0}, "adaptive_tau"),

@@ -49,6 +49,11 @@ ARROWS = {
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler", "erk.cards"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler", "erk.data"} | METHOD,
     "erk.study.tune_command": {"erk.study", "erk.jobs"},
+    "erk.study.calibrate_command": {"erk.study", "erk.jobs"},
+    "erk.study.calibrate_job": {
+        "erk.study", "erk.jobs", "erk.sampler", "erk.cards", "erk.corrections", "erk.models",
+        "erk.point",
+    } | LEAVES,
     "erk.study.tune_job": {"erk.study", "erk.jobs", "erk.sampler"} | LEAVES,
     "erk.integrations": {"erk.integrations", "erk.models", "erk.adapters", "erk.sampler"} | METHOD,
     "erk.__init__": {"erk"},  # the public names; it imports them on first use only

@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from erk.guides import erk_guid
+from erk.files import write_whole
 from erk.sampler import Settings, sample
-from erk.study import tuning
+from erk.study import tune_job, tuning
 from erk.study.problem import ExactToy, Problem, count_nfe, run
 from erk.study.tune_command import main
 
@@ -80,7 +80,7 @@ def test_weights_of_one_batch_act_each_on_its_own_sample():
             w_stiff=w_stiff, w_con=w_con,
         )  # fmt: skip
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
-    assert erk_guid.__name__ == "erk_guid" and not torch.equal(together[0], together[1])
+    assert not torch.equal(together[0], together[1])
 
 
 def test_candidates_lie_between_the_stiffness_of_the_steps():
@@ -127,7 +127,7 @@ def test_dry_run_tells_the_cost_and_writes_nothing(tmp_path):
     assert f"at most {expected:,.0f} evaluations of the network and {expected:,.0f}" in done.output
 
 
-def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path):
+def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path, monkeypatch):
     command = [sys.executable, "scripts/tune.py", "--preset", "toy", "--steps", "8",
                "--batch", "16", "--out"]  # fmt: skip
     whole = card_of(tmp_path / "whole.json", *command[2:-1], *QUICK)
@@ -141,9 +141,15 @@ def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = len(list(tmp_path.glob("killed-work-*/*.npy")))
+    kept = [path.name for path in tmp_path.glob("killed-work-*/*.npy")]
+    written = []
+    monkeypatch.setattr(
+        tune_job,
+        "write_whole",
+        lambda path, data: (written.append(path.name), write_whole(path, data)),
+    )
     again = card_of(place, *command[2:-1], *QUICK)
-    assert kept >= 3
+    assert len(kept) >= 3 and len(written) > 2 and not {*written} & {*kept}
     assert {k: v for k, v in again.items() if k != "made_by"} == {
         k: v for k, v in whole.items() if k != "made_by"
     }
@@ -164,6 +170,8 @@ def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path):
         (["--preset", "digits", "--seeds", "0-3"], "8 seeds or more"),
         (["--preset", "digits", "--out", "x.yaml"], ".json"),
         (["--preset", "toy", "--guidance", "2"], "the toy is exact"),
+        (["--preset", "toy", "--class", "1"], "the toy has no classes"),
+        (["--preset", "digits", "--class", "1", "--labels", "balanced"], "exclude each other"),
         (["--preset", "toy", "--steps", "2", *QUICK, "--out", "t/x.json"], "take more --steps"),
     ],
 )

@@ -49,6 +49,17 @@ def test_same_forgives_rounding_and_nothing_else():
     assert not same("a 0.65", "a 0.70") and not same("a 0.65", "a") and not same("a 1", "b 1")
 
 
+def run_commands(page):
+    """Run a page's commands where we are; the output of the last."""
+    done = None
+    for line in "\n".join(block for kind, block in blocks(page) if kind == "bash").splitlines():
+        _, script, *words = shlex.split(line)
+        name = script.removesuffix(".py").replace("/", ".")
+        done = CliRunner().invoke(import_module(name).main, words)
+        assert done.exit_code == 0, done.output
+    return done.output
+
+
 def run_page(page, space):
     """Run a page's Python, and compare what it prints with the text block behind it."""
     told = None
@@ -69,12 +80,15 @@ def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
     run_page("docs/tutorial.md", {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
-    (commands,) = (block for kind, block in blocks("docs/tutorial.md") if kind == "bash")
-    for line in commands.splitlines():
-        _, script, *words = shlex.split(line)
-        done = CliRunner().invoke(import_module(script.removesuffix(".py")).main, words)
-        assert done.exit_code == 0, done.output
-    assert (tmp_path / "on/grid.png").is_file() and "beyond noise" in done.output
+    told = run_commands("docs/tutorial.md")
+    assert (tmp_path / "on/grid.png").is_file() and "beyond noise" in told
+
+
+def test_the_page_without_knobs_runs(tmp_path, monkeypatch):
+    run_page("docs/howto/without-knobs.md", {})
+    monkeypatch.chdir(tmp_path)
+    assert "recommended: --w-stiff" in run_commands("docs/howto/without-knobs.md")
+    assert len([*(tmp_path / "calibrated").glob("*.png")]) >= 16
 
 
 def test_the_page_on_guidance_runs():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..cards import Card
 from ..fetch import sha256_of
 from ..models.presets import find_preset
 from ..sampler import Settings
@@ -133,7 +134,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that a picture depends on, beside its seed and the rounding of batch sizes."""
     drawn = "cpu" if options["noise"] == "cpu" else device.type
-    card = getattr(settings.erk, "sha256", None)
+    card = settings.erk.key if isinstance(settings.erk, Card) else None
     labels = options["labels"]
     if labels not in ("random", "balanced"):
         labels = f"file {sha256_of(Path(labels))}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cards import told
+from ..cards import Card, told
 from ..files import write_whole
 from ..memory import load_fitting
 from ..models.model import Model, load_model
@@ -69,6 +69,9 @@ def run(**options: Any) -> None:
         if os.environ.get("RANK", "0") == "0":
             _nothing_to_make(folder, plan.seeds, options)
         return
+    card = plan.settings.erk
+    if isinstance(card, Card) and card.doubt and os.environ.get("RANK", "0") == "0":
+        click.echo(card.doubt, err=True)
     job = _open(plan, options)
     folder.check_networks(job.facts)
     with join(plan.device) as world:

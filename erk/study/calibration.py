@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..corrections import DIRECTIONS, REACH, Before, Correction
+from ..corrections import DIRECTIONS, REACH, Correction, Seen
 from ..drift import Denoiser, analytic_first
+from ..point import Point
 from ..sampler import Settings
 
 USUAL = ("embedded", "drift", "change", "bend", "stiff")
 """What a correction is made of unless other directions are asked for (docs/beyond.md)."""
 CUTOFF = 1e-6  # relative size of the combinations of directions that carry no information
+ROUNDING = 1e-5  # of Euler's step: a direction no longer than this is rounding noise, so 0
 
 
 class Batch(NamedTuple):
@@ -57,16 +59,16 @@ def fit(
     fields = [analytic_first(d) if plan.afs else d for d in drifts]
     states = [batch.noise.to(plan.dtype) * sigmas[0] for batch in batches]
     memories: list[Any] = [None] * len(batches)
-    before: list[Before] = [()] * len(batches)
+    before: list[tuple[Point, ...]] = [()] * len(batches)
     weights, explained = [], []
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         system, rows = System(len(directions)), []
         for j, (field, x, memory) in enumerate(zip(fields, states, memories, strict=True)):
             step = solver(field, x, sigma, sigma_next, memory)
-            h = sigma_next - sigma
-            ways = torch.stack([DIRECTIONS[name](step, h, before[j]) for name in directions])
+            seen = Seen(step, x, sigma_next - sigma, before[j])
+            ways = torch.stack([DIRECTIONS[name](seen) for name in directions])
             target = batches[j].path[i + 1].to(x) - step.x
-            system.add(ways, target)
+            system.add(ways, target, seen.h * step.start.f)
             rows.append((step, ways))
         found, share = system.solve()
         weights.append(tuple(found))
@@ -88,18 +90,20 @@ class System:
         self.gram = torch.zeros(k, k, dtype=torch.float64)
         self.right = torch.zeros(k, dtype=torch.float64)
         self.size = torch.zeros((), dtype=torch.float64)
+        self.move = torch.zeros((), dtype=torch.float64)
 
-    def add(self, ways: Tensor, target: Tensor) -> None:
-        """Count in directions [K, B, ...] and what they should sum to, [B, ...]."""
+    def add(self, ways: Tensor, target: Tensor, move: Tensor) -> None:
+        """Count in directions [K, B, ...], what they should sum to and Euler's step, [B, ...]."""
         a, b = ways.flatten(1).double(), target.flatten().double()
         self.gram += (a @ a.T).cpu()
         self.right += (a @ b).cpu()
         self.size += (b @ b).cpu()
+        self.move += move.double().square().sum().cpu()
 
     def solve(self) -> tuple[list[float], float]:
         """The weights [K] and the share of the squared target that they explain."""
-        scale = self.gram.diagonal().clamp_min(torch.finfo(torch.float64).tiny).rsqrt()
-        scale = torch.where(self.gram.diagonal() > 0, scale, 0.0)
+        sizes = self.gram.diagonal()
+        scale = torch.where(sizes > ROUNDING**2 * self.move, sizes.rsqrt(), 0.0)
         inverse = torch.linalg.pinv(scale * self.gram * scale[:, None], rtol=CUTOFF, hermitian=True)
         weights = scale * (inverse @ (scale * self.right))
         removed = weights @ self.right

@@ -6,6 +6,7 @@ how good the model is, only of how well the solver follows it, and needs no real
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +80,12 @@ def run(
         if watch is not None:
             watch(x, step)
     return end
+
+
+def leveled(settings: Settings, model: Any) -> Settings:
+    """The settings with the model's noise levels written out, for a stand-in that has none."""
+    levels = settings.sigmas(model).tolist()
+    return replace(settings, schedule=levels, rho=None, denoise_to_zero=False)
 
 
 def count_nfe(settings: Settings) -> tuple[float, float]:

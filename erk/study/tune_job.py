@@ -23,14 +23,14 @@ from ..jobs.cli import parse_seeds
 from ..jobs.folder import format_seeds, plain
 from ..jobs.generation import conditions
 from ..jobs.noise import noise_and_labels
-from ..jobs.options import DEFAULTS, networks_of, settings_of
+from ..jobs.options import DEFAULTS, labels_of, networks_of, settings_of
 from ..jobs.run import Job, open_job
 from ..jobs.stream import CODE, code_key, settings_key
 from ..memory import fitting
 from ..sampler import Settings
 from ..world import provenance
 from . import tuning
-from .problem import ExactToy, Problem, count_nfe
+from .problem import ExactToy, Problem, count_nfe, leveled
 from .solver_error import EVALUATIONS
 from .tune_plot import picture
 from .tuning import Keep, Trial, Tuned
@@ -59,10 +59,10 @@ def run(options: dict[str, Any], out: Path | None) -> None:
     """Choose weights and write the card, unless it is there. Raises ValueError or OSError."""
     dry_run = options.pop("dry_run")
     asked = check(options)
-    click.echo(cost(asked))
+    problem, facts, key = open_problem(asked)
+    click.echo(cost(asked, problem))
     if dry_run:
         return
-    problem, facts, key = open_problem(asked)
     stem = f"{asked.name}-{asked.settings.solver}-{asked.settings.steps}-{key[:8]}"
     place = out or Path("results") / "tune" / f"{stem}.json"
     if place.exists():
@@ -100,16 +100,19 @@ def check(options: dict[str, Any]) -> Asked:
     if full["preset"] == TOY:
         if full["net"] or full["gnet"] or full["guidance"] not in (None, 1):
             raise ValueError("the toy is exact: leave out --net, --gnet and --guidance.")
+        if full["labels"] != "random" or full["class_idx"] is not None:
+            raise ValueError("the toy has no classes: leave out --class and --labels.")
         settings = dataclasses.replace(settings_of(full, 1.0), dtype=torch.float64)
     else:
         settings = settings_of(full, networks_of(full)[2])
+        labels_of(full["labels"], full["class_idx"])
     fine = fine or max(EVALUATIONS, FINER * settings.steps)
     return Asked(full, settings, seeds, held, fine, wants_check)
 
 
-def cost(asked: Asked) -> str:
-    """What it will take, in evaluations of the network; nothing is loaded."""
-    nfe, runs = count_nfe(asked.settings), _runs(asked)
+def cost(asked: Asked, problem: Problem) -> str:
+    """What it will take, in evaluations of the network."""
+    nfe, runs = count_nfe(leveled(asked.settings, problem.model)), _runs(asked)
     fine = (asked.evaluations, asked.evaluations if nfe[1] else 0)
     ends = len(asked.seeds) + len(asked.held_out)
     spent = [ends * f + runs * n for f, n in zip(fine, nfe, strict=True)]
@@ -186,7 +189,7 @@ def _card(asked: Asked, problem: Problem, found: Tuned) -> dict[str, Any]:
         "labels": asked.options["labels"],
         "class": asked.options["class_idx"],
         "sigmas": plan.sigmas(problem.model).tolist(),
-        "nfe": sum(count_nfe(plan)),
+        "nfe": sum(count_nfe(leveled(plan, problem.model))),
         "evaluations": asked.evaluations,
         "seeds": format_seeds(asked.seeds),
         "held_out_seeds": format_seeds(asked.held_out),
