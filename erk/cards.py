@@ -125,12 +125,6 @@ def opened(erk: Any) -> Any:
     return read_card(erk)
 
 
-def told(erk: Any) -> dict[str, Any]:
-    """{"correction": coefficients} for a run's record, {} where `erk` of the settings has none."""
-    given = erk.correction if isinstance(erk, Card) else erk
-    return {"correction": given._asdict()} if isinstance(given, Correction) else {}
-
-
 def _correction(row: dict[str, Any]) -> Correction:
     sigmas, names = _numbers(row["sigmas"]), tuple(row["directions"])
     weights = tuple(_numbers(weights) for weights in row["weights"])

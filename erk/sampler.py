@@ -190,12 +190,13 @@ class Settings:
         if self.erk is not None:
             if sigmas is None:
                 raise ValueError("erk acts at the noise levels of a run: give them.")
-            return corrected(self._correction(sigmas, model, guide), sigmas)
+            return corrected(self.correction(sigmas, model, guide), sigmas)
         if self.w_stiff == 0 or self.erk_proj:
             return unguided
         return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
 
-    def _correction(self, sigmas: Tensor, model: Any, guide: Any) -> Correction:
+    def correction(self, sigmas: Tensor, model: Any, guide: Any = None) -> Correction:
+        """What ``erk``, which must not be None, adds to steps between these noise levels."""
         if isinstance(self.erk, Card):
             check_made_for(self.erk, networks(model, guide, self.guidance))
             return self.erk.correction

@@ -46,6 +46,15 @@ def test_options_reach_the_solver(tmp_path):
     assert stored["schedule"] == [80, 9, 2, 0.5, 0.1, 0]
 
 
+def test_auto_is_recorded_and_says_where_it_can_do_nothing(tmp_path):
+    for solver, is_idle in (("heun", False), ("deis", True)):
+        result = run(tmp_path / solver, "--steps", "4", "--solver", solver, "--erk", "auto")
+        assert result.exit_code == 0, result.output
+        assert ("can do nothing for" in result.stderr) == is_idle
+        told = settings(tmp_path / solver)["correction"]
+        assert len(told["sigmas"]) == 4 and any(map(any, told["weights"])) != is_idle
+
+
 def test_trace_is_written_in_seed_order(tmp_path):
     file = tmp_path / "traces" / "t.npz"
     result = run(tmp_path / "o", "--steps", "5", "--w-stiff", "0.5", "--trace", str(file))

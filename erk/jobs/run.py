@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cards import Card, told
+from ..cards import Card
 from ..files import write_whole
 from ..memory import load_fitting
 from ..models.model import Model, load_model
@@ -119,7 +119,7 @@ def _plan(options: dict[str, Any]) -> _Plan:
 def _open(plan: _Plan, options: dict[str, Any]) -> Job:
     model, guide = load_fitting(load_networks, options, plan.net, plan.gnet, plan.device)
     check_labels(plan.labels, model.label_dim, plan.seeds)
-    plan.settings.sigmas(model)  # some networks have no noise levels for some schedules
+    sigmas = plan.settings.sigmas(model)  # some networks have none for some schedules
     facts = {
         "seeds": format_seeds(plan.seeds),
         "images": len(plan.seeds),
@@ -127,8 +127,13 @@ def _open(plan: _Plan, options: dict[str, Any]) -> Job:
         "network": _describe(model),
         "guide": guide and _describe(guide),
         **provenance(plan.device),
-        **told(plan.settings.erk),
     }
+    if plan.settings.erk is not None:
+        correction = plan.settings.correction(sigmas, model, guide)
+        facts["correction"] = correction._asdict()
+        if not any(map(any, correction.weights)) and os.environ.get("RANK", "0") == "0":
+            click.echo(f"--erk auto can do nothing for {plan.settings.solver} at these noise "
+                       "levels: the pictures are those without it", err=True)  # fmt: skip
     noise_device = "cpu" if options["noise"] == "cpu" else None
     return Job(
         model, guide, plan.settings, plan.seeds, plan.labels, options["batch"], noise_device,
