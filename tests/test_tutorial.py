@@ -52,7 +52,7 @@ def test_same_forgives_rounding_and_nothing_else():
 def run_commands(page):
     """Run a page's commands where we are; the output of the last."""
     done = None
-    for line in "\n".join(block for kind, block in blocks(page) if kind == "bash").splitlines():
+    for line in "".join(block for kind, block in blocks(page) if kind == "bash").splitlines():
         _, script, *words = shlex.split(line)
         name = script.removesuffix(".py").replace("/", ".")
         done = CliRunner().invoke(import_module(name).main, words)
