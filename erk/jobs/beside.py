@@ -83,7 +83,7 @@ def _running(count: int) -> Iterator[ThreadPoolExecutor]:
 def spare_cores() -> int:
     """Threads that may work beside this process's own: its share of the machine's cores, less one,
     and from 1 to ``MOST``."""
-    is_told = hasattr(os, "sched_getaffinity")  # Linux tells which cores we may use
-    cores = len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1
+    ours = getattr(os, "sched_getaffinity", None)  # Linux tells which cores we may use
+    cores = len(ours(0)) if ours else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(MOST, max(1, cores // processes - 1))
