@@ -1,7 +1,7 @@
 """What `erk="auto"` does to every solver: error, FD and sliced W1, on networks and exact mixtures.
 
     python scripts/auto_study.py                             # results/auto.md and .json
-    python scripts/auto_study.py --data toy --solver heun --out /tmp/trial
+    python scripts/auto_study.py --data toy --solver heun --out trial
 
 Two tables by steps: ratios of mean distances to the converged solution from the same noise, and
 changes of FD (digits) or sliced W1 (mixtures) of the same seeds; standard errors leave out blocks

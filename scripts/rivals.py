@@ -2,7 +2,7 @@
 
     python scripts/rivals.py                        # digits and the exact toy
     python scripts/rivals.py --data digits-cfg      # more data, into the same table
-    python scripts/rivals.py --num 16 --budget 6 --solver heun --results /tmp/trial   # a quick look
+    python scripts/rivals.py --num 16 --budget 6 --solver heun --results trial   # a quick look
 
 Every solver, plain and with ERK-Guid in three ways, for each budget of evaluations: distance to
 the converged solution from the same noise; FD of the pictures or, for the toy, sliced W1 to the
