@@ -122,7 +122,7 @@ def test_guidance_costs_no_memory_beyond_a_pair(tmp_path):
 @pytest.mark.slow
 def test_scaling(tmp_path):
     options = ("--size", "tiny", "--batch", 1, "--batch", 2, "--ranks", 2, "--rounds", 1)
-    rows = run(scaling, tmp_path, *options, "--steps", 2)
+    rows = run(scaling, tmp_path, *options, "--steps", 2, "--further", 1)
     assert [(row["batch"], row["processes"]) for row in rows] == [
         (1, "this one"), (2, "this one"), (1, 2)
     ]  # fmt: skip
@@ -130,7 +130,8 @@ def test_scaling(tmp_path):
 
 def test_scaling_over_batch_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "together", lambda options, ranks, n: None)
-    options = ("--size", "tiny", "--batch", 1, "--ranks", 1, "--rounds", 1, "--steps", 2)
+    options = ("--size", "tiny", "--batch", 1, "--ranks", 1, "--rounds", 1, "--steps", 2,
+               "--further", 2)  # fmt: skip
     assert len(run(scaling, tmp_path, *options)) == 2
 
 

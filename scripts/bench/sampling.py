@@ -40,7 +40,7 @@ from scripts.bench.networks import (
 )
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, report, use_threads
 
-FEW, MANY = 1, 4  # batches of the two runs whose difference counts
+BATCHES = 3  # by which two runs differ; their difference counts
 VAE = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
        "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 256,
        "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -113,16 +113,18 @@ def theirs(peer: Path, case: Case, folder: Path) -> Callable[[int], None]:
     return make
 
 
-def per_picture(make: Callable[[int], None], batch: int, device: str) -> tuple[float, float]:
-    """Seconds, and CPU seconds, per picture beyond the first batch."""
+def per_picture(
+    make: Callable[[int], None], batch: int, device: str, further: int = BATCHES
+) -> tuple[float, float]:
+    """Seconds, and CPU seconds, per picture of `further` batches beyond the first."""
     seconds, cpu_seconds = [], []
-    for batches in (FEW, MANY):
+    for batches in (1, 1 + further):
         start, cpu_start = time.perf_counter(), time.process_time()
         make(batches * batch)
         networks.done(device)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
-    n = (MANY - FEW) * batch
+    n = further * batch
     return (seconds[1] - seconds[0]) / n, (cpu_seconds[1] - cpu_seconds[0]) / n
 
 

@@ -6,7 +6,8 @@
 
 Writes results/bench/scaling.json and .md. Batch sizes are timed in one process, per further
 picture as in sampling.py; processes with the first batch size under torchrun, one thread each,
-per further picture of all of them together.
+per further picture of all of them together. What torchrun takes to begin and to end varies by
+about a second, so the further batches of a process should take many.
 """
 
 import functools
@@ -14,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from erk.jobs.cli import CONTEXT, clean_exit
 from scripts.bench.networks import DEVICE, LATENT, ONE_SIZE, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, Row, report, use_threads
-from scripts.bench.sampling import FEW, MANY, Case, options_of, ours, per_picture
+from scripts.bench.sampling import Case, options_of, ours, per_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,37 +43,23 @@ def together(options: list[str], ranks: int, n: int) -> None:
         assert len(list(Path(folder).glob("*.png"))) == n
 
 
-def per_picture_of_all(options: list[str], batch: int, ranks: int) -> float:
-    """Seconds per picture beyond the first batch of every process."""
-    seconds = []
-    for batches in (FEW, MANY):
-        start = time.perf_counter()
-        together(options, ranks, batches * batch * ranks)
-        seconds.append(time.perf_counter() - start)
-    return (seconds[1] - seconds[0]) / ((MANY - FEW) * batch * ranks)
-
-
-def _wall(make: Callable[[int], None], batch: int, device: str) -> float:
-    return per_picture(make, batch, device)[0]
-
-
 def codes_of(
-    case: Case, place: Path, batches: tuple[int, ...], ranks: tuple[int, ...]
+    case: Case, place: Path, batches: tuple[int, ...], ranks: tuple[int, ...], further: int
 ) -> dict[tuple[int, int], Callable[[], float]]:
     """{(batch, processes): what times them}; the first is what the others are compared with."""
     options = options_of(case, place)
-    codes: dict[tuple[int, int], Callable[[], float]] = {}
-    for batch in batches:
-        make = functools.partial(ours, [*options, "--batch", str(batch)])
-        codes[batch, 0] = functools.partial(_wall, make, batch, case.device)
-    for size in ranks:
-        codes[batches[0], size] = functools.partial(
-            per_picture_of_all, [*options, "--batch", str(batches[0])], batches[0], size
-        )
-    return codes
+
+    def code(batch: int, size: int) -> Callable[[], float]:
+        words = [*options, "--batch", str(batch)]
+        make = functools.partial(together, words, size) if size else functools.partial(ours, words)
+        pictures = batch * max(size, 1)  # of one batch of every process
+        return lambda: per_picture(make, pictures, case.device, further)[0]
+
+    keys = [(batch, 0) for batch in batches] + [(batches[0], size) for size in ranks]
+    return {key: code(*key) for key in keys}
 
 
-def rows_of(case: Case, found: dict[tuple[int, int], list[float]]) -> list[Row]:
+def rows_of(case: Case, found: dict[tuple[int, int], list[float]], further: int) -> list[Row]:
     """One row per batch size and per number of processes, each against the first of its kind."""
     rows: list[Row] = []
     for (batch, ranks), times in found.items():
@@ -82,7 +68,8 @@ def rows_of(case: Case, found: dict[tuple[int, int], list[float]]) -> list[Row]:
         rows.append({
             "size": case.size, "data": "latents" if case.latent else "pixels",
             "precision": case.precision, "steps": case.steps, "batch": batch,
-            "processes": ranks or "this one", "pictures/s": 1 / median(times),
+            "processes": ranks or "this one", "pictures": further * batch * max(ranks, 1),
+            "pictures/s": 1 / median(times),
             "times the first": faster, "all seconds": times,
         })  # fmt: skip
     return rows
@@ -96,24 +83,26 @@ def rows_of(case: Case, found: dict[tuple[int, int], list[float]]) -> list[Row]:
 @PRECISION
 @STEPS
 @LATENT
+@click.option("--further", default=16, type=click.IntRange(1),
+              help="Batches of every process that are timed.")  # fmt: skip
 @ROUNDS
 @OUT
 @clean_exit
 def main(
     size: str, batches: tuple[int, ...], ranks: tuple[int, ...], device: str, precision: str,
-    steps: int, latent: bool, rounds: int, out: Path,
+    steps: int, latent: bool, further: int, rounds: int, out: Path,
 ) -> None:  # fmt: skip
     """Time generate.py over batch sizes and processes."""
     use_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     case = Case(size, latent, precision, device, batches[0], steps, ())
     with tempfile.TemporaryDirectory() as place:
-        codes = codes_of(case, Path(place), batches, ranks)
+        codes = codes_of(case, Path(place), batches, ranks, further)
         found: dict[tuple[int, int], list[float]] = {key: [] for key in codes}
         for _ in range(rounds):
             for key, code in codes.items():
                 found[key].append(code())
-    report("scaling", rows_of(case, found), [], out, device)
+    report("scaling", rows_of(case, found, further), [], out, device)
 
 
 if __name__ == "__main__":
