@@ -68,8 +68,8 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
 @click.option("--batch", default=64, help="Images per network call.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N",
               help="Threads that decode.  [default: by the cores]")  # fmt: skip
-@click.option("--memory", type=click.IntRange(min=1), default=256, metavar="MIB",
-              help="Memory for neighbours, beside the features.")  # fmt: skip
+@click.option("--memory", type=click.IntRange(min=1), metavar="MIB", help="Memory for neighbours, "
+              "beside the features.  [default: 64, on CUDA 2048]")  # fmt: skip
 @click.option("--extractor-precision", type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
               default="fp32", help="What extractors compute in; references are made in fp32.  "
               "(docs/performance.md)")  # fmt: skip
@@ -124,7 +124,7 @@ def _judge(options: dict[str, Any], device: Any) -> "Judge":
         options["ref"],
         metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
         weights=dict(text.split("=", 1) for text in weights),
-        memory=options["memory"] * 2**20,
+        memory=options["memory"] and options["memory"] * 2**20,
         device=device,
         precision=options["extractor_precision"],
         **{name: options[name] for name in PASSED},

@@ -80,8 +80,9 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks first: minutes, "
               "for runs that take hours.")  # fmt: skip
 @click.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models.")
-@click.option("--vae-precision", type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
-              default="fp32", help="What the VAE computes in; fp32 as published.")  # fmt: skip
+@click.option("--vae-precision", type=click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"]),
+              default="auto", help="What the VAE computes in; auto: as published, fp32 with TF32 "
+              "in CUDA's convolutions.")  # fmt: skip
 @click.option("--vae-batch", type=click.IntRange(min=1), help="Latents that the VAE decodes at a "
               "time.  [default: the network's file says it, else 8]")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png",

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .point import level_for
+
 Network = Callable[..., Tensor]
 """(state [B, ...], time [B] float) or (state, time, labels), where there are any -> [B, ...]."""
 
@@ -55,8 +57,8 @@ class Adapter:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         level = torch.as_tensor(sigma).to(x.dtype)
-        time = self.sigma_inv(level).to(x).expand(len(x))
-        level = level.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+        time = level_for(x, self.sigma_inv(level)).flatten().expand(len(x))
+        level = level_for(x, level)
         given = () if labels is None else (labels,)
         answer = self.model(x * self._scale(level), time, *given)
         if answer.shape != x.shape:

@@ -43,3 +43,14 @@ def norm(a: Tensor) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per sample: [B, ...], [B, ...] -> [B, 1, ...]."""
     return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
+
+
+def level_for(x: Tensor, sigma: Tensor) -> Tensor:
+    """Noise levels, [] or [B], with the type and place of x [B, ...], as [1 or B, 1, ...].
+
+    A single level on the host is filled in on the device: copying it would make the host wait
+    until the device has done all that it was given before.
+    """
+    if sigma.ndim == 0 and sigma.device.type == "cpu" != x.device.type:
+        return x.new_full([1] * x.ndim, sigma.item())
+    return sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -6,28 +6,38 @@ from typing import Any
 
 import torch
 
+ALL = ("products", "convolutions")
+RELEASED = ("convolutions",)
+"""PyTorch's own default: what published code computes by that leaves the switches alone."""
+
+
+def allow_tf32(of: tuple[str, ...]) -> None:
+    """TF32 for these of ``ALL``, and for no others, from here on."""
+    for name, (place, switch, off, on) in _switches().items():
+        setattr(place, switch, on if name in of else off)
+
 
 @contextmanager
-def full_float32(tf32: bool = False) -> Iterator[None]:
+def full_float32(tf32: tuple[str, ...] = ()) -> Iterator[None]:
     """No TF32 in CUDA's matrix products and convolutions in here, whatever the caller allows.
 
-    With ``tf32`` they have it.
+    But for those of ``ALL`` that ``tf32`` names.
     """
-    switches = _tf32_switches()
-    before = [getattr(place, name) for place, name, *_ in switches]
-    for place, name, off, on in switches:
-        setattr(place, name, on if tf32 else off)
+    before = [(place, switch, getattr(place, switch)) for place, switch, *_ in _switches().values()]
+    allow_tf32(tf32)
     try:
         yield
     finally:
-        for (place, name, *_), value in zip(switches, before, strict=True):
-            setattr(place, name, value)
+        for place, switch, value in before:
+            setattr(place, switch, value)
 
 
-def _tf32_switches() -> list[tuple[Any, str, Any, Any]]:
-    """Object, attribute, what switches TF32 off, and on."""
+def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
+    """By what it is of: object, attribute, what switches TF32 off, and on."""
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        return [(place, "fp32_precision", "ieee", "tf32") for place in (matmul, cudnn.conv)]
-    return [(place, "allow_tf32", False, True) for place in (matmul, cudnn)]
+        places = zip(ALL, (matmul, cudnn.conv), strict=True)
+        return {name: (place, "fp32_precision", "ieee", "tf32") for name, place in places}
+    places = zip(ALL, (matmul, cudnn), strict=True)
+    return {name: (place, "allow_tf32", False, True) for name, place in places}

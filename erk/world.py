@@ -38,6 +38,7 @@ def pick_device(name: str) -> torch.device:
 
     'auto' takes CUDA, then Apple's MPS, then the CPU. Under torchrun every process on a machine
     gets its own GPU, by LOCAL_RANK; under srun alone by SLURM_LOCALID among those that it sees.
+    That GPU becomes PyTorch's current one.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -54,7 +55,9 @@ def pick_device(name: str) -> torch.device:
             f"process {local} on this machine has no GPU of its own: there are "
             f"{torch.cuda.device_count()}; start at most as many processes."
         )
-    return torch.device("cuda", local)
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)  # before anything is loaded: else GPU 0 holds a context of all
+    return device
 
 
 @contextmanager
@@ -70,8 +73,6 @@ def join(device: torch.device) -> Iterator[World]:
         yield World(0, 1, device)
         return
     _end_with_launcher()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield World(torch.distributed.get_rank(), size, device)

@@ -31,7 +31,6 @@ FEWEST = 20  # images for an extrapolation
 KID_SUBSET = 1000
 NO_REAL = "real images are needed, give them by --real DIR or ZIP"
 NEIGHBOURS = 5  # the most that any protocol asks for
-MEMORY = 256 * 2**20  # bytes beside the features
 
 Values = tuple[list[float], list[list[float]]]
 """The value of each column, and the replicates of each (none: no error is defined for it)."""
@@ -45,7 +44,7 @@ class Case(NamedTuple):
     real: Statistics | None  # None: the measure needs none
     labels: Tensor | None  # int64 [N], the classes asked for
     groups: Tensor  # int64 [N]; a single group: no replicates
-    memory: int
+    memory: int | None
     device: torch.device
 
 
@@ -73,7 +72,7 @@ def measure(
     labels: Sequence[int] | Tensor | None = None,
     groups: int = GROUPS,
     by_seed: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Result:
     """Every measure of ``protocol`` for the features ``found`` of images in seed order.

@@ -217,7 +217,7 @@ def _open_chunk(
     images = [image for image in found if image is not None]
     pixels = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    tensor = tensor.pin_memory() if torch.cuda.is_available() else tensor
+    tensor = tensor.pin_memory() if torch.device(how.device).type == "cuda" else tensor
     return chunk._replace(read=lambda: Pictures(tensor, kept.long()))
 
 

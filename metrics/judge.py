@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from erk.world import World
-from metrics.evaluation import GROUPS, MEMORY, NO_REAL, Result, measure
+from metrics.evaluation import GROUPS, NO_REAL, Result, measure
 from metrics.extraction import Chunk, Found, Pass, collect, first_shape, image_chunks, work
 from metrics.extractors import load_extractor
 from metrics.extractors.weights import refuse_random
@@ -35,7 +35,7 @@ class Judge(NamedTuple):
     real_how: Pass  # of the real images
     device: torch.device
     groups: int
-    memory: int
+    memory: int | None
     precision: str  # what the extractors compute in
 
 
@@ -62,7 +62,7 @@ def load_judge(
     skip_corrupt: bool = False,
     offline: bool = False,
     groups: int = GROUPS,
-    memory: int = MEMORY,
+    memory: int | None = None,
     precision: str = "fp32",
 ) -> Judge:
     """Load what it takes to measure against ``ref``, and check that it fits together.
@@ -74,7 +74,7 @@ def load_judge(
     ValueError or OSError with a sentence on what is missing or does not fit.
     """
     chosen = dict(weights or {})
-    if batch < 1 or groups < 1 or memory < 2**20:
+    if batch < 1 or groups < 1 or (memory is not None and memory < 2**20):
         raise ValueError(
             "the batch and the groups must be at least 1 and the memory at least 1 MiB"
         )

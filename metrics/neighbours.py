@@ -7,16 +7,17 @@ al. 2020), and all of them again with any one group of the generated samples lef
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from erk.tf32 import full_float32
 from metrics.errors import group_of
 from metrics.statistics import FEW, as_features, check_finite, check_same_dimension
 
-MEMORY = 64 * 2**20  # bytes; larger blocks were not faster on a CPU
+MEMORY = {"cuda": 2 * 2**30}  # bytes: what keeps a GPU busy between two blocks
+LITTLE = 64 * 2**20  # of other devices; larger blocks were not faster on a CPU
 PAIR = 40  # bytes for each distance of a block where all pairs are close: masks and indices
 
 
@@ -62,7 +63,7 @@ class Cloud(NamedTuple):
 
 
 def precision_recall(
-    *, real: Any, generated: Any, k: int = 3, strict: bool = False, memory: int = MEMORY
+    *, real: Any, generated: Any, k: int = 3, strict: bool = False, memory: int | None = None
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features [N, D] and [M, D].
 
@@ -74,7 +75,7 @@ def precision_recall(
 
 
 def density_coverage(
-    *, real: Any, generated: Any, k: int = 5, strict: bool = True, memory: int = MEMORY
+    *, real: Any, generated: Any, k: int = 5, strict: bool = True, memory: int | None = None
 ) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020) of features [N, D] and [M, D].
 
@@ -93,7 +94,7 @@ def membership(
     k: int = 3,
     strict: bool = False,
     groups: int = 1,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Membership:
     """Which samples of real [N, D] and generated [M, D] features lie in balls of the other set.
 
@@ -102,14 +103,16 @@ def membership(
     out each of that many groups of generated samples (``errors.group_of``), radii included.
     Exact in the features' precision, float32 or float64; squared distances that are rounding
     error (copies of one image) count as 0. Works in about ``memory`` bytes at most besides the
-    features and a few numbers per sample. Tensors are returned on the device of ``real``.
+    features and a few numbers per sample; None: 64 MiB, on CUDA 2 GiB. Tensors are returned on
+    the device of ``real``.
 
     Raises ValueError for NaN or infinity, different D, or too few samples: a ball needs k other
     samples of its set, also when a group is left out.
     """
     real, generated, group = _checked(real, generated, k, groups)
+    memory = memory or MEMORY.get(real.device.type, LITTLE)
     tile = _tile_size(memory, real.shape[1], real.dtype.itemsize)
-    with _without_tf32():
+    with full_float32():
         centre = real.mean(0)
         real, generated = _cloud(real, centre, "real"), _cloud(generated, centre, "generated")
         real_radii = _radii(_nearest(real, torch.zeros_like(real.norms).long(), k, tile))
@@ -253,17 +256,3 @@ def _checked(real: Any, generated: Any, k: int, groups: int) -> tuple[Tensor, Te
         )
     dtype = torch.promote_types(real.dtype, generated.dtype)
     return real.to(dtype), generated.to(real.device, dtype), group
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Matrix products of float32 in float32, whatever the caller allows on CUDA."""
-    products = torch.backends.cuda.matmul
-    is_new = hasattr(products, "fp32_precision")  # from PyTorch 2.9 on; it refuses a mix of both
-    name, exact = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)
-    before = getattr(products, name)
-    setattr(products, name, exact)
-    try:
-        yield
-    finally:
-        setattr(products, name, before)

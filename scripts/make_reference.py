@@ -104,7 +104,7 @@ def _how(names: list[str], options: dict[str, Any]) -> Pass:
         for name in wanted
     }
     store = default_folder() if folder is None else Path(folder)
-    return Pass(extractors, wanted, store, options["batch"], options["skip_corrupt"])
+    return Pass(extractors, wanted, store, options["batch"], options["skip_corrupt"], place)
 
 
 def _statistics(

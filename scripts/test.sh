@@ -19,5 +19,8 @@ done
 # One process a core, four at most (each holds a PyTorch), and one thread in each.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/python -m pytest -n "$((cores < 4 ? cores : 4))" "${select[@]}" \
+.venv/bin/python -m pytest -n "$((cores < 4 ? cores : 4))" "${select[@]}" \
     ${arguments[@]+"${arguments[@]}"}
+if [ -e /dev/nvidiactl ]; then  # what needs a GPU, in one process; none of it may be selected: 5
+    .venv/bin/python -m pytest -m gpu ${arguments[@]+"${arguments[@]}"} || [ $? = 5 ]
+fi

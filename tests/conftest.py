@@ -11,12 +11,18 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """A GPU is for the tests that are marked so (-m gpu); all others are about the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and -m gpu"))
 
 
 @pytest.fixture

@@ -41,10 +41,10 @@ ARROWS = {
     "erk.corrections": POINT | {"erk.drift", "erk.guides"},
     "erk.cards": {"erk.corrections", "erk.schedule", "erk.solvers"},
     "erk.sampler": METHOD,
-    "erk.adapters": set(),
+    "erk.adapters": POINT,
     "erk.models": {
         "erk.models", "erk.pickles", "erk.fetch", "erk.memory", "erk.data", "erk.untrusted",
-        "erk.tf32",
+        "erk.tf32", "erk.point",
     },
     "erk.jobs": {"erk.jobs", "erk.models", "erk.sampler", "erk.cards"} | LEAVES,
     "erk.study": {"erk.study", "erk.sampler", "erk.data"} | METHOD,
@@ -62,6 +62,7 @@ ARROWS = {
     "evaluate": {"erk.__init__", "erk.jobs", "erk.models", "erk.study", "metrics"} | LEAVES,
     "scripts": {"erk", "metrics", "scripts"},
     "scripts.bench.sampling": {"erk", "scripts", "generate"},  # it times the command itself
+    "scripts.bench.evaluation": {"erk", "metrics", "scripts", "evaluate"},
 }
 OURS = {"erk", "metrics", "scripts", "generate", "evaluate", "tests", "shared"}
 NETWORKS = "erk/models/edm*.py"  # may be longer than other files

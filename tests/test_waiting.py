@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from erk import adapters
 from erk.models.edm import EDMPrecond
 from erk.models.edm2 import Precond
 from erk.sampler import Settings
@@ -87,6 +88,19 @@ def test_no_guidance_and_no_rival_waits(how):
 
 def test_no_network_waits():
     assert len(walk(Settings(steps=3), edm_network)) == 3
+
+
+@pytest.mark.parametrize("made", [
+    lambda model: adapters.from_epsilon(model, torch.linspace(0.999, 0.001, 50)),
+    lambda model: adapters.from_v(model, torch.linspace(0.999, 0.001, 50)),
+    adapters.from_flow,
+    adapters.from_denoiser,
+])  # fmt: skip
+def test_no_adapter_waits(made):
+    def network():
+        return made(lambda x, time, labels: x * time[:, None, None, None])
+
+    assert len(walk(Settings(steps=3), network)) == 3
 
 
 def test_the_guard_catches_what_waits():

@@ -35,7 +35,8 @@ class Batch(NamedTuple):
         Whoever asks late, or from another thread, lets the next batch begin meanwhile.
         """
         if self.copied is not None:
-            self.copied.synchronize()
+            with torch.cuda.device(self.copied.device):  # the writer's thread begins on GPU 0
+                self.copied.synchronize()
         return self.pixels
 
 

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
     "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
     "pc_deterministic": False, "noise": "device", "precision": "auto", "compiled": False,
-    "vae": None, "vae_precision": "fp32", "vae_batch": None, "trace": None,
+    "vae": None, "vae_precision": "auto", "vae_batch": None, "trace": None,
     "kind": "png", "subdirs": False,
 } | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
 """generate.py's options that decide a picture, where nothing else is asked for."""
@@ -122,7 +122,7 @@ def _precision(options: dict[str, Any], device: torch.device) -> str:
     told = f"{options['precision']} on {device.type}"
     if options["compiled"]:
         told += ", compiled"
-    if options["vae_precision"] != "fp32":
+    if options["vae_precision"] not in (("auto",) if device.type == "cuda" else ("auto", "fp32")):
         told += f", VAE in {options['vae_precision']}"
     if options["vae_batch"] is not None:
         told += f", VAE batch {options['vae_batch']}"

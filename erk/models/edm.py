@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import silu
 
-from .layout import in_fast_layout, level_for
+from ..point import level_for
+from .layout import in_fast_layout
 
+CHANNELS_LAST = ("cpu",)  # CUDA normalises groups channels first, and would reorder each time
 MOST_LEVELS = 10_000  # of an iDDPM; the released one has 1000
 
 
@@ -517,7 +519,7 @@ class Precond(nn.Module):
         x = x.to(torch.float32)
         sigma = level_for(x, torch.as_tensor(sigma, dtype=torch.float32))
         c_skip, c_out, c_in, c_noise = self.scales(sigma)
-        x_in = in_fast_layout((c_in * x).to(self.dtype_on(x.device)))
+        x_in = in_fast_layout((c_in * x).to(self.dtype_on(x.device)), CHANNELS_LAST)
         f = self.model(x_in, c_noise.flatten(), self.label_rows(labels, x), augment_labels)
         f = f[:, : self.img_channels].to(torch.float32)
         return c_skip * x + c_out * f.contiguous()  # Eq. 7
@@ -529,7 +531,7 @@ class Precond(nn.Module):
             if isinstance(layer, Conv2d | GroupNorm):
                 layer.to(dtype)
             if isinstance(layer, Conv2d):
-                layer.weight.data = in_fast_layout(layer.weight.data)
+                layer.weight.data = in_fast_layout(layer.weight.data, CHANNELS_LAST)
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """What F computes in on a device."""

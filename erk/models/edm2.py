@@ -29,7 +29,8 @@ from torch.nn.functional import (
     silu,
 )
 
-from .layout import CHANNELS_LAST, in_fast_layout, level_for
+from ..point import level_for
+from .layout import CHANNELS_LAST, in_fast_layout
 
 
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fetch import cache_dir
-from ..tf32 import full_float32
+from ..tf32 import RELEASED, full_float32
 
 
 class DecodeError(FloatingPointError):
@@ -63,11 +63,12 @@ class VAEEncoder:
     This VAE is applied to pictures in 0..1 (not -1..1, as elsewhere), and the latents carry
     their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
     the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
-    `dtype` is what the decoder computes in; what surrounds it stays float32. On CUDA its float32
-    is without TF32 unless `tf32` is set, whatever the network's is.
+    `dtype` is what the decoder computes in; what surrounds it stays float32. `tf32` names what of
+    it may use TF32 on CUDA, whatever the network may (`erk.tf32`).
     """
 
-    dtype, tf32 = torch.float32, False
+    dtype = torch.float32
+    tf32: tuple[str, ...] = RELEASED
 
     def __init__(
         self,

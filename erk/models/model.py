@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fetch import fetch, hub_files, is_offline, sha256_of
+from ..tf32 import ALL, RELEASED, allow_tf32
 from .compiling import check_compiler, compile_network
 from .encoders import Encoder, VAEEncoder
 from .files import build, read
@@ -98,7 +99,7 @@ def load_model(
     precision: str = "auto",
     offline: bool = False,
     vae: str | None = None,
-    vae_precision: str = "fp32",
+    vae_precision: str = "auto",
     vae_batch: int | None = None,
     compiled: bool = False,
 ) -> Model:
@@ -108,9 +109,9 @@ def load_model(
     else float32), fp32, tf32, fp16, bf16; loading on CUDA sets torch's global TF32 switches
     accordingly. `offline` forbids downloads. `vae` replaces the hub name of the latent decoder
     (e.g. by a folder); it is loaded by the first `decode`, not here. It computes in
-    `vae_precision` (whose TF32 is its own), `vae_batch` latents at a time; the defaults are the
-    released ones. `compiled`
-    compiles the network at its first call, and anew for every other shape of its input.
+    `vae_precision` (whose TF32 is its own; auto: float32 as published, which on CUDA is with TF32
+    in convolutions), `vae_batch` latents at a time. `compiled` compiles the network at its first
+    call, and anew for every other shape of its input.
     Raises OSError or ValueError, each with one sentence.
     """
     for name in (precision, vae_precision):
@@ -123,14 +124,13 @@ def load_model(
     checkpoint = read(path)
     network, encoder = build(checkpoint, str(path))
     if torch.device(device).type == "cuda":  # torch's own default lets convolutions use TF32
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        allow_tf32(ALL if precision == "tf32" else ())
     if isinstance(encoder, VAEEncoder):
         encoder.offline = is_offline(offline)
         encoder.vae_name = vae or encoder.vae_name
         encoder.batch_size = vae_batch or encoder.batch_size
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
-        encoder.tf32 = vae_precision == "tf32"
+        encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, ())
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name
     model.sha256 = sha256_of(path)

@@ -35,7 +35,7 @@ class ToyDenoiser(nn.Module):
 
         ValueError if a network with classes gets no labels, or labels of another shape.
         """
-        level = torch.as_tensor(sigma, dtype=x.dtype).expand(len(x)).unsqueeze(1)
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)).unsqueeze(1)
         size = (level**2 + SIGMA_DATA**2).sqrt()
         inputs = [x / size, level.log() / 4]
         if self.label_dim:

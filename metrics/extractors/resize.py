@@ -78,7 +78,7 @@ def imagenet_normalise(x: Tensor) -> Tensor:
 def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each of ``size`` output pixels: both source pixels, and the second one's share."""
     at = torch.arange(size, dtype=torch.float32, device=device)
-    at = at * torch.tensor(length / size, dtype=torch.float32, device=device)
+    at = at * np.float32(length / size).item()  # as TensorFlow: the factor in float32
     low = at.long()
     return low, (low + 1).clamp_max(length - 1), at - low
 

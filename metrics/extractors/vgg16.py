@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metrics.extractors import Features
 from metrics.extractors.network import NetworkExtractor
 from metrics.extractors.resize import bilinear_tf1, imagenet_normalise
-from metrics.extractors.weights import State, load_weights, shapes_of
+from metrics.extractors.weights import Shapes, State, load_weights, shapes_of
 
 SIZE = 224
 WIDTH = 4096
@@ -21,7 +21,7 @@ def load(
 
     Raises what ``load_weights`` raises.
     """
-    state, digest = load_weights(weights, url(), shapes_of(_empty()), offline)
+    state, digest = load_weights(weights, url(), shapes(), offline)
     network = build(state).to(device)
     return NetworkExtractor(name, WIDTH, digest, prepare, lambda x: Features(network(x)), device)
 
@@ -32,6 +32,11 @@ def url() -> str:
 
     address: str = VGG16_Weights.IMAGENET1K_V1.url
     return address
+
+
+def shapes() -> Shapes:
+    """Keys and shapes of the published file."""
+    return shapes_of(_empty())
 
 
 def prepare(images: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ def test_caller_keeps_its_arrays_and_its_settings():
 
 @pytest.mark.gpu
 def test_cuda_finds_the_same_members_with_tf32_allowed():
+    """But for ties: products of a GPU round otherwise, and TF32 would change far more."""
     real, generated = two_sets(2000, 1500, 256)
     products = torch.backends.cuda.matmul
     before = products.allow_tf32
@@ -160,7 +161,8 @@ def test_cuda_finds_the_same_members_with_tf32_allowed():
     finally:
         products.allow_tf32 = before
     expected = membership(real=real, generated=generated, groups=5)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.cpu() != b).double().mean() < 2e-3
 
 
 MEASURE = """

@@ -20,7 +20,7 @@ from erk.models.edm2 import Precond
 from erk.models.encoders import VAEEncoder
 from erk.models.model import PRECISIONS, load_model
 from erk.sampler import Settings
-from erk.tf32 import full_float32
+from erk.tf32 import ALL, RELEASED, full_float32
 
 ROOT = Path(__file__).parents[2]
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
@@ -141,20 +141,24 @@ class SpyVAE:
 
 
 def is_tf32():
-    matmul = torch.backends.cuda.matmul
+    """What may use TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):
-        return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32
+        found = [place.fp32_precision == "tf32" for place in (matmul, cudnn.conv)]
+    else:
+        found = [place.allow_tf32 for place in (matmul, cudnn)]
+    return {name for name, is_on in zip(ALL, found, strict=True) if is_on}
 
 
-@pytest.mark.parametrize(("of_vae", "of_network"), [*itertools.product([True, False], repeat=2)])
+@pytest.mark.parametrize("of_network", [(), RELEASED, ALL])
+@pytest.mark.parametrize("of_vae", [(), RELEASED, ALL])
 def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
     encoder = VAEEncoder()
     encoder.vae, encoder.tf32 = SpyVAE(), of_vae
     with full_float32(of_network):
         encoder.decode(torch.zeros(2, 4, 2, 2))
-        assert is_tf32() == of_network
-    assert encoder.vae.tf32 == [of_vae]
+        assert is_tf32() == set(of_network)
+    assert encoder.vae.tf32 == [set(of_vae)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
@@ -170,22 +174,26 @@ def test_load_model_hands_both_to_the_vae():
     released, other = load_model(cond), load_model(cond, vae_precision="bf16", vae_batch=3)
     assert (released.encoder.dtype, released.encoder.batch_size) == (torch.float32, 8)
     assert (other.encoder.dtype, other.encoder.batch_size) == (torch.bfloat16, 3)
-    assert load_model(cond, vae_precision="tf32").encoder.tf32
-    assert not load_model(cond, precision="tf32").encoder.tf32
+    assert released.encoder.tf32 == RELEASED and not other.encoder.tf32
+    assert load_model(cond, vae_precision="tf32").encoder.tf32 == ALL
+    assert load_model(cond, precision="tf32").encoder.tf32 == RELEASED
+    assert not load_model(cond, vae_precision="fp32").encoder.tf32
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         load_model(cond, vae_precision="half")
 
 
 def test_runs_that_round_otherwise_are_other_runs():
-    options = {"precision": "bf16", "compiled": False, "vae_precision": "fp32", "noise": "cpu",
+    options = {"precision": "bf16", "compiled": False, "vae_precision": "auto", "noise": "cpu",
                "labels": "random", "class_idx": None, "vae": None, "kind": "png",
                "subdirs": False, "vae_batch": None}  # fmt: skip
-    cpu = torch.device("cpu")
 
-    def told(**more):
-        return identity_of(options | more, Settings(), "net", None, cpu)["precision"]
+    def told(device="cpu", **more):
+        place = torch.device(device)
+        return identity_of(options | more, Settings(), "net", None, place)["precision"]
 
-    assert told() == "bf16 on cpu"
+    assert told() == told(vae_precision="fp32") == "bf16 on cpu"
+    assert told("cuda") == "bf16 on cuda"
+    assert told("cuda", vae_precision="fp32") == "bf16 on cuda, VAE in fp32"
     assert told(compiled=True, vae_precision="fp16") == "bf16 on cpu, compiled, VAE in fp16"
     assert told(vae_batch=3) == "bf16 on cpu, VAE batch 3"
 
@@ -257,5 +265,3 @@ def test_a_level_on_the_host_reaches_cuda_without_a_wait():
         list(settings.loop(settings.drift(model, labels), x, settings.sigmas(), torch.randn_like))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
