@@ -6,14 +6,16 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from scripts.bench import evaluator, writing
+from scripts.bench import evaluation, evaluator, writing
 
 TINY = {
     writing: ["--size", "32", "--images", "8", "--sampling", "0.001"],
     evaluator: ["--extractor", "digits", "--images", "3", "--sets", "60"],
+    evaluation: ["--fid-only", "--images", "10"],
 }
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader")  # torch-fidelity's
 @pytest.mark.parametrize("bench", TINY, ids=lambda bench: bench.__name__.rpartition(".")[2])
 def test_it_runs(bench, tmp_path):
     done = CliRunner().invoke(bench.main, [*TINY[bench], "--rounds", "2", "--out", str(tmp_path)])
@@ -25,6 +27,9 @@ def test_it_runs(bench, tmp_path):
     assert (tmp_path / f"{name}.md").read_text().count("\n| ") == len(rows) + 2
     if bench is writing:
         assert {row["code"] for row in rows[:4]} >= {"ours", "inline", "not written"}
+    elif bench is evaluation:
+        assert [row["code"] for row in rows] == ["ours", "torch-fidelity"]
+        assert rows[0]["GFLOP"] > 10 and 0.1 < rows[0]["MB in"] < 1
     else:
         apart = [row["FD apart"] for row in rows[-3:]]  # fp32, fp16, bf16
         assert apart[0] == 0 and min(apart[1:]) > 0

@@ -113,6 +113,13 @@ def test_sampling_of_latents(tmp_path):
     assert ours["data"] == "latents"
 
 
+def test_what_ends_a_timed_command_is_told(tmp_path):
+    options = ["--size", "tiny", "--batch", "1", "--with", "--solver=none", "--out", str(tmp_path)]
+    done = CliRunner().invoke(sampling.main, options)
+    assert done.exit_code == 2 and "what is timed ended" in done.output
+    assert "none" in done.output and not list(tmp_path.iterdir())
+
+
 def test_guidance_costs_no_memory_beyond_a_pair(tmp_path):
     heun, guided = run(guidance, tmp_path, "--size", "tiny", "--batch", 1, "--rounds", 1)
     assert heun["beyond Heun"] == 0 <= guided["beyond Heun"] <= guided["state pair"]
@@ -133,6 +140,13 @@ def test_scaling_over_batch_sizes(tmp_path, monkeypatch):
     options = ("--size", "tiny", "--batch", 1, "--ranks", 1, "--rounds", 1, "--steps", 2,
                "--further", 2)  # fmt: skip
     assert len(run(scaling, tmp_path, *options)) == 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are as many GPUs")
+def test_more_processes_than_gpus_are_refused(tmp_path):
+    options = ["--device", "cuda", "--ranks", "2", "--out", str(tmp_path)]
+    done = CliRunner().invoke(scaling.main, options)
+    assert done.exit_code == 2 and "--ranks 2 needs as many GPUs, and there are" in done.output
 
 
 def test_work_is_counted_and_peaks_are_seen():

@@ -23,4 +23,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
     as a graph, so that the host issues it at once in place of hundreds of kernels.
     """
     core = network.get_submodule("unet" if hasattr(network, "unet") else "model")
-    core.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
+    options = {"triton.cudagraphs": device.type == "cuda"}
+    if "deterministic" in torch._inductor.list_options():
+        options["deterministic"] = True  # no kernels chosen by timing: they might round otherwise
+    core.compile(dynamic=False, options=options)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.models.compiling import check_compiler, compile_network
+from erk.tf32 import full_float32
 from scripts.bench import networks
 from scripts.bench.networks import BATCH, DEVICE, NOT_RUN, PEER, PRECISIONS, SIZE
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
@@ -51,7 +52,7 @@ def codes_of(
         for fold in (True, False):
             told = f"ours at {against}" + ("" if fold else ", not folded")
             for precision in precisions:
-                network = networks.earlier_network(against, size, precision, fold).to(device)
+                network = networks.earlier_network(against, size, precision, fold, device)
                 codes[f"{told}, {precision}"] = (precision, network)
     if peer is not None:
         precision = "fp16" if device == "cuda" else "fp32"
@@ -71,7 +72,8 @@ def compare(
         x, labels = networks.inputs(net, batch, device)
         level = sigma if name.startswith("ours") else sigma.to(device)
         codes[name] = functools.partial(once, net, x, level, labels, device)
-        codes[name]()  # loads what any first call loads, and compiles
+        for _ in range(3 if compiled else 1):
+            codes[name]()  # loads what any first call loads, compiles, and records CUDA's graph
     runs = in_turns(codes, rounds)
     exact = runs["ours"].value
     rows: list[Row] = []
@@ -110,11 +112,10 @@ def main(
     use_threads(threads)
     if compiled:
         check_compiler(torch.device(device))
-    rows = [
-        row
-        for size in sizes
-        for row in compare(size, batch, precisions, device, compiled, against, peer, rounds)
-    ]
+    rows = []
+    with full_float32():  # as generate.py has it
+        for size in sizes:
+            rows += compare(size, batch, precisions, device, compiled, against, peer, rounds)
     report("network", rows, [], out, device)
 
 

@@ -27,6 +27,7 @@ TINY = {"img_resolution": 8, "label_dim": 10, "model_channels": 64, "channel_mul
 SIZES = ("tiny", *CHANNELS)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NOT_RUN = "peer not run"
+COPIES = 8
 
 SIZE = click.option("--size", "sizes", type=click.Choice(SIZES), multiple=True, default=("xs",),
                     help="Of EDM2's networks; may repeat.")  # fmt: skip
@@ -84,8 +85,10 @@ def write_network(folder: Path, size: str, latent: bool) -> Path:
     return path
 
 
-def earlier_network(commit: str, size: str, precision: str, fold: bool) -> torch.nn.Module:
-    """Our network as a commit had it, on the CPU. ValueError if there is no such commit."""
+def earlier_network(
+    commit: str, size: str, precision: str, fold: bool, device: str
+) -> torch.nn.Module:
+    """Our network as a commit had it. ValueError if there is no such commit."""
     place = f"{commit}:erk/models/edm2.py"
     found = subprocess.run(["git", "-C", ROOT, "show", place], capture_output=True, text=True)
     if found.returncode:
@@ -94,7 +97,7 @@ def earlier_network(commit: str, size: str, precision: str, fold: bool) -> torch
     exec(compile(found.stdout, place, "exec"), space)
     network = space["Precond"](**kwargs_of(size))
     network.load_state_dict(random_weights(network), assign=True)
-    network.eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
+    network.to(device).eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
     if fold:
         network.fold()
     return network
@@ -182,8 +185,14 @@ def limits(precision: str, device: str, tiny: bool) -> Limits:
     flops = 2 * n**3 / _shortest(lambda: a @ a, device)
     source = torch.zeros((1 if tiny else 64) * 2**20, device=device)
     target = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
-    return Limits(flops, moved / _shortest(lambda: target.copy_(source), device))
+    moved = COPIES * 2 * source.numel() * source.element_size()
+    return Limits(flops, moved / _shortest(lambda: _copy(source, target), device))
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """Several times: waiting for a GPU takes a while itself."""
+    for _ in range(COPIES):
+        target.copy_(source)
 
 
 def _shortest(code: Callable[[], Any], device: str) -> float:

@@ -1,5 +1,7 @@
 """What the benchmarks share: codes timed in turns, and a report for the screen and as json."""
 
+import contextlib
+import io
 import json
 import statistics
 import time
@@ -37,6 +39,16 @@ def use_threads(threads: int) -> None:
     """Let PyTorch, and what numpy and scipy call, use this many CPU threads."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+def quietly(code: Callable[[], Any]) -> None:
+    """Run it with nothing on the screen. ValueError, with what it said, if it exits."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            code()
+    except SystemExit as exit:
+        raise ValueError(f"what is timed ended: {said.getvalue().strip()}") from exit
 
 
 def in_turns(codes: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Runs]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import click
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -35,11 +36,14 @@ def together(options: list[str], ranks: int, n: int) -> None:
     """generate.py by several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                str(ranks), str(ROOT / "generate.py"), *options]  # fmt: skip
+    torch.cuda.empty_cache()  # of the runs in this process, which holds GPU 0 as well
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        done = subprocess.run(
             [*command, "--seeds", f"0-{n - 1}", "--outdir", folder],
-            check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        if done.returncode:
+            raise ValueError(f"what is timed ended: {done.stderr.strip()}")
         assert len(list(Path(folder).glob("*.png"))) == n
 
 
@@ -94,10 +98,15 @@ def main(
 ) -> None:  # fmt: skip
     """Time generate.py over batch sizes and processes."""
     use_threads(1)
+    if device == "cuda" and max(ranks) > torch.cuda.device_count():
+        raise ValueError(
+            f"--ranks {max(ranks)} needs as many GPUs, and there are {torch.cuda.device_count()}."
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     case = Case(size, latent, precision, device, batches[0], steps, ())
     with tempfile.TemporaryDirectory() as place:
         codes = codes_of(case, Path(place), batches, ranks, further)
+        ours([*options_of(case, Path(place)), "--batch", str(batches[0])], batches[0])  # warms up
         found: dict[tuple[int, int], list[float]] = {key: [] for key in codes}
         for _ in range(rounds):
             for key, code in codes.items():

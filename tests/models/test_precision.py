@@ -1,6 +1,5 @@
 """Precisions, layouts and compilation of networks; precision and batch of the VAE."""
 
-import itertools
 import os
 import subprocess
 import sys
