@@ -1,7 +1,9 @@
 """Every benchmark of networks and sampling runs, at a tiny size; the peer is a stand-in."""
 
+import importlib
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -147,6 +149,24 @@ def test_more_processes_than_gpus_are_refused(tmp_path):
     options = ["--device", "cuda", "--ranks", "2", "--out", str(tmp_path)]
     done = CliRunner().invoke(scaling.main, options)
     assert done.exit_code == 2 and "--ranks 2 needs as many GPUs, and there are" in done.output
+
+
+def test_the_commands_for_a_gpu_are_understood(tmp_path):
+    """Every benchmark that gpu.sh runs, shown in place of run."""
+    shown = subprocess.run(["bash", "scripts/bench/gpu.sh"], cwd=networks.ROOT, text=True,
+                           capture_output=True, env=os.environ | {"PYTHON": "echo"})  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    benches = [line.split() for line in shown.stdout.splitlines() if "scripts/bench/" in line]
+    assert len(benches) == 11
+    for script, *options in benches:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        module.main.make_context(script, options)  # UsageError if one is not known
+
+
+def test_a_step_that_is_none_is_named():
+    shown = subprocess.run(["bash", "scripts/bench/gpu.sh", "nothing"], cwd=networks.ROOT,
+                           text=True, capture_output=True)  # fmt: skip
+    assert shown.returncode == 1 and "FAILED: nothing" in shown.stdout
 
 
 def test_work_is_counted_and_peaks_are_seen():
