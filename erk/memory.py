@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 P = ParamSpec("P")
 T = TypeVar("T")
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
-         "could not create a primitive", "unable to find an engine")  # fmt: skip
+         "could not create a primitive")  # fmt: skip
 """What PyTorch passes on of MPS, CPU, cuBLAS, cuDNN and oneDNN, where it has no class for it."""
 
 

@@ -1,35 +1,42 @@
 """Whether CUDA may round the factors of float32 products and convolutions to TF32's 10 bits."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+NONE: tuple[str, ...] = ()
 ALL = ("products", "convolutions")
 RELEASED = ("convolutions",)
 """PyTorch's own default: what published code computes by that leaves the switches alone."""
 
 
 def allow_tf32(of: tuple[str, ...]) -> None:
-    """TF32 for these of ``ALL``, and for no others, from here on."""
-    for name, (place, switch, off, on) in _switches().items():
-        setattr(place, switch, on if name in of else off)
+    """TF32 for these of ``ALL``, and for no others, from here on.
+
+    By PyTorch's old switches, with which it sets the new ones: its compiler reads the old ones, and
+    versions before 2.11 raise there if the two disagree.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the old ones will go
+        torch.backends.cuda.matmul.allow_tf32 = "products" in of
+        torch.backends.cudnn.allow_tf32 = "convolutions" in of
 
 
 @contextmanager
-def full_float32(tf32: tuple[str, ...] = ()) -> Iterator[None]:
-    """No TF32 in CUDA's matrix products and convolutions in here, whatever the caller allows.
-
-    But for those of ``ALL`` that ``tf32`` names.
-    """
-    before = [(place, switch, getattr(place, switch)) for place, switch, *_ in _switches().values()]
-    allow_tf32(tf32)
+def tf32_only(of: tuple[str, ...]) -> Iterator[None]:
+    """In here TF32 for these of ``ALL``, and for no others, whatever the caller allows."""
+    switches = _switches()
+    before = [getattr(place, name) for place, name, *_ in switches.values()]
+    for what, (place, name, off, on) in switches.items():
+        setattr(place, name, on if what in of else off)
     try:
         yield
     finally:
-        for place, switch, value in before:
-            setattr(place, switch, value)
+        for (place, name, *_), value in zip(switches.values(), before, strict=True):
+            setattr(place, name, value)
 
 
 def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
@@ -38,6 +45,6 @@ def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
     cudnn: Any = torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
         places = zip(ALL, (matmul, cudnn.conv), strict=True)
-        return {name: (place, "fp32_precision", "ieee", "tf32") for name, place in places}
+        return {what: (place, "fp32_precision", "ieee", "tf32") for what, place in places}
     places = zip(ALL, (matmul, cudnn), strict=True)
-    return {name: (place, "allow_tf32", False, True) for name, place in places}
+    return {what: (place, "allow_tf32", False, True) for what, place in places}

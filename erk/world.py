@@ -56,7 +56,11 @@ def pick_device(name: str) -> torch.device:
             f"{torch.cuda.device_count()}; start at most as many processes."
         )
     device = torch.device("cuda", local)
-    torch.cuda.set_device(device)  # before anything is loaded: else GPU 0 holds a context of all
+    try:
+        torch.cuda.set_device(device)  # before anything is loaded: else GPU 0 has a context of all
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"GPU {local} cannot be used ({reason}); free it.") from error
     return device
 
 

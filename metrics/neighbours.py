@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.tf32 import full_float32
+from erk.tf32 import NONE, tf32_only
 from metrics.errors import group_of
 from metrics.statistics import FEW, as_features, check_finite, check_same_dimension
 
@@ -112,7 +112,7 @@ def membership(
     real, generated, group = _checked(real, generated, k, groups)
     memory = memory or MEMORY.get(real.device.type, LITTLE)
     tile = _tile_size(memory, real.shape[1], real.dtype.itemsize)
-    with full_float32():
+    with tf32_only(NONE):
         centre = real.mean(0)
         real, generated = _cloud(real, centre, "real"), _cloud(generated, centre, "generated")
         real_radii = _radii(_nearest(real, torch.zeros_like(real.norms).long(), k, tile))

@@ -21,6 +21,7 @@ cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/python -m pytest -n "$((cores < 4 ? cores : 4))" "${select[@]}" \
     ${arguments[@]+"${arguments[@]}"}
-if [ -e /dev/nvidiactl ]; then  # what needs a GPU, in one process; none of it may be selected: 5
-    .venv/bin/python -m pytest -m gpu ${arguments[@]+"${arguments[@]}"} || [ $? = 5 ]
+# What needs a GPU, in one process; that none of it may be among the arguments is pytest's code 5.
+if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then
+    .venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"} -m gpu || [ $? = 5 ]
 fi

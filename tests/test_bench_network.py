@@ -123,9 +123,10 @@ def test_what_ends_a_timed_command_is_told(tmp_path):
 
 
 def test_guidance_costs_no_memory_beyond_a_pair(tmp_path):
-    heun, guided = run(guidance, tmp_path, "--size", "tiny", "--batch", 1, "--rounds", 1)
+    heun, guided, again = run(guidance, tmp_path, "--size", "tiny", "--batch", 1, "--rounds", 1)
     assert heun["beyond Heun"] == 0 <= guided["beyond Heun"] <= guided["state pair"]
     assert heun["peak bytes"] > guided["state pair"] and guided["share in guide"] > 0
+    assert again["code"] == "Heun again" and again["beyond Heun"] == 0
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from torch.nn.functional import silu
 from ..point import level_for
 from .layout import in_fast_layout
 
-CHANNELS_LAST = ("cpu",)  # CUDA normalises groups channels first, and would reorder each time
+CHANNELS_LAST = ("cpu",)  # faster there; on CUDA as released, where group norm is channels first
 MOST_LEVELS = 10_000  # of an iDDPM; the released one has 1000
 
 

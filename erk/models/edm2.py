@@ -30,7 +30,9 @@ from torch.nn.functional import (
 )
 
 from ..point import level_for
-from .layout import CHANNELS_LAST, in_fast_layout
+from .layout import in_fast_layout
+
+CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md)
 
 
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:
@@ -122,7 +124,7 @@ class MPConv(nn.Module):
         is_pointwise = weight.ndim == 4 and weight[0, 0].numel() == 1
         if is_pointwise and weight.device.type in CHANNELS_LAST:  # a product of matrices there
             weight = weight.flatten(1)
-        self.folded = in_fast_layout(weight)
+        self.folded = in_fast_layout(weight, CHANNELS_LAST)
 
     @torch.no_grad()
     def force_unit_weight(self) -> None:
@@ -291,7 +293,7 @@ class UNet(nn.Module):
         weight = self.effective_weight() if self.folded is None else self.folded
         embs = iter(linear(mp_silu(emb), weight).split(self.widths, 1))
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # stands in for biases
-        x, skips = in_fast_layout(x), []
+        x, skips = in_fast_layout(x, CHANNELS_LAST), []
         for block in self.enc.values():
             x = block(x) if isinstance(block, MPConv) else block(x, next(embs))
             skips.append(x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fetch import cache_dir
-from ..tf32 import RELEASED, full_float32
+from ..tf32 import RELEASED, tf32_only
 
 
 class DecodeError(FloatingPointError):
@@ -99,7 +99,7 @@ class VAEEncoder:
         lacking = -len(x) % self.batch_size if len(x) > self.batch_size else 0
         filled = torch.cat([raw, raw[-1:].expand(lacking, -1, -1, -1)])
         parts = filled.to(self.dtype).split(self.batch_size)
-        with full_float32(self.tf32):
+        with tf32_only(self.tf32):
             decoded = [vae.decode(part).sample.to(torch.float32) for part in parts]
         images = torch.cat(decoded)[: len(x)]
         bad = (~images.flatten(1).sum(1).isfinite()).nonzero()

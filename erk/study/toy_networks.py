@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data import data
+from ..point import level_for
 
 CHECKPOINTS = data("checkpoints")
 SIGMA_DATA = 0.5
@@ -35,7 +36,7 @@ class ToyDenoiser(nn.Module):
 
         ValueError if a network with classes gets no labels, or labels of another shape.
         """
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)).unsqueeze(1)
+        level = level_for(x, torch.as_tensor(sigma, dtype=x.dtype)).expand(len(x), 1)
         size = (level**2 + SIGMA_DATA**2).sqrt()
         inputs = [x / size, level.log() / 4]
         if self.label_dim:

@@ -11,7 +11,6 @@ files are read by processes of their own, whose CPU seconds are not among its.
 """
 
 import functools
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import evaluate
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.images import png_bytes
-from erk.tf32 import full_float32
+from erk.tf32 import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
 from scripts import make_reference
@@ -103,7 +102,7 @@ def theirs(place: Path, device: str) -> None:
         "feature_extractor_weights_path": str(place / "inception.pth"),
         "input2_cache_name": "real", "cache_root": str(place / "kept of torch-fidelity"),
     }  # fmt: skip
-    with full_float32():
+    with tf32_only(NONE):
         quietly(lambda: torch_fidelity.calculate_metrics(**options))
 
 
@@ -168,7 +167,6 @@ def work_of(place: Path, metrics: str) -> Row:
 def main(n: int, fid_only: bool, device: str, rounds: int, threads: int, out: Path) -> None:
     """Time evaluate.py from end to end."""
     use_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     rows = compare(n, not fid_only, device, rounds)
     report("evaluation", rows, ["torch-fidelity", "timm", "pillow"], out, device)
 

@@ -1,6 +1,6 @@
 """Large jobs: 50 000 pictures by two processes, a zip of 100 000 measured, a million seeds.
 
-    python scripts/bench/load.py     # half an hour on two cores, 1 GB of memory, 5 GB of disk
+    python scripts/bench/load.py     # ten minutes on two cores, 1 GB of memory, 5 GB of disk
 
 Writes results/bench/load.json. Every figure is of processes of its own, with the load that the
 machine had at its end. The folder of pictures lies in the system's place for temporary files;

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.models.compiling import check_compiler, compile_network
-from erk.tf32 import full_float32
+from erk.tf32 import NONE, tf32_only
 from scripts.bench import networks
 from scripts.bench.networks import BATCH, DEVICE, NOT_RUN, PEER, PRECISIONS, SIZE
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
@@ -113,7 +113,7 @@ def main(
     if compiled:
         check_compiler(torch.device(device))
     rows = []
-    with full_float32():  # as generate.py has it
+    with tf32_only(NONE):  # as generate.py has it
         for size in sizes:
             rows += compare(size, batch, precisions, device, compiled, against, peer, rounds)
     report("network", rows, [], out, device)

@@ -1,8 +1,12 @@
 """What the benchmarks of networks share: random weights, a peer's checkout, and the roofline."""
 
+import functools
 import importlib
+import io
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,18 +93,30 @@ def earlier_network(
     commit: str, size: str, precision: str, fold: bool, device: str
 ) -> torch.nn.Module:
     """Our network as a commit had it. ValueError if there is no such commit."""
-    place = f"{commit}:erk/models/edm2.py"
-    found = subprocess.run(["git", "-C", ROOT, "show", place], capture_output=True, text=True)
-    if found.returncode:
-        raise ValueError(f"--against {commit}: {found.stderr.strip()}.")
-    space: dict[str, Any] = {"__name__": "erk.models.earlier", "__package__": "erk.models"}
-    exec(compile(found.stdout, place, "exec"), space)
-    network = space["Precond"](**kwargs_of(size))
+    network = _earlier_kind(commit)(**kwargs_of(size))
     network.load_state_dict(random_weights(network), assign=True)
     network.to(device).eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
     if fold:
         network.fold()
     return network
+
+
+@functools.cache
+def _earlier_kind(commit: str) -> Any:
+    """The class of EDM2's networks in the whole package of that commit, under another name."""
+    found = subprocess.run(["git", "-C", ROOT, "archive", commit, "erk"], capture_output=True)
+    if found.returncode:
+        raise ValueError(f"--against {commit}: {found.stderr.decode().strip()}.")
+    name = f"erk_{commit}".replace(".", "_")
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+        Path(folder, "erk").rename(Path(folder, name))
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(f"{name}.models.edm2").Precond
+        finally:
+            sys.path.remove(folder)
 
 
 def peer_module(peer: Path, name: str) -> ModuleType:

@@ -77,7 +77,7 @@ def main(images: int, out: Path) -> None:
         for place in others:
             found = compared(images_at(place, settings, images), reference)
             rows.append({"sampler": way, **place._asdict(), "n": images} | found)
-    report("precision", rows, [], out)
+    report("precision", rows, [], out, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import generate
 from erk.jobs.cli import CONTEXT, clean_exit
-from erk.tf32 import RELEASED, full_float32
+from erk.tf32 import RELEASED, tf32_only
 from scripts.bench import networks
 from scripts.bench.networks import (
     BATCH,
@@ -103,7 +103,7 @@ def theirs(peer: Path, case: Case, folder: Path) -> Callable[[int], None]:
 
     def make(n: int) -> None:
         torch.backends.cudnn.deterministic = False
-        with tempfile.TemporaryDirectory() as out, full_float32(RELEASED):
+        with tempfile.TemporaryDirectory() as out, tf32_only(RELEASED):
             made = script.generate_images(
                 net=net, encoder=encoder, outdir=out, seeds=range(n), max_batch_size=case.batch,
                 verbose=False, device=torch.device(case.device), num_steps=case.steps,

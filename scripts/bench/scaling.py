@@ -48,16 +48,15 @@ def together(options: list[str], ranks: int, n: int) -> None:
 
 
 def codes_of(
-    case: Case, place: Path, batches: tuple[int, ...], ranks: tuple[int, ...], further: int
+    options: list[str], device: str, batches: tuple[int, ...], ranks: tuple[int, ...], further: int
 ) -> dict[tuple[int, int], Callable[[], float]]:
     """{(batch, processes): what times them}; the first is what the others are compared with."""
-    options = options_of(case, place)
 
     def code(batch: int, size: int) -> Callable[[], float]:
         words = [*options, "--batch", str(batch)]
         make = functools.partial(together, words, size) if size else functools.partial(ours, words)
         pictures = batch * max(size, 1)  # of one batch of every process
-        return lambda: per_picture(make, pictures, case.device, further)[0]
+        return lambda: per_picture(make, pictures, device, further)[0]
 
     keys = [(batch, 0) for batch in batches] + [(batches[0], size) for size in ranks]
     return {key: code(*key) for key in keys}
@@ -105,8 +104,9 @@ def main(
     os.environ["OMP_NUM_THREADS"] = "1"
     case = Case(size, latent, precision, device, batches[0], steps, ())
     with tempfile.TemporaryDirectory() as place:
-        codes = codes_of(case, Path(place), batches, ranks, further)
-        ours([*options_of(case, Path(place)), "--batch", str(batches[0])], batches[0])  # warms up
+        options = options_of(case, Path(place))
+        codes = codes_of(options, device, batches, ranks, further)
+        ours([*options, "--batch", str(batches[0])], batches[0])  # warms up
         found: dict[tuple[int, int], list[float]] = {key: [] for key in codes}
         for _ in range(rounds):
             for key, code in codes.items():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as original
 
-from erk.tf32 import full_float32
+from erk.tf32 import NONE, tf32_only
 from metrics.extractors import Features, inception, load_extractor
 from metrics.extractors.network import NetworkExtractor
 
@@ -148,7 +148,7 @@ def test_tf32_is_off_inside_and_as_before_outside(allowed):
 
     NetworkExtractor("spy", 1, "", lambda x: x, network, "cpu")(pictures(8))
     assert seen == [("ieee", "ieee")] and switches() == allowed
-    with pytest.raises(KeyError), full_float32():
+    with pytest.raises(KeyError), tf32_only(NONE):
         raise KeyError
     assert switches() == allowed
 

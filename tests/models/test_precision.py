@@ -19,7 +19,7 @@ from erk.models.edm2 import Precond
 from erk.models.encoders import VAEEncoder
 from erk.models.model import PRECISIONS, load_model
 from erk.sampler import Settings
-from erk.tf32 import ALL, RELEASED, full_float32
+from erk.tf32 import ALL, RELEASED, tf32_only
 
 ROOT = Path(__file__).parents[2]
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
@@ -154,7 +154,7 @@ def is_tf32():
 def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
     encoder = VAEEncoder()
     encoder.vae, encoder.tf32 = SpyVAE(), of_vae
-    with full_float32(of_network):
+    with tf32_only(of_network):
         encoder.decode(torch.zeros(2, 4, 2, 2))
         assert is_tf32() == set(of_network)
     assert encoder.vae.tf32 == [set(of_vae)]
