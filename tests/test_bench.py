@@ -6,11 +6,12 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from scripts.bench import evaluation, evaluator, writing
+from scripts.bench import decoding, evaluation, evaluator, writing
 
 TINY = {
     writing: ["--size", "32", "--images", "8", "--sampling", "0.001"],
     evaluator: ["--extractor", "digits", "--images", "3", "--sets", "60"],
+    decoding: ["--tiny"],
     evaluation: ["--fid-only", "--images", "10"],
 }
 
@@ -27,6 +28,8 @@ def test_it_runs(bench, tmp_path):
     assert (tmp_path / f"{name}.md").read_text().count("\n| ") == len(rows) + 2
     if bench is writing:
         assert {row["code"] for row in rows[:4]} >= {"ours", "inline", "not written"}
+    elif bench is decoding:
+        assert len(rows) == 6 and rows[0]["levels apart"] == 0 < rows[1]["levels apart"]
     elif bench is evaluation:
         assert [row["code"] for row in rows] == ["ours", "torch-fidelity"]
         assert rows[0]["GFLOP"] > 10 and 0.1 < rows[0]["MB in"] < 1

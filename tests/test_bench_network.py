@@ -158,7 +158,7 @@ def test_the_commands_for_a_gpu_are_understood(tmp_path):
                            capture_output=True, env=os.environ | {"PYTHON": "echo"})  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     benches = [line.split() for line in shown.stdout.splitlines() if "scripts/bench/" in line]
-    assert len(benches) == 11
+    assert len(benches) == 12
     for script, *options in benches:
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         module.main.make_context(script, options)  # UsageError if one is not known

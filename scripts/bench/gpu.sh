@@ -33,6 +33,7 @@ xxl() { # at least 1.5 times the peer
     bench sampling "${fp16[@]}" --size xxl --steps 32 --latent --batch 64 --rounds 2 --out $out/xxl \
         ${peer[@]+"${peer[@]}"}
 }
+decoding() { bench decoding --device cuda --batch 8 --rounds 5 --out $out; }
 guidance() { bench guidance "${s[@]}" --batch 64 --out $out; } # at most 0.3 % and one state pair
 scaling() {
     bench scaling "${s[@]}" --latent --batch 64 --batch 16 --batch 128 --further 3 --out $out \
@@ -48,7 +49,7 @@ evaluation() { # 50 000 images in at most 10 minutes are 84 a second
 }
 
 steps=("$@")
-[ "$#" -gt 0 ] || steps=(tests doctor network sampling half_vae guidance neighbours evaluation evaluator
+[ "$#" -gt 0 ] || steps=(tests doctor network sampling half_vae decoding guidance neighbours evaluation evaluator
     compiled scaling xxl precision)
 failed=()
 for step in "${steps[@]}"; do

@@ -125,6 +125,17 @@ def test_the_vae_takes_a_precision_and_a_batch(vae_folder):
     assert 0 < reduced.max() <= 16
 
 
+def test_on_a_cpu_the_vae_has_channels_last_where_it_is_not_exact(vae_folder):
+    """float32 keeps the layout as loaded: the other one rounds to 5e-6 where it rounds to 1e-6."""
+    for dtype, layout in ((torch.float32, False), (torch.float16, True), (torch.bfloat16, True)):
+        encoder = VAEEncoder(str(vae_folder), offline=True)
+        encoder.dtype = dtype
+        encoder.decode(torch.zeros(1, 4, 8, 8))
+        weight = encoder.vae.decoder.conv_in.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == layout
+        assert weight.is_contiguous() != layout
+
+
 class SpyVAE:
     """A decoder that rounds differently for every number of latents, and keeps the switches."""
 
