@@ -114,8 +114,11 @@ def main(**options: Any) -> None:
 
 
 def _judge(options: dict[str, Any], device: Any) -> "Judge":
+    from erk.memory import keep_freed_memory
     from metrics.judge import load_judge
 
+    if device.type == "cpu":
+        keep_freed_memory()
     metrics, weights = options["metrics"], options["weights"]
     wrong = next((text for text in weights if "=" not in text), None)
     if wrong is not None:

@@ -1,8 +1,9 @@
-"""Work that does not fit into the memory is done in smaller pieces, and says so."""
+"""Memory: what is freed is used again; work that does not fit is done in smaller pieces."""
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -13,6 +14,22 @@ T = TypeVar("T")
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
          "could not create a primitive")  # fmt: skip
 """What PyTorch passes on of MPS, CPU, cuBLAS, cuDNN and oneDNN, where it has no class for it."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let what was freed serve the next tensors of this process, and not go back to the system.
+
+    Else every large tensor on a CPU is mapped anew, page by page, which takes a quarter of the time
+    of decoding 512 x 512 pictures (docs/performance.md). Of Linux's glibc; nothing elsewhere.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another library
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # none
 
 
 def is_out_of_memory(error: BaseException) -> bool:

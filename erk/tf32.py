@@ -42,9 +42,8 @@ def tf32_only(of: tuple[str, ...]) -> Iterator[None]:
 def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
     """By what it is of: object, attribute, what switches TF32 off, and on."""
     matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
+    conv: Any = torch.backends.cudnn
+    how: tuple[Any, ...] = ("allow_tf32", False, True)
     if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        places = zip(ALL, (matmul, cudnn.conv), strict=True)
-        return {what: (place, "fp32_precision", "ieee", "tf32") for what, place in places}
-    places = zip(ALL, (matmul, cudnn), strict=True)
-    return {what: (place, "allow_tf32", False, True) for what, place in places}
+        conv, how = conv.conv, ("fp32_precision", "ieee", "tf32")
+    return {what: (place, *how) for what, place in zip(ALL, (matmul, conv), strict=True)}

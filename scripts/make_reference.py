@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.memory import keep_freed_memory
 from erk.world import gather, join, pick_device
 from metrics.extraction import Pass, assemble, first_shape, image_chunks, work
 from metrics.extractors import NAMES, load_extractor
@@ -103,6 +104,8 @@ def _how(names: list[str], options: dict[str, Any]) -> Pass:
         name: load_extractor(name, str(place), weights.get(name), options["offline"])
         for name in wanted
     }
+    if place.type == "cpu":
+        keep_freed_memory()
     store = default_folder() if folder is None else Path(folder)
     return Pass(extractors, wanted, store, options["batch"], options["skip_corrupt"], place)
 

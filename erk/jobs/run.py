@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..cards import Card
 from ..files import write_whole
-from ..memory import load_fitting
+from ..memory import keep_freed_memory, load_fitting
 from ..models.model import Model, load_model
 from ..sampler import Settings
 from ..world import World, from_first, gather, join, pick_device, provenance, wait
@@ -148,8 +148,10 @@ def load_networks(
 
     `options`: precision, offline and, for the decoder of latents, vae.
     """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on how threads share work
+    if device.type == "cpu":
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on threads' shares
     torch.backends.cudnn.deterministic = True
     how = {name: options[name] for name in ("precision", "offline", "compiled")}
     vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}

@@ -127,6 +127,6 @@ class VAEEncoder:
                     "network once to cache it, or give --vae a folder that holds it."
                 ) from error
             self.vae.eval().requires_grad_(False)
-            if device.type == "cpu" and self.dtype != torch.float32:  # there it would move pixels
+            if device.type == "cpu" and self.dtype != torch.float32:  # which rounds worse so
                 self.vae.to(memory_format=torch.channels_last)
         return self.vae.to(device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fetch import fetch, hub_files, is_offline, sha256_of
-from ..tf32 import ALL, RELEASED, allow_tf32
+from ..tf32 import ALL, NONE, RELEASED, allow_tf32
 from .compiling import check_compiler, compile_network
 from .encoders import Encoder, VAEEncoder
 from .files import build, read
@@ -124,13 +124,13 @@ def load_model(
     checkpoint = read(path)
     network, encoder = build(checkpoint, str(path))
     if torch.device(device).type == "cuda":  # torch's own default lets convolutions use TF32
-        allow_tf32(ALL if precision == "tf32" else ())
+        allow_tf32(ALL if precision == "tf32" else NONE)
     if isinstance(encoder, VAEEncoder):
         encoder.offline = is_offline(offline)
         encoder.vae_name = vae or encoder.vae_name
         encoder.batch_size = vae_batch or encoder.batch_size
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
-        encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, ())
+        encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, NONE)
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name
     model.sha256 = sha256_of(path)

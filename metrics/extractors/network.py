@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erk.tf32 import ALL, tf32_only
+from erk.tf32 import ALL, NONE, tf32_only
 from metrics.extractors import Features
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -46,7 +46,7 @@ def computing(precision: str, device: str) -> Iterator[None]:
     """
     kind = AUTOCAST.get(precision)
     with (
-        tf32_only(ALL if precision == "tf32" else ()),
+        tf32_only(ALL if precision == "tf32" else NONE),
         nullcontext() if kind is None else torch.autocast(torch.device(device).type, kind),
     ):
         yield

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.memory import keep_freed_memory
 from erk.models.encoders import VAEEncoder
 from erk.tf32 import ALL, NONE, RELEASED
 from scripts.bench.networks import DEVICE, done
@@ -96,6 +97,7 @@ def compare(folder: Path, side: int, batch: int, device: str, rounds: int) -> li
 def main(tiny: bool, batch: int, device: str, rounds: int, threads: int, out: Path) -> None:
     """Time the VAE's decoder."""
     use_threads(threads)
+    keep_freed_memory()  # as the commands do
     with tempfile.TemporaryDirectory() as place:
         folder = write_vae(Path(place), "tiny" if tiny else "xs")
         rows = compare(folder, 8 if tiny else 64, batch, device, rounds)

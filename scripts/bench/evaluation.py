@@ -4,10 +4,10 @@
     python scripts/bench/evaluation.py --device cuda --images 50000 --rounds 1 --threads 16
 
 Writes results/bench/evaluation.json and .md. Images are PNG files of 512 x 512 like photographs;
-weights are random, which does not change the time, and the same for both. "All five" are FID,
-FD-DINOv2, precision, recall and IS, for which as many real images are looked at as well; FID and IS
-alone are what torch-fidelity is compared at, each against a reference known from before. Its
-files are read by processes of their own, whose CPU seconds are not among its.
+weights are random, which does not change the time, and the same for both. FID and IS, against a
+reference known from before, are what torch-fidelity is compared at; its files are read by processes
+of their own, whose CPU seconds are not among its, and it runs in a process that keeps freed memory,
+as ours does. Precision and recall look at as many real images.
 """
 
 import functools

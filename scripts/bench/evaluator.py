@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from erk.jobs.images import png_bytes, read_png
+from erk.memory import keep_freed_memory
 from erk.world import pick_device
 from metrics.distances import frechet_distance
 from metrics.extractors import Extractor, load_extractor
@@ -156,6 +157,7 @@ def main(names: tuple[str, ...], n: int, sets: int | None, device: str, rounds: 
          out: Path) -> None:  # fmt: skip
     """Time the evaluator's parts."""
     use_threads(threads)
+    keep_freed_memory()  # as the commands do
     kind = pick_device(device).type
     rows = preparation(n, rounds, kind)
     for name in names:

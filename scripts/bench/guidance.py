@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.memory import keep_freed_memory
 from erk.point import Step
 from erk.sampler import Settings, solve, steps
 from erk.solvers import heun
@@ -156,6 +157,7 @@ def main(
 ) -> None:  # fmt: skip
     """Time what ERK-Guid adds to Heun, and take its memory."""
     use_threads(threads)
+    keep_freed_memory()  # as the commands do
     with tf32_only(NONE):  # as generate.py has it
         rows = compare(size, batch, precision, device, steps, rounds)
     report("guidance", rows, [], out, device)

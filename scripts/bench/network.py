@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
+from erk.memory import keep_freed_memory
 from erk.models.compiling import check_compiler, compile_network
 from erk.tf32 import NONE, tf32_only
 from scripts.bench import networks
@@ -110,6 +111,7 @@ def main(
 ) -> None:  # fmt: skip
     """Time the network's forward pass."""
     use_threads(threads)
+    keep_freed_memory()  # as the commands do
     if compiled:
         check_compiler(torch.device(device))
     rows = []
