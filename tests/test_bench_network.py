@@ -145,15 +145,25 @@ def test_scaling_over_batch_sizes(tmp_path, monkeypatch):
     assert len(run(scaling, tmp_path, *options)) == 2
 
 
-@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are as many GPUs")
-def test_more_processes_than_gpus_are_refused(tmp_path):
+def test_without_a_gpu_that_is_said_at_once(tmp_path):
+    done = CliRunner().invoke(network.main, ["--device", "cuda", "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "offers no device 'cuda'; use --device cpu" in done.output
+    every = subprocess.run(["bash", "scripts/bench/gpu.sh"], cwd=networks.ROOT, text=True,
+                           capture_output=True, env=os.environ | {"PYTHON": "false"})  # fmt: skip
+    assert every.returncode == 2 and "offers no GPU to false" in every.stderr and not every.stdout
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     options = ["--device", "cuda", "--ranks", "2", "--out", str(tmp_path)]
     done = CliRunner().invoke(scaling.main, options)
-    assert done.exit_code == 2 and "--ranks 2 needs as many GPUs, and there are" in done.output
+    assert done.exit_code == 2 and "--ranks 2 needs as many GPUs, and there are 1" in done.output
 
 
-def test_the_commands_for_a_gpu_are_understood(tmp_path):
+def test_the_commands_for_a_gpu_are_understood(monkeypatch):
     """Every benchmark that gpu.sh runs, shown in place of run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     shown = subprocess.run(["bash", "scripts/bench/gpu.sh"], cwd=networks.ROOT, text=True,
                            capture_output=True, env=os.environ | {"PYTHON": "echo"})  # fmt: skip
     assert shown.returncode == 0, shown.stderr
@@ -165,8 +175,9 @@ def test_the_commands_for_a_gpu_are_understood(tmp_path):
 
 
 def test_a_step_that_is_none_is_named():
-    shown = subprocess.run(["bash", "scripts/bench/gpu.sh", "nothing"], cwd=networks.ROOT,
-                           text=True, capture_output=True)  # fmt: skip
+    command = ["bash", "scripts/bench/gpu.sh", "nothing"]
+    shown = subprocess.run(command, cwd=networks.ROOT, text=True, capture_output=True,
+                           env=os.environ | {"PYTHON": "true"})  # fmt: skip
     assert shown.returncode == 1 and "FAILED: nothing" in shown.stdout
 
 

@@ -32,6 +32,7 @@ from erk.tf32 import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
 from scripts import make_reference
+from scripts.bench.networks import DEVICE
 from scripts.bench.paired import (
     OUT,
     ROUNDS,
@@ -159,7 +160,7 @@ def work_of(place: Path, metrics: str) -> Row:
 @click.command(context_settings=CONTEXT)
 @click.option("--images", "n", default=64, type=click.IntRange(10), help="As many are real ones.")
 @click.option("--fid-only", is_flag=True, help="FID and IS alone, not all five metrics.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@DEVICE
 @ROUNDS
 @THREADS
 @OUT

@@ -14,6 +14,11 @@ peer=(${PEER:+--peer "$PEER"})
 fp16=(--device cuda --precision fp16)
 s=("${fp16[@]}" --size s --steps 32)
 
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' >&2 || {
+    echo "this machine offers no GPU to $python: nothing was run." >&2
+    exit 2
+}
+
 bench() {
     "$python" "scripts/bench/$1.py" "${@:2}"
 }

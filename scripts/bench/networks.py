@@ -41,7 +41,16 @@ PRECISION = click.option("--precision", type=click.Choice(list(PRECISIONS)), def
 STEPS = click.option("--steps", default=4, help="Intervals of the schedule.")
 LATENT = click.option("--latent", is_flag=True, help="512 pixels through the VAE, else 64 pixels.")
 BATCH = click.option("--batch", default=4, help="Images at a time.")
-DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+
+
+def _is_there(_: click.Context, __: click.Parameter, device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("this machine offers no device 'cuda'; use --device cpu.")
+    return device
+
+
+DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
+                      callback=_is_there)  # fmt: skip
 PEER = click.option("--peer", type=click.Path(exists=True, file_okay=False, path_type=Path),
                     help="A checkout of NVlabs/edm2, which is then timed as well.")  # fmt: skip
 

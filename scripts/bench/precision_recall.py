@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from erk.jobs.cli import CONTEXT, clean_exit
 from metrics.neighbours import precision_recall
+from scripts.bench.networks import DEVICE
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
 
 LATENT = 64  # dimensions in which the features vary
@@ -103,7 +104,7 @@ def compare(n: int, dim: int, rounds: int, threads: int, device: str) -> list[Ro
 @click.option("--n", default=8000, help="Samples of each set.")
 @click.option("--dim", default=4096, help="Dimensions of the features.")
 @click.option("--memory-of", hidden=True, type=click.Choice(list(CODES)))
-@click.option("--device", default="cpu", help="cpu or cuda.")
+@DEVICE
 @ROUNDS
 @THREADS
 @OUT
