@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters import from_denoiser as from_denoiser
-    from .adapters import from_epsilon as from_epsilon
-    from .adapters import from_flow as from_flow
-    from .adapters import from_v as from_v
-    from .jobs.noise import noise_and_labels as noise_and_labels
-    from .models.model import Model as Model
-    from .models.model import load_model as load_model
-    from .sampler import sample as sample
-    from .sampler import steps as steps
+    from erk.generation.noise import noise_and_labels as noise_and_labels
+    from erk.method.sampler import sample as sample
+    from erk.method.sampler import steps as steps
+    from erk.models.adapters import from_denoiser as from_denoiser
+    from erk.models.adapters import from_epsilon as from_epsilon
+    from erk.models.adapters import from_flow as from_flow
+    from erk.models.adapters import from_v as from_v
+    from erk.models.model import Model as Model
+    from erk.models.model import load_model as load_model
 
 # The hub's libraries, which read this when they are imported, shall tell nobody what runs here.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",
-    "from_denoiser": ".adapters",
-    "from_epsilon": ".adapters",
-    "from_flow": ".adapters",
-    "from_v": ".adapters",
+    "from_denoiser": ".models.adapters",
+    "from_epsilon": ".models.adapters",
+    "from_flow": ".models.adapters",
+    "from_v": ".models.adapters",
     "load_model": ".models.model",
-    "sample": ".sampler",
-    "steps": ".sampler",
-    "noise_and_labels": ".jobs.noise",
+    "sample": ".method.sampler",
+    "steps": ".method.sampler",
+    "noise_and_labels": ".generation.noise",
 }
 __all__ = [
     "Model", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",

@@ -7,23 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .distances import fd_infinity as fd_infinity
-    from .distances import frechet_distance as frechet_distance
-    from .distances import inception_score as inception_score
-    from .distances import kernel_distance as kernel_distance
-    from .evaluation import fd_floor as fd_floor
-    from .evaluation import measure as measure
-    from .extraction import extract as extract
-    from .extractors import load_extractor as load_extractor
-    from .images import open_images as open_images
-    from .judge import load_judge as load_judge
-    from .judge import measure_chunks as measure_chunks
-    from .neighbours import density_coverage as density_coverage
-    from .neighbours import precision_recall as precision_recall
-    from .protocols import find_protocol as find_protocol
-    from .references import load_reference as load_reference
-    from .report import differences as differences
-    from .statistics import Moments as Moments
+    from metrics.distances import fd_infinity as fd_infinity
+    from metrics.distances import frechet_distance as frechet_distance
+    from metrics.distances import inception_score as inception_score
+    from metrics.distances import kernel_distance as kernel_distance
+    from metrics.evaluation import fd_floor as fd_floor
+    from metrics.evaluation import measure as measure
+    from metrics.extraction import extract as extract
+    from metrics.extractors import load_extractor as load_extractor
+    from metrics.images import open_images as open_images
+    from metrics.judge import load_judge as load_judge
+    from metrics.judge import measure_chunks as measure_chunks
+    from metrics.neighbours import density_coverage as density_coverage
+    from metrics.neighbours import precision_recall as precision_recall
+    from metrics.protocols import find_protocol as find_protocol
+    from metrics.references import load_reference as load_reference
+    from metrics.report import differences as differences
+    from metrics.statistics import Moments as Moments
 
 _HOME = {
     "open_images": "images",

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erk.memory import fitting, halved
-from erk.untrusted import ShapeError
-from erk.world import World, gather
+from erk.io.untrusted import ShapeError
+from erk.runtime.distributed import World, gather
+from erk.runtime.memory import fitting, halved
 from metrics.extractors import Extractor, Features
 from metrics.images import BrokenImageError, ImageSource, place, read_bytes, read_image
 from metrics.statistics import check_finite

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from erk.untrusted import (
+from erk.io.untrusted import (
     BROKEN,
     PICTURE_GROWTH,
     ModeError,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erk.world import World
+from erk.runtime.distributed import World
 from metrics.evaluation import GROUPS, NO_REAL, Result, measure
 from metrics.extraction import Chunk, Found, Pass, collect, first_shape, image_chunks, work
 from metrics.extractors import load_extractor

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.tf32 import NONE, tf32_only
+from erk.runtime.precision import NONE, tf32_only
 from metrics.errors import group_of
 from metrics.statistics import FEW, as_features, check_finite, check_same_dimension
 

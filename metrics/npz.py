@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erk.untrusted import BROKEN, member_of, read_array, read_header
+from erk.io.untrusted import BROKEN, member_of, read_array, read_header
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of its name, of its extra
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erk import pickles
-from erk.fetch import sha256_of
-from erk.files import replacing
-from erk.untrusted import BROKEN
+from erk.io import pickles
+from erk.io.atomic import replacing
+from erk.io.download import sha256_of
+from erk.io.untrusted import BROKEN
 from metrics.extractors import Extractor
 from metrics.npz import read_npz
 from metrics.statistics import check_finite

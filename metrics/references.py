@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from erk.data import data
-from erk.fetch import fetch
+from erk.io.download import fetch
+from erk.io.resources import data
 from metrics.extractors import Extractor
 from metrics.reference_files import Reference, Statistics, read_reference
 from metrics.statistics import moments_of

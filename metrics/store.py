@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erk.fetch import cache_dir
+from erk.io.download import cache_dir
 from metrics.extractors import Extractor
 from metrics.table import write
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erk.files import unbroken, write_whole
+from erk.io.atomic import unbroken, write_whole
 
 Row = Mapping[str, Any]  # column -> str, number, None, or (value, error or None)
 

@@ -22,8 +22,8 @@ OUTSIDE = {
 """Files of the repository that are pages of the site, under another name."""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 COMMANDS = {
-    "erk-generate": "generate", "erk-evaluate": "evaluate",
-    "erk-calibrate": "erk.study.calibrate_command", "erk-tune": "erk.study.tune_command",
+    "erk generate": "generate", "erk evaluate": "evaluate",
+    "erk calibrate": "erk.commands.calibrate", "erk tune": "erk.commands.tune",
 }  # fmt: skip
 
 

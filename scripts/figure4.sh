@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Figure 4 of the paper; the options are those of scripts/reproduce.py.
+# Figure 4 of the paper; the options are those of scripts/paper/reproduce.py.
 exec bash "$(dirname -- "${BASH_SOURCE[0]}")/reproduce.sh" figure4 "$@"

@@ -4,4 +4,4 @@
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-exec .venv/bin/python scripts/reproduce.py --processes auto "$@"
+exec .venv/bin/python -m scripts.paper.reproduce --processes auto "$@"

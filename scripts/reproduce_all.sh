@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tables and figures, one after the other; the options are those of scripts/reproduce.py.
+# All tables and figures, one after the other; the options are those of scripts/paper/reproduce.py.
 # What fails does not stop the others; the exit code and the last line tell.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -76,6 +76,9 @@ install_packages() {
     .venv/bin/uv pip install --python "$python" --require-hashes ${quiet:+"$quiet"} \
         ${again:+--reinstall} -r "$file" ||
         fail "the packages could not be installed: check network and disk, then run this again"
+    # Editable: notebooks, studies and other folders import erk and metrics from this checkout.
+    .venv/bin/uv pip install --python "$python" --no-deps --no-build-isolation --quiet \
+        --editable . || fail "this checkout could not be installed into .venv"
 }
 
 kind=${1:-base}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -43,3 +44,38 @@ def small_disk(tmp_path):
         pytest.skip("mounting is not allowed here; the injected full disk is tested all the same")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def extractor():
+    from metrics.extractors import load_extractor
+
+    return load_extractor("digits")
+
+
+@pytest.fixture(scope="session")
+def reference(extractor):
+    from metrics.references import load_reference
+
+    return load_reference("digits", {"digits": extractor})
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from metrics.references import real_digits
+
+    return real_digits()
+
+
+@pytest.fixture
+def save_pngs(tmp_path):
+    """Writes uint8 [N, 1, H, W] as tmp_path/name/000000.png ... and returns the folder."""
+
+    def save(images, name="out"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for seed, image in enumerate(images):
+            Image.fromarray(image[0].numpy()).save(folder / f"{seed:06d}.png")
+        return folder
+
+    return save

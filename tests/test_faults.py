@@ -29,11 +29,11 @@ from faults import (
     start_ranks,
 )
 
-import erk.jobs.run
-import evaluate
+import erk.generation.job
 import metrics.extraction
-from erk.files import Stopped, stoppable, unbroken, write_whole
-from generate import main
+from erk.commands import evaluate
+from erk.commands.generate import main
+from erk.io.atomic import Stopped, stoppable, unbroken, write_whole
 from metrics.extractors import digits
 
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",

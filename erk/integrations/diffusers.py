@@ -1,7 +1,7 @@
 """ERK-Guid for users of diffusers: schedulers for their pipelines, and a pipeline for EDM2."""
 
-from .edm2 import EDM2Network, EDM2Pipeline
-from .schedulers import (
+from erk.integrations.edm2 import EDM2Network, EDM2Pipeline
+from erk.integrations.schedulers import (
     ERKDPMSolverMultistepScheduler,
     ERKDPMSolverSinglestepScheduler,
     ERKHeunScheduler,

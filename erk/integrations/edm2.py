@@ -17,13 +17,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from ..drift import GuidedDrift
-from ..models.edm2 import Precond
-from ..models.files import ENCODERS, NETWORKS, build, read
-from ..models.model import PRECISIONS, Model, address_of, fetch_checkpoint
-from ..models.presets import find_preset
-from ..sampler import Settings
-from .schedulers import ERKHeunScheduler
+from erk.integrations.schedulers import ERKHeunScheduler
+from erk.method.drift import GuidedDrift
+from erk.method.sampler import Settings
+from erk.models.checkpoint import ENCODERS, NETWORKS, build, read
+from erk.models.edm2 import Precond
+from erk.models.model import PRECISIONS, Model, address_of, fetch_checkpoint
+from erk.models.presets import find_preset
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..guides import erk_guid
-from ..point import Point, Solver
-from ..sampler import steps
-from ..solvers import dpm2, heun
+from erk.method.guidance import erk_guid
+from erk.method.point import Point, Solver
+from erk.method.sampler import steps
+from erk.method.solvers import dpm2, heun
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]

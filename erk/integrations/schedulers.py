@@ -23,11 +23,11 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ..adapters import PREDICTIONS, discrete_times
-from ..guides import erk_guid
-from ..point import Point, Solver
-from ..schedule import make_schedule
-from ..solvers import dpm2, dpmpp, euler, heun
+from erk.method.guidance import erk_guid
+from erk.method.point import Point, Solver
+from erk.method.schedule import make_schedule
+from erk.method.solvers import dpm2, dpmpp, euler, heun
+from erk.models.adapters import PREDICTIONS, discrete_times
 
 
 def _with_weights(parent: type) -> Callable[[Any], Any]:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import silu
 
-from ..point import level_for
-from .layout import in_fast_layout
+from erk.method.point import level_for
+from erk.models.layout import in_fast_layout
 
 CHANNELS_LAST = ("cpu",)  # faster there; on CUDA as released, where group norm is channels first
 MOST_LEVELS = 10_000  # of an iDDPM; the released one has 1000

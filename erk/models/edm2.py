@@ -29,8 +29,8 @@ from torch.nn.functional import (
     silu,
 )
 
-from ..point import level_for
-from .layout import in_fast_layout
+from erk.method.point import level_for
+from erk.models.layout import in_fast_layout
 
 CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md)
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..fetch import cache_dir
-from ..tf32 import RELEASED, tf32_only
+from erk.io.download import cache_dir
+from erk.runtime.precision import RELEASED, tf32_only
 
 
 class DecodeError(FloatingPointError):
@@ -64,7 +64,7 @@ class VAEEncoder:
     their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
     the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
     `dtype` is what the decoder computes in; what surrounds it stays float32. `tf32` names what of
-    it may use TF32 on CUDA, whatever the network may (`erk.tf32`).
+    it may use TF32 on CUDA, whatever the network may (`erk.runtime.precision`).
     """
 
     dtype = torch.float32

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..fetch import fetch, hub_files, is_offline, sha256_of
-from ..tf32 import ALL, NONE, RELEASED, allow_tf32
-from .compiling import check_compiler, compile_network
-from .encoders import Encoder, VAEEncoder
-from .files import build, read
-from .presets import find_preset
+from erk.io.download import fetch, hub_files, is_offline, sha256_of
+from erk.models.checkpoint import build, read
+from erk.models.compiling import check_compiler, compile_network
+from erk.models.encoders import Encoder, VAEEncoder
+from erk.models.presets import find_preset
+from erk.runtime.precision import ALL, NONE, RELEASED, allow_tf32
 
 PRECISIONS = {
     "auto": None,

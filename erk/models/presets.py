@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..data import data
+from erk.io.resources import data
 
 
 class Preset(NamedTuple):

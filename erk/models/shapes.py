@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import edm2
+from erk.models import edm2
 
 
 class Part(NamedTuple):

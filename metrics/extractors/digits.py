@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from erk.data import data
-from erk.fetch import sha256_of
-from erk.memory import without_weights
-from erk.untrusted import parse_json
+from erk.io.download import sha256_of
+from erk.io.resources import data
+from erk.io.untrusted import parse_json
+from erk.runtime.memory import without_weights
 from metrics.extractors import Features
 from metrics.extractors.network import as_float32, computing
 from metrics.extractors.weights import is_random, random_weights, shapes_of
@@ -109,7 +109,7 @@ def _card(weights: Path) -> dict[str, Any]:
     for file in (weights, weights.with_suffix(".json")):
         if not file.exists():
             raise FileNotFoundError(
-                f"{file} is missing: get it from git or run python scripts/train_classifier.py"
+                f"{file} is missing: get it from git or run python -m scripts.train.classifier"
             )
     file = weights.with_suffix(".json")
     try:
@@ -121,6 +121,6 @@ def _card(weights: Path) -> dict[str, Any]:
     if (digest := sha256_of(weights)) != card.get("sha256"):
         raise ValueError(
             f"{weights} is not the file its card describes (sha256 {digest[:8]}): "
-            "run python scripts/train_classifier.py"
+            "run python -m scripts.train.classifier"
         )
     return card

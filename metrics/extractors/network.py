@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erk.tf32 import ALL, NONE, tf32_only
+from erk.runtime.precision import ALL, NONE, tf32_only
 from metrics.extractors import Features
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erk.fetch import fetch, hash_record, sha256_of
-from erk.untrusted import member_of
+from erk.io.download import fetch, hash_record, sha256_of
+from erk.io.untrusted import member_of
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 

@@ -1,7 +1,7 @@
 """Stability's VAE, from latents to pixels, by precision and memory layout: seconds per picture.
 
-    python scripts/bench/decoding.py                                      # minutes on one core
-    python scripts/bench/decoding.py --device cuda --batch 8 --rounds 5
+    python -m scripts.bench.decoding                                      # minutes on one core
+    python -m scripts.bench.decoding --device cuda --batch 8 --rounds 5
 
 Writes results/bench/decoding.json and .md. Weights are random, of the released shapes; pictures
 have 512 x 512 pixels. "ours" is what generate.py does by default, "in the other layout" what it
@@ -9,7 +9,6 @@ does not do in that precision. "levels apart" is how far pixels are from ours on
 """
 
 import functools
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.memory import keep_freed_memory
+from erk.commands.cli import CONTEXT, clean_exit
 from erk.models.encoders import VAEEncoder
-from erk.tf32 import ALL, NONE, RELEASED
+from erk.runtime.memory import keep_freed_memory
+from erk.runtime.precision import ALL, NONE, RELEASED
 from scripts.bench.networks import DEVICE, done
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
 from scripts.bench.sampling import write_vae

@@ -1,7 +1,7 @@
 """evaluate.py from files to a row of results, beside torch-fidelity: images per second.
 
-    python scripts/bench/evaluation.py                                   # minutes on one core
-    python scripts/bench/evaluation.py --device cuda --images 50000 --rounds 1 --threads 16
+    python -m scripts.bench.evaluation                                   # minutes on one core
+    python -m scripts.bench.evaluation --device cuda --images 50000 --rounds 1 --threads 16
 
 Writes results/bench/evaluation.json and .md. Images are PNG files of 512 x 512 like photographs;
 weights are random, which does not change the time, and the same for both. FID and IS, against a
@@ -11,7 +11,6 @@ as ours does. Precision and recall look at as many real images.
 """
 
 import functools
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +22,12 @@ import torch
 import torch_fidelity
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import evaluate
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.jobs.images import png_bytes
-from erk.tf32 import NONE, tf32_only
+from erk.commands import evaluate, make_reference
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.images import png_bytes
+from erk.runtime.precision import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
-from scripts import make_reference
 from scripts.bench.networks import DEVICE
 from scripts.bench.paired import (
     OUT,

@@ -1,8 +1,8 @@
 """The evaluator by its parts: extractors in each precision, resizes, decoding; and what FD makes
 of a lower precision.
 
-    python scripts/bench/evaluator.py                      # minutes on one core
-    python scripts/bench/evaluator.py --extractor digits --sets 40 --rounds 1   # a trial
+    python -m scripts.bench.evaluator                      # minutes on one core
+    python -m scripts.bench.evaluator --extractor digits --sets 40 --rounds 1   # a trial
 
 Extractors have random weights (their time does not depend on them), except that of digits. "FD
 apart" is |FD / FD in fp32 - 1| of a second set of images in that precision, against the fp32
@@ -10,7 +10,6 @@ statistics of the first. Writes results/bench/evaluator.json and .md.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.jobs.images import png_bytes, read_png
-from erk.memory import keep_freed_memory
-from erk.world import pick_device
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.images import png_bytes, read_png
+from erk.runtime.distributed import pick_device
+from erk.runtime.memory import keep_freed_memory
 from metrics.distances import frechet_distance
 from metrics.extractors import Extractor, load_extractor
 from metrics.extractors.resize import bicubic, bicubic_fixed_point, bicubic_pil, bilinear_tf1

@@ -1,13 +1,12 @@
 """Our Fréchet distance against scipy's sqrtm (EDM2's way) and numpy's eigvals (torch-fidelity's).
 
-    python scripts/bench/frechet.py              # minutes on one core
-    python scripts/bench/frechet.py --dim 1024
+    python -m scripts.bench.frechet              # minutes on one core
+    python -m scripts.bench.frechet --dim 1024
 
 Writes results/bench/frechet.json and .md.
 """
 
 import functools
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,9 +15,7 @@ import numpy as np
 from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
+from erk.commands.cli import CONTEXT, clean_exit
 from metrics.distances import covariance_factor, frechet_distance
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
 

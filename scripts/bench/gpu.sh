@@ -24,7 +24,7 @@ bench() {
 }
 
 tests() { "$python" -m pytest -q -m gpu; }
-doctor() { "$python" scripts/doctor.py; }
+doctor() { "$python" erk doctor; }
 network() { # S: at least half of the rate of matrix products
     bench network "${fp16[@]}" --batch 64 --rounds 5 --out $out ${peer[@]+"${peer[@]}"} \
         --size xs --size s --size m --size l --size xl --size xxl

@@ -1,7 +1,7 @@
 """ERK-Guid against plain Heun: how much longer, and how much more memory.
 
-    python scripts/bench/guidance.py                                    # minutes on one core
-    python scripts/bench/guidance.py --device cuda --precision fp16 --size s --batch 64 --steps 32
+    python -m scripts.bench.guidance                                    # minutes on one core
+    python -m scripts.bench.guidance --device cuda --precision fp16 --size s --batch 64 --steps 32
 
 Writes results/bench/guidance.json and .md. Two measures of the time: whole runs in turns, beside
 which Heun runs once more to show their noise, and the share of a run that is spent within the
@@ -10,7 +10,6 @@ guide. Memory is the peak of all tensors that PyTorch holds at a time, beyond th
 
 import functools
 import statistics
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -24,14 +23,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.memory import keep_freed_memory
-from erk.point import Step
-from erk.sampler import Settings, solve, steps
-from erk.solvers import heun
-from erk.tf32 import NONE, tf32_only
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.method.point import Step
+from erk.method.sampler import Settings, solve, steps
+from erk.method.solvers import heun
+from erk.runtime.memory import keep_freed_memory
+from erk.runtime.precision import NONE, tf32_only
 from scripts.bench import networks
 from scripts.bench.networks import BATCH, DEVICE, ONE_SIZE, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads

@@ -1,6 +1,6 @@
 """Large jobs: 50 000 pictures by two processes, a zip of 100 000 measured, a million seeds.
 
-    python scripts/bench/load.py     # ten minutes on two cores, 1 GB of memory, 5 GB of disk
+    python -m scripts.bench.load     # ten minutes on two cores, 1 GB of memory, 5 GB of disk
 
 Writes results/bench/load.json. Every figure is of processes of its own, with the load that the
 machine had at its end. The folder of pictures lies in the system's place for temporary files;
@@ -21,12 +21,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit, parse_seeds
-from erk.jobs.folder import RunFolder
-from erk.jobs.images import image_path, png_bytes
-from erk.jobs.manifest import Entry, to_line
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.images import image_path, png_bytes
+from erk.generation.manifest import Entry, to_line
+from erk.generation.run_folder import RunFolder
+from erk.generation.seeds import parse_seeds
 from scripts.bench.paired import OUT, Row, report
 
 ROOT = Path(__file__).resolve().parents[2]

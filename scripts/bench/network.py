@@ -1,7 +1,7 @@
 """One call of EDM2's network, per size and precision, against its peer's: seconds and roofline.
 
-    python scripts/bench/network.py --against b57bb0c                      # a minute on one core
-    python scripts/bench/network.py --device cuda --precision fp16 --batch 64 \
+    python -m scripts.bench.network --against b57bb0c                      # a minute on one core
+    python -m scripts.bench.network --device cuda --precision fp16 --batch 64 \
         --size xs --size s --size m --size l --size xl --size xxl --peer DIR
 
 Writes results/bench/network.json and .md. Weights are random, of the released shapes. "ours" is
@@ -9,7 +9,6 @@ the first precision; the peer computes in float16 on CUDA, as released, and in f
 """
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from typing import Any
 import click
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.memory import keep_freed_memory
+from erk.commands.cli import CONTEXT, clean_exit
 from erk.models.compiling import check_compiler, compile_network
-from erk.tf32 import NONE, tf32_only
+from erk.runtime.memory import keep_freed_memory
+from erk.runtime.precision import NONE, tf32_only
 from scripts.bench import networks
 from scripts.bench.networks import BATCH, DEVICE, NOT_RUN, PEER, PRECISIONS, SIZE
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads

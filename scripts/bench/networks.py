@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from erk.models.checkpoint import Checkpoint, Part, write_safetensors
 from erk.models.edm2 import Precond
-from erk.models.files import Checkpoint, Part, write_safetensors
 from scripts.bench.paired import Row
 
 ROOT = Path(__file__).resolve().parents[2]

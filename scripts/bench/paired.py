@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from erk.world import provenance
+from erk.runtime.provenance import provenance
 from metrics.table import to_markdown, to_text, write
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "bench"

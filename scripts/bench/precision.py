@@ -1,23 +1,20 @@
 """How far images move with the device, the precision and the batch size, in grey levels.
 
-    python scripts/bench/precision.py     # minutes on one core; CUDA, where there is one, as well
+    python -m scripts.bench.precision     # minutes on one core; CUDA, where there is one, as well
 
 Writes results/bench/precision.json. Noise is drawn on the CPU, so that only rounding differs.
 """
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.jobs.generation import generate
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.sampling import generate
+from erk.method.sampler import Settings
 from erk.models.model import load_model
-from erk.sampler import Settings
 from scripts.bench.paired import OUT, Row, report, use_threads
 
 BATCH = 32

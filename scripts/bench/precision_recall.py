@@ -1,7 +1,7 @@
 """Our precision and recall against torch-fidelity's full mode: seconds and peak extra memory.
 
-    python scripts/bench/precision_recall.py     # minutes on one core, 2 GB
-    python scripts/bench/precision_recall.py --device cuda --n 50000
+    python -m scripts.bench.precision_recall     # minutes on one core, 2 GB
+    python -m scripts.bench.precision_recall --device cuda --n 50000
 
 Writes results/bench/precision_recall.json and .md.
 """
@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
+from erk.commands.cli import CONTEXT, clean_exit
 from metrics.neighbours import precision_recall
 from scripts.bench.networks import DEVICE
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads

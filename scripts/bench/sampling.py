@@ -1,7 +1,7 @@
 """generate.py from noise to pictures on the disk, against its peer: seconds per further picture.
 
-    python scripts/bench/sampling.py            # minutes on one core
-    python scripts/bench/sampling.py --device cuda --precision fp16 --size s --latent --batch 64 \
+    python -m scripts.bench.sampling            # minutes on one core
+    python -m scripts.bench.sampling --device cuda --precision fp16 --size s --latent --batch 64 \
         --steps 32 --peer DIR                   # what the released EDM2-S does at 512 pixels
 
 Writes results/bench/sampling.json and .md. Weights are random, of the released shapes; with
@@ -10,7 +10,6 @@ batch and then four, and the difference counts. A run before warms up.
 """
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,22 +20,11 @@ from typing import NamedTuple
 import click
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import generate
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.tf32 import RELEASED, tf32_only
+from erk.commands import generate
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.runtime.precision import RELEASED, tf32_only
 from scripts.bench import networks
-from scripts.bench.networks import (
-    BATCH,
-    DEVICE,
-    LATENT,
-    NOT_RUN,
-    ONE_SIZE,
-    PEER,
-    PRECISION,
-    STEPS,
-)
+from scripts.bench.networks import BATCH, DEVICE, LATENT, NOT_RUN, ONE_SIZE, PEER, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, quietly, report, use_threads
 
 BATCHES = 3  # by which two runs differ; their difference counts

@@ -1,7 +1,7 @@
 """generate.py over batch sizes and over processes: pictures per second.
 
-    python scripts/bench/scaling.py                                     # minutes on two cores
-    python scripts/bench/scaling.py --device cuda --precision fp16 --size s --latent --steps 32 \
+    python -m scripts.bench.scaling                                     # minutes on two cores
+    python -m scripts.bench.scaling --device cuda --precision fp16 --size s --latent --steps 32 \
         --batch 16 --batch 64 --batch 128 --ranks 1 --ranks 2 --ranks 8
 
 Writes results/bench/scaling.json and .md. Batch sizes are timed in one process, per further
@@ -22,9 +22,7 @@ from statistics import median
 import click
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.cli import CONTEXT, clean_exit
+from erk.commands.cli import CONTEXT, clean_exit
 from scripts.bench.networks import DEVICE, LATENT, ONE_SIZE, PRECISION, STEPS
 from scripts.bench.paired import OUT, ROUNDS, Row, report, use_threads
 from scripts.bench.sampling import Case, options_of, ours, per_picture

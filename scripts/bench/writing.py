@@ -1,7 +1,7 @@
 """Writing images inline against beside the sampler, and how images become PNG files.
 
-    python scripts/bench/writing.py     # minutes on two cores
-    python scripts/bench/writing.py --size 32 --images 4 --rounds 1 --sampling 0.01    # a trial
+    python -m scripts.bench.writing     # minutes on two cores
+    python -m scripts.bench.writing --size 32 --images 4 --rounds 1 --sampling 0.01    # a trial
 
 The sampler is a stand-in: matrix products on one thread that take as long per image as
 ``--sampling`` says. Its images look like photographs to an encoder: noise whose power falls
@@ -12,7 +12,6 @@ Python's lock with the writer. Writes results/bench/writing.json and .md.
 import functools
 import io
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from erk.jobs.beside import beside, threads
-from erk.jobs.cli import CONTEXT, clean_exit
-from erk.jobs.folder import RunFolder
-from erk.jobs.generation import generate
-from erk.jobs.images import png_bytes
+from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.images import png_bytes
+from erk.generation.run_folder import RunFolder
+from erk.generation.sampling import generate
+from erk.generation.writer import beside, threads
+from erk.method.sampler import Settings
 from erk.models.model import load_model
-from erk.sampler import Settings
 from scripts.bench.paired import (
     OUT,
     ROUNDS,

@@ -18,10 +18,10 @@ import yaml
 from opcodes import call, const, raw
 from PIL import Image
 
-from erk.jobs.folder import RunFolder
-from erk.jobs.generation import check_labels
-from erk.jobs.merging import merge_runs
-from erk.jobs.options import labels_of
+from erk.generation.merge import merge_runs
+from erk.generation.options import labels_of
+from erk.generation.run_folder import RunFolder
+from erk.generation.sampling import check_labels
 from erk.models.edm2 import Precond
 from erk.models.model import load_model
 from metrics import images, store
@@ -29,7 +29,7 @@ from metrics.extraction import Pass, first_shape, image_chunks
 from metrics.extractors import digits
 from metrics.extractors.weights import load_weights
 from metrics.reference_files import Statistics, read_reference, write_reference
-from scripts.tables.config import load_config
+from scripts.paper.config import load_config
 
 Files = dict[str, bytes]
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from erk.jobs.cli import LONGEST, sentence
+from erk.commands.cli import LONGEST, sentence
 
 MEMORY = 256 << 20  # bytes that reading one of our small files may take beyond what is in use
 SECONDS = 20  # of the processor's time, for one file

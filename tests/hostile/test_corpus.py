@@ -19,8 +19,7 @@ from hostile.formats import FORMATS, network_pickle, whole, zipped
 from hostile.guard import read_all
 from opcodes import call, const
 
-import evaluate
-import generate
+from erk.commands import evaluate, generate
 from erk.models.edm import iddpm_levels
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the guard forks")

@@ -23,8 +23,8 @@ from scheduler_loop import (
     scale,
 )
 
-from erk.guides import erk_guid
-from erk.point import Point, Step
+from erk.method.guidance import erk_guid
+from erk.method.point import Point, Step
 
 
 @pytest.mark.parametrize("kind", PARENTS)

@@ -24,7 +24,7 @@ from scheduler_loop import (
 )
 
 import erk
-from erk.solvers import dpm2, dpmpp, euler
+from erk.method.solvers import dpm2, dpmpp, euler
 
 CONFIGS = [
     (HEUN, {"timestep_spacing": "leading"}),

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from evaluate import main
+from erk.commands.evaluate import main
 from metrics.distances import frechet_distance, inception_score
 from metrics.extraction import extract
 from metrics.extractors import load_extractor

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from erk.untrusted import ShapeError, picture
-from erk.world import World
+from erk.io.untrusted import ShapeError, picture
+from erk.runtime.distributed import World
 from metrics import extraction, store
 from metrics.extraction import Chunk, Pass, assemble, collect, extract, image_chunks, work
 from metrics.extractors import Features

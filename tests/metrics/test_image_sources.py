@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erk import untrusted
+from erk.io import untrusted
 from metrics.images import BrokenImageError, labels_of, open_images, read_image, seeds_of, subset
 from metrics.npz import map_npz
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as original
 
-from erk.tf32 import NONE, tf32_only
+from erk.runtime.precision import NONE, tf32_only
 from metrics.extractors import Features, inception, load_extractor
 from metrics.extractors.network import NetworkExtractor
 

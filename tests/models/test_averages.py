@@ -10,19 +10,12 @@ import torch
 from golden_data import pickle_paths
 
 from erk import load_model
-from erk.fetch import sha256_of
-from erk.models.averages import (
-    LARGEST_STD,
-    Profile,
-    combine,
-    exponent_of,
-    inner_product,
-    std_of,
-)
+from erk.commands import ema as phema
+from erk.io.download import sha256_of
+from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
-from erk.models.files import Checkpoint, Part, read, write_safetensors
-from scripts import phema
-from scripts.train_embedded import NETWORK, edm2_loss, load_digits
+from erk.models.ema import LARGEST_STD, Profile, combine, exponent_of, inner_product, std_of
+from scripts.train.digits import NETWORK, edm2_loss, load_digits
 
 PAIR = (0.05, 0.10)  # what EDM2's training stores
 GRID = [Profile(std, time) for time in np.arange(1, 9) / 8 for std in PAIR]

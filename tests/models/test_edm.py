@@ -17,7 +17,7 @@ from golden_data import (
     tensor,
 )
 
-from erk import pickles
+from erk.io import pickles
 from erk.models import edm
 
 NETS = ["edm_adm", "edm_ddpmpp", "edm_ncsnpp", "vp_ddpmpp", "ve_ncsnpp", "iddpm_adm"]

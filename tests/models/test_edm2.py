@@ -16,7 +16,7 @@ from golden_data import (
     tensor,
 )
 
-from erk import pickles
+from erk.io import pickles
 from erk.models.edm2 import Block, MPConv, MPFourier, Precond, mp_cat, mp_sum, normalize, resample
 
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]

@@ -18,10 +18,11 @@ import pytest
 import torch
 from golden_data import GOLDEN, manifest, pickle_paths, ref, tensor
 
-from erk import fetch as fetching
-from erk import load_model, pickles
+from erk import load_model
+from erk.io import download as fetching
+from erk.io import pickles
+from erk.models.checkpoint import Checkpoint, Part, build, read, write_safetensors
 from erk.models.encoders import DigitsEncoder, PixelEncoder, VAEEncoder
-from erk.models.files import Checkpoint, Part, build, read, write_safetensors
 from erk.models.model import address_of, fetch_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def script(name="convert"):
 
 
 def convert(*arguments):
-    """(exit code, output, errors) of scripts/convert.py."""
+    """(exit code, output, errors) of erk convert."""
     result = click.testing.CliRunner().invoke(script().main, [str(a) for a in arguments])
     return result.exit_code, result.stdout, result.stderr
 
@@ -177,7 +178,7 @@ def test_convert_refuses_in_one_sentence(converted, tmp_path, monkeypatch):
 
 def test_convert_notices_a_disk_that_lies(tmp_path, monkeypatch):
     real = torch.Tensor.contiguous
-    import erk.models.files as files
+    import erk.models.checkpoint as files
 
     def broken(path, checkpoint):
         tensors = {key: real(value).clone() for key, value in checkpoint.tensors.items()}
@@ -272,7 +273,7 @@ def test_offsets_that_overlap_are_refused(copy):
 
 def test_a_file_is_hashed_only_where_its_card_has_a_hash(copy, monkeypatch):
     hashed = []
-    monkeypatch.setattr("erk.models.files.sha256_of", lambda path: hashed.append(path) or "0" * 64)
+    monkeypatch.setattr("erk.models.checkpoint.sha256_of", lambda path: hashed.append(path) or "0" * 64)
     change_card(copy, sha256=None)
     assert read(copy).tensors and hashed == []
     change_card(copy, sha256="0" * 64)

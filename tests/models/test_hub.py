@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from erk.fetch import hub_files
+from erk.io.download import hub_files
 from erk.models.model import _file_on_hub, fetch_checkpoint, load_model
 
 ROOT = Path(__file__).parents[2]

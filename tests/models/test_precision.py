@@ -10,16 +10,16 @@ import pytest
 import torch
 from golden_data import manifest, pickle_paths, ref, tensor
 
-from erk import pickles
-from erk.jobs.options import identity_of
-from erk.memory import without_weights
+from erk.generation.options import identity_of
+from erk.io import pickles
+from erk.method.sampler import Settings
 from erk.models import compiling
 from erk.models.edm import EDMPrecond, VPPrecond
 from erk.models.edm2 import Precond
 from erk.models.encoders import VAEEncoder
 from erk.models.model import PRECISIONS, load_model
-from erk.sampler import Settings
-from erk.tf32 import ALL, RELEASED, tf32_only
+from erk.runtime.memory import without_weights
+from erk.runtime.precision import ALL, RELEASED, tf32_only
 
 ROOT = Path(__file__).parents[2]
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
@@ -237,7 +237,7 @@ def test_compiled_networks_round_otherwise_and_no_more():
     """Also with a last batch that is not full: it is filled up, so nothing compiles twice."""
     from torch._dynamo.utils import counters
 
-    from erk.jobs.generation import generate
+    from erk.generation.sampling import generate
 
     try:
         compiling.check_compiler(torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from golden_data import manifest, models, pickle_paths, shapes
 
 from erk import load_model
-from erk.models.files import Part, build, read, write_safetensors
+from erk.models.checkpoint import Part, build, read, write_safetensors
 from erk.models.shapes import SETTINGS, architecture_of, encoder_of, stripped
 
 RELEASED = [name for name, facts in models()["architectures"].items() if facts["cls"] == "Precond"]

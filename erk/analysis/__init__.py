@@ -1,0 +1,1 @@
+"""Oracles and the toy: what the cost-free estimates are compared with."""

@@ -1,0 +1,86 @@
+"""Small networks of the toy's two classes, for the guides that need networks: CFG, Autoguidance."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from erk.io.resources import data
+from erk.method.point import level_for
+
+CHECKPOINTS = data("checkpoints")
+SIGMA_DATA = 0.5
+
+
+class ToyDenoiser(nn.Module):
+    """D(x; sigma) of 2-D data: a plain MLP in EDM's preconditioning (Karras et al. 2022, Table 1).
+
+    `label_dim` 0: a network that knows no classes; labels are then not read.
+    """
+
+    def __init__(self, width: int = 128, layers: int = 3, label_dim: int = 2) -> None:
+        super().__init__()
+        self.label_dim = label_dim
+        sizes = [3 + label_dim, *[width] * layers]
+        self.hidden = nn.ModuleList(
+            nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)
+        )
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """x [B, 2] float32, sigma [] or [B], one-hot labels [B, label_dim] -> D [B, 2].
+
+        ValueError if a network with classes gets no labels, or labels of another shape.
+        """
+        level = level_for(x, torch.as_tensor(sigma, dtype=x.dtype)).expand(len(x), 1)
+        size = (level**2 + SIGMA_DATA**2).sqrt()
+        inputs = [x / size, level.log() / 4]
+        if self.label_dim:
+            shape = None if labels is None else [*labels.shape]
+            if labels is None or shape != [len(x), self.label_dim]:
+                raise ValueError(
+                    "this toy network needs one-hot labels of the shape "
+                    f"{[len(x), self.label_dim]}, not {shape}; give them."
+                )
+            inputs.append(labels.to(x.dtype))
+        features = torch.cat(inputs, 1)
+        for layer in self.hidden:
+            features = nn.functional.silu(layer(features))
+        return SIGMA_DATA**2 / size**2 * x + level * SIGMA_DATA / size * self.out(features)
+
+
+def load_network(name: str, folder: Path = CHECKPOINTS) -> ToyDenoiser:
+    """The network `folder`/`name`.safetensors that scripts/train/toy.py wrote, for inference.
+
+    Raises FileNotFoundError if it or its card is missing, ValueError if they do not go together.
+    """
+    weights, card = folder / f"{name}.safetensors", read_card(name, folder)
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing: run python -m scripts.train.toy.")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != card.get("sha256"):
+        raise ValueError(
+            f"{weights} is not the file that its card describes (sha256): "
+            "run python -m scripts.train.toy."
+        )
+    with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
+        network = ToyDenoiser(**card["architecture"]["kwargs"])
+    network.load_state_dict(load_file(weights), assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def read_card(name: str, folder: Path = CHECKPOINTS) -> dict[str, Any]:
+    """The card of a network: architecture, sha256, training. FileNotFoundError or ValueError."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run python -m scripts.train.toy.")
+    try:
+        card = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; run python -m scripts.train.toy.") from error
+    if not isinstance(card, dict) or "kwargs" not in card.get("architecture", {}):
+        raise ValueError(f"{path} names no architecture; run python -m scripts.train.toy.")
+    return card

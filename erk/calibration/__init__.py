@@ -1,0 +1,1 @@
+"""ERK-Guid without knobs: the solver's error, fitted corrections, tuned weights."""

@@ -1,0 +1,1 @@
+"""The command line: one `erk` group with lazily loaded subcommands."""

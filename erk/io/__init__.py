@@ -1,0 +1,1 @@
+"""Files: atomic writes, downloads, restricted readers. Nothing here knows about diffusion."""

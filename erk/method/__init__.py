@@ -1,0 +1,1 @@
+"""The method: points, solvers, guidance, the sampling loop. Imports nothing of ours but itself."""

@@ -1,0 +1,135 @@
+"""Noise schedules: strictly decreasing noise levels sigma_0 > ... > sigma_N, in float64.
+
+`steps` counts intervals. The `edm` schedule ends at 0 (its last interval is sigma_min -> 0);
+the others end at sigma_min, i.e. they have diff-sampler's num_steps = steps + 1 nodes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erk.method.vp import EPSILON, vp_sigma
+
+
+def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """EDM's schedule with its trailing 0: [steps + 1] (Karras et al. 2022, Eq. 5)."""
+    nodes = polynomial(steps - 1, sigma_min, sigma_max, rho)
+    return torch.cat([nodes, nodes.new_zeros(1)])
+
+
+def polynomial(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Nodes evenly spaced in sigma^(1/rho), ending at sigma_min: [steps + 1]."""
+    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    nodes = (hi + _unit(steps) * (lo - hi)) ** rho
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def logsnr(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Nodes evenly spaced in ln sigma, ending at sigma_min: [steps + 1]."""
+    nodes = sigma_max * (sigma_min / sigma_max) ** _unit(steps)
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def time_uniform(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Nodes evenly spaced in t^(1/rho) of a VP process, ending at sigma_min: [steps + 1]."""
+    time = (1 + _unit(steps) * (EPSILON ** (1 / rho) - 1)) ** rho
+    nodes = torch.from_numpy(vp_sigma(time.numpy(), sigma_min, sigma_max))
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def discrete(steps: int, sigma_min: float, sigma_max: float, rho: float, model: Any) -> Tensor:
+    """Nodes evenly spaced in t^(1/rho) of the network's own time, ending at sigma_min.
+
+    The network must tell its time: `sigma(t)` and `sigma_inv(sigma)`.
+    """
+    if not (hasattr(model, "sigma") and hasattr(model, "sigma_inv")):
+        raise ValueError(
+            "the 'discrete' schedule needs a network with a time of its own (sigma and sigma_inv), "
+            "such as a VP one; choose another schedule."
+        )
+    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
+    first, last = model.sigma_inv(ends).to(torch.float64) ** (1 / rho)
+    nodes = model.sigma((first + _unit(steps) * (last - first)) ** rho).to(torch.float64).cpu()
+    return _with_ends(nodes, sigma_min, sigma_max)
+
+
+def _unit(steps: int) -> Tensor:
+    return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def _with_ends(nodes: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    nodes[0], nodes[-1] = sigma_max, sigma_min  # exact, whatever the powers rounded to
+    return nodes
+
+
+SCHEDULES: dict[str, tuple[Callable[..., Tensor], float | None, int]] = {
+    "edm": (edm, 7.0, 2),
+    "polynomial": (polynomial, 7.0, 1),
+    "logsnr": (logsnr, None, 1),
+    "time_uniform": (time_uniform, 2.0, 1),
+    "discrete": (discrete, 1.0, 1),
+}
+"""name -> (function, default rho or None where there is none, fewest steps)."""
+
+
+def check_schedule(
+    schedule: str | Sequence[float] | Tensor,
+    steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float | None,
+) -> None:
+    """ValueError, one sentence, if no schedule can be made of these."""
+    if not isinstance(schedule, str):
+        _explicit(schedule)
+        return
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
+    _, default_rho, fewest = SCHEDULES[schedule]
+    if steps != int(steps):
+        raise ValueError(f"steps must be a whole number, not {steps}.")
+    if steps < fewest:
+        raise ValueError(f"the '{schedule}' schedule needs at least {fewest} steps, not {steps}.")
+    if not 0 < sigma_min < sigma_max < float("inf"):
+        raise ValueError(
+            f"noise levels must satisfy 0 < sigma_min < sigma_max < inf, "
+            f"not sigma_min = {sigma_min:g}, sigma_max = {sigma_max:g}."
+        )
+    if rho is not None and default_rho is None:
+        raise ValueError(f"the '{schedule}' schedule takes no rho, but got rho = {rho:g}.")
+    if rho is not None and not 0 < rho < float("inf"):
+        raise ValueError(f"rho must be positive, not {rho:g}.")
+
+
+def make_schedule(
+    schedule: str | Sequence[float] | Tensor,
+    steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
+    model: Any = None,
+) -> Tensor:
+    """Noise levels [N + 1], float64, of a named schedule or an explicit list of sigmas.
+
+    `rho` None is the schedule's own; `model` is asked by `discrete` alone. Raises ValueError for
+    an unknown name, too few steps, or noise levels out of order.
+    """
+    check_schedule(schedule, steps, sigma_min, sigma_max, rho)
+    if not isinstance(schedule, str):
+        return _explicit(schedule)
+    make, default_rho, _ = SCHEDULES[schedule]
+    more: dict[str, Any] = {} if default_rho is None else {"rho": rho or default_rho}
+    if schedule == "discrete":
+        more["model"] = model
+    return make(steps, sigma_min, sigma_max, **more)
+
+
+def _explicit(levels: Sequence[float] | Tensor) -> Tensor:
+    sigmas = torch.as_tensor(levels, dtype=torch.float64).cpu()
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError("an explicit schedule needs at least two noise levels in one list.")
+    if not (sigmas.isfinite().all() and sigmas[-1] >= 0 and (sigmas.diff() < 0).all()):
+        raise ValueError("an explicit schedule must be finite, non-negative, strictly decreasing.")
+    return sigmas

@@ -1,0 +1,341 @@
+"""Solvers of dx/dsigma = f(x; sigma): one step each, pure functions that know no guidance.
+
+A solver takes (drift, x, sigma, sigma_next, memory) and its own options, and returns a `Step`.
+Beside its answer it reports the pair that ERK-Guid uses: a second point whose drift it already
+knows (`twin`), and the signed step `h` (Table 9; the others are derived in docs/theory.md). Where
+it has no embedded stage the twin is the previous node. `sigmas` (all noise levels of the run) and
+`ends` (sigma_min, sigma_max) are handed to the solvers that ask for them. The step to sigma = 0 is
+Euler's for all of them; the sampler's loop sees to that.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erk.method.coefficients import (
+    ADAMS_BASHFORTH,
+    ipndm_v_weights,
+    lagrange_integrals,
+    phi,
+    unipc_weights,
+)
+from erk.method.point import Drift, Point, Solver, Step
+from erk.method.vp import vp_time
+
+
+def euler(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
+    """Euler's method (DDIM in sigma): order 1, 1 evaluation. At sigma_next = 0, x becomes D."""
+    start = drift(x, sigma)
+    return _multistep(x + (sigma_next - sigma) * start.f, _latest(start, memory, 1), sigma_next)
+
+
+def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
+    """Heun's method (EDM's sampler): order 2, 2 evaluations.
+
+    The pair at x_i is the Euler solution of the PREVIOUS step, known at the same sigma_i.
+    """
+    return heun_from(drift, drift(x, sigma), sigma_next)._replace(twin=memory)
+
+
+def heun_from(drift: Drift, start: Point, sigma_next: Tensor) -> Step:
+    """A Heun step from a point whose drift is known: 1 evaluation, no pair yet."""
+    x, f, sigma = start
+    end = drift(x + (sigma_next - sigma) * f, sigma_next)  # Eq. 3
+    x_next = x + (sigma_next - sigma) * (0.5 * f + 0.5 * end.f)  # Eq. 5
+    return Step(x_next, start, h=sigma - sigma_next, memory=end)
+
+
+def dpm2(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    r: float = 0.5,
+    predict_x0: bool = False,
+) -> Step:
+    """DPM-Solver-2S (Lu et al. 2022): order 2, 2 evaluations; the middle stage is the twin.
+
+    `r` in (0, 1] places the stage at sigma_next^r sigma^(1-r). predict_x0: DPM-Solver++(2S) (Lu
+    et al. 2022b), which is the same in 1/sigma; its error, and so h, has the other sign.
+    """
+    start = drift(x, sigma)
+    sigma_mid = sigma_next**r * sigma ** (1 - r)
+    middle = drift(x + (sigma_mid - sigma) * start.f, sigma_mid)
+    if predict_x0:
+        m, m_mid = (_prediction(point, True, False) for point in (start, middle))
+        base, c, hh = _exponential(x, sigma, sigma_next, True)
+        x_next = base - c * hh * phi(1, hh) * (m + (m_mid - m) / (2 * r))
+        return Step(x_next, start, twin=middle, h=sigma_next - sigma)
+    slope = middle.f / (2 * r) + (1 - 1 / (2 * r)) * start.f
+    return Step(x + (sigma_next - sigma) * slope, start, twin=middle, h=sigma - sigma_next)
+
+
+def ipndm(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    order: int = 4,
+) -> Step:
+    """iPNDM (Zhang & Chen 2023): Adams-Bashforth with the weights of equal steps, 1 evaluation."""
+    points = _latest(drift(x, sigma), memory, order)
+    slope = _weighted(ADAMS_BASHFORTH[min(order, len(points))], points)
+    return _multistep(x + (sigma_next - sigma) * slope, points, sigma_next)
+
+
+def ipndm_v(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    order: int = 4,
+) -> Step:
+    """iPNDM_v: Adams-Bashforth for unequal steps (as published), 1 evaluation."""
+    points = _latest(drift(x, sigma), memory, order)
+    weights = ipndm_v_weights(_levels(points[:order]), sigma_next.item())
+    return _multistep(x + _weighted(weights, points), points, sigma_next)
+
+
+def deis(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    ends: tuple[float, float],
+    order: int = 4,
+    mode: str = "tab",
+) -> Step:
+    """DEIS (Zhang & Chen 2023): exponential integrator on the latest drifts, 1 evaluation.
+
+    The drift is extrapolated by a polynomial in VP time (`mode` 'tab') or in sigma ('rhoab').
+    In sigma the exponential weight of DEIS is 1, so both are integrals of Lagrange polynomials.
+    """
+    points = _latest(drift(x, sigma), memory, order)
+    time = partial(vp_time, sigma_min=ends[0], sigma_max=ends[1]) if mode == "tab" else _identity
+    weights = lagrange_integrals(_levels(points[:order]), sigma_next.item(), time)
+    twin = points[1] if len(points) > 1 else None
+    h = None if twin is None else sigma - twin.sigma  # beta = -1: the PREVIOUS step, reversed
+    return Step(x + _weighted(weights, points), points[0], twin, h, points)
+
+
+def dpmpp(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    sigmas: Tensor,
+    order: int = 3,
+    predict_x0: bool = True,
+    lower_order_final: bool = True,
+    dynamic_thresholding: bool = False,
+) -> Step:
+    """DPM-Solver++ multistep (Lu et al. 2022b): 1 evaluation, in lambda = -ln sigma.
+
+    It extrapolates D, or with predict_x0 False the noise, i.e. the drift. Order 3 as published
+    has half of the second derivative's weight, so it converges at order 2, with a small error.
+    """
+    points = _latest(drift(x, sigma), memory, order)
+    now = _order(points, sigma_next, sigmas, order, lower_order_final)
+    m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
+    base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
+    total = hh * phi(1, hh) * m[0]
+    if now >= 2:
+        r0 = _log_ratio(points[1].sigma, sigma) / abs(hh)
+        slope = (m[0] - m[1]) / r0
+    if now == 2:
+        total = total + 0.5 * hh * phi(1, hh) * slope
+    if now == 3:
+        r1 = _log_ratio(points[2].sigma, points[1].sigma) / abs(hh)
+        bend = (slope - (m[1] - m[2]) / r1) / (r0 + r1)
+        total = total + hh * phi(2, hh) * (slope + r0 * bend) + hh * phi(3, hh) * bend
+    return _multistep(base - c * total, points, sigma_next, _sign(now))
+
+
+def unipc(
+    drift: Drift,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    memory: Any = None,
+    *,
+    sigmas: Tensor,
+    order: int = 3,
+    variant: str = "bh2",
+    predict_x0: bool = True,
+    lower_order_final: bool = True,
+    dynamic_thresholding: bool = False,
+) -> Step:
+    """UniPC (Zhao et al. 2023): predictor and corrector that share evaluations, 1 per step.
+
+    A drift is evaluated at the PREDICTED state and kept for the next step, whose start is that
+    point. The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
+    """
+    points = memory or (drift(x, sigma),)
+    now = _order(points, sigma_next, sigmas, order, lower_order_final)
+    m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
+    base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
+    b = hh if variant == "bh1" else hh * phi(1, hh)
+    ratios = [-_log_ratio(p.sigma, sigma) / abs(hh) for p in points[1:now]]
+    slopes = [(m_k - m[0]) / r for m_k, r in zip(m[1:], ratios, strict=True)]
+    weights = unipc_weights(ratios, hh, b) if ratios else []
+    base = base - c * hh * phi(1, hh) * m[0]
+    x_next = base - c * b * _sum(weights, slopes)
+    if sigma_next == sigmas[sigmas > 0][-1]:
+        return _multistep(x_next, points, sigma_next, _sign(now))
+    end = drift(x_next, sigma_next)
+    slopes.append(_prediction(end, predict_x0, dynamic_thresholding) - m[0])
+    x_next = base - c * b * _sum(unipc_weights([*ratios, 1.0], hh, b), slopes)
+    step = _multistep(x_next, points, sigma_next, _sign(now))
+    return step._replace(memory=_latest(end, points, order))
+
+
+def _latest(start: Point, memory: tuple[Point, ...] | None, order: int) -> tuple[Point, ...]:
+    """The latest points, newest first: as many as the order needs, and at least the twin."""
+    return (start, *(memory or ()))[: max(order, 2)]
+
+
+def _multistep(
+    x_next: Tensor, points: tuple[Point, ...], sigma_next: Tensor, sign: int = -1
+) -> Step:
+    """A multistep solver's Step: the twin is the previous node, h the step with a sign (= beta).
+
+    The sign is that of the solver's own error on Gaussian data (docs/theory.md): extrapolating
+    the drift falls short (-1), extrapolating D by a line or more overshoots (+1).
+    """
+    twin = points[1] if len(points) > 1 else None
+    return Step(x_next, points[0], twin, sign * (points[0].sigma - sigma_next), points)
+
+
+def _order(
+    points: tuple[Point, ...], sigma_next: Tensor, sigmas: Tensor, order: int, lower_at_end: bool
+) -> int:
+    """The order of this step: limited by the points known and, if asked, by the steps left."""
+    left = int(((sigmas <= sigma_next) & (sigmas > 0)).sum()) if lower_at_end else order
+    return min(order, len(points), left)
+
+
+def _exponential(
+    x: Tensor, sigma: Tensor, sigma_next: Tensor, predict_x0: bool
+) -> tuple[Tensor, Tensor | float, float]:
+    """(base, c, hh): the exact solution for a constant prediction m is base - c (e^hh - 1) m."""
+    h = _log_ratio(sigma, sigma_next)
+    return (sigma_next / sigma * x, 1.0, -h) if predict_x0 else (x, sigma_next, h)
+
+
+def _sign(order: int) -> int:
+    return -1 if order == 1 else 1
+
+
+def _prediction(point: Point, predict_x0: bool, threshold: bool) -> Tensor:
+    """What DPM-Solver++ and UniPC extrapolate: D, thresholded if asked, or the noise."""
+    if not predict_x0:
+        return point.f
+    denoised = point.x - point.sigma * point.f
+    return _threshold(denoised) if threshold else denoised
+
+
+def _threshold(denoised: Tensor) -> Tensor:
+    """Imagen's dynamic thresholding (p = 0.995, at least 1), per sample, as diff-sampler has it."""
+    rows = denoised.abs().flatten(1)  # one by one: torch's quantile refuses large batches
+    size = torch.stack([row.quantile(0.995) for row in rows.float()]).to(denoised).clamp_min(1)
+    size = size.reshape(-1, *[1] * (denoised.ndim - 1))
+    return denoised.clamp(-size, size) / size
+
+
+def _log_ratio(a: Tensor, b: Tensor) -> float:
+    return math.log(a.item() / b.item())
+
+
+def _levels(points: tuple[Point, ...]) -> list[float]:
+    return [point.sigma.item() for point in points]
+
+
+def _weighted(weights: Any, points: tuple[Point, ...]) -> Tensor:
+    return _sum(weights, [point.f for point in points[: len(weights)]])
+
+
+def _sum(weights: Any, terms: list[Tensor]) -> Any:
+    return sum((w * term for w, term in zip(weights, terms, strict=True)), start=0.0)
+
+
+def _identity(sigma: Any) -> Any:
+    return sigma
+
+
+SOLVERS: dict[str, Callable[..., Step]] = {
+    "euler": euler,
+    "heun": heun,
+    "dpm2": dpm2,
+    "ipndm": ipndm,
+    "ipndm_v": ipndm_v,
+    "deis": deis,
+    "dpmpp": dpmpp,
+    "unipc": unipc,
+}
+BOUND = ("sigmas", "ends")  # what a solver is told of the run; no option of the user's
+CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
+
+
+def make_solver(
+    name: str,
+    options: dict[str, Any] | None = None,
+    sigmas: Tensor | None = None,
+    ends: tuple[float, float] = (0.002, 80.0),
+) -> Solver:
+    """The solver called `name` with its options, for the noise levels `sigmas` [N + 1].
+
+    ValueError for an unknown name, an option it does not take, or a value out of range.
+    """
+    taken = _keywords(name)
+    known = [*default_options(name)]
+    for key, value in (options or {}).items():
+        if key not in known:
+            told = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"the solver '{name}' has no option '{key}'; {told}.")
+        _check_option(name, key, value, taken[key])
+    bound = {"sigmas": sigmas, "ends": ends}
+    given = {key: value for key, value in bound.items() if key in taken}
+    return partial(SOLVERS[name], **given, **(options or {}))
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of the solver called `name` and their defaults; ValueError if there is none."""
+    return {key: value for key, value in _keywords(name).items() if key not in BOUND}
+
+
+def _keywords(name: str) -> dict[str, Any]:
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver '{name}'; choose one of {', '.join(SOLVERS)}.")
+    return {
+        key: parameter.default
+        for key, parameter in inspect.signature(SOLVERS[name]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def _check_option(solver: str, key: str, value: Any, default: Any) -> None:
+    if key == "order":  # the default is the highest there is
+        ok, wanted = type(value) is int and 1 <= value <= default, f"1 to {default}"
+    elif key == "r":
+        ok, wanted = isinstance(value, int | float) and 0 < value <= 1, "a number in (0, 1]"
+    elif key in CHOICES:
+        ok, wanted = value in CHOICES[key], " or ".join(CHOICES[key])
+    else:
+        ok, wanted = isinstance(value, bool), "true or false"
+    if not ok:
+        raise ValueError(f"{key} of the solver '{solver}' must be {wanted}, not {value!r}.")

@@ -1,0 +1,33 @@
+"""Stiffness and dominant direction, estimated from two points whose drift is already known."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erk.method.point import Point, norm
+
+
+class Stiffness(NamedTuple):
+    """Estimates of one pair, per sample."""
+
+    rho: Tensor  # |df| / |dx|: estimated |dominant eigenvalue| of df/dx    [B, 1, ...]   (Eq. 17)
+    v: Tensor  # df / |df|: estimated dominant eigenvector                [B, ...]      (Eq. 18)
+    dx: Tensor  # |dx|                                                     [B, 1, ...]
+    df: Tensor  # |df|                                                     [B, 1, ...]
+
+
+def stiffness(a: Point, b: Point) -> Stiffness:
+    """Cost-free stiffness and eigenvector estimates of the pair (a, b) (Eq. 17, 18).
+
+    The order of the pair only flips the sign of v, which the guidance does not see. Two equal
+    states have rho = 0, two equal drifts v = 0: dividing by infinity says so without the additive
+    epsilon that would spoil the order of convergence at small steps.
+    """
+    difference = a.f - b.f
+    dx, df = norm(a.x - b.x), norm(difference)
+    return Stiffness(df / _or_infinity(dx), difference / _or_infinity(df), dx, df)
+
+
+def _or_infinity(length: Tensor) -> Tensor:
+    return torch.where(length > 0, length, torch.inf)

@@ -1,0 +1,151 @@
+"""Any network as a denoiser D(x; sigma): predictors of noise, of v, of a flow's velocity, of D.
+
+An adapter hands the network the state and the time that it was trained with and works D out of
+its answer. With x = data + sigma noise, a variance-preserving network sees x / sqrt(1 + sigma^2), a
+flow x / (1 + sigma). All have the same probability-flow ODE (Karras et al. 2022, Eq. 4), so every
+solver and guide here takes them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from erk.method.point import level_for
+
+Network = Callable[..., Tensor]
+"""(state [B, ...], time [B] float) or (state, time, labels), where there are any -> [B, ...]."""
+
+Prediction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x [B, ...], sigma, the network's answer [B, ...]) -> D [B, ...]; sigma broadcasts over x."""
+
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": lambda x, sigma, answer: x - sigma * answer,
+    "v_prediction": lambda x, sigma, answer: (
+        x / (1 + sigma**2) - sigma / (1 + sigma**2) ** 0.5 * answer
+    ),
+    "sample": lambda x, sigma, answer: answer,
+}
+"""What a variance-preserving network may predict, by diffusers' names (Salimans & Ho 2022)."""
+
+
+class Times(NamedTuple):
+    """A network's own time."""
+
+    of: Callable[[Tensor], Tensor]  # sigma -> time, elementwise
+    to: Callable[[Tensor], Tensor]  # time -> sigma
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+
+class Adapter:
+    """A denoiser (x [B, ...], sigma [] or [B], labels) -> D [B, ...] that knows its noise levels.
+
+    Named schedules stay within sigma_min and sigma_max; `sigma` and `sigma_inv` are the network's
+    time and back, for the schedule `discrete`. A level outside is seen by the network as the
+    nearest end. ValueError if the network answers in another shape than that of x.
+    """
+
+    def __init__(
+        self, model: Network, times: Times, scale: Callable[[Tensor], Tensor], denoised: Prediction
+    ):
+        self.model, self._scale, self._denoised = model, scale, denoised
+        self.sigma, self.sigma_inv = times.to, times.of
+        self.sigma_min, self.sigma_max = times.sigma_min, times.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        level = torch.as_tensor(sigma).to(x.dtype)
+        time = level_for(x, self.sigma_inv(level)).flatten().expand(len(x))
+        level = level_for(x, level)
+        given = () if labels is None else (labels,)
+        answer = self.model(x * self._scale(level), time, *given)
+        if answer.shape != x.shape:
+            raise ValueError(
+                f"the network answers {list(answer.shape)} to a state of {list(x.shape)}; give a "
+                "function that returns its prediction alone (without a learned variance)."
+            )
+        return self._denoised(x, level, answer)
+
+
+def from_epsilon(model: Network, alphas_cumprod: Sequence[float] | Tensor) -> Adapter:
+    """The denoiser of a noise predictor such as DDPM, DiT or Stable Diffusion (Ho et al. 2020).
+
+    `model(x_t, t)` or `model(x_t, t, labels)` predicts the noise in x_t = sqrt(a_t) data +
+    sqrt(1 - a_t) noise; t [B] counts steps from 0 and is not a whole number between the levels
+    that `alphas_cumprod` [T] names (a_t, falling within (0, 1)); levels in between are
+    interpolated in ln sigma, as by diffusers. ValueError for another table.
+    """
+    return Adapter(model, discrete_times(alphas_cumprod), _vp_scale, PREDICTIONS["epsilon"])
+
+
+def from_v(model: Network, alphas_cumprod: Sequence[float] | Tensor) -> Adapter:
+    """As `from_epsilon`, for a predictor of v = sqrt(a_t) noise - sqrt(1 - a_t) data."""
+    return Adapter(model, discrete_times(alphas_cumprod), _vp_scale, PREDICTIONS["v_prediction"])
+
+
+def from_flow(model: Network, data_at: int = 0) -> Adapter:
+    """The denoiser of a rectified flow (Liu et al. 2022; Lipman et al. 2022), t from 0 to 1.
+
+    `model(x_t, t)` or `model(x_t, t, labels)` predicts dx_t/dt on the straight line between data
+    and noise; `data_at` is the end at which the data lie: 0 as in SD3, Flux and diffusers, 1 as in
+    the two papers and SiT. sigma = (share of noise) / (share of data). ValueError for other ends.
+    """
+    if data_at not in (0, 1):
+        raise ValueError(f"data_at must be 0 or 1, the time at which the data lie, not {data_at}.")
+    sign = 1 if data_at == 0 else -1
+
+    def time(sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma) if data_at == 0 else 1 / (1 + sigma)
+
+    def level(t: Tensor) -> Tensor:
+        return t / (1 - t) if data_at == 0 else (1 - t) / t
+
+    def denoised(x: Tensor, sigma: Tensor, answer: Tensor) -> Tensor:
+        return (x - sign * sigma * answer) / (1 + sigma)
+
+    return Adapter(model, Times(time, level), lambda sigma: 1 / (1 + sigma), denoised)
+
+
+def from_denoiser(model: Network, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Adapter:
+    """The denoiser `model(x, sigma)` or `model(x, sigma, labels)`, which gets sigma as [B].
+
+    `sigma_min` and `sigma_max` are the noise levels that it was trained for.
+    """
+    times = Times(_same, _same, sigma_min, sigma_max)
+    return Adapter(model, times, torch.ones_like, PREDICTIONS["sample"])
+
+
+def discrete_times(alphas_cumprod: Sequence[float] | Tensor) -> Times:
+    """The steps 0, 1, ... of a variance-preserving process, continuous in between."""
+    a = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
+    if a.ndim != 1 or len(a) < 2 or not (a[-1] > 0 and a[0] < 1 and (a.diff() < 0).all()):
+        raise ValueError(
+            "alphas_cumprod must be a list of numbers that fall from below 1 to above 0."
+        )
+    levels, steps = ((1 - a) / a).sqrt().log(), torch.arange(len(a), dtype=torch.float64)
+
+    def of(sigma: Tensor) -> Tensor:
+        return _interpolate(sigma.to(torch.float64).log(), levels, steps)
+
+    def to(time: Tensor) -> Tensor:
+        return _interpolate(time.to(torch.float64), steps, levels).exp()
+
+    return Times(of, to, levels[0].exp().item(), levels[-1].exp().item())
+
+
+def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The piecewise linear function through rising (x, y), level beyond its ends."""
+    x, y = x.to(at.device), y.to(at.device)
+    right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
+    share = ((at - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+    return torch.lerp(y[right - 1], y[right], share)
+
+
+def _vp_scale(sigma: Tensor) -> Tensor:
+    return 1 / (1 + sigma**2) ** 0.5
+
+
+def _same(sigma: Any) -> Any:
+    return sigma

@@ -1,0 +1,1 @@
+"""The process: devices, distributed runs, precision, memory, provenance."""

@@ -1,1 +1,0 @@
-"""Oracles and analyses: what the cost-free estimates are compared with."""

@@ -1,0 +1,230 @@
+"""Before anything is loaded: what a table runs, which files it wants and what it will cost."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from erk.calibration.problem import count_nfe
+from erk.commands.cli import ListingError
+from erk.generation.options import DEFAULTS, networks_of, settings_of
+from erk.io.download import cache_dir, fetch, is_offline
+from erk.models.encoders import VAEEncoder
+from metrics.extractors import dinov2, inception, vgg16
+from metrics.protocols import Measure, find_protocol
+from metrics.references import known_references
+from metrics.table import to_text
+from scripts.paper.config import Config, Request, Row, chosen_rows, images_of, settings_of_row
+
+BATCH = {"paper": 125, "embedded": 250}  # images at a time
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+EXTRACTORS = {"inception": inception.URL, "vgg16": vgg16.url(), "dinov2": dinov2.URL,
+              "dinov2-pil": dinov2.URL}  # fmt: skip
+MEGABYTES = {
+    "edm2-img512-xs": 249, "edm2-img64-xs": 249, "edm2-img512-s": 560, "edm2-img64-s": 560,
+    "edm2-img512-m": 996, "edm2-img64-m": 996, "edm2-img512-l": 1555, "edm2-img64-l": 1555,
+    "edm2-img512-xl": 2239, "edm2-img64-xl": 2239, "edm2-img512-xxl": 3046,
+    "edm-cifar10": 223, "edm-ffhq": 247, "edm-afhqv2": 247, "edm-imagenet-64x64-cond-adm": 1184,
+    "dinov2_vitl14": 1217, "vgg16": 553, "weights-inception": 96, "diffusion_pytorch_model": 335,
+    "img512.pkl": 42, "img64.pkl": 42,
+}  # fmt: skip
+"""Start of a file's name -> its size by what it holds: parameters, 2 bytes each in EDM2's files,
+else 4; of a reference the moments of 2048 and 1024 features, 8 bytes each."""
+DIMS = {("inception", "features"): 2048, ("inception", "logits"): 1008,
+        ("inception", "spatial"): 2023, ("vgg16", "features"): 4096, ("dinov2", "features"): 1024,
+        ("digits", "features"): 64, ("digits", "logits"): 10}  # fmt: skip
+"""Float32 numbers that are kept per image, by extractor and output."""
+
+BOTH_WAYS = 1.7  # adaptive steps compute more than they keep: 105 evaluations for 90 on digits
+SECONDS = {
+    "edm2-img512-s-": (2.777 / 63, "an RTX 3090 at batch 1, the paper's Table 6"),
+    "digits": (0.0004, "one CPU thread"),
+}
+"""File name of a network -> seconds per image and evaluation, and on what."""
+
+
+class File(NamedTuple):
+    """A file that is not part of this repository."""
+
+    what: str
+    source: str  # as ``erk.io.download.fetch`` takes it
+
+
+def options_of_row(config: Config, row: Row, request: Request) -> dict[str, Any]:
+    """A row as the options of generate.py, complete, numbers as its command line reads them.
+
+    At embedded scale the device is the CPU unless another one is asked for, so that numbers do not
+    depend on the machine.
+    """
+    settings = settings_of_row(config, row, request.scale, request.as_printed)
+    floats = {k: float(v) for k, v in settings.items() if type(v) is int and k != "steps"}
+    first, num = config.seeds[request.scale], images_of(config, request)
+    is_free = request.scale == "embedded" and request.device == "auto"
+    return DEFAULTS | settings | floats | {
+        "seeds": f"{first}-{first + num - 1}",
+        "batch": min(request.batch or BATCH[request.scale], num),
+        "device": "cpu" if is_free else request.device,
+        "offline": request.offline,
+    }  # fmt: skip
+
+
+def ref_of(config: Config, row: Row, scale: str) -> str:
+    """The reference of a row: ``options.refs`` of its preset, else the config's for the scale."""
+    chosen: str | None = config.ref.get(scale)
+    return chosen or config.options["refs"][row.settings["preset"]]
+
+
+def usable_measures(ref: str, has_real: bool) -> list[Measure]:
+    """What can be measured against a reference by name; some measures want real images."""
+    known = known_references()
+    protocol = find_protocol(known[ref].protocol if ref in known else ref)
+    is_held = ref == "digits"  # the only reference with features of its own
+    return [m for m in protocol.measures if has_real or is_held or not m.needs_real_features]
+
+
+def files_of(config: Config, request: Request) -> list[File]:
+    """The files that the chosen rows want and that this repository does not hold, each once."""
+    named = tuple(Row(preset, {"preset": preset}) for preset in config.presets)
+    found = []
+    for row in chosen_rows(config if config.rows else config._replace(rows=named), request.rows):
+        net, gnet, _ = networks_of(
+            DEFAULTS | settings_of_row(config, row, request.scale, request.as_printed)
+        )
+        found += _of_network("network", net)
+        found += _of_network("guide", gnet) if gnet else []
+        if _is_measured(config):
+            found += _of_reference(ref_of(config, row, request.scale), request.real is not None)
+    first: dict[str, File] = {}
+    for file in found:
+        first.setdefault(file.source, file)
+    return list(first.values())
+
+
+def missing_files(files: Iterable[File]) -> list[File]:
+    """Those that are not in the cache."""
+    return [file for file in files if not _is_here(file.source)]
+
+
+def fetch_files(files: Sequence[File], offline: bool, command: str) -> None:
+    """Download what is missing; nothing is loaded.
+
+    Raises ListingError with all files that are still missing and the command that fetches them.
+    """
+    for file in missing_files(files):
+        if is_offline(offline):
+            raise _wanted(files, command, "downloads are off (--offline)")
+        click.echo(f"fetching {file.what}: {file.source}", err=True)
+        try:
+            fetch(file.source)
+        except OSError as error:
+            raise _wanted(files, command, str(error)) from None
+
+
+def describe(config: Config, request: Request) -> str:
+    """The plan of what is sampled, for people: rows, evaluations, images, time, disk and files."""
+    num, total = images_of(config, request), 0.0
+    lines = []
+    for row in chosen_rows(config, request.rows):
+        options = options_of_row(config, row, request)
+        net, _, guidance = networks_of(options)
+        settings = settings_of(options, guidance)
+        nfe, guide = count_nfe(settings)
+        is_free = settings.adaptive_tau is not None
+        seconds = _seconds(net, num * (nfe + guide) * (BOTH_WAYS if is_free else 1))
+        total += seconds or 0
+        line = {
+            "row": config.rows.index(row),
+            "name": row.name,
+            "network": options["preset"] or Path(net).stem,
+            "NFE": ("about " if is_free else "") + nfe_text(nfe, guide),
+            "images": num,
+            "time": "unknown" if seconds is None else _span(seconds),
+        }
+        if _is_measured(config):
+            ref = ref_of(config, row, request.scale)
+            size = _bytes(usable_measures(ref, request.real is not None)) * num
+            line["features"] = f"{size / 2**20:.1f} MiB"
+        lines.append(line)
+    files = files_of(config, request)
+    missing = missing_files(files)
+    speeds = [f"{name}*: {1e3 * s:.3g} ms per image and evaluation on {on}"
+              for name, (s, on) in SECONDS.items()]  # fmt: skip
+    notes = [
+        "NFE: counted on a stand-in for the networks, evaluations + those of the guide.",
+        f"Time: sampling alone, of one process, {_span(total)} in all where it is known; "
+        f"{'; '.join(speeds)}. Rows that are there already take none.",
+        f"{len(missing)} of {len(files)} files from elsewhere are not in {cache_dir()}",
+        *(f"  {_line(file)}" for file in missing),
+    ]
+    return f"{to_text(lines)}\n" + "\n".join(notes)
+
+
+def nfe_text(nfe: float, guide: float) -> str:
+    """63, or 63 + 63 with those of the guide."""
+    return f"{nfe:g} + {guide:g}" if guide else f"{nfe:g}"
+
+
+def _is_measured(config: Config) -> bool:
+    """Whether the images meet a reference."""
+    return bool(config.ref) or "refs" in config.options
+
+
+def _of_network(what: str, net: str) -> list[File]:
+    if "://" not in net:
+        return []
+    files = [File(what, net)]
+    if "img512" in net:  # latents
+        vae = inspect.signature(VAEEncoder).parameters["vae_name"].default
+        files += [File("VAE", f"hf://{vae}/{name}") for name in VAE_FILES]
+    return files
+
+
+def _of_reference(ref: str, has_real: bool) -> list[File]:
+    if ref not in known_references():
+        return []
+    wanted = {one.extractor for one in usable_measures(ref, has_real)}
+    weights = [File(f"weights of {name}", EXTRACTORS[name]) for name in sorted(wanted)]
+    return [File(f"reference {ref}", known_references()[ref].url), *weights]
+
+
+def _is_here(source: str) -> bool:
+    try:
+        fetch(source, offline=True)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _wanted(files: Sequence[File], command: str, reason: str) -> ListingError:
+    missing = missing_files(files)
+    return ListingError(
+        f"{len(missing)} of {len(files)} files are not in {cache_dir()}:",
+        *map(_line, missing),
+        reason,
+        f"Where there is a network, this fetches them: {command}",
+    )
+
+
+def _line(file: File) -> str:
+    name = file.source.rpartition("/")[2]
+    known = [start for start in MEGABYTES if name.startswith(start)]
+    told = f"about {MEGABYTES[max(known, key=len)]} MB" if known else "size unknown"
+    return f"{file.what}: {file.source} ({told})"
+
+
+def _seconds(net: str, evaluations: float) -> float | None:
+    name = net.rpartition("/")[2]
+    known = next((s for start, (s, _) in SECONDS.items() if name.startswith(start)), None)
+    return None if known is None else known * evaluations
+
+
+def _bytes(measures: Iterable[Measure]) -> int:
+    return 4 * sum(DIMS[pair] for pair in {(m.extractor, m.field) for m in measures})
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,202 @@
+"""The figures of the toy, as PNG bytes, in colours that colour-blind eyes tell apart."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from erk.analysis import toy
+from erk.analysis.toy_results import AXES, GUIDES, HALF_LENGTH, QUARTILES, Figure1, Line
+
+# Okabe and Ito's colours
+BLUE, SKY, GREEN, YELLOW, ORANGE, PURPLE = (
+    "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+)  # fmt: skip
+GREY = "#666666"
+COMPONENTS = (BLUE, ORANGE)  # dominant, subdominant
+NAME_AT = {"calm": (-0.55, 0.1), "stiff": (-0.45, 1.3)}  # clear of the tree
+LOOKS = (  # of the GUIDES, in their order
+    ("o-", "black"), ("s-", BLUE), ("^-", SKY), ("v--", YELLOW), ("P--", ORANGE), ("x:", PURPLE),
+    ("D-", GREEN),
+)  # fmt: skip
+SHADES = LinearSegmentedColormap.from_list(  # without the palest end: the paper is white
+    "stiffness", matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, 256))
+)
+RANDOM = 0.5**0.5  # median |cos| of a random direction in the plane
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def figure1(found: Figure1) -> bytes:
+    """Stiffness over the plane, the two crosses at their place, and the drift along their lines."""
+    crosses = {"calm": ("AB", "CD"), "stiff": ("EF", "GH")}
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(13.5, 5.2), layout="constrained")
+        grid = figure.add_gridspec(2, 4, width_ratios=(2.3, 1, 1, 1))
+        plane, first = figure.add_subplot(grid[:, 0]), None
+        dots = _stiffness_map(plane, found)
+        figure.colorbar(dots, ax=plane, shrink=0.75, extend="max", label=r"stiffness $\rho$")
+        for row, (where, names) in enumerate(crosses.items()):
+            lines = {name: found.lines[name] for name in names}
+            _cross(plane, figure.add_subplot(grid[row, 1]), lines, found, where)
+            for column, (name, axis) in enumerate(zip(names, AXES, strict=True)):
+                panel = figure.add_subplot(grid[row, 2 + column], sharex=first, sharey=first)
+                first = first or panel
+                title = f"({'bcde'[2 * row + column]}) {name}: {where}, {axis}"
+                _along(panel, title, name, found.lines[name])
+                panel.tick_params(labelleft=column == 0)
+                panel.set_ylabel("$-f$ on the eigenvectors" if column == 0 else "")
+        assert first is not None
+        first.legend(loc="lower left")
+        return _png(figure)
+
+
+def _dots(panel: Axes, found: Figure1, size: float) -> PathCollection:
+    order = found.rho.argsort()  # the stiffest on top
+    top = torch.quantile(found.rho, 0.99).item()
+    x, rho = found.x[order].T.numpy(), found.rho[order].numpy()
+    return panel.scatter(*x, s=size, c=rho, cmap=SHADES, vmin=0, vmax=top, linewidths=0)
+
+
+def _stiffness_map(plane: Axes, found: Figure1) -> PathCollection:
+    plane.set(
+        xlim=toy.VIEW[0], ylim=toy.VIEW[1], aspect="equal", xlabel="$x_1$", ylabel="$x_2$",
+        title="(a) stiffness at samples of step 29 of 32",
+    )  # fmt: skip
+    return _dots(plane, found, 3)
+
+
+def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], found: Figure1, where: str) -> None:
+    """The surroundings of one cross: its lines, letters at their ends, arrows for -f."""
+    _dots(zoom, found, 6)
+    basis = torch.stack([line.direction for line in lines.values()])  # dominant, subdominant
+    for (name, line), colour in zip(lines.items(), COMPONENTS, strict=True):
+        points, arrows = line.centre + line.places[:, None] * line.direction, -line.drift @ basis
+        zoom.plot(*points.T, color=colour, linewidth=5)
+        few = slice(None, None, (len(points) - 1) // 6)
+        zoom.quiver(*points[few].T, *arrows[few].T, width=0.007, zorder=3)
+        for sign, letter in zip((-1, 1), name, strict=True):
+            place = line.centre + sign * 1.4 * HALF_LENGTH * line.direction
+            zoom.text(*place.tolist(), letter, ha="center", va="center", weight="bold")
+    (x, y), half = next(iter(lines.values())).centre.tolist(), 2.6 * HALF_LENGTH
+    zoom.set(
+        xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[], aspect="equal",
+        title=f"{where}: {' and '.join(lines)}, arrows: $-f$",
+    )  # fmt: skip
+    zoom.spines[["top", "right"]].set_visible(True)
+    plane.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False))
+    plane.annotate(
+        ", ".join(lines), (x - half, y), NAME_AT[where], va="center", ha="center", weight="bold",
+        arrowprops={"arrowstyle": "-"},
+    )  # fmt: skip
+
+
+def _along(panel: Axes, title: str, name: str, line: Line) -> None:
+    """Both components of the sampling direction -f along one line."""
+    for values, colour, look, axis in zip(
+        -line.drift.T, COMPONENTS, ("-", "--"), AXES, strict=True
+    ):
+        panel.plot(1e3 * line.places, values, look, color=colour, label=axis)
+    panel.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+    panel.set(title=title, xlabel=r"place on the line $\times 10^3$")
+    for end, place, align in zip(name, (0.02, 0.98), ("left", "right"), strict=True):
+        panel.text(place, 0.98, end, transform=panel.transAxes, ha=align, va="top", weight="bold")
+
+
+def figure2(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> bytes:
+    """Median |cos| with the dominant eigenvector, and the guided local error, by quartile."""
+    medians = {row["quantity"]: row for row in rows if row["median"] == "|cos|"}
+    within = {row["quantity"]: row for row in rows if row["median"] == "|cos|, within a step"}
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+        for panel, name, title in zip(
+            panels, ("LTE", "ERK solution difference"), ("(a)", "(b)"), strict=False
+        ):
+            _bars(panel, {"all states": medians[name]}, (BLUE,))
+            _curve(panel, within[name], "D-", ORANGE, "quartiles within each step")
+            panel.set_title(f"{title} {name}")
+        directions = {"ERK-Guid (drift difference)": medians["ERK drift difference"]}
+        directions |= {name: medians[name] for name in ("CFG", "Autoguidance")}
+        _bars(panels[2], directions, (BLUE, ORANGE, GREEN))
+        panels[2].set_title("(c) directions of the guides")
+        for panel in panels[:3]:
+            panel.axhline(RANDOM, color="black", linestyle=":", label="random direction")
+            panel.set(ylim=(0, 1.5), yticks=np.linspace(0, 1, 6), ylabel=r"median $|\cos|$")
+            panel.legend(loc="upper left", fontsize=8)
+        _guided_errors(panels[3], errors)
+        for panel in panels:
+            panel.set_xticks(range(4), QUARTILES)
+            panel.set_xlabel("quartile of stiffness")
+        return _png(figure)
+
+
+def _bars(panel: Axes, rows: dict[str, dict[str, Any]], colours: tuple[str, ...]) -> None:
+    width = 0.8 / len(rows)
+    for i, ((name, row), colour) in enumerate(zip(rows.items(), colours, strict=True)):
+        left = np.arange(4) + (i - (len(rows) - 1) / 2) * width
+        panel.bar(left, [row[q] for q in QUARTILES], 0.92 * width, color=colour, label=name)
+
+
+def _curve(panel: Axes, row: dict[str, Any], look: str, colour: str, label: str) -> None:
+    panel.plot(range(4), [row[q] for q in QUARTILES], look, color=colour, markersize=5, label=label)
+
+
+def _guided_errors(panel: Axes, errors: list[dict[str, Any]]) -> None:
+    for row, (look, colour) in zip(errors, LOOKS, strict=True):
+        if row["guide"] != "none":
+            _curve(panel, row, look, colour, row["guide"])
+    panel.axhline(1, color="black", linewidth=0.8)
+    panel.set(title="(d) local error of one guided step", ylabel="mean |LTE|, guided / Heun")
+    panel.set_yscale("log")
+    panel.set_yticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
+    panel.minorticks_off()
+    panel.legend(loc="upper right", fontsize=8)
+
+
+def helps(rows: list[dict[str, Any]]) -> bytes:
+    """Distances to the exact end points over the number of steps, one curve per guide."""
+    titles = {
+        "distance": "(a) mean distance to the exact end point",
+        "sliced W1": "(b) sliced W1 to the exact end points",
+    }
+    counts = sorted({row["steps"] for row in rows})
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
+        for panel, (column, title) in zip(panels, titles.items(), strict=True):
+            for name, (look, colour) in zip(GUIDES, LOOKS, strict=True):
+                y = [_value(row[column]) for row in rows if row["guide"] == name]
+                label = "Heun" if name == "none" else name
+                panel.plot(counts, y, look, color=colour, label=label, markersize=5)
+            panel.set(xscale="log", yscale="log", xlabel="steps", ylabel=column, title=title)
+            panel.set_xticks(counts, [str(count) for count in counts])
+            panel.minorticks_off()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+        return _png(figure)
+
+
+def _value(cell: Any) -> Any:
+    """A cell without its standard error."""
+    return cell[0] if isinstance(cell, tuple) else cell
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+    return stream.getvalue()

@@ -1,0 +1,154 @@
+"""Train the small networks of the 2-D toy: the guides of CFG and Autoguidance.
+
+    python -m scripts.train.toy            # all three, about 2 CPU minutes
+    python -m scripts.train.toy --only toy-weak
+
+Writes to checkpoints/: toy-main (both classes, with labels), toy-uncond (both classes, no labels:
+the guide of CFG) and toy-weak (labels, half as wide and stopped early: the guide of Autoguidance).
+One thread and fixed seeds: a rerun on the same machine gives the same weights.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from erk.analysis import toy
+from erk.analysis.toy_networks import CHECKPOINTS, SIGMA_DATA, ToyDenoiser
+from erk.commands.cli import CONTEXT, clean_exit
+from metrics.table import write
+
+BATCH, RATE = 1024, 3e-3
+NOISE_MEAN, NOISE_STD = -2.3, 1.5  # of ln sigma, as in Autoguidance's toy
+HELD_OUT = 16_384
+
+
+class Run(NamedTuple):
+    """One network and how long it trains."""
+
+    width: int
+    label_dim: int
+    steps: int
+    seed: int
+
+
+RUNS = {
+    "toy-main": Run(128, 2, 4000, 0),
+    "toy-uncond": Run(128, 0, 4000, 1),
+    "toy-weak": Run(64, 2, 600, 2),
+}
+
+
+class Batch(NamedTuple):
+    """Noisy states with what a denoiser should make of them."""
+
+    noisy: Tensor  # [B, 2] float32
+    sigma: Tensor  # [B]
+    labels: Tensor  # one-hot [B, 2]
+    clean: Tensor  # [B, 2]
+
+
+def batch_of(mixture: toy.Mixture, size: int, draw: torch.Generator) -> Batch:
+    """Fresh samples of both classes at noise levels that EDM's training would draw."""
+    clean, label = toy.draw_samples(mixture, size, draw)
+    sigma = (torch.randn(size, generator=draw) * NOISE_STD + NOISE_MEAN).exp()
+    noise = torch.randn(size, 2, generator=draw)
+    x = clean.float()
+    return Batch(x + sigma[:, None] * noise, sigma, torch.eye(2)[label], x)
+
+
+def edm_loss(denoised: Tensor, batch: Batch) -> Tensor:
+    """EDM's weighted squared error (Karras et al. 2022, Eq. 8 and Table 1), a mean."""
+    weight = (batch.sigma**2 + SIGMA_DATA**2) / (batch.sigma * SIGMA_DATA) ** 2
+    return (weight[:, None] * (denoised - batch.clean) ** 2).mean()
+
+
+def train(run: Run) -> tuple[ToyDenoiser, float]:
+    """The trained network and its CPU seconds."""
+    mixture, start = toy.tree("AB"), time.process_time()
+    draw = torch.Generator().manual_seed(run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        network = ToyDenoiser(run.width, label_dim=run.label_dim)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, betas=(0.9, 0.99))
+    for step in range(run.steps):
+        batch = batch_of(mixture, BATCH, draw)
+        for group in optimizer.param_groups:  # half a cosine down to 0 replaces an average
+            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / run.steps))
+        optimizer.zero_grad(set_to_none=True)
+        edm_loss(network(batch.noisy, batch.sigma, batch.labels), batch).backward()
+        optimizer.step()
+    return network.eval(), time.process_time() - start
+
+
+@torch.no_grad()
+def held_out(network: ToyDenoiser) -> tuple[float, float]:
+    """Loss on fresh samples, and what the exact denoiser that knows as much gets on them."""
+    both = toy.tree("AB")
+    batch = batch_of(both, HELD_OUT, torch.Generator().manual_seed(1000))
+    own = network(batch.noisy, batch.sigma, batch.labels)
+    exact = torch.empty_like(batch.noisy)
+    for place, name in enumerate(toy.ANGLES):
+        rows = batch.labels[:, place] > 0
+        known = toy.tree(name) if network.label_dim else both
+        exact[rows] = toy.denoiser(known)(batch.noisy[rows], batch.sigma[rows], None)
+    return edm_loss(own, batch).item(), edm_loss(exact, batch).item()
+
+
+def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
+    """Train, write weights and card (the card last), return the card."""
+    network, seconds = train(run)
+    loss, floor = held_out(network)
+    weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
+    card = {
+        "name": name,
+        "architecture": {
+            "class": "ToyDenoiser",
+            "kwargs": {"width": run.width, "layers": 3, "label_dim": run.label_dim},
+        },
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "licence": "Apache-2.0",
+        "source": "trained by scripts/train/toy.py on samples of erk.study.toy, classes A and B",
+        "training": {
+            "command": f"python -m scripts.train.toy --only {name}",
+            "seed": run.seed,
+            "steps": run.steps,
+            "batch": BATCH,
+            "rate": RATE,
+            "cpu_seconds": round(seconds, 1),
+            "held_out_loss": round(loss, 5),
+            "loss_of_the_exact_denoiser": round(floor, 5),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        },
+    }
+    write(folder / f"{name}.safetensors", weights)
+    write(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    return card
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--only", type=click.Choice([*RUNS]), help="Train just this one.")
+@click.option("--folder", default=str(CHECKPOINTS), help="Where weights and cards go.")
+@clean_exit
+def main(only: str | None, folder: str) -> None:
+    """Train the toy's networks and write them to checkpoints/."""
+    torch.set_num_threads(1)  # the order of sums depends on the number of threads
+    for name in RUNS if only is None else [only]:
+        facts = save_network(name, RUNS[name], Path(folder))["training"]
+        click.echo(
+            f"{name}: loss {facts['held_out_loss']}, exact {facts['loss_of_the_exact_denoiser']}, "
+            f"{facts['cpu_seconds']} CPU seconds"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""generate.py --evaluate: from the sampler to the numbers, without a picture on the disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from erk.commands import evaluate, generate
+from erk.generation import stream
+
+ROOT = Path(__file__).parents[2]
+JOB = ("--preset", "digits", "--seeds", "0-59", "--steps", "4", "--batch", "16",
+       "--labels", "balanced", "--w-stiff", "0.5", "--device", "cpu")  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+
+    def command(main, *arguments):
+        result = CliRunner().invoke(main, [*map(str, arguments)])
+        return result
+
+    return command
+
+
+def row(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_numbers_equal_those_of_the_pictures(run):
+    streamed = run(generate.main, *JOB, "--evaluate", "digits", "--json", "streamed.json")
+    assert streamed.exit_code == 0, streamed.output
+    assert not Path("out").exists()
+    assert run(generate.main, *JOB).exit_code == 0
+    assert run(evaluate.main, "--ref", "digits", "--json", "stored.json").exit_code == 0
+    a, b = row("streamed.json"), row("stored.json")
+    for name in ("fd", "precision", "recall", "is", "accuracy"):
+        assert a[name] == pytest.approx(b[name], rel=1e-6), name
+        assert a[f"{name}_se"] == pytest.approx(b[f"{name}_se"], rel=1e-5), name
+    assert a["seeds"] == b["seeds"] == "0-59" and a["nfe"] == 7 and a["guide_nfe"] == 0
+    assert a["run"]["settings"]["w_stiff"] == 0.5 and a["run"]["network"]["sha256"]
+
+
+def test_a_stopped_run_makes_only_what_is_missing(run, monkeypatch):
+    made = []
+    original = stream._read
+
+    def reading(job, seeds):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(seeds)
+        return original(job, seeds)
+
+    monkeypatch.setattr(stream, "_read", reading)
+    measure = (*JOB, "--evaluate", "digits", "--json", "row.json")
+    assert run(generate.main, *measure).exit_code == 130
+    assert not Path("row.json").exists()
+    made.append("stopped")
+    assert run(generate.main, *measure).exit_code == 0
+    assert [seeds[0] for seeds in made if seeds != "stopped"] == [0, 16, 32, 48]
+    first = row("row.json")
+    assert run(generate.main, *measure).exit_code == 0 and len(made) == 5  # all is there
+    again = row("row.json")
+    assert again["fd"] == first["fd"] and again["nfe"] == 7
+    other = list(measure)
+    other[other.index("0.5")] = "0.6"  # other settings, other pictures
+    assert run(generate.main, *other).exit_code == 0 and len(made) == 9
+    assert row("row.json")["fd"] != first["fd"]
+
+
+def test_two_processes(run, tmp_path):
+    assert run(generate.main, *JOB, "--evaluate", "digits", "--json", "one.json").exit_code == 0
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ERK_CACHE": str(tmp_path / "other")}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, ROOT / "generate.py", *JOB, "--evaluate", "digits", "--json", "two.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = row("one.json"), row("two.json")
+    assert one["replicates"] == two["replicates"] and one["fd"] == two["fd"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--evaluate", "nothing.npz"], "nothing.npz"),
+        (["--evaluate", "digits", "--grid"], "--grid needs pictures on the disk"),
+        (["--evaluate", "digits", "--protocol", "edm"], "needs inception"),
+        (["--real", "somewhere"], "--real says how to measure: add --evaluate"),
+    ],
+)
+def test_bad_input(run, arguments, message):
+    result = run(generate.main, *JOB, *arguments)
+    assert result.exit_code == 2 and message in result.output
+    assert not Path("out").exists() and not Path("results").exists()

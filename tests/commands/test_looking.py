@@ -1,0 +1,330 @@
+"""Films, plots of traces, comparisons and neighbours, on runs of the embedded network."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import click.testing
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erk.commands import compare as compare_runs
+from erk.commands import generate, nearest
+from erk.commands import trace as plot_trace
+from erk.generation.images import png_bytes, read_png
+from erk.generation.sheets import Cell, captioned_sheet, fitted
+from metrics.images import open_images
+from metrics.references import real_digits
+
+ROOT = Path(__file__).parents[2]
+JOB = ["--preset", "digits", "--labels", "balanced", "--steps", "4", "--batch", "16",
+       "--device", "cpu"]  # fmt: skip
+
+
+def run(script, *arguments):
+    """(exit code, output, last line of the errors) of a command."""
+    result = click.testing.CliRunner().invoke(script.main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, (result.stderr.splitlines() or [""])[-1]
+
+
+def places_of(picture, page, off=0):
+    """(top, left) wherever a picture stands on a page, up to `off` grey levels."""
+    shown, page = fitted(picture)[0].astype(int), page[0].astype(int)
+    windows = np.lib.stride_tricks.sliding_window_view(page, shown.shape)
+    probes = [(y, x) for y in range(0, shown.shape[0], 8) for x in range(0, shown.shape[1], 8)]
+    near = np.all([np.abs(windows[..., y, x] - shown[y, x]) <= off for y, x in probes], 0)
+    return [p for p in np.argwhere(near).tolist() if np.abs(windows[*p] - shown).max() <= off]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of seeds 0-19, without and with ERK-Guid, as PNG and npz, and their traces."""
+    place = tmp_path_factory.mktemp("runs")
+    for name, options in {
+        "off": ["--seeds", "0-19"],
+        "on": ["--seeds", "4-19", "--w-stiff", "0.5", "--w-con", "0.3", "--format", "npz"],
+    }.items():
+        code, _, error = run(generate, *JOB, *options, "--outdir", place / name, "--trace",
+                             place / f"{name}.npz")  # fmt: skip
+        assert code == 0, error
+    return place
+
+
+# Sheets
+
+
+def test_a_sheet_holds_every_picture_at_its_place():
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
+    columns = [[Cell(a, "one"), Cell(b)] for a, b in zip(pictures[:3], pictures[3:], strict=True)]
+    page = captioned_sheet(columns, ["x", "D"], "title", per_line=2)
+    assert page.dtype == np.uint8 and page.shape[0] == 3
+    found = [places_of(picture, page) for picture in pictures]
+    assert [len(places) for places in found] == [1] * 6
+    rows = [places[0] for places in found]
+    assert rows[0][0] == rows[1][0] < rows[3][0] == rows[4][0] < rows[2][0]  # third: a new line
+    assert rows[0][1] == rows[3][1] == rows[2][1] < rows[1][1]
+
+
+@pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (64, 64), (256, 256), (512, 256)])
+def test_pictures_are_scaled_by_whole_factors(size, shown):
+    image = np.arange(size, dtype=np.uint8)[None, None].repeat(size, 1)
+    assert fitted(image).shape == (3, shown, shown)
+    assert fitted(np.full((3, size, size), 9, np.uint8)).tolist()[0][0][0] == 9
+
+
+def test_pictures_of_two_sizes_make_no_sheet():
+    with pytest.raises(ValueError, match="pictures of one size"):
+        captioned_sheet([[Cell(np.zeros((1, 8, 8), np.uint8))],
+                         [Cell(np.zeros((1, 16, 8), np.uint8))]], ["a"])  # fmt: skip
+
+
+# Films
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_a_film_shows_x_and_d_of_every_step(runs, tmp_path, kind):
+    place = tmp_path / "sub" / f"film.{kind}"
+    out = tmp_path / "out"
+    code, told, error = run(generate, *JOB, "--seeds", "4-6", "--outdir", out, "--animate", place)
+    assert code == 0, error
+    assert f"wrote {place}: x and D of 3 seeds" in told
+    with Image.open(place) as film:
+        assert film.n_frames == 5  # the starts of 4 steps, and the sample
+        film.seek(4)
+        last = np.asarray(film.convert("RGB")).transpose(2, 0, 1)
+    sample = read_png(out / "000004.png")
+    assert len(places_of(sample, last, off=1)) == 2  # as x and as D; rounding of another batch
+    again = tmp_path / f"again.{kind}"  # a run that is complete is filmed all the same
+    assert run(generate, *JOB, "--seeds", "4-6", "--outdir", out, "--animate", again)[0] == 0
+    assert again.read_bytes() == place.read_bytes()
+
+
+def test_a_film_of_a_guided_run_follows_the_guide(tmp_path, monkeypatch):
+    from erk.generation import film
+    from erk.generation.job import open_job
+
+    frames = []
+    monkeypatch.setattr(film, "captioned_sheet", lambda columns, *_: frames.append(columns))
+    asked = ["--preset", "digits-autog", "--seeds", "0-1", "--steps", "3", "--device", "cpu"]
+    options = generate.main.make_context("generate.py", asked).params
+    job = open_job(options)
+    film.film(job)
+    source, noise, _, vectors = film.conditions(job.model, [0, 1], job.labels, None)
+    x = noise * 80
+    strong, weak = job.model(x, 80.0, vectors), job.guide(x, 80.0, vectors)
+    expected = job.model.decode(weak.lerp(strong, 1.25)).numpy()
+    first = np.stack([column[1].image for column in frames[0]])
+    assert np.abs(first.astype(int) - expected).max() <= 1
+
+
+def test_films_of_shards_and_ranks_are_made_once(tmp_path, monkeypatch):
+    place = tmp_path / "film.gif"
+    job = [*JOB, "--seeds", "0-3", "--outdir", tmp_path / "out", "--animate", place]
+    assert run(generate, *job, "--shard", "1/2")[0] == 0 and not place.exists()
+    assert run(generate, *job, "--shard", "0/2")[0] == 0 and place.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--animate", "film.mp4"], "--animate writes a .gif or .webp film"),
+        (["--animate", "file/film.gif"], "cannot write to"),
+        (["--animate", "film.gif", "--evaluate", "digits"], "exclude each other"),
+    ],
+)
+def test_films_refuse_in_one_sentence(tmp_path, monkeypatch, options, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    code, told, error = run(generate, *JOB, "--seeds", "0", "--outdir", "out", *options)
+    assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# Traces
+
+
+def test_a_trace_becomes_a_picture(runs, tmp_path):
+    out = tmp_path / "trace.png"
+    traces = runs / "on.npz", runs / "off.npz"
+    code, told, error = run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
+    assert (code, told) == (0, f"wrote {out}\n"), error
+    image = np.asarray(Image.open(out))
+    assert image.shape[1] > 1000 and 200 < image.shape[0] < 900 and image.std() > 10
+    first = out.read_bytes()
+    run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
+    assert out.read_bytes() == first
+
+
+def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
+    """Medians as drawn, read back from matplotlib's own lines."""
+    from erk.analysis import plots
+
+    drawn = {}
+
+    def keep(figure):
+        for axes in figure.axes:
+            drawn[axes.get_title()] = [line.get_xydata() for line in axes.get_lines()]
+        return b""
+
+    monkeypatch.setattr(plots, "png", keep)
+    trace = plot_trace.read_trace(runs / "on.npz")
+    plot_trace.plot({"on": trace})
+    known = ~np.isnan(trace["stiffness"]).any(1)
+    (stiffness,) = drawn["estimated stiffness"]
+    np.testing.assert_allclose(stiffness[:, 0], trace["sigmas"][known])
+    np.testing.assert_allclose(stiffness[:, 1], np.median(trace["stiffness"][known], 1), rtol=1e-6)
+    (gate,) = drawn["share of samples corrected"]
+    np.testing.assert_allclose(gate[:, 1], trace["gate"][known].mean(1), rtol=1e-6)
+    assert len(drawn["embedded error of the pair"]) == 2
+
+
+def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
+    no_pair = tmp_path / "short.npz"
+    zeros = {n: np.full((1, 2), np.nan) for n in plot_trace.COLUMNS}
+    np.savez(no_pair, sigmas=np.ones(1), seeds=np.arange(2), **zeros)
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes((runs / "on.npz").read_bytes()[:300])
+    out = tmp_path / "a.png"
+    for arguments, reason in [
+        ((tmp_path / "none.npz", "--out", out), "there is no file"),
+        ((broken, "--out", out), "is no trace: make one with generate.py --trace"),
+        ((runs / "on" / "images.npz", "--out", out), "is no trace"),
+        ((no_pair, "--out", out), "has no step with a pair"),
+        ((runs / "on.npz", "--out", tmp_path / "a.pdf"), "must end in .png"),
+        ((runs / "on.npz", "--out", out, "--w-con", 0), "has no place on a logarithmic axis"),
+        ((runs / "on.npz", runs / "on.npz", "--out", out), "two traces have one name"),
+    ]:
+        code, told, error = run(plot_trace, *arguments)
+        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        assert not out.exists()
+
+
+# Two runs
+
+
+def test_the_largest_differences_come_first(runs, tmp_path):
+    out, table = tmp_path / "d.png", tmp_path / "d.csv"
+    pair = runs / "off", runs / "on"
+    code, told, error = run(compare_runs, *pair, "--out", out, "--num", 3, "--csv", table)
+    assert code == 0, error
+    assert "w_stiff 0.0 / 0.5" in told and "w_con 0.5 / 0.3" in told and told.startswith("settings")
+    with open(table) as file:
+        rows = {int(row["seed"]): float(row["difference"]) for row in csv.DictReader(file)}
+    assert sorted(rows) == list(range(4, 20))  # those of both
+    pixels = np.load(runs / "on" / "images.npz")["arr_0"]
+    for i, seed in enumerate(range(4, 20)):
+        off = read_png(runs / "off" / f"{seed:06d}.png")[0].astype(float) - pixels[i, :, :, 0]
+        assert rows[seed] == pytest.approx(np.sqrt((off**2).mean()), rel=1e-12)
+    worst = sorted(rows, key=rows.get)[::-1][:3]
+    assert f"at most (seed {worst[0]})" in told
+    page, places = read_png(out), []
+    for seed in worst:
+        (place,) = places_of(read_png(runs / "off" / f"{seed:06d}.png"), page)
+        places.append(place[1])
+    assert places == sorted(places)
+
+
+def test_a_run_equals_itself(runs, tmp_path):
+    code, told, _ = run(compare_runs, runs / "off", runs / "off", "--out", tmp_path / "d.png")
+    assert code == 0 and "the same" in told and "20 equal" in told
+
+
+def test_compare_refuses_in_one_sentence(runs, tmp_path):
+    small, unnamed, other = tmp_path / "small", tmp_path / "unnamed", tmp_path / "other"
+    for folder, names, size in ((small, ("000004", "5"), 4), (unnamed, ("a", "b"), 8),
+                                (other, ("100", "101"), 8)):  # fmt: skip
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.png").write_bytes(png_bytes(np.zeros((1, size, size), np.uint8)))
+    out = tmp_path / "a.png"
+    for arguments, reason in [
+        ((runs / "off", small, "--out", out), "compare pictures of one size"),
+        ((runs / "off", unnamed, "--out", out), "without a seed in their name"),
+        ((runs / "off", other, "--out", out), "share no seed"),
+        ((runs / "off", tmp_path / "none", "--out", out), "does not exist"),
+        ((runs / "off", runs / "on", "--out", tmp_path / "a.jpg"), "must end in .png"),
+    ]:
+        code, told, error = run(compare_runs, *arguments)
+        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        assert not out.exists()
+
+
+# Neighbours
+
+
+def test_the_nearest_are_those_of_brute_force():
+    draw = torch.Generator().manual_seed(0)
+    queries, real = (torch.randn(n, 5, generator=draw) for n in (20, 100))
+    real[37] = queries[3]
+    blocks = ((i, real[i : i + 30]) for i in range(0, 100, 30))  # the last one has 10
+    found = nearest.nearest(queries, blocks, 12)
+    distances = (queries[:, None] - real).square().sum(2).sqrt()
+    expected, order = distances.sort(dim=1)
+    torch.testing.assert_close(found.distances, expected[:, :12])
+    assert torch.equal(found.places, order[:, :12])
+    assert found.distances[3, 0] == 0 and found.places[3, 0] == 37
+    assert found.ratios[3] == 0
+
+
+def test_copies_of_training_pictures_are_found(runs, tmp_path, monkeypatch):
+    """Three digits and one with a touched pixel among generated ones: these are copied, in both
+    spaces, and the others are not."""
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    images, _ = real_digits()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for seed in range(10):
+        (folder / f"{seed}.png").write_bytes((runs / "off" / f"{seed:06d}.png").read_bytes())
+    for seed, place in ((10, 5), (11, 700), (12, 1500)):
+        (folder / f"{seed}.png").write_bytes(png_bytes(images[place].numpy()))
+    touched = images[42].numpy().copy()
+    touched[0, 0, 0] += 20
+    (folder / "13.png").write_bytes(png_bytes(touched))
+    training = tmp_path / "train"  # the same as files
+    training.mkdir()
+    for i in (*range(0, 50), 700, 1500):
+        (training / f"{i}.png").write_bytes(png_bytes(images[i].numpy()))
+    for train, space in (("digits", "pixels"), ("digits", "digits"), (training, "digits")):
+        out = tmp_path / "n.png"
+        code, told, error = run(nearest, folder, "--train", train, "--space", space, "--out", out,
+                                "--num", 4, "--device", "cpu")  # fmt: skip
+        assert code == 0, error
+        assert "14 pictures" in told and "; 4 copied" in told
+        assert ("3 equal to one" in told) == (space == "pixels")
+        page = read_png(out)
+        for i in (5, 700, 1500):  # as generated, and as its neighbour
+            assert len(places_of(images[i].numpy(), page)) >= 2
+    assert open_images(training).names[-1] == "1500.png"
+
+
+def test_nearest_refuses_in_one_sentence(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    large = tmp_path / "large"
+    large.mkdir()
+    for i in range(5):
+        (large / f"{i}.png").write_bytes(png_bytes(np.zeros((1, 16, 16), np.uint8)))
+    out = tmp_path / "a.png"
+    for arguments, reason in [
+        ((tmp_path / "none", "--train", "digits"), "does not exist"),
+        ((runs / "off", "--train", tmp_path / "none"), "does not exist"),
+        ((runs / "off", "--train", large), "compare pictures of one size, or take another --space"),
+        ((large, "--train", "digits", "--space", "digits"), "digits extractor takes"),
+        ((runs / "off", "--train", large, "--k", 6), "holds 5 pictures, fewer than --k 6"),
+    ]:
+        code, told, error = run(nearest, *arguments, "--out", out, "--device", "cpu")
+        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        assert not out.exists()
+    assert run(nearest, runs / "off", "--train", "digits", "--out", "a.gif")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["phema", "plot_trace", "compare_runs", "nearest"])
+def test_each_command_runs_as_a_script_from_anywhere(tmp_path, name):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--out" in done.stdout

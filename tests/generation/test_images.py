@@ -1,0 +1,148 @@
+"""Pictures on disk: what goes in comes out, whole, at the size that Pillow's default gives."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erk.generation.images import image_path, pack_npz, pack_zip, png_bytes, read_png, sheet
+from erk.io.atomic import write_whole
+
+
+def smooth(channels, size=256):
+    """A picture without noise: a slow wave, other in every channel."""
+    y, x = np.mgrid[:size, :size] / size
+    waves = [np.sin(5 * x + k) * np.cos(4 * y - k) for k in range(channels)]
+    return ((np.stack(waves) + 1) * 127.5).astype(np.uint8)
+
+
+def random_picture(channels, seed=0, height=9, width=13):
+    shape = (channels, height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(channels, tmp_path):
+    picture = random_picture(channels)
+    write_whole(tmp_path / "a.png", png_bytes(picture))
+    assert (read_png(tmp_path / "a.png") == picture).all()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == {1: "L", 3: "RGB"}[channels] and image.size == (13, 9)
+        seen = np.asarray(image).reshape(9, 13, channels)
+    assert (seen == picture.transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_is_about_as_small_as_pillows_default(channels):
+    picture = smooth(channels)
+    pixels = picture[0] if channels == 1 else picture.transpose(1, 2, 0)
+    default = io.BytesIO()
+    Image.fromarray(pixels).save(default, "PNG")
+    assert len(png_bytes(picture)) < 1.3 * len(default.getvalue())
+    assert len(png_bytes(picture)) < 0.6 * picture.size
+
+
+def test_image_path(tmp_path):
+    assert image_path(tmp_path, 7) == tmp_path / "000007.png"
+    assert image_path(tmp_path, 49999, subdirs=True) == tmp_path / "049000" / "049999.png"
+    assert image_path(tmp_path, 12345678) == tmp_path / "12345678.png"
+
+
+def test_write_whole_replaces_and_leaves_nothing_else(tmp_path):
+    place = tmp_path / "a.txt"
+    write_whole(place, b"one")
+    write_whole(place, b"two")
+    assert place.read_bytes() == b"two" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_write_whole_never_shows_a_part(tmp_path, monkeypatch):
+    place = tmp_path / "a.txt"
+    write_whole(place, b"whole")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(place, b"new and never put in place")
+    assert place.read_bytes() == b"whole"
+
+
+def named(paths, root):
+    return [(path.relative_to(root).as_posix(), path.read_bytes()) for path in paths]
+
+
+@pytest.fixture(params=[1, 3])
+def pictures(request, tmp_path):
+    """Five pictures in sub-folders and what they hold."""
+    arrays = {seed: random_picture(request.param, seed) for seed in (0, 1, 999, 1000, 2500)}
+    root = tmp_path / "pictures"
+    for seed, array in arrays.items():
+        place = image_path(root, seed, subdirs=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, png_bytes(array))
+    return root, arrays
+
+
+def test_zip_holds_the_very_files(pictures, tmp_path):
+    root, arrays = pictures
+    paths = [image_path(root, seed, subdirs=True) for seed in arrays]
+    pack_zip(tmp_path / "a.zip", named(paths, root))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [path.relative_to(root).as_posix() for path in paths]
+        assert archive.namelist()[3] == "001000/001000.png"
+        assert [archive.read(name) for name in archive.namelist()] == [
+            path.read_bytes() for path in paths
+        ]
+
+
+def test_npz_holds_pixels_and_seeds(pictures, tmp_path):
+    root, arrays = pictures
+    pack_npz(tmp_path / "a.npz", arrays.values(), list(arrays))
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        assert sorted(file.files) == ["arr_0", "seeds"]
+        assert file["seeds"].tolist() == list(arrays)
+        assert file["arr_0"].dtype == np.uint8
+        expected = np.stack([array.transpose(1, 2, 0) for array in arrays.values()])
+        assert (file["arr_0"] == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["zip", "npz"])
+def test_archives_carry_no_time(kind, pictures, tmp_path):
+    root, arrays = pictures
+    paths = [image_path(root, seed, subdirs=True) for seed in arrays]
+
+    def pack(name):
+        target = tmp_path / name
+        if kind == "zip":
+            pack_zip(target, named(paths, root))
+        else:
+            pack_npz(target, map(read_png, paths), list(arrays))
+        return target.read_bytes()
+
+    first = pack("a")
+    for path in paths:
+        os.utime(path, (1e9, 1e9))
+    assert pack("b") == first
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "pictures"]
+
+
+def test_sheet_puts_pictures_row_by_row():
+    images = np.stack([np.full((1, 2, 3), value, np.uint8) for value in (10, 20, 30)])
+    page = sheet(images, columns=2, scale=1, gap=1)
+    assert page.shape == (1, 2 * (2 + 1) + 1, 2 * (3 + 1) + 1) and page.dtype == np.uint8
+    assert (page[0, 1:3, 1:4] == 10).all() and (page[0, 1:3, 5:8] == 20).all()
+    assert (page[0, 4:6, 1:4] == 30).all() and (page[0, 4:6, 5:8] == 255).all()
+    assert (page[0, 0] == 255).all() and (page[0, :, 0] == 255).all() and page[0, 3].min() == 255
+
+
+def test_sheet_enlarges_and_is_square_by_itself():
+    images = np.stack([random_picture(3, seed, 4, 4) for seed in range(9)])
+    page = sheet(images, scale=2, gap=0)
+    assert page.shape == (3, 24, 24)
+    assert (page[:, ::2, ::2][:, :4, 4:8] == images[1]).all()
+    assert (page[:, 1::2, 1::2][:, 8:, 8:] == images[8]).all()

@@ -1,0 +1,418 @@
+"""erk/io/download.py against a real HTTP server on the loopback address, with faults on demand."""
+
+import errno
+import gzip
+import hashlib
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from erk.io import download as fetching
+from erk.io.download import cache_dir, fetch, sha256_of
+
+BODY = bytes(range(256)) * 4000
+HASH = hashlib.sha256(BODY).hexdigest()
+ROOT = Path(__file__).parents[2]
+
+
+class Site(ThreadingHTTPServer):
+    """Serves `body` under every path; each request takes the next fault, if one is left.
+
+    A fault is a status code, an address to be sent on to, "cut" (half of what was promised),
+    "no range" (all of it, whatever was asked for), "wait" (a second first), "stall" (half, then
+    nothing), "reset" (half, then the connection is torn), "long" and "short" (10 bytes more or
+    less are promised than come), "chunks" (half, in chunks and without a length), "other range"
+    (of what was not asked for), "gzip" (packed, although plain bytes were asked for) or "noise"
+    (no HTTP). `asked` holds the Range of each request.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.body, self.etag = BODY, '"one"'
+        self.faults: list[int | str] = []
+        self.asked: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/models/net.pkl"
+        self.released = threading.Event()  # what stalls goes on
+
+    def handle_error(self, *_): ...  # readers who leave
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        site = self.server
+        asked = self.headers["Range"]
+        site.asked.append(asked)
+        fault = site.faults.pop(0) if site.faults else None
+        if isinstance(fault, int):
+            return self.send_error(fault)
+        if fault == "wait":
+            threading.Event().wait(1.0)
+        if fault == "noise":
+            return self.wfile.write(b"220 this is mail\r\n")
+        if isinstance(fault, str) and "/" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            return self.end_headers()
+        start = 0
+        if asked and self.headers["If-Range"] == site.etag and fault != "no range":
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if fault == "other range":
+            start = 7
+        rest, size = site.body[start:], len(site.body)
+        if fault == "gzip":
+            rest = gzip.compress(rest)
+        self.send_response(416 if start and not rest else 206 if start else 200)
+        if start:
+            told = f"{start}-{size - 1}" if rest else "*"
+            self.send_header("Content-Range", f"bytes {told}/{size}")
+        self.send_header("ETag", site.etag)
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if fault == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            promised = len(rest) + {"long": 10, "short": -10}.get(fault, 0)
+            self.send_header("Content-Length", str(promised))
+        self.end_headers()
+        half = rest[: len(rest) // 2]
+        if fault == "chunks":
+            half = b"%x\r\n%b\r\n" % (len(half), half)
+        self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks") else rest)
+        if fault == "stall":
+            site.released.wait(60)
+        if fault == "reset":
+            torn = struct.pack("ii", 1, 0)  # closed at once, which the other side hears as RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, torn)
+        self.close_connection = True
+
+    def log_message(self, *_): ...
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("ERK_OFFLINE", raising=False)
+    with Site() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.released.set()
+        server.shutdown()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_downloads_once_into_a_readable_place(site, tmp_path):
+    path = fetch(site.url, HASH.upper(), cache=tmp_path)
+    assert path == tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
+    assert path.read_bytes() == BODY
+    assert fetch(site.url, HASH, cache=tmp_path) == path == fetch(site.url, cache=tmp_path)
+    assert len(site.asked) == 1
+    assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock", "net.pkl.sha256"}
+    assert path.with_name("net.pkl.sha256").read_text() == HASH + "\n"
+    site.body = b""
+    assert fetch(site.url + "2", cache=tmp_path).read_bytes() == b""
+
+
+def test_queries_are_told_apart_and_secrets_are_not_shown(site, tmp_path):
+    one, two = (fetch(f"{site.url}?token={n}", cache=tmp_path) for n in "12")
+    assert one != two and one.suffix == ".pkl"
+    site.faults, secret = [404], site.url.replace("//", "//me:secret@") + "?token=a@secret"
+    with pytest.raises(FileNotFoundError, match="^http://127[^@]*/net.pkl answered 404") as caught:
+        fetch(secret, cache=tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("faults", [["cut"], ["cut", "cut", 503, "cut"], [503, 429], ["cut", 416]])
+def test_goes_on_after_faults(site, tmp_path, faults):
+    site.faults = list(faults)
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert len(site.asked) == len(faults) + 1
+    assert faults[0] != "cut" or site.asked[1] == f"bytes={len(BODY) // 2}-"
+
+
+@pytest.mark.parametrize("fault", ["reset", "stall", "chunks", "long"])
+def test_goes_on_where_the_connection_ended(site, tmp_path, monkeypatch, fault):
+    """Torn, silent for too long, without a length, or with a false one."""
+    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.5))
+    site.faults = [fault]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    first, second = site.asked
+    least = {"reset": 0, "stall": 200_000, "chunks": len(BODY) // 2, "long": len(BODY)}[fault]
+    assert first is None and int((second or "bytes=0-")[6:-1]) >= least  # a torn one may lose some
+    assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock", "net.pkl.sha256"}
+
+
+@pytest.mark.parametrize("fault", ["reset", "stall", "noise", "other range"])
+def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.3))
+    site.body, site.faults = BODY[:1000], [fault] * 99
+    if fault == "other range":  # of an earlier try
+        (place := tmp_path / f"127.0.0.1_{site.server_port}" / "models").mkdir(parents=True)
+        (place / "net.pkl.part").write_bytes(BODY[:10])
+        (place / "net.pkl.part.tag").write_text(site.etag)
+        site.faults = [fault, *[500] * 99]
+    with pytest.raises(ConnectionError, match=r"\(5 tries\): check the network") as caught:
+        fetch(site.url, cache=tmp_path)
+    assert "\n" not in str(caught.value) and "net.pkl" not in names(tmp_path)
+    assert len(site.asked) <= 30
+
+
+def test_a_file_that_is_shorter_than_it_should_be(site, tmp_path):
+    """The server promises less than there is: its hash tells."""
+    site.faults = ["short"]
+    with pytest.raises(ValueError, match=f"expected {HASH}"):
+        fetch(site.url, HASH, cache=tmp_path)
+    assert names(tmp_path) in ([], ["net.pkl.lock"])
+
+
+def test_a_server_that_packs_unasked(site, tmp_path):
+    site.faults = ["gzip"]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+
+
+def test_redirects(site, tmp_path):
+    """One is followed, a circle is not, nor one away from the web."""
+    site.faults = ["/elsewhere/other.bin"]
+    path = fetch(site.url, HASH, cache=tmp_path)
+    assert path.name == "net.pkl" and path.read_bytes() == BODY
+    site.faults, site.asked = ["/models/net.pkl"] * 99, []
+    with pytest.raises(OSError, match="sends on from address to address: check it"):
+        fetch(site.url + "2", cache=tmp_path)
+    assert len(site.asked) <= 31  # requests' limit, once
+    site.faults = ["file:///etc/passwd"]
+    with pytest.raises(ValueError, match="cannot be used"):
+        fetch(site.url + "3", cache=tmp_path)
+
+
+def test_a_redirect_that_gives_up_encryption(site, tmp_path, monkeypatch):
+    """https to https is fine, https to http is refused before a byte is read."""
+    pem = tmp_path / "site.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
+            pem, "-out", tmp_path / "cert.pem", "-subj", "/CN=127.0.0.1", "-addext",
+            "subjectAltName=IP:127.0.0.1"]  # fmt: skip
+    if shutil.which("openssl") is None or subprocess.run(make, capture_output=True).returncode:
+        pytest.skip("no openssl that makes a certificate")
+    cert = (tmp_path / "cert.pem").read_text()
+    pem.write_text(pem.read_text() + cert)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with Site() as locked:
+        locked.socket = context.wrap_socket(locked.socket, server_side=True)
+        threading.Thread(target=locked.serve_forever, args=(0.02,), daemon=True).start()
+        url = locked.url.replace("http:", "https:")
+        locked.faults = ["/models/other.pkl"]
+        assert fetch(url, HASH, cache=tmp_path / "cache").read_bytes() == BODY
+        locked.faults = [site.url]
+        with pytest.raises(OSError, match="sends on to an address without encryption"):
+            fetch(url + "2", cache=tmp_path / "cache")
+        locked.shutdown()
+    assert names(tmp_path / "cache").count("net.pkl2") == 0
+
+
+def test_no_network(tmp_path, monkeypatch):
+    """No name can be looked up: the address, the cause and what to do, in a sentence."""
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("ERK_OFFLINE", raising=False)
+    failure = socket.gaierror(-3, "Temporary failure in name resolution")
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=failure))
+    with pytest.raises(ConnectionError, match="host.invalid/a.pkl does not answer") as caught:
+        fetch("http://host.invalid/a.pkl", cache=tmp_path)
+    assert "put the file at" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["etag", "no range", "no etag"])
+def test_starts_over_where_it_cannot_resume(site, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    site.body, site.faults = b"old" * 9999, ["cut"]
+    site.etag = "" if change == "no etag" else '"one"'
+    with pytest.raises(ConnectionError, match="14999 of 29997 bytes are missing"):
+        fetch(site.url, cache=tmp_path)
+    assert "net.pkl" not in names(tmp_path)
+    site.body, site.faults = BODY, [change] if change == "no range" else []
+    site.etag = '"two"' if change == "etag" else site.etag
+    assert fetch(site.url, cache=tmp_path).read_bytes() == BODY
+
+
+def test_killed_between_the_last_byte_and_the_rename(site, tmp_path):
+    path = fetch(site.url, cache=tmp_path)
+    part = path.rename(path.with_name("net.pkl.part"))
+    part.with_name("net.pkl.part.tag").write_text(site.etag)
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert site.asked == [None, f"bytes={len(BODY)}-"]
+
+
+def test_a_refusal_fails_at_once_other_faults_after_a_few_tries(site, tmp_path):
+    for code, kind in {404: FileNotFoundError, 403: PermissionError, 418: OSError}.items():
+        site.faults = [code]
+        with pytest.raises(kind, match=f"answered {code}"):
+            fetch(site.url, cache=tmp_path)
+    assert len(site.asked) == 3
+    site.faults = [500] * 99
+    with pytest.raises(ConnectionError, match=r"answered 500 .*\(5 tries\): check the network"):
+        fetch(site.url, cache=tmp_path)
+    assert len(site.asked) == 3 + fetching.TRIES
+    site.server_close()
+    with pytest.raises(ConnectionError, match="does not answer"):
+        fetch(site.url, cache=tmp_path)
+
+
+def test_a_wrong_hash_is_told_and_nothing_kept(site, tmp_path):
+    with pytest.raises(ValueError, match=f"has sha256 {HASH}, expected {'0' * 64}"):
+        fetch(site.url, "0" * 64, cache=tmp_path)
+    assert names(tmp_path) in ([], ["net.pkl.lock"])
+
+
+def test_offline_uses_the_cache_alone(site, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as caught:
+        fetch(site.url, offline=True, cache=tmp_path)
+    place = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
+    assert f"not in the cache ({place}" in str(caught.value) and site.url in str(caught.value)
+    fetch(site.url, cache=tmp_path)
+    monkeypatch.setenv("ERK_OFFLINE", "1")
+    assert fetch(site.url, cache=tmp_path) == place
+    assert len(site.asked) == 1
+    place.write_bytes(b"spoiled")
+    with pytest.raises(FileNotFoundError, match="has another sha256"):
+        fetch(site.url, HASH, cache=tmp_path)
+    monkeypatch.delenv("ERK_OFFLINE")
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+
+
+def test_two_processes_download_once(site, tmp_path):
+    site.faults = ["wait"]
+    program = "import sys; from erk.fetch import fetch; print(fetch(*sys.argv[1:]))"
+    command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    one, two = (process.communicate(timeout=60)[0].strip() for process in both)
+    assert one == two and sha256_of(one) == HASH
+    assert len(site.asked) == 1
+
+
+def test_another_process_goes_on_when_the_first_is_killed(site, tmp_path):
+    """The lock of a dead process is nobody's, and what it had fetched is not fetched again."""
+    site.faults = ["stall"]
+    program = "import sys; from erk.fetch import fetch; print(fetch(*sys.argv[1:]))"
+    command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    part = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl.part"
+    for _ in range(6000):
+        if part.exists() and part.stat().st_size > 200_000:
+            break
+        time.sleep(0.01)
+    held = part.stat().st_size
+    first.kill()
+    first.communicate()
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert held > 200_000 and site.asked == [None, f"bytes={held}-"]
+
+
+def test_a_disk_that_is_full(site, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=512k", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="No space left.*free space there, or name another cache"):
+        fetch(site.url, HASH, cache=small_disk)
+    assert "net.pkl" not in names(small_disk)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert fetch(site.url, HASH, cache=small_disk).read_bytes() == BODY
+    assert site.asked[1] is not None  # it goes on where the disk was full
+
+
+def test_a_cache_that_can_only_be_read(site, small_disk):
+    """What is there is used; what is not is an error that says so."""
+    site.body = BODY[:1000]
+    path = fetch(site.url, cache=small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert fetch(site.url, cache=small_disk) == path and len(site.asked) == 1
+    with pytest.raises(OSError, match="Read-only file system.*name another cache by ERK_CACHE"):
+        fetch(site.url.replace("models", "others"), cache=small_disk)
+
+
+def test_a_cache_one_cannot_write_to(site, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()  # a path below it, as permissions would not stop root
+    with pytest.raises(OSError, match="cannot fetch .* name another cache by ERK_CACHE"):
+        fetch(site.url, cache=tmp_path / "file" / "cache")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("os.fsync", Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space left.*free space"):
+        fetch(site.url, cache=tmp_path)
+
+
+def test_local_paths(tmp_path):
+    path = tmp_path / "a#b.pkl"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        fetch(path)
+    path.write_bytes(BODY)
+    assert fetch(path, HASH) == path == fetch(str(path), offline=True)
+    with pytest.raises(ValueError, match="expected"):
+        fetch(path, "0" * 64)
+    assert path.exists()
+
+
+def test_malformed_sources(tmp_path):
+    web = ["http:///file", "https://host", "http://host/../../etc/passwd", "http://host:port/file"]
+    for source in [*web, "ftp://host/file", "hf://owner/repo", "hf://file", "hf://o/r/@main"]:
+        with pytest.raises(ValueError):
+            fetch(source, cache=tmp_path)
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        fetch("hf://owner/repo/file", "abc", cache=tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_hub_files(tmp_path, monkeypatch):
+    calls = []
+
+    def download(repo, file, **options):
+        calls.append((repo, file, options["revision"], options["local_files_only"]))
+        (tmp_path / "blob").write_bytes(BODY)
+        link = tmp_path / str(len(calls))
+        link.symlink_to("blob")
+        return str(link)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert fetch("hf://me/nets/a/b.pkl@refs/pr/1", HASH).read_bytes() == BODY
+    assert calls == [("me/nets", "a/b.pkl", "refs/pr/1", False)]
+    with pytest.raises(ValueError, match="expected"):
+        fetch("hf://me/nets/b.pkl", "0" * 64)
+    assert names(tmp_path) == []  # nor the bytes behind the link
+
+
+def test_hub_failures_are_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="hf://me/nets/b.pkl is not in the cache"):
+        fetch("hf://me/nets/b.pkl", offline=True, cache=tmp_path)
+    failure = RuntimeError("many\nlines\nof another library")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=failure))
+    with pytest.raises(OSError, match=r"cannot be had \(RuntimeError\): check its name") as caught:
+        fetch("hf://me/nets/b.pkl", cache=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("ERK_CACHE")
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert cache_dir() == tmp_path / "erk-guid"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_dir() == Path.home() / "Library" / "Caches" / "erk-guid"
+
+
+def test_importing_it_loads_no_other_package():
+    heavy = "{'requests', 'filelock', 'huggingface_hub', 'tqdm', 'torch'}"
+    program = f"import sys, erk.fetch; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

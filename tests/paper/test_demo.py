@@ -1,0 +1,137 @@
+"""The demo at a tiny size, and the networks that come with the repository."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from erk import load_model
+from erk.generation.sampling import generate
+from erk.method.sampler import Settings
+from erk.models.presets import find_preset
+from metrics.extractors import load_extractor
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "checkpoints"
+ROWS = [
+    (guide, steps, erk)
+    for guide in ("none", "Autoguidance")
+    for steps in (6, 8, 16)
+    for erk in ("off", "on")
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of results and what was printed; 40 pictures a row."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--seeds", "0-39", "--groups", "2"]
+    done = subprocess.run(
+        [*command, "--results", folder / "results"], cwd=folder, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "results", done.stdout
+
+
+def test_demo_writes_three_files(demo):
+    folder, printed = demo
+    assert sorted(os.listdir(folder)) == ["demo.json", "demo.md", "demo.png"]
+    assert "demo.md" in printed and "ERK-Guid" in printed and "FD floor" in printed
+
+
+def test_demo_rows(demo):
+    rows = json.loads((demo[0] / "demo.json").read_text())
+    assert [(row["guide"], row["steps"], row["ERK-Guid"]) for row in rows] == ROWS
+    for row in rows:
+        evaluations = str(2 * row["steps"] - 1)
+        guided = row["guide"] != "none"
+        assert row["NFE"] == (f"{evaluations} + {evaluations}" if guided else evaluations)
+        for name in ("FD", "precision", "recall", "IS", "recognised"):
+            assert math.isfinite(row[name]) and math.isfinite(row[f"{name}_se"]), (name, row)
+        assert row["FD"] > 0 and 1 <= row["IS"] <= 10
+        assert all(0 <= row[name] <= 1 for name in ("precision", "recall", "recognised"))
+        assert row["made_by"]["versions"]["torch"] == torch.__version__
+        change = row["change of FD"]
+        assert (change is None) == (row["ERK-Guid"] == "off")
+        assert change is None or math.isfinite(change)
+    assert len({row["FD"] for row in rows}) == len(rows)
+
+
+def test_demo_table_says_what_the_rows_say(demo):
+    text = (demo[0] / "demo.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [(row[0], int(row[1]), row[2]) for row in cells] == ROWS
+    rows = json.loads((demo[0] / "demo.json").read_text())
+    for shown, row in zip(cells, rows, strict=True):
+        assert shown[3] == row["NFE"]
+        assert float(shown[4].split("±")[0]) == pytest.approx(row["FD"], abs=row["FD_se"])
+    assert "40 pictures per row (seeds 0-39, balanced labels" in text
+    assert "![digits](demo.png)" in text and "FD floor" in text
+
+
+def test_demo_picture(demo):
+    with Image.open(demo[0] / "demo.png") as image:
+        low, high = image.convert("L").getextrema()
+        assert image.width > image.height > 200 and (low, high) == (0, 255)
+
+
+def test_rows_of_the_demo_come_from_the_same_seeds():
+    """With and without ERK-Guid a seed gives nearly the same digit, other seeds do not."""
+    place = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    seeds = list(range(20))
+    for guide in ("none", "Autoguidance"):
+        rows = [module.sample_row(guide, 6, erk, seeds) for erk in (False, True)]
+        assert rows[0][1] == rows[1][1] == [seed % 10 for seed in seeds]
+        a, b = (torch.from_numpy(images).float() for images, _, _ in rows)
+        own = (a - b).abs().mean((1, 2, 3))
+        others = (a - b.roll(10, 0)).abs().mean((1, 2, 3))  # same class, another seed
+        assert own.max() > 0 and (own < others).float().mean() >= 0.8
+
+
+def test_samples_are_recognised():
+    """Measured on these seeds: 0.976 of all, 0.94 of the worst classes (7 and 8)."""
+    preset, extractor = find_preset("digits-autog"), load_extractor("digits")
+    assert preset.gnet is not None
+    settings = Settings(steps=16, guidance=preset.guidance)
+    made = list(
+        generate(
+            load_model(preset.net), range(5000, 5500), settings,
+            guide_model=load_model(preset.gnet), labels="balanced", batch=100,
+        )
+    )  # fmt: skip
+    logits = extractor(torch.cat([batch.images for batch in made])).logits
+    classes = torch.cat([batch.classes for batch in made])
+    assert classes.bincount().tolist() == [50] * 10
+    right = logits.argmax(1) == classes
+    assert right.float().mean() >= 0.95
+    assert min(right[classes == c].float().mean().item() for c in range(10)) >= 0.8
+
+
+def test_checkpoints_are_small():
+    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) < 6e6
+
+
+def test_every_checkpoint_has_its_card():
+    weights = sorted(CHECKPOINTS.glob("*.safetensors"))
+    assert {path.stem for path in weights} >= {
+        "digits", "digits-weak", "digits-uncond", "digits-classifier"
+    }  # fmt: skip
+    for path in weights:
+        card = json.loads(path.with_suffix(".json").read_text())
+        assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest(), path.name
+        assert card["licence"] == "Apache-2.0" and card["architecture"]["class"]
+        assert card["source"] and card["training"]["command"].startswith("python scripts/train_")
+    named = {path.stem for path in CHECKPOINTS.iterdir()}
+    assert named == {path.stem for path in weights}

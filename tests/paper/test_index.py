@@ -1,0 +1,280 @@
+"""results/index.html: made from the pages alone, whole in one file, and tried in a browser."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+
+from scripts.paper import reproduce
+from scripts.paper.config import ROOT, config_names
+from scripts.paper.index import index_of, write_index
+from scripts.paper.traces import trace_svg
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update",
+         "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder with a table of two rows, two grids and their index, made by the command."""
+    folder = tmp_path_factory.mktemp("results")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    for arguments in (
+        ["table2", "--num", "20", "--rows", "8-9", "--cache", cache],
+        ["table5"],
+        ["figure8", "--num", "3"],
+        ["figure9", "--num", "3"],
+    ):
+        done = CliRunner().invoke(reproduce.main, [*arguments, "--results", str(folder)])
+        assert done.exit_code == 0, done.output
+    assert f"wrote {folder / 'index.html'}" in done.output
+    return folder
+
+
+class Reader(HTMLParser):
+    """Open elements, addresses and the text of an HTML page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.links = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        told = dict(attributes)
+        self.addresses += [told[name] for name in ("src", "href") if name in told]
+        self.ids += [told["id"]] if "id" in told else []
+        if tag not in ("meta", "link", "img", "input", "br", "path"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag != "path":
+            assert self.open.pop() == tag
+
+
+def test_it_is_whole_and_asks_for_nothing(results):
+    text = (results / "index.html").read_text("ascii")
+    page = Reader(text.removeprefix("<!doctype html>"))
+    assert page.open == [] and page.ids == ["table2", "table5", "figure8", "figure9"]
+    outside = [one for one in page.addresses if not one.startswith(("data:", "#"))]
+    assert outside == [] and "url(" not in text and "@import" not in text
+    assert [one for one in page.addresses if one.startswith("#")] == [f"#{i}" for i in page.ids]
+    held = {base64.b64decode(one) for one in re.findall(r"data:image/png;base64,([\w+/=]+)", text)}
+    files = [
+        results / "figure8.png",
+        *results.glob("figure8/*.png"),
+        *results.glob("figure9/*.png"),
+    ]
+    assert len(files) == 1 + 7 + 13 and {file.read_bytes() for file in files} <= held
+
+
+def test_it_says_what_is_not_there_and_who_made_the_rest(results):
+    text = (results / "index.html").read_text("ascii")
+    lacking = [
+        name for name in config_names() if name not in ("table2", "table5", "figure8", "figure9")
+    ]
+    assert f"Not made yet: {', '.join(lacking)}." in text
+    cards = text[text.index("Run cards") :].split("<details><summary>")[1:]
+    assert [card.partition("<")[0] for card in cards[:2]] == ["8 steps", "8 steps, w_stiff 0.5"]
+    for told in ("w_stiff=0.5", "100000-100019", "<dt>commit</dt>", "torch="):
+        assert told in cards[1]
+    assert "NOT MEASURED YET: 8 of 10 rows" in text
+
+
+def test_names_are_text_and_not_html(tmp_path):
+    """A page's names go through escaping, also within the script's JSON."""
+    row = {"row": "</script><b>", "w_stiff": 0.0, "w_con": None, "steps": 6, "NFE": 11,
+           "sheet": "a.png", "traces": {"sigma": [], "stiffness": []}}  # fmt: skip
+    told = {"title": "Figure 8 <i>", "kind": "grid", "files": [], "rows": [row]}
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "figure8.json").write_text(json.dumps(told))
+    (tmp_path / "figure8.html").write_text('<section id="figure8"></section>\n')
+    text = index_of(tmp_path)
+    assert "<b>" not in text and "<i>" not in text and text.count("</script>") == 2
+
+
+def test_curves_stand_where_their_values_are():
+    """Two steps a decade of sigma apart, stiffness 1 to 10 to 100: equal distances."""
+    row = {"row": "a", "w_con": 10.0,
+           "traces": {"sigma": [10.0, 1.0, 0.1], "stiffness": [[1.0, 1.0, 1.0], [9.0, 10.0, 11.0],
+                                                               [100.0, 100.0, 100.0]]}}  # fmt: skip
+    svg = trace_svg([row])
+    middle = re.search(r'/><path d="M([\d. L]+)"/><path class="gate" d="M56 ([\d.]+)H', svg)
+    (x0, y0), (x1, y1), (x2, y2) = [map(float, p.split()) for p in middle[1].split("L")]
+    assert x0 == 56 and x1 - x0 == pytest.approx(x2 - x1, abs=0.1) and x2 == 886
+    assert y0 > y1 > y2 == 26 and y0 - y1 == pytest.approx(y1 - y2, abs=0.1)
+    assert float(middle[2]) == y1  # the threshold 10 is the middle value
+    assert trace_svg([row | {"traces": {"sigma": [], "stiffness": []}}]) == ""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page as someone; what went wrong and what was asked for is looked at afterwards."""
+    seen, asked, contexts = [], [], []
+
+    def go(folder, **how):
+        contexts.append(browser.new_context(**how))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+        page.goto((folder / "index.html").as_uri())
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert seen == [] and set(asked) <= {"file", "data"}
+
+
+def test_sliders_exchange_pictures_and_curves(results, visit):
+    page = visit(results)
+    viewer = page.locator("#figure8 .viewer")
+    first = viewer.locator("img").get_attribute("src")
+    assert viewer.locator("output").inner_text() == "0"
+    assert viewer.locator(".trace.on").get_attribute("data-row") == "0"
+    viewer.locator("input").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert viewer.locator("output").inner_text() == "0.5"
+    assert viewer.locator("figcaption").inner_text() == "w_stiff 0.5: 6 steps, NFE 11, w_con 0.3"
+    assert viewer.locator(".trace.on").get_attribute("data-row") == "2"
+    shown = viewer.locator("img").get_attribute("src").partition(",")[2]
+    assert base64.b64decode(shown) == (results / "figure8" / "0.5.png").read_bytes()
+    assert shown != first.partition(",")[2]
+    assert viewer.locator("img").evaluate("image => image.naturalWidth") > 100
+
+
+def test_two_sliders_choose_one_sheet(results, visit):
+    page = visit(results)
+    weight, threshold = page.locator("#figure9 .viewer input").all()
+
+    def shown():
+        text = page.locator("#figure9 .viewer img").get_attribute("src").partition(",")[2]
+        return base64.b64decode(text)
+
+    threshold.focus()
+    page.keyboard.press("ArrowRight")  # 0.1 -> 0.3: without ERK-Guid the same sheet
+    assert shown() == (results / "figure9" / "0.png").read_bytes()
+    weight.focus()
+    page.keyboard.press("End")
+    assert shown() == (results / "figure9" / "2-0.3.png").read_bytes()
+    assert page.locator("#figure9 output").all_inner_texts() == ["2", "0.3"]
+
+
+@pytest.mark.parametrize("width", [360, 768, 1600])
+def test_no_width_scrolls_sideways(results, visit, width):
+    page = visit(results, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    table = page.locator("#table2 .scroll").first
+    assert table.bounding_box()["width"] <= width
+    page.get_by_text("Run cards").click()
+    page.get_by_text("8 steps, w_stiff 0.5", exact=True).last.click()
+    assert page.locator("#table2 dl >> visible=true").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+WIDTHS = "boxes => boxes.map(box => [box.clientWidth, box.scrollWidth])"
+
+
+def test_figures_stay_legible_on_a_phone(results, visit):
+    """Wide pictures and curves keep a width and scroll in boxes of their own."""
+    page = visit(results, viewport={"width": 360, "height": 800})
+    picture = page.locator("#figure8 > .scroll img")
+    natural = picture.evaluate("image => image.naturalWidth")
+    wide = min(natural, 64 * 16)
+    assert picture.bounding_box()["width"] == pytest.approx(wide, abs=0.1) and wide > 360
+    picture.evaluate(
+        "image => image.src = image.closest('section').querySelector('.viewer img').src"
+    )
+    page.wait_for_function("document.querySelector('#figure8 > .scroll img').naturalWidth < 360")
+    small = picture.evaluate("image => image.naturalWidth")
+    assert picture.bounding_box()["width"] == pytest.approx(small)  # none is blown up
+    curves = page.locator("#figure8 .viewer svg")
+    assert curves.bounding_box()["width"] == 48 * 16
+    (shown, inside), *_ = page.locator("#figure8 .viewer .scroll").evaluate_all(WIDTHS)
+    assert shown < 360 and inside == 48 * 16
+    letter = curves.evaluate(
+        "svg => 12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    )
+    assert letter > 10  # pixels
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_a_tall_sheet_fits_the_window(results, visit, width):
+    page = visit(results, viewport={"width": width, "height": 500})
+    tall = """image => {
+        const paper = document.createElement("canvas");
+        [paper.width, paper.height] = [30, 300];
+        image.src = paper.toDataURL();
+        return image.decode();
+    }"""
+    sheet = page.locator("#figure9 .viewer img")
+    sheet.evaluate(tall)
+    assert sheet.bounding_box()["height"] == pytest.approx(350)
+    assert sheet.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+
+
+def test_a_combination_that_was_not_made_shows_no_picture(results, visit, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    told = json.loads((folder / "figure9.json").read_text("utf-8"))
+    told["rows"] = [row for row in told["rows"] if (row["w_stiff"], row["w_con"]) != (2.0, 0.1)]
+    (folder / "figure9.json").write_text(json.dumps(told))
+    write_index(folder)
+    page = visit(folder)
+    viewer = page.locator("#figure9 .viewer")
+    weight, threshold = viewer.locator("input").all()
+    weight.focus()
+    page.keyboard.press("End")
+    assert viewer.locator("figcaption").inner_text() == "w_stiff 2, w_con 0.1: not made"
+    assert not viewer.locator("img").is_visible() and viewer.locator(".trace.on").count() == 0
+    threshold.focus()
+    page.keyboard.press("ArrowRight")
+    assert "w_stiff 2, w_con 0.3: 6 steps" in viewer.locator("figcaption").inner_text()
+    assert viewer.locator("img").is_visible() and viewer.locator(".trace.on").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_schemes_have_contrast(results, visit, scheme):
+    """WCAG AA: a ratio of 4.5 between text and what is behind it."""
+    page = visit(results, color_scheme=scheme)
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    def colour(selector, name):
+        return page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{name}")
+
+    back = luminance(colour("#table2", "backgroundColor"))
+    assert (back < 0.1) == (scheme == "dark")
+    for selector in ("#table2 td", "#table2 figcaption", "#table2 .made-by", "nav a"):
+        text = luminance(colour(selector, "color"))
+        assert (max(text, back) + 0.05) / (min(text, back) + 0.05) > 4.5, selector
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    empty = write_index(tmp_path).read_text("ascii")
+    assert f"Not made yet: {', '.join(config_names())}." in empty
+    assert (ROOT / "results" / "index.html").read_text("ascii") == index_of(ROOT / "results")

@@ -1,0 +1,98 @@
+"""--profile: every second stands in one row, and the rows are the wall time together."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import erk.generation.run_folder
+from erk.commands.generate import main
+from erk.generation.run_folder import RunFolder
+from erk.generation.sampling import generate
+from erk.method.sampler import Settings
+from erk.models.model import load_model
+from erk.runtime.timing import BESIDE, OFF, PARTS, Profile
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that only what is measured moves."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def takes(self, seconds, function=lambda *_: None):
+        """The function, which takes so long."""
+
+        def slow(*arguments, **named):
+            self.now += seconds
+            return function(*arguments, **named)
+
+        return slow
+
+
+def test_every_second_is_somewhere(tmp_path, monkeypatch):
+    """Two batches of a Heun run of 2 steps: 3 evaluations of 5 s, a decode of 7 s, 1 s between."""
+    clock, model = Clock(), load_model("digits")
+    profile = Profile(CPU, clock)
+    monkeypatch.setattr(model.network, "forward", clock.takes(5, model.network.forward))
+    monkeypatch.setattr(model.encoder, "decode", clock.takes(7, model.encoder.decode))
+    monkeypatch.setattr(erk.jobs.folder, "png_bytes", clock.takes(2, erk.jobs.folder.png_bytes))
+    monkeypatch.setattr(erk.jobs.folder, "write_whole", clock.takes(3, lambda *_: None))
+    folder = RunFolder(tmp_path, "png", False, {})
+    folder.profile = profile
+    (tmp_path / ".parts").mkdir()
+    with profile.host("wall"):
+        made = generate(model, [0, 1, 2, 3], Settings(steps=2), batch=2, profile=profile)
+        for batch in made:
+            clock.takes(1)()
+            with profile.host("waited"):
+                folder.add(batch.seeds, batch.images.numpy())
+    found = profile.seconds()
+    assert found == {"network": 30, "VAE": 14, "copy": 0, "idle": 22, "wall": 66, "encode": 8,
+                     "write": 12, "waited": 20}  # fmt: skip
+    assert sum(found[name] for name in (*PARTS, "idle")) == found["wall"]
+    assert re.search(r"network +30\.00 +45\.5%\n.*\n.*\nidle +22\.00 +33\.3%", profile.table())
+
+
+def test_nothing_is_measured_unless_asked_for():
+    with OFF.part("network"):
+        pass
+    assert OFF._stretches == []
+
+
+def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4", "--seeds",
+           "0-11"]  # fmt: skip
+    told = CliRunner().invoke(main, [*job, "--profile"])
+    assert told.exit_code == 0, told.output
+    rows = dict(re.findall(r"^(\w+) +([\d.-]+) +[\d.-]+%$", told.stdout, re.M))
+    assert [*rows] == [*PARTS, "idle", "wall", *BESIDE]
+    seconds = {name: float(value) for name, value in rows.items()}
+    parts = sum(seconds[name] for name in (*PARTS, "idle"))
+    assert parts == pytest.approx(seconds["wall"], abs=0.03)  # each is rounded to 0.01
+    assert 0 < seconds["network"] <= seconds["wall"] and seconds["idle"] >= 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "profile" not in {*record, *record["settings"]}
+    refused = CliRunner().invoke(main, [*job, "--profile", "--evaluate", "digits"])
+    assert refused.exit_code == 2 and "--profile needs pictures on the disk" in refused.stderr
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_parts_are_the_devices_own(tmp_path):
+    model, profile = load_model("digits", "cuda"), Profile(torch.device("cuda"))
+    with profile.host("wall"):
+        made = list(generate(model, range(6), Settings(steps=3), batch=4, profile=profile))
+    found = profile.seconds()
+    assert all(found[name] > 0 for name in PARTS) and found["idle"] >= 0
+    assert sum(found[name] for name in (*PARTS, "idle")) == pytest.approx(found["wall"])
+    plain = list(generate(model, range(6), Settings(steps=3), batch=4))
+    for one, other in zip(made, plain, strict=True):
+        assert one.images.is_pinned() and np.array_equal(one.images, other.images)
