@@ -1,7 +1,6 @@
 """Pages of the site that are made from files outside of docs/; called by mkdocs (mkdocs.yml)."""
 
 import re
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ OUTSIDE = {
 """Files of the repository that are pages of the site, under another name."""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 COMMANDS = {
-    "erk generate": "generate", "erk evaluate": "evaluate",
+    "erk generate": "erk.commands.generate", "erk evaluate": "erk.commands.evaluate",
     "erk calibrate": "erk.commands.calibrate", "erk tune": "erk.commands.tune",
 }  # fmt: skip
 
@@ -42,7 +41,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and pictures."""
-    sys.path.insert(0, str(ROOT))
     for source, name in OUTSIDE.items():
         if (ROOT / source).is_file():
             files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
