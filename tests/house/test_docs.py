@@ -170,8 +170,8 @@ def test_every_solver_and_option_is_in_the_table():
 
 def test_the_table_of_local_errors_is_what_the_script_prints():
     made = subprocess.run(
-        [sys.executable, "scripts/studies/local_errors.py"], cwd=ROOT, capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-m", "scripts.studies.local_errors"], cwd=ROOT, capture_output=True,
+        text=True, check=True,
     ).stdout  # fmt: skip
     assert made in (ROOT / "docs/theory.md").read_text()
 
