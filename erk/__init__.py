@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from erk.api import sample as sample
     from erk.generation.noise import noise_and_labels as noise_and_labels
-    from erk.method.sampler import sample as sample
     from erk.method.sampler import steps as steps
+    from erk.method.settings import Settings as Settings
     from erk.models.adapters import from_denoiser as from_denoiser
     from erk.models.adapters import from_epsilon as from_epsilon
     from erk.models.adapters import from_flow as from_flow
@@ -25,17 +26,18 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",
+    "Settings": ".method.settings",
     "from_denoiser": ".models.adapters",
     "from_epsilon": ".models.adapters",
     "from_flow": ".models.adapters",
     "from_v": ".models.adapters",
     "load_model": ".models.model",
-    "sample": ".method.sampler",
+    "sample": ".api",
     "steps": ".method.sampler",
     "noise_and_labels": ".generation.noise",
 }
 __all__ = [
-    "Model", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",
+    "Model", "Settings", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",
     "noise_and_labels", "sample", "steps",
 ]  # fmt: skip
 

@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Drift, Point, dot, norm
-from erk.method.sampler import Settings, integrate, solve, steps
+from erk.method.sampler import integrate, solve, steps
 from erk.method.schedule import polynomial
+from erk.method.settings import Settings
 from erk.method.solvers import heun
 from erk.method.stiffness import stiffness
 

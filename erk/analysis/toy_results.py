@@ -17,7 +17,8 @@ from erk.analysis.oracles import cosine, local_error
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.guidance import erk_guid, erk_push, unguided
 from erk.method.point import Guide, Point, Step, dot, norm
-from erk.method.sampler import Settings, steps
+from erk.method.sampler import steps
+from erk.method.settings import Settings
 from erk.method.solvers import heun
 from erk.method.stiffness import stiffness
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from erk.method.corrections import DIRECTIONS, REACH, Correction, Seen
 from erk.method.drift import Denoiser, analytic_first
 from erk.method.point import Point
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 
 USUAL = ("embedded", "drift", "change", "bend", "stiff")
 """What a correction is made of unless other directions are asked for (docs/beyond.md)."""
@@ -54,7 +54,7 @@ def fit(
     """
     sigmas = plan.sigmas(model)
     levels = sigmas[sigmas > 0]
-    solver = plan._solver(sigmas, model)
+    solver = plan.solver_for(sigmas, model)
     drifts = [plan.drift(model, batch.labels, guide_model) for batch in batches]
     fields = [analytic_first(d) if plan.afs else d for d in drifts]
     states = [batch.noise.to(plan.dtype) * sigmas[0] for batch in batches]

@@ -39,7 +39,8 @@ from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.atomic import write_whole
 from erk.method.corrections import DIRECTIONS
 from erk.method.point import norm
-from erk.method.sampler import Settings, solve
+from erk.method.sampler import solve
+from erk.method.settings import Settings
 from erk.models.model import Model
 from erk.runtime.distributed import pick_device
 from erk.runtime.memory import fitting, load_fitting

@@ -17,7 +17,8 @@ from erk.calibration.solver_error import EVALUATIONS, converged
 from erk.method.drift import GuidedDrift
 from erk.method.guidance import unguided
 from erk.method.point import Guide, Step
-from erk.method.sampler import Settings, solve
+from erk.method.sampler import loop, solve
+from erk.method.settings import Settings
 
 Start = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """seeds -> unit noise [B, ...] and labels, as `erk.noise_and_labels` gives them."""
@@ -75,7 +76,7 @@ def run(
     drift, plan = drift_of(problem, labels), problem.settings
     sigmas = plan.sigmas(problem.model)
     end = noise.to(plan.dtype) * sigmas[0]
-    for x, step in plan.loop(drift, end, sigmas, torch.randn_like, guide):
+    for x, step in loop(drift, end, sigmas, plan, guide=guide):
         end = x
         if watch is not None:
             watch(x, step)

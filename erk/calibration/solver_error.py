@@ -7,8 +7,9 @@ from torch import Tensor
 
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Point, norm
-from erk.method.sampler import Settings, solve, steps
+from erk.method.sampler import solve, steps
 from erk.method.schedule import polynomial
+from erk.method.settings import Settings
 from erk.method.solvers import make_solver
 
 EVALUATIONS = 128  # of the network on a reference path; digits: 1e-4 from the exact end, against

@@ -31,7 +31,7 @@ from erk.generation.sampling import conditions
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.generation.stream import CODE, code_key, settings_key
 from erk.io.atomic import unbroken, write_whole
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.runtime.memory import fitting
 from erk.runtime.provenance import provenance
 

@@ -21,7 +21,7 @@ from erk.generation.sampling import Batch, Labels, check_labels, generate
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.generation.writer import beside, spare_cores, threads
 from erk.io.atomic import write_whole
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.model import Model, load_model
 from erk.runtime.distributed import World, from_first, gather, join, pick_device, wait
 from erk.runtime.memory import keep_freed_memory, load_fitting

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from erk.calibration.card import Card
+from erk.calibration.card import Card, opened
 from erk.generation.sampling import Labels
 from erk.io.download import sha256_of
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 
 SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk",
@@ -58,7 +58,7 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
         solver_options=dict(_solver_option(text) for text in options["solver_option"]),
-        **{name: options[name] for name in SAMPLING},
+        **{name: options[name] for name in SAMPLING} | {"erk": opened(options["erk"])},
     )
     if settings.guidance_interval is not None and guidance == 1:
         raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from erk.generation.noise import SeededNoise, one_hot
-from erk.method.sampler import NonFiniteError, Settings, Trace, solve
+from erk.method.drift import NonFiniteError
+from erk.method.sampler import Trace, solve
+from erk.method.settings import Settings
 from erk.models.encoders import DecodeError
 from erk.runtime.memory import fitting, halved
 from erk.runtime.timing import OFF, Profile

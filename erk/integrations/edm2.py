@@ -19,7 +19,7 @@ from torch import Tensor
 
 from erk.integrations.schedulers import ERKHeunScheduler
 from erk.method.drift import GuidedDrift
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.checkpoint import ENCODERS, NETWORKS, build, read
 from erk.models.edm2 import Precond
 from erk.models.model import PRECISIONS, Model, address_of, fetch_checkpoint

@@ -7,9 +7,11 @@ answer. Its coefficients are computed from the solver and the noise levels alone
 fitted to a network once (erk calibrate).
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +35,65 @@ class Correction(NamedTuple):
     sigmas: tuple[float, ...]  # noise levels, [N + 1]
     directions: tuple[str, ...]  # names in DIRECTIONS, K of them
     weights: tuple[tuple[float, ...], ...]  # of each step, [N][K]
+
+
+class Card(NamedTuple):
+    """A correction and what it is for."""
+
+    correction: Correction
+    made_for: dict[str, Any]  # values of RECIPE and NETWORKS
+    ratio: tuple[float, ...] | None = None  # of held-out errors after / before; standard error
+
+    @property
+    def key(self) -> str:
+        """Names what the card does: equal coefficients for the same case, equal samples."""
+        told = json.dumps([self.correction, self.made_for], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @property
+    def doubt(self) -> str:
+        """A sentence if the card did not lower the error when it was made, "" if it did."""
+        if self.ratio is None or not no_gain(*self.ratio):
+            return ""
+        value, error = self.ratio
+        return (
+            f"this card did not help when it was made (error {value:.3f} +- {error:.3f} of the "
+            "plain solver's on held-out seeds): leave it out."
+        )
+
+
+def no_gain(ratio: float, error: float) -> bool:
+    """Whether a held-out ratio of errors is not below 1 by its standard error."""
+    return ratio + error > 1
+
+
+def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, Any]:
+    """Which files the denoisers come from, by sha256; no guide where none acts."""
+    guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
+    return {"network": getattr(model, "sha256", ""), "guide": guide}
+
+
+def check_card(card: Card, here: dict[str, Any]) -> None:
+    """ValueError, one sentence with the differing keys, if the card is for something else."""
+    there = card.made_for
+    pairs = [
+        f"{key} {_short(there[key])} there, {_short(value)} here"
+        for key, value in here.items()
+        if there[key] != value
+    ]
+    if pairs:
+        raise ValueError(
+            f"this card was made for something else ({'; '.join(pairs)}): make one for this "
+            "(erk calibrate), or sample with the card's settings."
+        )
+
+
+def _short(value: Any) -> str:
+    """A value in a message: not longer than a line, files by the beginning of their hash."""
+    text = str(value)
+    if len(text) == 64 and text.isalnum():
+        return text[:12]
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class Seen(NamedTuple):

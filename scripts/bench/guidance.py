@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.method.point import Step
-from erk.method.sampler import Settings, solve, steps
+from erk.method.sampler import solve, steps
+from erk.method.settings import Settings
 from erk.method.solvers import heun
 from erk.runtime.memory import keep_freed_memory
 from erk.runtime.precision import NONE, tf32_only

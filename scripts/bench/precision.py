@@ -13,7 +13,7 @@ import torch
 
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.sampling import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.model import load_model
 from scripts.bench.paired import OUT, Row, report, use_threads
 

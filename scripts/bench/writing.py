@@ -28,7 +28,7 @@ from erk.generation.images import png_bytes
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.generation.writer import beside, threads
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.model import load_model
 from scripts.bench.paired import (
     OUT,

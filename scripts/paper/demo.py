@@ -22,7 +22,7 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.images import sheet
 from erk.generation.sampling import generate
 from erk.generation.seeds import parse_seeds
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from erk.runtime.provenance import provenance
 from metrics.evaluation import Result, fd_floor, measure

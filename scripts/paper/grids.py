@@ -18,7 +18,7 @@ from erk.generation.images import png_bytes, sheet
 from erk.generation.job import Job, open_job
 from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
 from metrics.table import write
 from scripts.paper.config import Config, Request, chosen_rows, page_name

@@ -9,7 +9,8 @@ import torch
 from erk.calibration.problem import count_nfe, gaussian
 from erk.generation.options import DEFAULTS, networks_of, settings_of
 from erk.method.point import Step
-from erk.method.sampler import Settings
+from erk.method.sampler import loop
+from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
 from scripts.paper.config import Config, Request, Row, load_config, page_name, settings_of_row
 from scripts.paper.render import Block, Page, heading, write_page
@@ -74,7 +75,7 @@ def pair_of(row: Row) -> dict[str, Any]:
     sigmas = settings.sigmas()
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     steps = [
-        step for _, step in settings.loop(settings.drift(gaussian), x, sigmas, torch.randn_like)
+        step for _, step in loop(settings.drift(gaussian), x, sigmas, settings)
     ]
     step = steps[PROBED]
     assert step.twin is not None and step.h is not None

@@ -25,7 +25,8 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import write_whole
 from erk.method.corrections import auto
 from erk.method.point import norm
-from erk.method.sampler import Settings, solve
+from erk.method.sampler import solve
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 from metrics.errors import paired_difference
 from metrics.table import to_markdown
@@ -88,7 +89,7 @@ def plan_of(data: Data, solver: str, steps: int) -> Settings:
 def compare(data: Data, plan: Settings, seeds: int) -> dict[str, Any]:
     """How auto changes the plain solver: {} where it does nothing."""
     sigmas = plan.sigmas(data.model)
-    found = auto(partial(plan._solver, sigmas, data.model), sigmas)
+    found = auto(partial(plan.solver_for, sigmas, data.model), sigmas)
     if not any(weight for (weight,) in found.weights):
         return {}
     noise, labels = data.start(range(FIRST, FIRST + seeds))

@@ -17,7 +17,7 @@ from erk.calibration.fit import USUAL, Batch, Fit, fit
 from erk.calibration.solver_error import converged, errors, exact_drift, ratio, reference_path
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.method.corrections import Correction, auto
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from metrics.table import to_markdown
 from scripts.studies.study_data import Data, load
 
@@ -86,7 +86,7 @@ def rule(bench: Bench, steps: int, directions: tuple[str, ...]) -> torch.Tensor:
     """The weights of `auto`, [N, K]."""
     plan = bench.plan(steps)
     sigmas = plan.sigmas(bench.data.model)
-    found = auto(lambda: plan._solver(sigmas, bench.data.model), sigmas)
+    found = auto(lambda: plan.solver_for(sigmas, bench.data.model), sigmas)
     column = torch.tensor(found.weights, dtype=torch.float64)
     return column * torch.tensor([float(name == "embedded") for name in directions])
 

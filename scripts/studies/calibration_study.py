@@ -25,7 +25,8 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import write_whole
 from erk.method.corrections import auto
 from erk.method.point import norm
-from erk.method.sampler import Settings, solve
+from erk.method.sampler import solve
+from erk.method.settings import Settings
 from metrics.table import to_markdown
 from scripts.studies.study_data import NETWORKS, ORIGIN, Data, change_of_fd, fd, key_of, load, renew
 
@@ -90,7 +91,7 @@ def row_of(data: Data, plan: Settings) -> dict[str, Any]:
         "plain error": (plain.mean().item(), (plain.std() / len(plain) ** 0.5).item()),
     }
     sigmas, calibrating = plan.sigmas(data.model), batch_of(data, plan)
-    rule = auto(partial(plan._solver, sigmas, data.model), sigmas)
+    rule = auto(partial(plan.solver_for, sigmas, data.model), sigmas)
     for name, directions in ({"auto": ()} | PARTS).items():
         row[name] = None
         if name == "auto":

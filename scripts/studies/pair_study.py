@@ -10,7 +10,7 @@ from torch import Tensor
 
 import erk
 from erk.method.point import Point, Step
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from metrics.table import to_markdown
 from scripts.studies.local_errors import label
 

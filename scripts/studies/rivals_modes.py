@@ -46,7 +46,7 @@ def _plain(_: Cell, __: Problem, ___: Read) -> Made:
 def _auto(_: Cell, problem: Problem, __: Read) -> Made:
     plan = problem.settings
     sigmas = plan.sigmas(problem.model)
-    return _of(auto(partial(plan._solver, sigmas, problem.model), sigmas, plan.afs), sigmas)
+    return _of(auto(partial(plan.solver_for, sigmas, problem.model), sigmas, plan.afs), sigmas)
 
 
 def _of(correction: Correction, sigmas: Tensor) -> Made:

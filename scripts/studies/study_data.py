@@ -14,7 +14,7 @@ import erk
 from erk.analysis import toy
 from erk.generation.record import plain
 from erk.io.download import sha256_of
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from erk.runtime.provenance import provenance
 from metrics.errors import Difference, group_of

@@ -17,7 +17,7 @@ from erk.analysis.oracles import (
 )
 from erk.analysis.reference_solution import field_of, reference_solution
 from erk.method.point import Point
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 
 STD = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
 

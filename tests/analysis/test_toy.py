@@ -9,7 +9,7 @@ import erk
 from erk.analysis import toy
 from erk.analysis.oracles import cosine, exact_dominant, global_error, power_iteration
 from erk.analysis.reference_solution import reference_solution
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.method.solvers import heun
 
 SIGMAS = (5.0, 0.3, 0.02, 0.002)

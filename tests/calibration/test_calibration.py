@@ -21,7 +21,7 @@ from erk.commands import generate
 from erk.commands.calibrate import main
 from erk.io.atomic import write_whole
 from erk.method.drift import GuidedDrift
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[2]

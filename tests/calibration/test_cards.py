@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import erk
 from erk.calibration.card import FORMAT, Card, read_card, recipe
 from erk.commands import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 
 
 def row(**changes):

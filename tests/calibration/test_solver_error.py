@@ -9,7 +9,7 @@ import erk
 from erk.analysis.reference_solution import field_of, reference_solution
 from erk.calibration.solver_error import converged, errors, ratio, reference_path
 from erk.method.drift import GuidedDrift
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 
 DEVIATION = 0.5
 

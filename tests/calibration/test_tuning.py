@@ -12,12 +12,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from erk.api import sample
 from erk.calibration import tune as tuning
 from erk.calibration import tune_job
 from erk.calibration.problem import ExactToy, Problem, count_nfe, run
 from erk.commands.tune import main
 from erk.io.atomic import write_whole
-from erk.method.sampler import Settings, sample
+from erk.method.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--seeds", "200000-200015", "--held-out", "210000-210015")

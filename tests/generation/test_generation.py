@@ -9,7 +9,8 @@ from golden_data import GOLDEN, manifest, pickle_paths, ref, tensor
 
 from erk import load_model
 from erk.generation.sampling import check_labels, generate
-from erk.method.sampler import NonFiniteError, Settings
+from erk.method.drift import NonFiniteError
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 
 IMAGES = ref("images")

@@ -72,7 +72,7 @@ def test_heun_is_that_of_erk(prediction):
 def test_heun_on_levels_of_ones_own():
     """sigmas=: EDM's schedule, with a network that answers D and is told sigma by nobody else."""
     scheduler = HEUN(prediction_type="sample", **WEIGHTS)
-    nodes = erk.sampler.Settings(steps=9).sigmas()
+    nodes = erk.Settings(steps=9).sigmas()
     scheduler.set_timesteps(sigmas=nodes)
     scheduler.set_begin_index(0)
     assert torch.equal(torch.unique_consecutive(scheduler.sigmas), nodes)

@@ -15,7 +15,8 @@ from erk.commands import generate
 from erk.method import corrections
 from erk.method.corrections import Correction, auto, corrected
 from erk.method.point import Point, norm
-from erk.method.sampler import Settings, solve, steps
+from erk.method.sampler import loop, solve, steps
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 
 ACTING = ("heun", "dpm2", "euler")  # the solvers whose error lies along their own difference
@@ -25,7 +26,7 @@ def made(name, count=12, **settings):
     """The settings, noise levels and automatic correction of a solver."""
     plan = Settings(solver=name, steps=count, **settings)
     sigmas = plan.sigmas()
-    return plan, sigmas, auto(partial(plan._solver, sigmas, None), sigmas)
+    return plan, sigmas, auto(partial(plan.solver_for, sigmas, None), sigmas)
 
 
 def test_heuns_coefficient_is_the_one_that_theory_gives():
@@ -52,7 +53,7 @@ def test_gaussian_data_of_one_scale_end_nearer(name, scale, count):
 
     ends = []
     for guide in (None, corrected(found, levels)):
-        solver = plan._solver(sigmas, None)
+        solver = plan.solver_for(sigmas, None)
         *_, (end, _) = steps(drift, start, levels, solver, *([guide] if guide else []))
         ends.append((end - exact).abs().item())
     assert ends[1] < 0.75 * ends[0]
@@ -101,7 +102,7 @@ def test_it_helps_where_the_papers_weights_hurt(count):
     def end(number, **guide):
         plan = Settings(steps=number, sigma_max=5.0, dtype=torch.float64, **guide)
         sigmas = plan.sigmas()[:-1]
-        solver = plan._solver(sigmas, None)
+        solver = plan.solver_for(sigmas, None)
         *_, (x, _) = steps(drift, start, sigmas, solver, plan.guide(sigmas))
         return x
 
@@ -180,7 +181,7 @@ def test_unipc_is_corrected_from_the_state_that_was_carried_on(digits):
     sigmas = plan.sigmas(model)
     own = Correction(tuple(sigmas.tolist()), ("embedded",), ((0.2,),) * 5)
     x = noise * sigmas[0]
-    told = plan.loop(plan.drift(model, labels), x, sigmas, torch.randn_like, corrected(own, sigmas))
+    told = loop(plan.drift(model, labels), x, sigmas, plan, guide=corrected(own, sigmas))
     for i, (carried, step) in enumerate(told):
         difference = step.x - (x + (sigmas[i + 1] - sigmas[i]) * step.start.f)
         assert torch.allclose(carried, step.x + 0.2 * difference, atol=1e-5)

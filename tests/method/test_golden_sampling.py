@@ -89,7 +89,7 @@ def test_edm_churn_runs_equal_the_originals(name):
     data, row = ref(name), manifest()["nets"][name]["runs"]["edm_churn"]
     net = network(name)
     chosen = settings(row) | {"dtype": torch.float64}
-    levels = erk.sampler.Settings(**chosen).sigmas(net)[:-1]
+    levels = erk.Settings(**chosen).sigmas(net)[:-1]
     used = [row["S_min"] <= level <= row["S_max"] for level in levels]
     draws = [eps for eps, use in zip(data["S_" + row["eps"]], used, strict=True) if use]
     noise, wanted = tensor(data["S_noise"]), tensor(data["S_edm_churn"])

@@ -8,11 +8,12 @@ import torch
 from golden_data import ref
 
 import erk
-from erk.method.drift import GuidedDrift
+from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import erk_guid
 from erk.method.point import Point, Step
-from erk.method.sampler import NonFiniteError, Settings, steps
+from erk.method.sampler import steps
 from erk.method.schedule import make_schedule
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 
 SHAPES = [(5, 2), (4, 3, 4, 4)]
@@ -115,7 +116,7 @@ def test_evaluations_are_counted():
             guided.get("guidance", 1.0), guided.get("guidance_interval"),
         )  # fmt: skip
         plan = Settings(solver=solver, schedule=schedule, steps=count, **guided)
-        for _ in erk.sampler.integrate(drift, torch.ones(1, 2), plan):
+        for _ in erk.method.sampler.integrate(drift, torch.ones(1, 2), plan):
             pass
         return drift.nfe, drift.guide_nfe
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from erk import load_model
 from erk.commands.generate import main
 from erk.generation.sampling import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.checkpoint import read, write_safetensors
 from erk.models.encoders import DecodeError, VAEEncoder
 from erk.models.presets import find_preset

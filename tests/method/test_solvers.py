@@ -13,7 +13,8 @@ import erk
 from erk.method.drift import analytic_first
 from erk.method.guidance import alpha, erk_push
 from erk.method.point import Point
-from erk.method.sampler import Settings, steps
+from erk.method.sampler import steps
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS, make_solver
 from erk.method.stiffness import stiffness
 
@@ -318,13 +319,13 @@ def test_adaptive_steps_are_per_sample_and_counted():
     noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     plan = Settings(steps=12, adaptive_tau=0.5)
     drift = plan.drift(two_rates)
-    for x, _ in erk.sampler.integrate(drift, noise, plan):
+    for x, _ in erk.method.sampler.integrate(drift, noise, plan):
         together = x
     plain = erk.sample(two_rates, noise, steps=12)
     assert torch.equal(together[1:], plain[1:]) and not torch.equal(together[0], plain[0])
     assert drift.nfe[1:].tolist() == [23] * 3 and 23 < drift.nfe[0] < 2 * 23
     alone = plan.drift(two_rates)
-    for x, _ in erk.sampler.integrate(alone, noise[:1], plan):
+    for x, _ in erk.method.sampler.integrate(alone, noise[:1], plan):
         single = x
     assert torch.equal(single[0], together[0]) and alone.nfe[0] == drift.nfe[0]
 
@@ -333,7 +334,7 @@ def test_adaptive_steps_count_the_guide_inside_its_interval_only():
     """All intervals but the first, which has no pair yet, are halved; counted by hand."""
     plan = Settings(steps=6, adaptive_tau=1e-6, guidance=1.5, guidance_interval=(0.0, 5.0))
     drift = plan.drift(two_rates, None, gaussian_model)
-    for _ in erk.sampler.integrate(drift, torch.ones(1, 2), plan):
+    for _ in erk.method.sampler.integrate(drift, torch.ones(1, 2), plan):
         pass
     nodes = plan.sigmas().tolist()[:-1]
     levels = [*nodes[:2], nodes[-1]]  # Heun's first step, and the last Euler step

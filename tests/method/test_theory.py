@@ -6,10 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from erk.api import sample
 from erk.method.corrections import Correction
 from erk.method.guidance import alpha
 from erk.method.point import Point
-from erk.method.sampler import Settings, sample
+from erk.method.settings import Settings
 from erk.method.solvers import make_solver
 from erk.method.stiffness import stiffness
 

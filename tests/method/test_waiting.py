@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from erk.method.sampler import Settings
+from erk.method.sampler import loop
+from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 from erk.models import adapters
 from erk.models.edm import EDMPrecond
@@ -57,7 +58,7 @@ def walk(settings, network=edm2_network, guide=None):
     drift = settings.drift(model, labels, guide and guide())
     with torch.inference_mode(), NoCopies():
         start = noise * settings.sigmas()[0]
-        return list(settings.loop(drift, start, settings.sigmas(), torch.empty_like))
+        return list(loop(drift, start, settings.sigmas(), settings, torch.empty_like))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -114,7 +114,7 @@ def test_levels_the_network_knows():
     model = ADAPTERS["epsilon"]()
     first, last = (((1 - a) / a).sqrt().item() for a in (ALPHAS[0], ALPHAS[-1]))
     assert model.sigma_min == pytest.approx(first) and model.sigma_max == pytest.approx(last)
-    settings = erk.sampler.Settings(schedule="discrete", steps=4, sigma_max=1e6)
+    settings = erk.Settings(schedule="discrete", steps=4, sigma_max=1e6)
     levels = settings.sigmas(model).double()
     steps = model.sigma_inv(levels)
     assert torch.allclose(steps, torch.linspace(999, 0, 5).double(), atol=0.01)
@@ -125,7 +125,7 @@ def test_levels_the_network_knows():
     assert halves.tolist() == [0.0, 0.5, 0.75]
     assert erk.from_flow(flow, data_at=1).sigma(torch.tensor(0.2)).item() == pytest.approx(4)
     limited = erk.from_denoiser(denoiser, 0.1, 5.0)
-    assert erk.sampler.Settings(steps=3).sigmas(limited).tolist() == pytest.approx(
+    assert erk.Settings(steps=3).sigmas(limited).tolist() == pytest.approx(
         [5.0, (0.5 * (5 ** (1 / 7) + 0.1 ** (1 / 7))) ** 7, 0.1, 0.0]
     )
 

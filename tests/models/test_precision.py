@@ -12,7 +12,8 @@ from golden_data import manifest, pickle_paths, ref, tensor
 
 from erk.generation.options import identity_of
 from erk.io import pickles
-from erk.method.sampler import Settings
+from erk.method.sampler import loop
+from erk.method.settings import Settings
 from erk.models import compiling
 from erk.models.edm import EDMPrecond, VPPrecond
 from erk.models.edm2 import Precond
@@ -78,7 +79,7 @@ DIGEST = """
 import hashlib, torch
 from erk.jobs.generation import generate
 from erk.models.model import load_model
-from erk.sampler import Settings
+from erk.method.settings import Settings
 torch.set_num_threads(1)
 for precision in ("fp32", "fp16", "bf16"):
     model = load_model("digits", precision=precision)
@@ -272,6 +273,6 @@ def test_a_level_on_the_host_reaches_cuda_without_a_wait():
     torch.cuda.set_sync_debug_mode("error")
     try:
         settings = Settings(steps=4, w_stiff=1.0)
-        list(settings.loop(settings.drift(model, labels), x, settings.sigmas(), torch.randn_like))
+        list(loop(settings.drift(model, labels), x, settings.sigmas(), settings))
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from erk import load_model
 from erk.generation.sampling import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from metrics.extractors import load_extractor
 

@@ -16,7 +16,7 @@ from erk.calibration.problem import count_nfe
 from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import generate
 from erk.method.point import Point
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from scripts.paper import estimator, grids, reproduce, sweeps, text_to_image, timing, toy
 from scripts.paper.config import Request, load_config
 from scripts.paper.plan import options_of_row

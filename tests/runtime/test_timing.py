@@ -12,7 +12,7 @@ import erk.generation.run_folder
 from erk.commands.generate import main
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.model import load_model
 from erk.runtime.timing import BESIDE, OFF, PARTS, Profile
 

@@ -21,7 +21,7 @@ from erk.commands.checks.row import Row, failed, few, told
 from erk.generation.noise import SeededNoise
 from erk.generation.sampling import generate
 from erk.io.download import fetch
-from erk.method.sampler import Settings
+from erk.method.settings import Settings
 from erk.models.model import Model, load_model
 from erk.models.presets import presets
 from erk.runtime.provenance import provenance
