@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import erk
 from erk.calibration import job as calibrate_job
 from erk.calibration import tune_job
+from erk.calibration.card import read_card
 from erk.calibration.fit import USUAL, Batch, System, fit
 from erk.calibration.problem import Problem
 from erk.calibration.solver_error import converged, errors, reference_path
@@ -129,7 +130,7 @@ def test_the_card_tells_what_it_is_for_and_what_it_gains(card):
     model = erk.load_model("digits")
     noise, labels = erk.noise_and_labels(range(80, 96), model)
     exact = converged(Settings(steps=4), model, noise, labels)
-    own = errors(Settings(steps=4, erk=card), model, noise, labels, exact).mean().item()
+    own = errors(Settings(steps=4, erk=read_card(card)), model, noise, labels, exact).mean().item()
     assert own == pytest.approx(told["held_out"]["after"]["value"], rel=0.02)
     # per sample: 24 paths of 40 and a run of 7; 16 paths and two runs; 8 rough paths of 20
     assert told["cost"]["evaluations"] == 24 * (40 + 7) + 16 * (40 + 14) + 8 * 20
@@ -142,7 +143,7 @@ def test_pictures_by_a_card(card, tmp_path):
     )
     assert done.exit_code == 0, done.output
     run = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert run["settings"]["erk"] == f"card {Settings(steps=4, erk=card).erk.key}"
+    assert run["settings"]["erk"] == f"card {Settings(steps=4, erk=read_card(card)).erk.key}"
     assert run["correction"]["weights"] == json.loads(card.read_text())["weights"]
     for more, message in ((["--w-stiff", "1"], "leave w_stiff at 0"), (["--afs"], "afs")):
         done = CliRunner().invoke(

@@ -62,7 +62,7 @@ def test_a_path_a_card_and_its_correction_act_alike(tmp_path):
 )
 def test_a_card_for_other_settings_is_refused_before_any_network_is_read(tmp_path, settings, keys):
     with pytest.raises(ValueError, match=keys):
-        Settings(erk=written(tmp_path, row()), **settings)
+        Settings(erk=read_card(written(tmp_path, row())), **settings)
 
 
 def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
@@ -78,7 +78,7 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
 
 
 def test_values_that_a_solver_has_anyway_need_not_be_said(tmp_path):
-    given = Settings(erk=written(tmp_path, row()), steps=3, rho=7.0, sigma_max=80)
+    given = Settings(erk=read_card(written(tmp_path, row())), steps=3, rho=7.0, sigma_max=80)
     assert given.erk.made_for["rho"] == 7.0
 
 
@@ -108,7 +108,7 @@ def test_values_that_a_solver_has_anyway_need_not_be_said(tmp_path):
 )
 def test_damaged_and_hostile_cards_are_refused_in_one_sentence(tmp_path, told):
     with pytest.raises(ValueError, match=r"is not a card of erk calibrate .*: make it anew"):
-        Settings(steps=3, erk=written(tmp_path, told))
+        Settings(steps=3, erk=read_card(written(tmp_path, told)))
 
 
 def test_a_huge_file_is_not_read(tmp_path):
