@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from scipy.stats import beta, spearmanr
 from torch import Tensor
 
-from erk.analysis.oracles import cosine, exact_dominant, jvp, power_iteration
-from erk.analysis.plots import COLOURS, GREY, Told, panels, png, write_figure
+from erk.analysis.oracles import cosine, exact_dominant, jacobian, power_iteration
+from erk.analysis.plots import COLOURS, GREY, panels, png
 from erk.generation.job import Job, open_job
 from erk.generation.noise import noise_and_labels
 from erk.method.point import Drift, Point
@@ -24,6 +24,7 @@ from erk.method.sampler import integrate
 from erk.method.stiffness import stiffness
 from erk.runtime.provenance import provenance
 from scripts.paper.config import Config, Request
+from scripts.paper.figure_page import FigureContent, write_figure
 from scripts.paper.plan import describe, options_of_row
 from scripts.paper.render import Block, sixth
 
@@ -60,11 +61,11 @@ def run(config: Config, request: Request) -> list[Path]:
         return []
     job = open_job(options)
     states = study(job, iterations)
-    told = FIGURES[config.options["show"]](states)
+    content = FIGURES[config.options["show"]](states)
     written = "Its Jacobians are written out, one JVP per dimension; iterations multiply by them."
-    notes = [how, *([written] if states.dims <= SMALL else []), *told.notes]
-    told = told._replace(notes=notes)
-    return write_figure(config, request, options["preset"], told, [provenance(job.model.device)])
+    notes = [how, *([written] if states.dims <= SMALL else []), *content.notes]
+    content = content._replace(notes=notes)
+    return write_figure(config, request, options["preset"], content, [provenance(job.model.device)])
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def _batch(job: Job, seeds: list[int], iterations: int) -> States:
     ]
     sigma = torch.stack([start.sigma for start, _ in pairs])
     if noise[0].numel() <= SMALL:  # the states of all steps side by side
-        j = torch.cat([jacobian(drift, start) for start, _ in pairs])
+        j = torch.cat([jacobian(drift, start.x, start.sigma) for start, _ in pairs])
         start, twin = (_side_by_side(points) for points in zip(*pairs, strict=True))
         found = [_compare(linear(start, j), start, twin, iterations, j)]
     else:
@@ -132,14 +133,6 @@ def _compare(
     }, power.history
 
 
-def jacobian(drift: Drift, at: Point) -> Tensor:
-    """df/dx at states [B, ...] with D numbers each, [B, D, D]: D JVPs, run as one batch."""
-    x, sigma = at.x, at.sigma
-    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
-    columns = torch.func.vmap(lambda e: jvp(drift, x, sigma, e.expand_as(x))[1])(basis)
-    return columns.flatten(2).permute(1, 2, 0)
-
-
 def linear(at: Point, j: Tensor) -> Drift:
     """The drift's linear part at the states ``at`` with Jacobians j [B, D, D].
 
@@ -153,7 +146,7 @@ def linear(at: Point, j: Tensor) -> Drift:
     return evaluate
 
 
-def estimates(states: States, bins: int = 8) -> Told:
+def estimates(states: States, bins: int = 8) -> FigureContent:
     """Figure 3: what the pair says, in bins of equally many states from calm to stiff."""
     values = {name: one.flatten() for name, one in states.values.items()}
     parts = values[POWER].argsort().tensor_split(bins)
@@ -176,7 +169,7 @@ def estimates(states: States, bins: int = 8) -> Told:
     with panels(2) as (figure, axes):
         _scatter(axes[0, 0], states)
         _directions(axes[0, 1], values, parts, random)
-        return Told(blocks, [*rows, together], [_verdict(rows, together)], png(figure))
+        return FigureContent(blocks, [*rows, together], [_verdict(rows, together)], png(figure))
 
 
 def _verdict(rows: Sequence[dict[str, Any]], together: dict[str, float]) -> str:
@@ -209,7 +202,7 @@ def correlations(states: States) -> dict[str, float]:
     }
 
 
-def convergence(states: States) -> Told:
+def convergence(states: States) -> FigureContent:
     """Figure 7: quartiles over all states of power iteration's error after each iteration."""
     history, exact = states.history, states.values[EXACT]
     errors = {OWN: (history - history[-1]).abs()}
@@ -239,7 +232,7 @@ def convergence(states: States) -> Told:
     with panels(len(groups)) as (figure, axes):
         for axis, names, title in zip(axes[0], groups, "ab", strict=False):
             _curves(axis, data, names, f"({title}) median (solid) and quartiles (dashed)")
-        return Told(blocks, data, notes, png(figure))
+        return FigureContent(blocks, data, notes, png(figure))
 
 
 FIGURES = {"estimates": estimates, "convergence": convergence}

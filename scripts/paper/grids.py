@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erk.analysis.plots import Told, panels, png, write_figure
+from erk.analysis.plots import panels, png
 from erk.generation.images import png_bytes, sheet
 from erk.generation.job import Job, open_job
 from erk.generation.options import networks_of, settings_of
@@ -22,6 +22,7 @@ from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
 from metrics.table import write
 from scripts.paper.config import Config, Request, chosen_rows, page_name
+from scripts.paper.figure_page import FigureContent, write_figure
 from scripts.paper.plan import describe, options_of_row
 from scripts.paper.render import Block, sixth
 
@@ -73,9 +74,9 @@ def run(config: Config, request: Request) -> list[Path]:
         for cell in cells
     ]  # fmt: skip
     block = Block(f"Every row has the seeds {options[0]['seeds']}.", list(data[0])[:-2], data)
-    told = Told([block], data, _equals(cells), picture(cells, columns))
+    content = FigureContent([block], data, _equals(cells), picture(cells, columns))
     made_by = [provenance(job.model.device)]
-    return [*write_figure(config, request, options[0]["preset"], told, made_by), *files]
+    return [*write_figure(config, request, options[0]["preset"], content, made_by), *files]
 
 
 def sample(job: Job, name: str, settings: Settings) -> Cell:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-from erk.analysis.plots import Told, write_figure
 from erk.commands.cli import ListingError
 from erk.generation.images import png_bytes, sheet
 from erk.runtime.distributed import pick_device
 from erk.runtime.provenance import provenance
 from scripts.paper.config import Config, Request, chosen_rows, page_name
+from scripts.paper.figure_page import FigureContent, write_figure
 from scripts.paper.render import Block, Page, heading, write_page
 
 PACKAGES = ("transformers", "sentencepiece", "protobuf")  # pyproject's extra "diffusers"
@@ -150,8 +150,8 @@ def make(
     block = Block("What was drawn.", list(data[0]), data)
     made_by = provenance(pipe.device)
     made_by["versions"] |= {name: version(name) for name in ("diffusers", "transformers")}
-    told = Told([block], data, notes, png_bytes(page))
-    return write_figure(config, request, options["repo"], told, [made_by])
+    content = FigureContent([block], data, notes, png_bytes(page))
+    return write_figure(config, request, options["repo"], content, [made_by])
 
 
 def draw(config: Config, pipe: Any, prompts: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from adaptive import adaptive_solution
 
 import erk
 from erk.analysis import toy
-from erk.analysis.oracles import cosine, exact_dominant, global_error, power_iteration
-from erk.analysis.reference_solution import reference_solution
+from erk.analysis.oracles import cosine, exact_dominant, power_iteration
+from erk.calibration.solver_error import converged
 from erk.method.settings import Settings
-from erk.method.solvers import heun
 
 SIGMAS = (5.0, 0.3, 0.02, 0.002)
 GAP = torch.tensor([[0.54, 1.04], [0.5434, 1.0375]], dtype=torch.float64)
@@ -189,23 +189,11 @@ def test_erk_sample_takes_the_denoiser(tree):
     assert x0.dtype == torch.float32 and abs(found - expected) < 0.4  # measured 1.52 and 1.36
 
 
-def test_reference_solution_and_global_error_take_the_toy(tree):
-    """Each sample at its own pace, against many Heun steps in float64."""
+def test_the_converged_solution_is_that_of_adaptive_steps(tree):
+    """In float64; the denoiser sees float32 states in neither."""
     noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def field(x, sigma):
-        return -sigma[:, None] * toy.score(tree, x, sigma)
-
-    def heun_ends(count):
-        sigmas = Settings(steps=count, sigma_max=5.0, dtype=torch.float64).sigmas()[:-1]
-        *_, (x, _) = erk.steps(toy.drift(tree), 5 * noise, sigmas, heun)
-        return sigmas, x
-
-    paced = reference_solution(field, 5 * noise, 5.0, 0.002, rtol=1e-6, atol=1e-7).x
-    _, fine = heun_ends(500)
-    assert (paced - fine).abs().max() < 2e-5
-    schedule, coarse = heun_ends(32)
-    error = global_error(
-        toy.denoiser(tree), noise, schedule=schedule.tolist(), dtype=torch.float64, fine_steps=500
-    )
-    assert torch.allclose(error, (coarse - fine).norm(dim=1), atol=2e-5)
+    model = toy.denoiser(tree)
+    settings = Settings(sigma_max=5.0, schedule="polynomial", dtype=torch.float64)
+    end = converged(settings, model, noise, evaluations=512)
+    exact = adaptive_solution(model, 5 * noise, sigma_max=5.0, tolerance=1e-7)
+    assert (end - exact).abs().max() < 1e-4

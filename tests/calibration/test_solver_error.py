@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from adaptive import adaptive_solution
 
 import erk
-from erk.analysis.reference_solution import field_of, reference_solution
 from erk.calibration.solver_error import converged, errors, ratio, reference_path
 from erk.method.drift import GuidedDrift
 from erk.method.settings import Settings
@@ -36,7 +36,7 @@ def test_the_path_of_a_network_agrees_with_adaptive_steps():
     """128 evaluations of DEIS against Dormand-Prince at a tolerance of 1e-5."""
     model = erk.load_model("digits")
     noise, labels = erk.noise_and_labels(range(500, 504), model)
-    exact = reference_solution(field_of(model, labels), noise * 80, rtol=1e-5, atol=1e-5).x
+    exact = adaptive_solution(model, noise * 80, labels)
     plan = Settings(schedule="logsnr")
     found = errors(plan, model, noise, labels, converged(plan, model, noise, labels))
     apart = (converged(plan, model, noise, labels) - exact).flatten(1).norm(dim=1).mean()

@@ -99,7 +99,7 @@ def test_jacobian_and_linear_part_are_those_of_the_network(digits):
     drift, sigma = Settings().drift(digits, labels), torch.tensor(0.4)
     with torch.no_grad():
         at = drift(noise * 0.6, sigma)
-        linear = estimator.linear(at, estimator.jacobian(drift, at))
+        linear = estimator.linear(at, analysis.jacobian(drift, at.x, at.sigma))
         v = torch.randn(at.x.shape, generator=torch.Generator().manual_seed(0))
         there, here = (analysis.jvp(one, at.x, sigma, v)[1] for one in (drift, linear))
         assert (here - there).norm() < 1e-5 * there.norm()
@@ -117,7 +117,7 @@ def test_values_of_a_known_jacobian():
     draw = torch.Generator().manual_seed(0)
     x, step = (torch.randn(4, 3, generator=draw) for _ in range(2))
     start, twin = drift(x, sigma), drift(x + 0.1 * step, sigma)
-    j = estimator.jacobian(drift, start)
+    j = analysis.jacobian(drift, start.x, start.sigma)
     assert torch.allclose(j, torch.diag(sigma / (variances + sigma**2)).expand(4, 3, 3))
     values, history = estimator._compare(drift, start, twin, 60, j)
     top = 0.5 / 0.26
