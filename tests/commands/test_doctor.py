@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from filelock import FileLock
 from safetensors.torch import save_file
 
@@ -40,10 +41,11 @@ def found(check, *arguments):
     return {row[:2]: row.text for row in guarded("check", lambda: check(*arguments))}
 
 
-def test_a_sound_installation(capsys):
+def test_a_sound_installation():
     """One screen: no line of a fault, exit code 0."""
-    assert doctor.main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    done = CliRunner().invoke(doctor.main, [])
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
     assert len(lines) <= 24 and lines[-1].startswith("sound, ")
     assert {line.split()[1] for line in lines[:-1]} >= {
         "python", "torch", "cpu", "gpu", "disk", "cache", "checkpoints", "random", "networks",
@@ -53,9 +55,7 @@ def test_a_sound_installation(capsys):
 
 
 def test_bad_arguments():
-    with pytest.raises(SystemExit) as caught:
-        doctor.main(["--slow"])
-    assert caught.value.code == 2
+    assert CliRunner().invoke(doctor.main, ["--slow"]).exit_code == 2
 
 
 def test_a_package_that_cannot_be_imported(tmp_path):
@@ -66,7 +66,7 @@ def test_a_package_that_cannot_be_imported(tmp_path):
     for heavy in ("timm", "diffusers", "torch_fidelity", "matplotlib"):
         (tmp_path / f"{heavy}.py").write_text("")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--quick"], cwd=tmp_path,
+        [sys.executable, "-m", "erk", "doctor", "--quick"], cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip

@@ -1,9 +1,6 @@
 """Films, plots of traces, comparisons and neighbours, on runs of the embedded network."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import click.testing
 import numpy as np
@@ -19,7 +16,6 @@ from erk.generation.sheets import Cell, captioned_sheet, fitted
 from metrics.images import open_images
 from metrics.references import real_digits
 
-ROOT = Path(__file__).parents[2]
 JOB = ["--preset", "digits", "--labels", "balanced", "--steps", "4", "--batch", "16",
        "--device", "cpu"]  # fmt: skip
 
@@ -321,10 +317,3 @@ def test_nearest_refuses_in_one_sentence(runs, tmp_path, monkeypatch):
         assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
     assert run(nearest, runs / "off", "--train", "digits", "--out", "a.gif")[0] == 2
-
-
-@pytest.mark.parametrize("name", ["phema", "plot_trace", "compare_runs", "nearest"])
-def test_each_command_runs_as_a_script_from_anywhere(tmp_path, name):
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "--out" in done.stdout

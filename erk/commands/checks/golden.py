@@ -1,6 +1,6 @@
 """Golden vectors: what random numbers, networks, sampler and judge must give on any machine.
 
-    python erk/commands/checks/golden.py     # writes golden.json beside this file, with what made it
+    python -m erk.commands.checks.golden   # writes golden.json beside this file, with provenance
 
 erk doctor compares. Inputs are given by a rule, not by a generator. Released networks and
 extractors, where the cache holds them, have no golden vectors here: they must give finite numbers,

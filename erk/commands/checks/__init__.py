@@ -1,0 +1,1 @@
+"""The checks of `erk doctor`: the machine, stored files, golden vectors."""
