@@ -2,7 +2,7 @@
 
 A replicate is the same measure with one of the groups of consecutive images left out. It has
 nearly as many images as the whole, so that the bias of FD and recall with N is the same, and the
-spread of the replicates gives the standard error (metrics/errors.py).
+spread of the replicates gives the standard error (metrics/jackknife.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ from metrics.distances import (
     inception_score,
     kernel_distance,
 )
-from metrics.errors import Estimate, group_of, standard_error
 from metrics.extraction import Found
 from metrics.extractors import Features
+from metrics.jackknife import Estimate, group_of, standard_error
 from metrics.neighbours import membership
 from metrics.protocols import Measure, Protocol, find_protocol
 from metrics.references import Reference, Statistics

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erk.runtime.precision import NONE, tf32_only
-from metrics.errors import group_of
+from metrics.jackknife import group_of
 from metrics.statistics import FEW, as_features, check_finite, check_same_dimension
 
 MEMORY = {"cuda": 2 * 2**30}  # bytes: what keeps a GPU busy between two blocks
@@ -100,7 +100,7 @@ def membership(
 
     A sample at distance d lies in a ball of radius r if d <= r (Kynkäänniemi et al.; torch-
     fidelity), or with ``strict`` if d < r (Naeem et al.; dgm-eval). ``groups`` > 1 also leaves
-    out each of that many groups of generated samples (``errors.group_of``), radii included.
+    out each of that many groups of generated samples (``jackknife.group_of``), radii included.
     Exact in the features' precision, float32 or float64; squared distances that are rounding
     error (copies of one image) count as 0. Works in about ``memory`` bytes at most besides the
     features and a few numbers per sample; None: 64 MiB, on CUDA 2 GiB. Tensors are returned on

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from metrics.errors import Difference, paired_difference
 from metrics.evaluation import Result, fd_floor
 from metrics.extractors.weights import is_random
+from metrics.jackknife import Difference, paired_difference
 from metrics.judge import Judge, Verdict
 from metrics.table import cell, to_text
 

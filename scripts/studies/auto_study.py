@@ -28,7 +28,7 @@ from erk.method.point import norm
 from erk.method.sampler import solve
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
-from metrics.errors import paired_difference
+from metrics.jackknife import paired_difference
 from metrics.table import to_markdown
 from scripts.studies.study_data import (
     MIXTURES,

@@ -24,8 +24,8 @@ from erk.method.guidance import unguided
 from erk.method.point import norm
 from erk.method.sampler import solve
 from erk.runtime.provenance import provenance
-from metrics.errors import group_of, standard_error
 from metrics.evaluation import GROUPS
+from metrics.jackknife import group_of, standard_error
 from metrics.table import to_json, write
 from scripts.paper.config import ROOT
 from scripts.studies.rivals_modes import GUIDES

@@ -9,7 +9,7 @@ import torch
 
 from erk.analysis.plots import COLOURS, GREY, MARKS, panels, png
 from erk.calibration.solver_error import ratio
-from metrics.errors import paired_difference
+from metrics.jackknife import paired_difference
 from metrics.table import write
 from scripts.paper.render import Block, Page, best_cells, write_page
 from scripts.studies.rivals_cells import read
@@ -113,9 +113,7 @@ def _blocks(data: str, rows: Sequence[Row]) -> list[Block]:
         bold = frozenset[tuple[int, str]]()
         if "bold" in caption:
             bold = best_cells(lines, dict.fromkeys(columns, "low"), [0] * len(lines))
-        blocks.append(
-            Block(f"{data}. {caption}", ["solver", "ERK-Guid", *columns], lines, bold)
-        )
+        blocks.append(Block(f"{data}. {caption}", ["solver", "ERK-Guid", *columns], lines, bold))
     return [*blocks, _winners(data, own, budgets)]
 
 

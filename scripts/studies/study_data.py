@@ -17,10 +17,10 @@ from erk.io.download import sha256_of
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from erk.runtime.provenance import provenance
-from metrics.errors import Difference, group_of
 from metrics.evaluation import Result, measure
 from metrics.extraction import extract
 from metrics.extractors import load_extractor
+from metrics.jackknife import Difference, group_of
 from metrics.protocols import Measure, Protocol
 from metrics.references import load_reference, real_digits
 from metrics.report import differences

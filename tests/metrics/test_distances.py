@@ -1,11 +1,8 @@
 """Distances against closed forms and against torch-fidelity."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -18,7 +15,6 @@ from metrics.distances import (
     kernel_distance,
 )
 from metrics.statistics import Moments, moments_of
-from scripts.bench import frechet as bench
 
 
 def frechet(mu1, cov1, mu2, cov2):
@@ -268,12 +264,3 @@ def test_samples_left_out_do_not_change_the_draws():
 def test_more_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_the_benchmark_runs(tmp_path):
-    options = ["--dim", "32", "--rounds", "1", "--out", str(tmp_path)]
-    done = CliRunner().invoke(bench.main, options)
-    assert done.exit_code == 0, done.output
-    rows = json.loads((tmp_path / "frechet.json").read_text())["rows"]
-    assert [row["rank"] for row in rows] == [32] * 4 + [16] * 4
-    assert max(row["relative error"] for row in rows) < 1e-6

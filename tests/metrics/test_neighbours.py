@@ -1,6 +1,5 @@
 """Who lies in whose ball: against brute force in float64, torch-fidelity and cases by hand."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from metrics.errors import group_of
+from metrics.jackknife import group_of
 from metrics.neighbours import density_coverage, membership, precision_recall
-from scripts.bench import precision_recall as bench
 
 SMALL = 20_000  # bytes: blocks of 13 to 20 rows, so that sets and groups are cut everywhere
 
@@ -203,7 +200,12 @@ def test_memory_stays_within_its_bound():
             "squared .* NaN or infinity",
         ),
         (np.zeros((9, 2)), np.zeros((9, 2)), {"k": 0}, "k must be at least 1"),
-        (np.zeros((9, 2)), np.zeros((9, 2)), {"groups": 10}, "9 samples do not make 10 groups"),
+        (
+            np.zeros((9, 2)),
+            np.zeros((9, 2)),
+            {"groups": 10},
+            "9 samples cannot be split",
+        ),
         (np.zeros((9, 2)), np.zeros((6, 2)), {"groups": 2}, "3 generated samples are left"),
     ],
 )
@@ -216,26 +218,3 @@ def test_arguments_must_be_named():
     for function in (membership, precision_recall, density_coverage):
         with pytest.raises(TypeError):
             function(np.zeros((9, 2)), np.zeros((9, 2)))
-
-
-def run_bench(folder):
-    options = ["--n", "200", "--dim", "32", "--rounds", "1", "--out", str(folder)]
-    done = CliRunner().invoke(bench.main, options)
-    assert done.exit_code == 0, done.output
-    rows = json.loads((folder / "precision_recall.json").read_text())["rows"]
-    assert [row["n"] for row in rows] == [200, 200, 400]
-    assert rows[0]["recall"] == pytest.approx(rows[1]["recall"], abs=1e-6)
-    assert 0 < rows[0]["recall"] < 1
-    return rows
-
-
-def test_the_benchmark_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        bench, "in_fresh_process", lambda code, n, dim, *_: bench.extra_memory(code, n, dim)
-    )
-    run_bench(tmp_path)
-
-
-@pytest.mark.slow
-def test_the_benchmark_measures_memory_in_processes_of_its_own(tmp_path):
-    assert all(row["extra MiB"] >= 0 for row in run_bench(tmp_path))

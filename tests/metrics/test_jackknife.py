@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from metrics.distances import frechet_distance
-from metrics.errors import Difference, group_of, paired_difference, standard_error
+from metrics.jackknife import Difference, group_of, paired_difference, standard_error
 from metrics.statistics import moments_of
 
 
@@ -28,7 +28,7 @@ def test_groups_are_contiguous_and_of_equal_size(n, groups):
 
 def test_groups_must_hold_someone():
     for groups in (0, 6):
-        with pytest.raises(ValueError, match="5 samples do not make"):
+        with pytest.raises(ValueError, match="5 samples cannot be split into"):
             group_of(5, groups)
 
 

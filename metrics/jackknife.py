@@ -7,8 +7,8 @@ groups in place of single samples as in Kott 2001.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from scipy.special import stdtrit
@@ -16,18 +16,20 @@ from torch import Tensor
 
 LEVEL = 0.975  # of Student's t: a two-sided interval of 95 %
 
-Replicates = Sequence[float | None]  # a metric without group 0, without group 1, ...; None: unknown
+T = TypeVar("T")
+Replicates = Sequence[float | None]
+"""A metric without group 0, without group 1, ...; None where it is unknown."""
 
 
 class Estimate(NamedTuple):
-    """A number with its standard error; None: no error is known."""
+    """A number with its standard error; None: the error is unknown."""
 
     value: float
     error: float | None
 
 
 class Difference(NamedTuple):
-    """What two runs differ by; ``exceeds``: by more than chance explains, at 95 %."""
+    """The difference of two runs; ``exceeds``: chance does not explain it at 95 %."""
 
     value: float
     error: float
@@ -35,19 +37,38 @@ class Difference(NamedTuple):
 
 
 def group_of(n: int, groups: int) -> Tensor:
-    """Group of every sample, int64 [n]: contiguous blocks of seeds whose sizes differ by 1 at most.
+    """Return the group of every sample, int64 [n]: contiguous blocks of nearly equal size.
 
     Raises ValueError unless 1 <= groups <= n.
     """
     if not 1 <= groups <= n:
-        raise ValueError(f"{n} samples do not make {groups} groups: use 1 to {n}")
+        raise ValueError(f"{n} samples cannot be split into {groups} groups: use 1 to {n}")
     return torch.arange(n) * groups // n
 
 
-def standard_error(replicates: Replicates) -> float | None:
-    """Jackknife error sqrt((G - 1) / G * sum_g (r_g - mean r)^2) of G leave-one-group-out values.
+def kept_without_each(groups: Tensor) -> Iterator[Tensor]:
+    """Yield bool [N] masks of the samples that remain when each group of int64 [N] is left out.
 
-    None with fewer than 2 replicates or where one is None. Raises ValueError for NaN, infinity.
+    With a single group there is nothing to leave out and nothing is yielded.
+    """
+    names = groups.unique()
+    if len(names) > 1:
+        yield from (groups != name for name in names)
+
+
+def replicated(groups: Tensor, metric: Callable[[Tensor], T]) -> tuple[T, list[T]]:
+    """Return ``metric`` of all samples and of the samples without each group.
+
+    ``metric`` takes a bool [N] mask of the samples that remain.
+    """
+    whole = metric(torch.ones(len(groups), dtype=torch.bool))
+    return whole, [metric(kept) for kept in kept_without_each(groups)]
+
+
+def standard_error(replicates: Replicates) -> float | None:
+    """Return the jackknife error sqrt((G - 1) / G * sum_g (r_g - mean r)^2) of G replicates.
+
+    None with fewer than 2 replicates or if one is None. Raises ValueError for NaN and infinity.
     """
     known = [value for value in replicates if value is not None]
     if len(known) < max(2, len(replicates)):
@@ -62,11 +83,12 @@ def standard_error(replicates: Replicates) -> float | None:
 def paired_difference(
     value_a: float | None, replicates_a: Replicates, value_b: float | None, replicates_b: Replicates
 ) -> Difference | None:
-    """value_a - value_b with the jackknife error of the replicates' differences.
+    """Return value_a - value_b with the jackknife error of the replicates' differences.
 
-    Both runs used the same seeds in the same groups, so what they share cancels. ``exceeds``
-    compares with Student's t of G - 1 degrees of freedom. None where a value or a replicate is
-    None, or with fewer than 2 groups. Raises ValueError for different numbers of groups.
+    Both runs used the same seeds in the same groups, so noise that they share cancels.
+    ``exceeds`` compares with Student's t of G - 1 degrees of freedom. None if a value or a
+    replicate is None, or with fewer than 2 groups. Raises ValueError for different numbers of
+    groups.
     """
     if len(replicates_a) != len(replicates_b):
         raise ValueError(
