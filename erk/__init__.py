@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from erk.api import sample as sample
-    from erk.generation.noise import noise_and_labels as noise_and_labels
     from erk.method.sampler import steps as steps
     from erk.method.settings import Settings as Settings
     from erk.models.adapters import from_denoiser as from_denoiser
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from erk.models.adapters import from_v as from_v
     from erk.models.model import Model as Model
     from erk.models.model import load_model as load_model
+    from erk.models.noise import noise_and_labels as noise_and_labels
 
 # The hub's libraries, which read this when they are imported, shall tell nobody what runs here.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,7 +34,7 @@ _PUBLIC = {
     "load_model": ".models.model",
     "sample": ".api",
     "steps": ".method.sampler",
-    "noise_and_labels": ".generation.noise",
+    "noise_and_labels": ".models.noise",
 }
 __all__ = [
     "Model", "Settings", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",

@@ -24,7 +24,6 @@ from erk.calibration.solver_error import EVALUATIONS
 from erk.calibration.tune import Keep, Trial, Tuned
 from erk.calibration.tune_plot import picture
 from erk.generation.job import Job, open_job
-from erk.generation.noise import noise_and_labels
 from erk.generation.options import DEFAULTS, labels_of, networks_of, settings_of
 from erk.generation.record import plain
 from erk.generation.sampling import conditions
@@ -32,6 +31,7 @@ from erk.generation.seeds import format_seeds, parse_seeds
 from erk.generation.stream import CODE, code_key, settings_key
 from erk.io.atomic import unbroken, write_whole
 from erk.method.settings import Settings
+from erk.models.noise import noise_and_labels
 from erk.runtime.memory import fitting
 from erk.runtime.provenance import provenance
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.generation.noise import SeededNoise, one_hot
 from erk.method.drift import NonFiniteError
 from erk.method.sampler import Trace, solve
 from erk.method.settings import Settings
 from erk.models.encoders import DecodeError
+from erk.models.noise import SeededNoise, one_hot
 from erk.runtime.memory import fitting, halved
 from erk.runtime.timing import OFF, Profile
 

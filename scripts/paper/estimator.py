@@ -18,10 +18,10 @@ from torch import Tensor
 from erk.analysis.oracles import cosine, exact_dominant, jacobian, power_iteration
 from erk.analysis.plots import COLOURS, GREY, panels, png
 from erk.generation.job import Job, open_job
-from erk.generation.noise import noise_and_labels
 from erk.method.point import Drift, Point
 from erk.method.sampler import integrate
 from erk.method.stiffness import stiffness
+from erk.models.noise import noise_and_labels
 from erk.runtime.provenance import provenance
 from scripts.paper.config import Config, Request
 from scripts.paper.figure_page import FigureContent, write_figure

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from erk.generation.job import Job, open_job
-from erk.generation.noise import noise_and_labels
 from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import Batch, generate
 from erk.method.point import Step
 from erk.method.sampler import integrate
 from erk.method.settings import Settings
+from erk.models.noise import noise_and_labels
 from erk.runtime.provenance import provenance
 from metrics.table import cell
 from scripts.bench.paired import in_turns

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from erk.calibration import tune as tuning
 from erk.calibration.problem import ExactToy, Problem, count_nfe, ends_of
-from erk.generation.noise import noise_and_labels
 from erk.method.settings import Settings
+from erk.models.noise import noise_and_labels
 from erk.models.presets import find_preset
 from scripts.studies.study_data import load
 

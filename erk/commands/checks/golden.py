@@ -18,11 +18,11 @@ from torch import Tensor
 
 from erk.analysis.toy_networks import load_network
 from erk.commands.checks.row import Row, failed, few, told
-from erk.generation.noise import SeededNoise
 from erk.generation.sampling import generate
 from erk.io.download import fetch
 from erk.method.settings import Settings
 from erk.models.model import Model, load_model
+from erk.models.noise import SeededNoise
 from erk.models.presets import presets
 from erk.runtime.provenance import provenance
 from metrics.extractors import NAMES, load_extractor

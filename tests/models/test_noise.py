@@ -9,7 +9,7 @@ import torch
 from golden_data import GOLDEN, ref, tensor
 
 import erk
-from erk.generation.noise import SeededNoise, noise_and_labels, one_hot
+from erk.models.noise import SeededNoise, noise_and_labels, one_hot
 
 RNG = ref("rng")
 SEEDS = RNG["seeds"].tolist()  # the last one is 5 + 2^32
