@@ -158,8 +158,9 @@ def _have_files(config: Config, request: Request, fetch_only: bool) -> None:
 def _spread(count: int) -> None:
     """Start this command again in several processes; does not return."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--"]
-    os.execv(sys.executable, [sys.executable, *launch, "-m", "scripts.paper.reproduce", *sys.argv[1:]])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    module = ["--module", "scripts.paper.reproduce", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, *launch, *module])
 
 
 if __name__ == "__main__":

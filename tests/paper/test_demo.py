@@ -1,7 +1,6 @@
 """The demo at a tiny size, and the networks that come with the repository."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from metrics.extractors import load_extractor
+from scripts.paper.demo import sample_row
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "checkpoints"
@@ -33,9 +33,9 @@ ROWS = [
 def demo(tmp_path_factory):
     """The folder of results and what was printed; 40 pictures a row."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "scripts" / "demo.py", "--seeds", "0-39", "--groups", "2"]
+    command = [sys.executable, "-m", "scripts.paper.demo", "--seeds", "0-39", "--groups", "2"]
     done = subprocess.run(
-        [*command, "--results", folder / "results"], cwd=folder, capture_output=True, text=True,
+        [*command, "--results", folder / "results"], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -87,12 +87,9 @@ def test_demo_picture(demo):
 
 def test_rows_of_the_demo_come_from_the_same_seeds():
     """With and without ERK-Guid a seed gives nearly the same digit, other seeds do not."""
-    place = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
     seeds = list(range(20))
     for guide in ("none", "Autoguidance"):
-        rows = [module.sample_row(guide, 6, erk, seeds) for erk in (False, True)]
+        rows = [sample_row(guide, 6, erk, seeds) for erk in (False, True)]
         assert rows[0][1] == rows[1][1] == [seed % 10 for seed in seeds]
         a, b = (torch.from_numpy(images).float() for images, _, _ in rows)
         own = (a - b).abs().mean((1, 2, 3))

@@ -17,7 +17,7 @@ from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import generate
 from erk.method.point import Point
 from erk.method.settings import Settings
-from scripts.paper import estimator, grids, reproduce, sweeps, text_to_image, timing, toy
+from scripts.paper import estimator, grids, reproduce, sweeps, text_to_image, timing, toy_tables
 from scripts.paper.config import Request, load_config
 from scripts.paper.plan import options_of_row
 
@@ -363,7 +363,9 @@ def test_figure_5_names_what_is_missing(tmp_path, monkeypatch):
 
 def test_toy_pages_hold_the_numbers_of_the_toy(few, monkeypatch):
     monkeypatch.setattr(toy_results, "SUBSTEPS", 5)
-    files = {name: toy.run(load_config(name), few._replace(num=8)) for name in toy.BLOCKS}
+    files = {
+        name: toy_tables.run(load_config(name), few._replace(num=8)) for name in toy_tables.BLOCKS
+    }
     assert {path.name for path in files["table1"]} == {f"table1.{e}" for e in PAGES}
     assert few.results / "figure2.png" in files["figure2"]
     assert page(few, "table1")["rows"] == toy_results.table1(tree("A"))

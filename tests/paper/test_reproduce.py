@@ -1,4 +1,4 @@
-"""scripts/paper/reproduce.py: rows are measured once, stay, and are the same however they are made."""
+"""scripts.paper.reproduce: a row is measured once, and every way to run it gives the same."""
 
 import json
 import os
@@ -131,10 +131,11 @@ def test_a_killed_run_goes_on(run, tmp_path):
     job = ("table2", "--rows", "0-1", "--num", "64", "--batch", "16")
     run(*job, "--cache", tmp_path / "own", results="whole")
     folder, store = tmp_path / "results", tmp_path / "store"
-    command = [sys.executable, ROOT / "scripts" / "reproduce.py", *job]
+    command = [sys.executable, "-m", "scripts.paper.reproduce", *job]
     with subprocess.Popen(
         [*command, "--cache", store, "--results", folder],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -158,10 +159,10 @@ def test_a_killed_run_goes_on(run, tmp_path):
 def test_two_processes_through_torchrun(run, tmp_path):
     run(*FAST)
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "scripts" / "reproduce.py", *FAST, "--processes", "2"]
+    command = [sys.executable, "-m", "scripts.paper.reproduce", *FAST, "--processes", "2"]
     done = subprocess.run(
         [*command, "--cache", tmp_path / "other", "--results", tmp_path / "two"],
-        env=env, capture_output=True, text=True,
+        env=env, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "two") == numbers(tmp_path / "results")
@@ -172,10 +173,11 @@ def test_two_processes_through_torchrun(run, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end processes")
 def test_processes_end_with_a_killed_launcher(tmp_path):
     """kill -9 of torchrun leaves it no time to end its processes."""
-    command = [sys.executable, ROOT / "scripts" / "reproduce.py", "table2", "--processes", "2"]
+    command = [sys.executable, "-m", "scripts.paper.reproduce", "table2", "--processes", "2"]
     with subprocess.Popen(
         [*command, "--cache", tmp_path / "store", "--results", tmp_path / "results"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

@@ -256,8 +256,8 @@ def test_figure_5_runs_from_a_cached_repository(pipe, tmp_path):
     """The whole command in a process of its own, with text encoder and tokenizer."""
     cached(tmp_path / "hub", pipe)
     env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "scripts/paper/reproduce.py", "figure5", "--scale", "paper", "--device",
-            "cpu", "--results", str(tmp_path / "r")]  # fmt: skip
+    line = [sys.executable, "-m", "scripts.paper.reproduce", "figure5", "--scale", "paper",
+            "--device", "cpu", "--results", str(tmp_path / "r")]  # fmt: skip
     done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     with Image.open(tmp_path / "r/figure5-paper.png") as page:
