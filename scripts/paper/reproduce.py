@@ -159,7 +159,7 @@ def _spread(count: int) -> None:
     """Start this command again in several processes; does not return."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    module = ["--module", "scripts.paper.reproduce", *sys.argv[1:]]
+    module = ["--module", "--", "scripts.paper.reproduce", *sys.argv[1:]]
     os.execv(sys.executable, [sys.executable, *launch, *module])
 
 

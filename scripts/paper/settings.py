@@ -74,9 +74,7 @@ def pair_of(row: Row) -> dict[str, Any]:
     settings = Settings(**{"steps": 8} | row.settings)
     sigmas = settings.sigmas()
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
-    steps = [
-        step for _, step in loop(settings.drift(gaussian), x, sigmas, settings)
-    ]
+    steps = [step for _, step in loop(settings.drift(gaussian), x, sigmas, settings)]
     step = steps[PROBED]
     assert step.twin is not None and step.h is not None
     sizes = {"σ_i − σ_{i+1}": sigmas[PROBED] - sigmas[PROBED + 1],

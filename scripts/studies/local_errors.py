@@ -1,6 +1,6 @@
 """Which sign of h, and which w_stiff, would remove a solver's local error on Gaussian data.
 
-    python -m scripts.studies.local_errors        # prints the table of docs/theory.md
+python -m scripts.studies.local_errors        # prints the table of docs/theory.md
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Does the pair of each solver lower its global error on the digits network, and with which sign?
 
-    python -m scripts.studies.pair_study          # prints the second table of docs/theory.md, 2 minutes
+python -m scripts.studies.pair_study          # prints the second table of docs/theory.md, 2 minutes
 """
 
 from typing import Any

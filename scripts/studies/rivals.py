@@ -26,8 +26,12 @@ DATA = ("digits", "toy", "digits-cfg", "digits-autog")
               help="Most evaluations per sample; may be repeated.  [default: 5 to 64]")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
               help="Some solvers only (heun, dpm2, ...); may be repeated.")  # fmt: skip
-@click.option("--num", type=click.IntRange(20), metavar="N",
-              help="Samples of a cell.  [default: 512; above 16 evaluations 128; toy 2048]")
+@click.option(
+    "--num",
+    type=click.IntRange(20),
+    metavar="N",
+    help="Samples of a cell.  [default: 512; above 16 evaluations 128; toy 2048]",
+)
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "results",
               help="Where the files go.", metavar="DIR")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it costs and stop.")
