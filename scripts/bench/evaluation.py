@@ -1,13 +1,12 @@
-"""evaluate.py from files to a row of results, beside torch-fidelity: images per second.
+"""erk evaluate from image files to results, against torch-fidelity: images per second.
 
     python -m scripts.bench.evaluation                                   # minutes on one core
     python -m scripts.bench.evaluation --device cuda --images 50000 --rounds 1 --threads 16
 
-Writes results/bench/evaluation.json and .md. Images are PNG files of 512 x 512 like photographs;
-weights are random, which does not change the time, and the same for both. FID and IS, against a
-reference known from before, are what torch-fidelity is compared at; its files are read by processes
-of their own, whose CPU seconds are not among its, and it runs in a process that keeps freed memory,
-as ours does. Precision and recall look at as many real images.
+Images are PNG files of 512 x 512 like photographs. Weights are random, which does not change the
+time, and the same for both. FID and IS are compared with torch-fidelity, against a known reference.
+CPU seconds of its data loader's processes are not counted; it runs in a process that keeps freed
+memory, as ours does. Precision and recall use as many real images.
 """
 
 import functools
@@ -23,34 +22,22 @@ import torch_fidelity
 from torch.utils.flop_counter import FlopCounterMode
 
 from erk.commands import evaluate, make_reference
-from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.images import png_bytes
 from erk.runtime.precision import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
-from scripts.bench.networks import DEVICE
-from scripts.bench.paired import (
-    OUT,
-    ROUNDS,
-    THREADS,
-    Row,
-    in_turns,
-    photographs,
-    quietly,
-    report,
-    summary,
-    use_threads,
-)
+from scripts.bench.paired import Row, Setup, bench, in_turns, quietly, summary
+from scripts.bench.photographs import photographs
 
 SIDE = 512
-DRAWN = 64  # different ones; the others are the same ones shifted
-BATCH = 64  # images per call of a network, for both
+DRAWN = 64  # distinct images; the others are these, shifted
+BATCH = 64  # images per call of a network, for both codes
 FEW, ALL = "fid,is", "fid,fd_dinov2,precision,recall,is"
 NETWORKS = {FEW: ["inception"], ALL: ["inception", "dinov2", "vgg16"]}
 
 
 def write_images(folder: Path, n: int, shift: int) -> None:
-    """n PNG files; `shift` by how many columns the first is shifted."""
+    """Write n PNG files, the first shifted by `shift` columns."""
     folder.mkdir()
     drawn = photographs(min(n, DRAWN), SIDE)
 
@@ -62,110 +49,104 @@ def write_images(folder: Path, n: int, shift: int) -> None:
         list(pool.map(one, range(n)))
 
 
-def write_weights(place: Path, every: bool) -> None:
-    """Random ones, in files as published; torch-fidelity reads Inception's as well."""
+def write_weights(folder: Path, all_metrics: bool) -> None:
+    """Write random weights in the published formats; torch-fidelity reads Inception's as well."""
     states = {"inception": inception.calibrated_state(inception.shapes(), 0)}
-    if every:
+    if all_metrics:
         states["dinov2"] = random_state(dinov2.shapes(dinov2.ARCHITECTURE), 0)
         states["vgg16"] = random_state(vgg16.shapes(), 0)
     for name, state in states.items():
-        torch.save(state, place / f"{name}.pth")
+        torch.save(state, folder / f"{name}.pth")
 
 
-def weights_of(place: Path, names: Sequence[str]) -> list[str]:
-    """Options of evaluate.py and of make_reference.py."""
-    files = [f"{name}={place / name}.pth" for name in names]
+def weights_of(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the --weights options of erk evaluate and erk make-reference."""
+    files = [f"{name}={folder / name}.pth" for name in names]
     return [word for file in files for word in ("--weights", file)]
 
 
-def ours(place: Path, metrics: str, device: str, cache: Path | None = None) -> None:
-    """evaluate.py; features of no earlier run are used unless `cache` has them."""
-    with tempfile.TemporaryDirectory(dir=place) as fresh:
+def ours(folder: Path, metrics: str, device: str, cache: Path | None = None) -> None:
+    """Run erk evaluate with an empty feature cache, or with the given one."""
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
         words = [
-            *("--images", place / "generated", "--ref", place / "reference.npz"),
+            *("--images", folder / "generated", "--ref", folder / "reference.npz"),
             *("--protocol", "erk-paper", "--metrics", metrics, "--device", device),
             *("--batch", BATCH, "--groups", 1, "--cache", cache or fresh),
-            *("--json", Path(fresh) / "row.json", *weights_of(place, NETWORKS[metrics])),
-            *(("--real", place / "real") if "precision" in metrics else ()),
+            *("--json", Path(fresh) / "row.json", *weights_of(folder, NETWORKS[metrics])),
+            *(("--real", folder / "real") if "precision" in metrics else ()),
         ]
         quietly(lambda: evaluate.main([str(word) for word in words], standalone_mode=False))
 
 
-def theirs(place: Path, device: str) -> None:
-    """torch-fidelity: FID and IS of the same files with the same weights, without TF32 as ours."""
+def theirs(folder: Path, device: str) -> None:
+    """Run torch-fidelity's FID and IS on the same files and weights, without TF32 as ours."""
     options = {
-        "input1": str(place / "generated"), "input2": str(place / "real"), "fid": True,
+        "input1": str(folder / "generated"), "input2": str(folder / "real"), "fid": True,
         "isc": True, "cuda": device == "cuda", "batch_size": BATCH, "verbose": False,
-        "feature_extractor_weights_path": str(place / "inception.pth"),
-        "input2_cache_name": "real", "cache_root": str(place / "kept of torch-fidelity"),
+        "feature_extractor_weights_path": str(folder / "inception.pth"),
+        "input2_cache_name": "real", "cache_root": str(folder / "torch-fidelity-cache"),
     }  # fmt: skip
     with tf32_only(NONE):
         quietly(lambda: torch_fidelity.calculate_metrics(**options))
 
 
-def prepare(place: Path, n: int, device: str, every: bool) -> None:
-    """Images, weights and a reference."""
-    known = ["inception", "dinov2"] if every else ["inception"]
-    write_images(place / "generated", n, 0)
-    write_images(place / "real", n, SIDE // 2)
-    write_weights(place, every)
+def prepare(folder: Path, n: int, device: str, all_metrics: bool) -> None:
+    """Write images, weights and a reference."""
+    extractors = ["inception", "dinov2"] if all_metrics else ["inception"]
+    write_images(folder / "generated", n, 0)
+    write_images(folder / "real", n, SIDE // 2)
+    write_weights(folder, all_metrics)
     words = [
-        *("--images", place / "real", "--dest", place / "reference.npz", "--device", device),
-        *("--extractors", ",".join(known), "--protocol", "erk-paper", "--cache", place / "kept"),
-        *weights_of(place, known),
+        *("--images", folder / "real", "--dest", folder / "reference.npz", "--device", device),
+        *("--extractors", ",".join(extractors), "--protocol", "erk-paper"),
+        *("--cache", folder / "cache", *weights_of(folder, extractors)),
     ]
     quietly(lambda: make_reference.main([str(word) for word in words], standalone_mode=False))
 
 
-def compare(n: int, every: bool, device: str, rounds: int) -> list[Row]:
-    """One row per code; the first for the same metrics is ours, without features of before."""
+def compare(setup: Setup, folder: Path, n: int, all_metrics: bool) -> list[Row]:
+    """Return one row per code; "ours" starts with an empty feature cache."""
+    run = functools.partial(ours, folder, device=setup.device)
+    peer = functools.partial(theirs, folder, setup.device)
+    peer()  # caches its statistics of the real images
+    run(FEW)
+    tables = {FEW: {"ours": functools.partial(run, FEW), "torch-fidelity": peer}}
+    if all_metrics:
+        cached = functools.partial(run, ALL, cache=folder / "again")
+        cached()
+        tables[ALL] = {"ours": functools.partial(run, ALL), "ours, features cached": cached}
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        prepare(place, n, device, every)
-        peer = functools.partial(theirs, place, device)
-        peer()  # keeps what it knows of the real images
-        ours(place, FEW, device)
-        tables = {FEW: {"ours": functools.partial(ours, place, FEW, device),
-                        "torch-fidelity": peer}}  # fmt: skip
-        if every:
-            again = functools.partial(ours, place, ALL, device, place / "again")
-            again()
-            tables[ALL] = {"ours": functools.partial(ours, place, ALL, device),
-                           "ours, features kept": again}  # fmt: skip
-        for metrics, codes in tables.items():
-            for name, figures in summary(in_turns(codes, rounds)).items():
-                speed = {"images/s": n / figures["seconds"]}
-                told = {"metrics": metrics, "code": name, "images": n}
-                rows.append(told | speed | figures | work_of(place, metrics))
+    for metrics, codes in tables.items():
+        for name, times in summary(in_turns(codes, setup.rounds)).items():
+            row = {"metrics": metrics, "code": name, "images": n}
+            row |= {"images/s": n / times["seconds"]} | times
+            rows.append(row | work_of(folder, metrics))
     return rows
 
 
-def work_of(place: Path, metrics: str) -> Row:
-    """Operations and bytes per generated image, those of its real one included."""
+def work_of(folder: Path, metrics: str) -> Row:
+    """Return operations and bytes per generated image, those of its real image included."""
     gflop = 0.0
     for name in NETWORKS[metrics]:
-        extractor = load_extractor(name, weights=f"{place / name}.pth")
+        extractor = load_extractor(name, weights=f"{folder / name}.pth")
         with FlopCounterMode(display=False) as counter:
             extractor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
         gflop += counter.get_total_flops() / 1e9 * (2 if name == "vgg16" else 1)
-    files = [*(place / "generated").iterdir()]
+    files = [*(folder / "generated").iterdir()]
     return {"GFLOP": gflop, "MB in": sum(file.stat().st_size for file in files) / len(files) / 1e6}
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--images", "n", default=64, type=click.IntRange(10), help="As many are real ones.")
-@click.option("--fid-only", is_flag=True, help="FID and IS alone, not all five metrics.")
-@DEVICE
-@ROUNDS
-@THREADS
-@OUT
-@clean_exit
-def main(n: int, fid_only: bool, device: str, rounds: int, threads: int, out: Path) -> None:
-    """Time evaluate.py from end to end."""
-    use_threads(threads)
-    rows = compare(n, not fid_only, device, rounds)
-    report("evaluation", rows, ["torch-fidelity", "timm", "pillow"], out, device)
+@bench(
+    click.option("--images", "n", default=64, type=click.IntRange(10),
+                 help="Generated images, and as many real ones."),
+    click.option("--fid-only", is_flag=True, help="FID and IS alone, not all five metrics."),
+    packages=["torch-fidelity", "timm", "pillow"],
+)  # fmt: skip
+def main(setup: Setup, n: int, fid_only: bool) -> list[Row]:
+    """Time erk evaluate from end to end."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), n, setup.device, not fid_only)
+        return compare(setup, Path(folder), n, not fid_only)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What needs a GPU: its tests, then every benchmark at the sizes that docs/performance.md has targets for.
-# Records go to results/bench/cuda; what failed is named at the end.
+# Run the GPU tests, then every benchmark at the sizes of the targets in docs/performance.md.
+# Records go to results/bench/cuda; steps that failed are listed at the end.
 #   bash scripts/bench/gpu.sh                     all steps
 #   bash scripts/bench/gpu.sh network sampling    some of them
 #   PEER=DIR GPUS=8 PYTHON=python3 bash scripts/bench/gpu.sh
-# PEER: a checkout of NVlabs/edm2 to be timed as well; GPUS: processes of the largest run.
+# PEER: a checkout of NVlabs/edm2 that is timed as well; GPUS: processes of the largest run.
 set -uo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
@@ -15,16 +15,16 @@ fp16=(--device cuda --precision fp16)
 s=("${fp16[@]}" --size s --steps 32)
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' >&2 || {
-    echo "this machine offers no GPU to $python: nothing was run." >&2
+    echo "$python finds no GPU on this machine; nothing was run." >&2
     exit 2
 }
 
 bench() {
-    "$python" "scripts/bench/$1.py" "${@:2}"
+    "$python" -m "scripts.bench.$1" "${@:2}"
 }
 
 tests() { "$python" -m pytest -q -m gpu; }
-doctor() { "$python" erk doctor; }
+doctor() { "$python" -m erk doctor; }
 network() { # S: at least half of the rate of matrix products
     bench network "${fp16[@]}" --batch 64 --rounds 5 --out $out ${peer[@]+"${peer[@]}"} \
         --size xs --size s --size m --size l --size xl --size xxl

@@ -3,9 +3,9 @@
     python -m scripts.bench.guidance                                    # minutes on one core
     python -m scripts.bench.guidance --device cuda --precision fp16 --size s --batch 64 --steps 32
 
-Writes results/bench/guidance.json and .md. Two measures of the time: whole runs in turns, beside
-which Heun runs once more to show their noise, and the share of a run that is spent within the
-guide. Memory is the peak of all tensors that PyTorch holds at a time, beyond the weights.
+Time has two measures: complete runs in turns, with Heun a second time to show their noise, and the
+share of a run that is spent inside the guidance. Memory is the peak of all tensors that PyTorch
+holds, beyond the weights.
 """
 
 import functools
@@ -14,16 +14,13 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from erk.commands.cli import CONTEXT, clean_exit
 from erk.method.point import Step
 from erk.method.sampler import solve, steps
 from erk.method.settings import Settings
@@ -31,12 +28,12 @@ from erk.method.solvers import heun
 from erk.runtime.memory import keep_freed_memory
 from erk.runtime.precision import NONE, tf32_only
 from scripts.bench import networks
-from scripts.bench.networks import BATCH, DEVICE, ONE_SIZE, PRECISION, STEPS
-from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
+from scripts.bench.networks import BATCH, PRECISION, SIZE, STEPS
+from scripts.bench.paired import Row, Setup, bench, in_turns, summary, synchronize
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within hold at a time; what has no values counts as well."""
+    """Track the peak bytes of tensors created inside the block; meta tensors count as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +41,12 @@ class Peak(TorchDispatchMode):
         self.known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         inputs = {id(x.untyped_storage()) for x in tree_leaves(args) if isinstance(x, Tensor)}
-        for x in tree_leaves(made):
+        for x in tree_leaves(result):
             if isinstance(x, Tensor) and id(x.untyped_storage()) not in inputs:
                 self._count(x.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: Any) -> None:
         if storage not in self.known:
@@ -63,7 +60,7 @@ class Peak(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], Any], device: str) -> int:
-    """Peak memory of a run beyond what was held before it."""
+    """Return the peak memory of a run beyond the memory in use before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -76,28 +73,29 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
     return peak.most
 
 
-def walk(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> Tensor:
-    """One run of the sampler, until the device is done."""
+def sample(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> Tensor:
+    """Run the sampler once and wait for the device."""
     with torch.inference_mode():
         x = solve(settings.drift(network, labels), noise, settings)
-    networks.done(device)
+    synchronize(device)
     return x
 
 
 def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> float:
-    """Seconds within the guide as a share of all others; CPU seconds on a CPU.
+    """Return the time inside the guidance relative to all other time (CPU seconds on a CPU).
 
-    On a GPU the host waits before and after the guide, on purpose.
+    On a GPU the host synchronizes before and after the guidance.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
-    spent, guide = [0.0], settings.guide()
+    inside, guidance = 0.0, settings.guide()
 
     def timed(step: Step) -> Tensor:
-        networks.done(device)
+        nonlocal inside
+        synchronize(device)
         start = clock()
-        x = guide(step)
-        networks.done(device)
-        spent[0] += clock() - start
+        x = guidance(step)
+        synchronize(device)
+        inside += clock() - start
         return x
 
     drift, sigmas = settings.drift(network, labels), settings.sigmas()
@@ -105,60 +103,44 @@ def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, devic
     with torch.inference_mode():
         for _ in steps(drift, noise * sigmas[0], sigmas, heun, timed):
             pass
-    networks.done(device)
-    whole = clock() - start
-    return spent[0] / (whole - spent[0])
+    synchronize(device)
+    total = clock() - start
+    return inside / (total - inside)
 
 
-def compare(size: str, batch: int, precision: str, device: str, count: int, rounds: int) -> Any:
-    """The rows: plain Heun, with ERK-Guid, and plain Heun again."""
+def compare(setup: Setup, size: str, batch: int, precision: str, steps: int) -> list[Row]:
+    """Return three rows: plain Heun, Heun with ERK-Guid, and plain Heun again."""
+    device = setup.device
     network = networks.our_network(size, precision, device)
     noise, labels = networks.inputs(network, batch, device)
-    plain = Settings(steps=count)
+    plain = Settings(steps=steps)
     guided = replace(plain, w_stiff=1.0, w_con=0.5)
-    ways = {"ours": plain, "ERK-Guid": guided, "Heun again": plain}
     codes = {
-        name: functools.partial(walk, network, noise, labels, settings, device)
-        for name, settings in ways.items()
+        name: functools.partial(sample, network, noise, labels, settings, device)
+        for name, settings in {"ours": plain, "ERK-Guid": guided, "Heun again": plain}.items()
     }
     for code in codes.values():
-        code()  # what the first call of all takes, the workspace of CUDA's libraries included
+        code()  # warm-up; allocates the workspace of CUDA's libraries
     memory = {name: peak_bytes(code, device) for name, code in codes.items()}
-    found = summary(in_turns(codes, rounds))
-    told = {"size": size, "batch": batch, "steps": count, "precision": precision}
+    shares = [share(network, noise, labels, guided, device) for _ in range(setup.rounds)]
     rows: list[Row] = []
-    for name in ways:
-        label = "Heun" if name == "ours" else name
-        row = told | {"code": label} | found[name]
+    for name, times in summary(in_turns(codes, setup.rounds)).items():
+        row = {"size": size, "batch": batch, "steps": steps, "precision": precision}
+        row |= {"code": "Heun" if name == "ours" else name} | times
         row |= {"peak bytes": memory[name], "beyond Heun": memory[name] - memory["ours"],
                 "state pair": 2 * noise.numel() * noise.element_size()}  # fmt: skip
         if name == "ERK-Guid":
-            shares = [share(network, noise, labels, guided, device) for _ in range(rounds)]
-            row["share in guide"] = statistics.median(shares)
+            row["share in guidance"] = statistics.median(shares)
         rows.append(row)
     return rows
 
 
-@click.command(context_settings=CONTEXT)
-@ONE_SIZE
-@BATCH
-@DEVICE
-@PRECISION
-@STEPS
-@ROUNDS
-@THREADS
-@OUT
-@clean_exit
-def main(
-    size: str, batch: int, device: str, precision: str, steps: int, rounds: int, threads: int,
-    out: Path,
-) -> None:  # fmt: skip
-    """Time what ERK-Guid adds to Heun, and take its memory."""
-    use_threads(threads)
+@bench(SIZE, BATCH, PRECISION, STEPS)
+def main(setup: Setup, size: str, batch: int, precision: str, steps: int) -> list[Row]:
+    """Time what ERK-Guid adds to Heun, and measure its memory."""
     keep_freed_memory()  # as the commands do
-    with tf32_only(NONE):  # as generate.py has it
-        rows = compare(size, batch, precision, device, steps, rounds)
-    report("guidance", rows, [], out, device)
+    with tf32_only(NONE):  # as erk generate does
+        return compare(setup, size, batch, precision, steps)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""What the benchmarks share: codes timed in turns, and a report for the screen and as json."""
+"""The harness of the benchmarks: time alternatives in alternating rounds, and report the rows."""
 
 import contextlib
+import inspect
 import io
 import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -12,61 +17,134 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from erk.commands.cli import CONTEXT, clean_exit
 from erk.runtime.provenance import provenance
 from metrics.table import to_markdown, to_text, write
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "bench"
-THREADS = click.option("--threads", default=1, help="CPU threads of every code.")
-ROUNDS = click.option("--rounds", default=3, help="Times that every code runs.")
-OUT = click.option("--out", default=RESULTS, type=Path, help="Folder of the json file.")
-
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results" / "bench"
+MEBI = 2**20
 Row = dict[str, Any]
+Option = Callable[[Any], Any]
+
+
+class Setup(NamedTuple):
+    """Options common to all benchmarks."""
+
+    device: str
+    rounds: int
+    threads: int
 
 
 class Runs(NamedTuple):
-    """What one code returned, and what it took in every round."""
+    """Result of the last round of one alternative, and the times of all rounds."""
 
     value: Any
     seconds: list[float]
-    cpu_seconds: list[float]  # of all threads: load of other programs lengthens them less
+    cpu_seconds: list[float]  # of all threads; other programs lengthen them less than `seconds`
+
+
+Timed = tuple[Any, float, float]
+"""Value, wall-clock seconds, CPU seconds."""
+
+
+def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], click.Command]:
+    """Turn a function `(setup, **options) -> rows` into a command that reports the rows.
+
+    Parameters
+    ----------
+    options
+        Click options of this benchmark, beside --device, --rounds, --threads and --out.
+    packages
+        Names of packages whose versions are recorded with the rows.
+    """
+
+    def decorate(measure: Callable[..., list[Row]]) -> click.Command:
+        name = Path(inspect.getfile(measure)).stem
+
+        @clean_exit
+        def main(device: str, rounds: int, threads: int, out: Path, **values: Any) -> None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands and of subprocesses
+            use_threads(threads)
+            rows = measure(Setup(device, rounds, threads), **values)
+            report(name, rows, packages, out, device)
+
+        main.__doc__ = measure.__doc__
+        for option in reversed([*options, *COMMON]):
+            main = option(main)
+        return click.command(name, context_settings=CONTEXT)(main)
+
+    return decorate
+
+
+def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not available.get(device, lambda: True)():
+        raise click.UsageError(f"this machine has no device '{device}'; use --device cpu.")
+    return device
+
+
+COMMON = [
+    click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu",
+                 callback=_check_device),
+    click.option("--rounds", default=3, type=click.IntRange(1), help="Runs of every alternative."),
+    click.option("--threads", default=1, type=click.IntRange(1), help="CPU threads."),
+    click.option("--out", default=RESULTS, type=Path, help="Folder of the report."),
+]  # fmt: skip
 
 
 def use_threads(threads: int) -> None:
-    """Let PyTorch, and what numpy and scipy call, use this many CPU threads."""
+    """Set the number of CPU threads of PyTorch and of the BLAS that NumPy and SciPy call."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
 
 
+def synchronize(device: str) -> None:
+    """Wait until the device has finished its queued work."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
 def quietly(code: Callable[[], Any]) -> None:
-    """Run it with nothing on the screen. ValueError, with what it said, if it exits."""
-    said = io.StringIO()
+    """Run code with its output discarded; raise ValueError with that output if it exits."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             code()
     except SystemExit as exit:
-        raise ValueError(f"what is timed ended: {said.getvalue().strip()}") from exit
+        raise ValueError(f"the timed command failed: {output.getvalue().strip()}") from exit
 
 
-def in_turns(codes: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Runs]:
-    """Run every code in every round, A B A B: what else the machine does meets all of them."""
-    if rounds < 1:
-        raise ValueError(f"a benchmark needs at least 1 round, not {rounds}")
+def once(code: Callable[[], Any]) -> Timed:
+    """Run code once; return its value, wall-clock seconds and CPU seconds."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    value = code()
+    return value, time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def in_turns(
+    codes: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    timed: Callable[[Any], Timed] = once,
+) -> dict[Any, Runs]:
+    """Time every alternative once per round (A B A B), so load of the machine meets all of them."""
     runs = {name: Runs(None, [], []) for name in codes}
     for _ in range(rounds):
         for name, code in codes.items():
-            start, cpu_start = time.perf_counter(), time.process_time()
-            runs[name] = runs[name]._replace(value=code())
-            runs[name].seconds.append(time.perf_counter() - start)
-            runs[name].cpu_seconds.append(time.process_time() - cpu_start)
+            value, seconds, cpu_seconds = timed(code)
+            runs[name] = runs[name]._replace(value=value)
+            runs[name].seconds.append(seconds)
+            runs[name].cpu_seconds.append(cpu_seconds)
     return runs
 
 
 def summary(runs: Mapping[str, Runs]) -> dict[str, Row]:
-    """Per code: medians, medians of its ratios to ours of the same round, and every round."""
+    """Return medians, median ratios to "ours" of the same round, and the times of all rounds."""
     ours = runs["ours"]
     return {
         name: {
@@ -81,34 +159,28 @@ def summary(runs: Mapping[str, Runs]) -> dict[str, Row]:
     }
 
 
+def resident_peak() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBI
+
+
+def in_subprocess(module: str, *words: object) -> Any:
+    """Run a benchmark's module in a new process and return the JSON value that it prints."""
+    command = [sys.executable, "-m", f"scripts.bench.{module}", *map(str, words)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+
+
 def report(
-    name: str,
-    rows: Sequence[Row],
-    packages: Sequence[str],
-    out: Path,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Print the rows; write them, with what made them, as out/name.json, and as a table, .md."""
-    made_by = provenance(device) | {"threads": torch.get_num_threads()}
-    made_by["versions"] |= {package: version(package) for package in packages}
+    name: str, rows: Sequence[Row], packages: Sequence[str], out: Path, device: str
+) -> None:  # fmt: skip
+    """Print the rows; write them with their provenance to out/name.json, and to out/name.md."""
+    record = provenance(device) | {"threads": torch.get_num_threads()}
+    record["versions"] |= {package: version(package) for package in packages}
     columns = dict.fromkeys(key for row in rows for key in row)
     shown = [c for c in columns if not any(isinstance(row.get(c), list) for row in rows)]
     click.echo(to_text(rows, shown), nl=False)
-    head = f"`{made_by['command']}` at {made_by['commit']}, {made_by['device']}; medians.\n\n"
+    head = f"`{record['command']}` at {record['commit']}, {record['device']}; medians.\n\n"
     write(out / f"{name}.md", head + to_markdown(rows, shown))
-    path = write(out / f"{name}.json", json.dumps(made_by | {"rows": list(rows)}, indent=2) + "\n")
-    click.echo(f"Written to {path}, and .md beside it")
-
-
-def photographs(n: int, size: int) -> np.ndarray:
-    """uint8 [n, 3, size, size] whose amplitudes fall as f^-1.7, with some noise of a sensor.
-
-    At 512 x 512 their PNG files are about half as large as they are.
-    """
-    rng = np.random.default_rng(0)
-    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    spectrum = np.fft.rfft2(rng.normal(size=(n, 3, size, size)))
-    smooth = np.fft.irfft2(spectrum / f**1.7, s=(size, size))
-    smooth /= smooth.std((2, 3), keepdims=True)
-    noise = rng.normal(size=smooth.shape)
-    return (smooth * 50 + noise + 128).clip(0, 255).astype(np.uint8)
+    path = write(out / f"{name}.json", json.dumps(record | {"rows": list(rows)}, indent=2) + "\n")
+    click.echo(f"Wrote {path} and {name}.md.")

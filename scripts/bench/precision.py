@@ -1,80 +1,75 @@
-"""How far images move with the device, the precision and the batch size, in grey levels.
+"""Difference of images between devices, precisions and batch sizes, in grey levels.
 
-    python -m scripts.bench.precision     # minutes on one core; CUDA, where there is one, as well
+    python -m scripts.bench.precision     # minutes on one core; CUDA, if available, as well
 
-Writes results/bench/precision.json. Noise is drawn on the CPU, so that only rounding differs.
+Noise is drawn on the CPU, so that only rounding differs.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import click
 import torch
 
-from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.model import load_model
-from scripts.bench.paired import OUT, Row, report, use_threads
+from scripts.bench.paired import Row, Setup, bench
 
 BATCH = 32
-WAYS = {
+SAMPLERS = {
     "Heun": Settings(),
     "ERK-Guid": Settings(w_stiff=0.5, w_con=0.3),
     "DPM++ 3M": Settings(solver="dpmpp", schedule="logsnr", solver_options={"order": 3}),
 }
 
 
-class Place(NamedTuple):
-    """Where and how images are made."""
+class Variant(NamedTuple):
+    """Device, precision and batch size of a run."""
 
     device: str
     precision: str
     batch: int
 
 
-def places() -> list[Place]:
-    """The first one is what the others are compared with."""
-    cpu = [Place("cpu", "fp32", batch) for batch in (BATCH, 1, 8, 256)]
-    found = [*cpu, Place("cpu", "bf16", BATCH), Place("cpu", "fp16", BATCH)]
+def variants() -> list[Variant]:
+    """Return the variants; all are compared with the first."""
+    variants = [Variant("cpu", "fp32", batch) for batch in (BATCH, 1, 8, 256)]
+    variants += [Variant("cpu", precision, BATCH) for precision in ("bf16", "fp16")]
     if torch.cuda.is_available():
-        found += [Place("cuda", how, BATCH) for how in ("fp32", "tf32", "bf16", "fp16")]
-    return found
+        precisions = ("fp32", "tf32", "bf16", "fp16")
+        variants += [Variant("cuda", precision, BATCH) for precision in precisions]
+    return variants
 
 
-def images_at(place: Place, settings: Settings, n: int) -> torch.Tensor:
-    """The digits of the seeds 0 to n - 1, uint8 [n, 1, 8, 8]."""
-    model = load_model("digits", place.device, precision=place.precision)
-    made = generate(model, range(n), settings, batch=place.batch, noise_device="cpu")
-    return torch.cat([batch.images for batch in made])
+def sample(variant: Variant, settings: Settings, n: int) -> torch.Tensor:
+    """Sample digits of the seeds 0 to n - 1 as uint8 [n, 1, 8, 8]."""
+    model = load_model("digits", variant.device, precision=variant.precision)
+    batches = generate(model, range(n), settings, batch=variant.batch, noise_device="cpu")
+    return torch.cat([batch.images for batch in batches])
 
 
-def compared(images: torch.Tensor, reference: torch.Tensor) -> Row:
-    """Differences of pixels, uint8 [n, 1, 8, 8] both, in grey levels."""
-    apart = (images.int() - reference.int()).abs()
+def difference(images: torch.Tensor, reference: torch.Tensor) -> Row:
+    """Return statistics of pixel differences of two uint8 tensors [n, 1, 8, 8], in grey levels."""
+    levels = (images.int() - reference.int()).abs()
     return {
-        "pixels that differ": (apart > 0).double().mean().item(),
-        "mean": apart.double().mean().item(),
-        "99.9 %": apart.flatten().double().quantile(0.999).item(),
-        "most": apart.max().item(),
+        "pixels that differ": (levels > 0).double().mean().item(),
+        "mean": levels.double().mean().item(),
+        "99.9 %": levels.flatten().double().quantile(0.999).item(),
+        "max": levels.max().item(),
     }
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--images", default=1024, help="Images of every row.")
-@OUT
-@clean_exit
-def main(images: int, out: Path) -> None:
-    """Measure by how many grey levels images differ between devices, precisions, batch sizes."""
-    use_threads(1)
+@bench(click.option("--images", default=1024, help="Images of every row."))
+def main(setup: Setup, images: int) -> list[Row]:
+    """Measure how far images differ between devices, precisions and batch sizes."""
     rows: list[Row] = []
-    for way, settings in WAYS.items():
-        first, *others = places()
-        reference = images_at(first, settings, images)
-        for place in others:
-            found = compared(images_at(place, settings, images), reference)
-            rows.append({"sampler": way, **place._asdict(), "n": images} | found)
-    report("precision", rows, [], out, "cuda" if torch.cuda.is_available() else "cpu")
+    for name, settings in SAMPLERS.items():
+        first, *others = variants()
+        reference = sample(first, settings, images)
+        for variant in others:
+            row = {"sampler": name, **variant._asdict(), "n": images}
+            rows.append(row | difference(sample(variant, settings, images), reference))
+    return rows
 
 
 if __name__ == "__main__":

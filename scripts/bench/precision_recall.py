@@ -2,34 +2,34 @@
 
     python -m scripts.bench.precision_recall     # minutes on one core, 2 GB
     python -m scripts.bench.precision_recall --device cuda --n 50000
-
-Writes results/bench/precision_recall.json and .md.
 """
 
 import functools
 import json
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from erk.commands.cli import CONTEXT, clean_exit
 from metrics.neighbours import precision_recall
-from scripts.bench.networks import DEVICE
-from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, in_turns, report, summary, use_threads
+from scripts.bench.paired import (
+    MEBI,
+    Row,
+    Setup,
+    bench,
+    in_subprocess,
+    in_turns,
+    resident_peak,
+    summary,
+)
 
 LATENT = 64  # dimensions in which the features vary
-MEBI = 2**20
 
 
 def full_mode(*, real: Tensor, generated: Tensor) -> tuple[float, float]:
-    """torch-fidelity's own function."""
+    """Call torch-fidelity's function."""
     return calculate_precision_recall_full(generated, real)
 
 
@@ -41,7 +41,7 @@ PRODUCTS = {"ours": 2, "torch-fidelity full": 3}  # [n, D] x [D, n]; ours halves
 
 
 def features(n: int, dim: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Real and generated features [n, dim] like those behind a ReLU; the latter vary less."""
+    """Draw real and generated features [n, dim] like those behind a ReLU; the latter vary less."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(LATENT, dim, generator=generator)
     real = torch.randn(n, LATENT, generator=generator) @ weight
@@ -50,72 +50,59 @@ def features(n: int, dim: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
 
 
 def peak(device: str) -> float:
-    """Most memory that this process has had, resident or on the GPU, MiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / MEBI
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBI
+    """Return the peak memory of this process, resident or on the GPU, in MiB."""
+    return torch.cuda.max_memory_allocated() / MEBI if device == "cuda" else resident_peak()
 
 
-def extra_memory(code: str, n: int, dim: int, device: str = "cpu") -> float:
-    """Peak memory of one call above that of the process with the features, MiB."""
+def extra_memory(code: str, n: int, dim: int, device: str) -> float:
+    """Return the peak memory of one call above that of the process with the features, in MiB."""
     real, generated = features(n, dim, device)
-    CODES[code](real=real[:64], generated=generated[:64])  # loads what any first call loads
+    CODES[code](real=real[:64], generated=generated[:64])  # warm-up
     before = peak(device)
     CODES[code](real=real, generated=generated)
     return peak(device) - before
 
 
-def in_fresh_process(code: str, n: int, dim: int, threads: int, device: str) -> float:
-    """``extra_memory`` in a process of its own, where no earlier peak hides this one."""
-    options = {"--memory-of": code, "--n": n, "--dim": dim, "--threads": threads,
-               "--device": device}  # fmt: skip
-    words = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, str(Path(__file__).resolve()), *words]
-    return float(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
-
-
-def compare(n: int, dim: int, rounds: int, threads: int, device: str) -> list[Row]:
-    """One row per code, and ours with twice as many samples for its memory."""
-    # First: a child's peak begins at the memory of the process that starts it.
-    memory = {code: in_fresh_process(code, n, dim, threads, device) for code in CODES}
-    twice = in_fresh_process("ours", 2 * n, dim, threads, device)
-    real, generated = features(n, dim, device)
+def compare(setup: Setup, n: int, dim: int) -> list[Row]:
+    """Return one row per code, and one of ours with twice as many samples for its memory."""
+    # Memory first, in new processes: a child's peak starts at the memory of its parent.
+    options = ("--dim", dim, "--threads", setup.threads, "--device", setup.device)
+    memory = {
+        (name, count): in_subprocess(
+            "precision_recall", "--memory-of", name, "--n", count, *options
+        )
+        for name, count in [*((name, n) for name in CODES), ("ours", 2 * n)]
+    }
+    real, generated = features(n, dim, setup.device)
     codes = {
         name: functools.partial(code, real=real, generated=generated)
         for name, code in CODES.items()
     }
     for code in CODES.values():
-        code(real=real[:64], generated=generated[:64])  # loads what any first call loads
-    runs = in_turns(codes, rounds)
-    rows = []
-    for code, figures in summary(runs).items():
-        precision, recall = runs[code].value
-        row = {"n": n, "D": dim, "code": code, "precision": precision, "recall": recall}
-        gflop = 2 * PRODUCTS[code] * n**2 * dim / 1e9
-        speed = {"GFLOP": gflop, "GFLOP/s": gflop / figures["seconds"], "MB in": 8 * n * dim / 1e6}
-        rows.append(row | figures | speed | {"extra MiB": memory[code]})
-    return [*rows, {"n": 2 * n, "D": dim, "code": "ours", "extra MiB": twice}]
+        code(real=real[:64], generated=generated[:64])  # warm-up
+    runs = in_turns(codes, setup.rounds)
+    rows: list[Row] = []
+    for name, times in summary(runs).items():
+        precision, recall = runs[name].value
+        row = {"n": n, "D": dim, "code": name, "precision": precision, "recall": recall}
+        gflop = 2 * PRODUCTS[name] * n**2 * dim / 1e9
+        speed = {"GFLOP": gflop, "GFLOP/s": gflop / times["seconds"], "MB in": 8 * n * dim / 1e6}
+        rows.append(row | times | speed | {"extra MiB": memory[name, n]})
+    return [*rows, {"n": 2 * n, "D": dim, "code": "ours", "extra MiB": memory["ours", 2 * n]}]
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--n", default=8000, help="Samples of each set.")
-@click.option("--dim", default=4096, help="Dimensions of the features.")
-@click.option("--memory-of", hidden=True, type=click.Choice(list(CODES)))
-@DEVICE
-@ROUNDS
-@THREADS
-@OUT
-@clean_exit
-def main(n: int, dim: int, memory_of: str | None, device: str, rounds: int, threads: int,
-         out: Path) -> None:  # fmt: skip
-    """Time precision and recall and measure their memory beyond the features."""
-    use_threads(threads)
-    if memory_of:
-        click.echo(extra_memory(memory_of, n, dim, device))
-    else:
-        rows = compare(n, dim, rounds, threads, device)
-        report("precision_recall", rows, ["torch-fidelity"], out, device)
+@bench(
+    click.option("--n", default=8000, help="Samples of each set."),
+    click.option("--dim", default=4096, help="Dimensions of the features."),
+    click.option("--memory-of", hidden=True, type=click.Choice(list(CODES))),
+    packages=["torch-fidelity"],
+)
+def main(setup: Setup, n: int, dim: int, memory_of: str | None) -> list[Row]:
+    """Time precision and recall, and measure their memory beyond the features."""
+    if memory_of is None:
+        return compare(setup, n, dim)
+    click.echo(json.dumps(extra_memory(memory_of, n, dim, setup.device)))
+    raise SystemExit  # this process reports to its parent alone
 
 
 if __name__ == "__main__":

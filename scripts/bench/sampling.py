@@ -1,42 +1,49 @@
-"""generate.py from noise to pictures on the disk, against its peer: seconds per further picture.
+"""erk generate from noise to image files, against its peer: seconds per further image.
 
     python -m scripts.bench.sampling            # minutes on one core
     python -m scripts.bench.sampling --device cuda --precision fp16 --size s --latent --batch 64 \
-        --steps 32 --peer DIR                   # what the released EDM2-S does at 512 pixels
+        --steps 32 --peer DIR                   # the released EDM2-S at 512 pixels
 
-Writes results/bench/sampling.json and .md. Weights are random, of the released shapes; with
---latent so are the VAE's. What a run costs once, such as loading, cancels: every round makes one
-batch and then four, and the difference counts. A run before warms up.
+Weights are random, with the released shapes; with --latent so are the VAE's. Costs that a run has
+once, such as loading, cancel: every round samples one batch and then four, and the difference
+counts. An untimed run warms up.
 """
 
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import click
 import torch
 
 from erk.commands import generate
-from erk.commands.cli import CONTEXT, clean_exit
 from erk.runtime.precision import RELEASED, tf32_only
 from scripts.bench import networks
-from scripts.bench.networks import BATCH, DEVICE, LATENT, NOT_RUN, ONE_SIZE, PEER, PRECISION, STEPS
-from scripts.bench.paired import OUT, ROUNDS, THREADS, Row, quietly, report, use_threads
+from scripts.bench.checkouts import NOT_RUN, PEER, peer_module
+from scripts.bench.networks import BATCH, LATENT, PRECISION, SIZE, STEPS
+from scripts.bench.paired import (
+    Row,
+    Runs,
+    Setup,
+    Timed,
+    bench,
+    in_turns,
+    quietly,
+    summary,
+    synchronize,
+)
 
-BATCHES = 3  # by which two runs differ; their difference counts
-VAE = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
-       "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 256,
-       "down_block_types": ["DownEncoderBlock2D"] * 4,
-       "up_block_types": ["UpDecoderBlock2D"] * 4}  # fmt: skip
-"""Shape of Stability's VAE, as diffusers spells it."""
+FURTHER = 3  # timed batches beyond the first
+Maker = Callable[[int], None]
+"""Samples images of so many seeds and writes them to a temporary folder."""
 
 
 class Case(NamedTuple):
-    """What is timed."""
+    """Options of the timed commands."""
 
     size: str
     latent: bool
@@ -44,136 +51,109 @@ class Case(NamedTuple):
     device: str
     batch: int
     steps: int
-    more: tuple[str, ...]  # further options of generate.py
+    extra: tuple[str, ...] = ()  # further options of erk generate
 
-
-def write_vae(folder: Path, size: str) -> Path:
-    """A VAE with random weights."""
-    from diffusers import AutoencoderKL
-
-    small = {"block_out_channels": [32] * 4, "layers_per_block": 1} if size == "tiny" else {}
-    torch.manual_seed(0)
-    AutoencoderKL(**(VAE | small)).save_pretrained(folder / "vae")
-    return folder / "vae"
+    def columns(self) -> Row:
+        """Return the options as columns of a row."""
+        data = "latents" if self.latent else "pixels"
+        return {"size": self.size, "data": data, "precision": self.precision,
+                "batch": self.batch, "steps": self.steps}  # fmt: skip
 
 
 def options_of(case: Case, folder: Path) -> list[str]:
-    """Those of generate.py that do not depend on the number of pictures."""
+    """Write the networks; return the options of erk generate, without seeds and folder."""
     net = networks.write_network(folder, case.size, case.latent)
-    vae = ["--vae", str(write_vae(folder, case.size)), "--offline"] if case.latent else []
+    vae = []
+    if case.latent:
+        vae = ["--vae", str(networks.write_vae(folder, case.size)), "--offline"]
     return ["--net", str(net), "--device", case.device, "--precision", case.precision,
-            "--batch", str(case.batch), "--steps", str(case.steps), *vae, *case.more]  # fmt: skip
+            "--batch", str(case.batch), "--steps", str(case.steps), *vae, *case.extra]  # fmt: skip
 
 
 def ours(options: list[str], n: int) -> None:
-    """generate.py in this process."""
+    """Run erk generate in this process."""
     with tempfile.TemporaryDirectory() as folder:
         words = [*options, "--seeds", f"0-{n - 1}", "--outdir", folder]
         quietly(lambda: generate.main(words, standalone_mode=False))
         assert len(list(Path(folder).glob("*.png"))) == n
 
 
-def theirs(peer: Path, case: Case, folder: Path) -> Callable[[int], None]:
-    """The peer's generate_images, with the weights of ours and its own settings.
+def theirs(peer: Path, case: Case, folder: Path) -> Maker:
+    """Return the peer's generate_images with the weights of ours and its default settings.
 
-    Those of PyTorch included: ours changes switches that the peer leaves as they are.
+    It runs with PyTorch's TF32 switches as the peer leaves them.
     """
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "29531", "RANK": "0",
                         "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():  # fmt: skip
         os.environ.setdefault(name, value)
-    script = networks.peer_module(peer, "generate_images")
-    networks.peer_module(peer, "torch_utils.distributed").init()
-    encoders = networks.peer_module(peer, "training.encoders")
+    script = peer_module(peer, "generate_images")
+    peer_module(peer, "torch_utils.distributed").init()
+    encoders = peer_module(peer, "training.encoders")
     net = networks.peer_network(peer, case.size, case.device, case.latent)
     encoder = encoders.StandardRGBEncoder()
     if case.latent:
         encoder = encoders.StabilityVAEEncoder(vae_name=str(folder / "vae"))
 
-    def make(n: int) -> None:
+    def sample(n: int) -> None:
         torch.backends.cudnn.deterministic = False
         with tempfile.TemporaryDirectory() as out, tf32_only(RELEASED):
-            made = script.generate_images(
+            batches = script.generate_images(
                 net=net, encoder=encoder, outdir=out, seeds=range(n), max_batch_size=case.batch,
                 verbose=False, device=torch.device(case.device), num_steps=case.steps,
             )  # fmt: skip
-            for _ in made:
+            for _ in batches:
                 pass
             assert len(list(Path(out).rglob("*.png"))) == n
 
-    return make
+    return sample
 
 
-def per_picture(
-    make: Callable[[int], None], batch: int, device: str, further: int = BATCHES
-) -> tuple[float, float]:
-    """Seconds, and CPU seconds, per picture of `further` batches beyond the first."""
+def per_image(make: Maker, batch: int, device: str, further: int = FURTHER) -> Timed:
+    """Return seconds and CPU seconds per image of `further` batches beyond the first."""
     seconds, cpu_seconds = [], []
     for batches in (1, 1 + further):
         start, cpu_start = time.perf_counter(), time.process_time()
         make(batches * batch)
-        networks.done(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
     n = further * batch
-    return (seconds[1] - seconds[0]) / n, (cpu_seconds[1] - cpu_seconds[0]) / n
+    return None, (seconds[1] - seconds[0]) / n, (cpu_seconds[1] - cpu_seconds[0]) / n
 
 
-def rows_of(case: Case, found: dict[str, list[tuple[float, float]]]) -> list[Row]:
-    """One row per code."""
+def rows_of(case: Case, runs: dict[str, Runs]) -> list[Row]:
+    """Return one row per code; their times are those of one image."""
     network = networks.work_of(case.size, case.precision, case.batch, case.latent)
     best = networks.limits(case.precision, case.device, tiny=case.size == "tiny")
     calls = 2 * case.steps - 1
     work = networks.Work(*(part * calls // case.batch for part in network))
-    told = {"size": case.size, "data": "latents" if case.latent else "pixels",
-            "precision": case.precision, "batch": case.batch, "steps": case.steps}  # fmt: skip
-    rows: list[Row] = []
-    for name, times in found.items():
-        wall, cpu = (list(column) for column in zip(*times, strict=True))
-        first = [mine for mine, _ in found["ours"]]
-        ratio = median(a / b for a, b in zip(wall, first, strict=True))
-        figures = {"code": name, "s per picture": median(wall), "times ours": ratio,
-                   "CPU s per picture": median(cpu), "all seconds": wall,
-                   "all CPU s": cpu}  # fmt: skip
-        seconds = median(wall if case.device == "cuda" else cpu)
-        rows.append(told | figures | networks.roofline(seconds, work, best))
-    if "peer" not in found:
-        rows.append(told | {"code": NOT_RUN})
-    return rows
+    clock = "seconds" if case.device == "cuda" else "CPU s"
+    rows = [
+        case.columns() | {"code": name, "s per image": times["seconds"]} | times
+        | networks.roofline(times[clock], work, best)
+        for name, times in summary(runs).items()
+    ]  # fmt: skip
+    return rows if "peer" in runs else [*rows, case.columns() | {"code": NOT_RUN}]
 
 
-@click.command(context_settings=CONTEXT)
-@ONE_SIZE
-@BATCH
-@DEVICE
-@PRECISION
-@STEPS
-@LATENT
-@click.option("--with", "more", multiple=True, help="A further option of generate.py.")
-@PEER
-@ROUNDS
-@THREADS
-@OUT
-@clean_exit
+@bench(
+    SIZE, BATCH, PRECISION, STEPS, LATENT, PEER,
+    click.option("--with", "extra", multiple=True, help="A further option of erk generate."),
+)  # fmt: skip
 def main(
-    size: str, batch: int, device: str, precision: str, steps: int, latent: bool,
-    more: tuple[str, ...], peer: Path | None, rounds: int, threads: int, out: Path,
-) -> None:  # fmt: skip
-    """Time generate.py per further picture."""
-    use_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # else generate.py takes one thread
-    case = Case(size, latent, precision, device, batch, steps, more)
-    with tempfile.TemporaryDirectory() as place:
-        options = options_of(case, Path(place))
-        makers = {"ours": lambda n: ours(options, n)}
+    setup: Setup, size: str, batch: int, precision: str, steps: int, latent: bool,
+    peer: Path | None, extra: tuple[str, ...],
+) -> list[Row]:  # fmt: skip
+    """Time erk generate per further image."""
+    case = Case(size, latent, precision, setup.device, batch, steps, extra)
+    with tempfile.TemporaryDirectory() as folder:
+        codes: dict[str, Maker] = {"ours": partial(ours, options_of(case, Path(folder)))}
         if peer is not None:
-            makers["peer"] = theirs(peer, case, Path(place))
-        for make in makers.values():
-            make(batch)  # what the first of all runs costs
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
-        for _ in range(rounds):
-            for name, make in makers.items():
-                found[name].append(per_picture(make, batch, device))
-    report("sampling", rows_of(case, found), [], out, device)
+            codes["peer"] = theirs(peer, case, Path(folder))
+        for code in codes.values():
+            code(batch)  # warm-up
+        timed = partial(per_image, batch=batch, device=setup.device)
+        return rows_of(case, in_turns(codes, setup.rounds, timed))
 
 
 if __name__ == "__main__":

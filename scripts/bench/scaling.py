@@ -1,115 +1,93 @@
-"""generate.py over batch sizes and over processes: pictures per second.
+"""erk generate over batch sizes and over processes: images per second.
 
     python -m scripts.bench.scaling                                     # minutes on two cores
     python -m scripts.bench.scaling --device cuda --precision fp16 --size s --latent --steps 32 \
         --batch 16 --batch 64 --batch 128 --ranks 1 --ranks 2 --ranks 8
 
-Writes results/bench/scaling.json and .md. Batch sizes are timed in one process, per further
-picture as in sampling.py; processes with the first batch size under torchrun, one thread each,
-per further picture of all of them together. What torchrun takes to begin and to end varies by
-about a second, so the further batches of a process should take many.
+Batch sizes are timed in one process, per further image as in sampling.py. Processes run under
+torchrun with the first batch size and one thread each, and are timed per further image of all of
+them together. The start and end of torchrun vary by about a second, so choose many further batches.
 """
 
-import functools
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from statistics import median
 
 import click
 import torch
 
-from erk.commands.cli import CONTEXT, clean_exit
-from scripts.bench.networks import DEVICE, LATENT, ONE_SIZE, PRECISION, STEPS
-from scripts.bench.paired import OUT, ROUNDS, Row, report, use_threads
-from scripts.bench.sampling import Case, options_of, ours, per_picture
+from scripts.bench.networks import LATENT, PRECISION, SIZE, STEPS
+from scripts.bench.paired import Row, Runs, Setup, Timed, bench, in_turns
+from scripts.bench.sampling import Case, options_of, ours, per_image
 
-ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+Key = tuple[int, int]  # batch size, processes (0: this one)
 
 
-def together(options: list[str], ranks: int, n: int) -> None:
-    """generate.py by several processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(ranks), str(ROOT / "generate.py"), *options]  # fmt: skip
-    torch.cuda.empty_cache()  # of the runs in this process, which holds GPU 0 as well
+def distributed(options: list[str], ranks: int, n: int) -> None:
+    """Run erk generate under torchrun."""
+    torch.cuda.empty_cache()  # this process holds GPU 0 as well
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*command, "--seeds", f"0-{n - 1}", "--outdir", folder],
-            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        if done.returncode:
-            raise ValueError(f"what is timed ended: {done.stderr.strip()}")
+        command = [*LAUNCH, str(ranks), "-m", "erk", "generate", *options,
+                   "--seeds", f"0-{n - 1}", "--outdir", folder]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise ValueError(f"the timed command failed: {result.stderr.strip()}")
         assert len(list(Path(folder).glob("*.png"))) == n
 
 
-def codes_of(
-    options: list[str], device: str, batches: tuple[int, ...], ranks: tuple[int, ...], further: int
-) -> dict[tuple[int, int], Callable[[], float]]:
-    """{(batch, processes): what times them}; the first is what the others are compared with."""
-
-    def code(batch: int, size: int) -> Callable[[], float]:
-        words = [*options, "--batch", str(batch)]
-        make = functools.partial(together, words, size) if size else functools.partial(ours, words)
-        pictures = batch * max(size, 1)  # of one batch of every process
-        return lambda: per_picture(make, pictures, device, further)[0]
-
-    keys = [(batch, 0) for batch in batches] + [(batches[0], size) for size in ranks]
-    return {key: code(*key) for key in keys}
+def code_of(key: Key, options: list[str], device: str, further: int) -> Callable[[], Timed]:
+    """Return a function that times one batch size or number of processes."""
+    batch, ranks = key
+    words = [*options, "--batch", str(batch)]
+    make = partial(distributed, words, ranks) if ranks else partial(ours, words)
+    return partial(per_image, make, batch * max(ranks, 1), device, further)
 
 
-def rows_of(case: Case, found: dict[tuple[int, int], list[float]], further: int) -> list[Row]:
-    """One row per batch size and per number of processes, each against the first of its kind."""
+def rows_of(case: Case, runs: dict[Key, Runs], further: int) -> list[Row]:
+    """Return one row per batch size and per number of processes, relative to the first of each."""
     rows: list[Row] = []
-    for (batch, ranks), times in found.items():
-        first = next(other for key, other in found.items() if bool(key[1]) == bool(ranks))
-        faster = median(a / b for a, b in zip(first, times, strict=True))
-        rows.append({
-            "size": case.size, "data": "latents" if case.latent else "pixels",
-            "precision": case.precision, "steps": case.steps, "batch": batch,
-            "processes": ranks or "this one", "pictures": further * batch * max(ranks, 1),
-            "pictures/s": 1 / median(times),
-            "times the first": faster, "all seconds": times,
+    for (batch, ranks), run in runs.items():
+        first = next(other for key, other in runs.items() if bool(key[1]) == bool(ranks))
+        rows.append(case.columns() | {
+            "batch": batch, "processes": ranks or "this one",
+            "images": further * batch * max(ranks, 1), "images/s": 1 / median(run.seconds),
+            "times the first": median(map(truediv, first.seconds, run.seconds)),
+            "all seconds": run.seconds,
         })  # fmt: skip
     return rows
 
 
-@click.command(context_settings=CONTEXT)
-@ONE_SIZE
-@click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="May repeat.")
-@click.option("--ranks", multiple=True, default=(1, 2), help="Processes; may repeat.")
-@DEVICE
-@PRECISION
-@STEPS
-@LATENT
-@click.option("--further", default=16, type=click.IntRange(1),
-              help="Batches of every process that are timed.")  # fmt: skip
-@ROUNDS
-@OUT
-@clean_exit
+@bench(
+    SIZE, PRECISION, STEPS, LATENT,
+    click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="May repeat."),
+    click.option("--ranks", multiple=True, default=(1, 2), help="Processes; may repeat."),
+    click.option("--further", default=16, type=click.IntRange(1),
+                 help="Timed batches per process."),
+)  # fmt: skip
 def main(
-    size: str, batches: tuple[int, ...], ranks: tuple[int, ...], device: str, precision: str,
-    steps: int, latent: bool, further: int, rounds: int, out: Path,
-) -> None:  # fmt: skip
-    """Time generate.py over batch sizes and processes."""
-    use_threads(1)
-    if device == "cuda" and max(ranks) > torch.cuda.device_count():
-        raise ValueError(
-            f"--ranks {max(ranks)} needs as many GPUs, and there are {torch.cuda.device_count()}."
-        )
-    os.environ["OMP_NUM_THREADS"] = "1"
-    case = Case(size, latent, precision, device, batches[0], steps, ())
-    with tempfile.TemporaryDirectory() as place:
-        options = options_of(case, Path(place))
-        codes = codes_of(options, device, batches, ranks, further)
-        ours([*options, "--batch", str(batches[0])], batches[0])  # warms up
-        found: dict[tuple[int, int], list[float]] = {key: [] for key in codes}
-        for _ in range(rounds):
-            for key, code in codes.items():
-                found[key].append(code())
-    report("scaling", rows_of(case, found, further), [], out, device)
+    setup: Setup, size: str, precision: str, steps: int, latent: bool, batches: tuple[int, ...],
+    ranks: tuple[int, ...], further: int,
+) -> list[Row]:  # fmt: skip
+    """Time erk generate over batch sizes and processes."""
+    gpus = torch.cuda.device_count()
+    if setup.device == "cuda" and max(ranks) > gpus:
+        raise ValueError(f"--ranks {max(ranks)} needs as many GPUs; this machine has {gpus}.")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process
+    case = Case(size, latent, precision, setup.device, batches[0], steps)
+    with tempfile.TemporaryDirectory() as folder:
+        options = options_of(case, Path(folder))
+        ours([*options, "--batch", str(batches[0])], batches[0])  # warm-up
+        keys = [(batch, 0) for batch in batches] + [(batches[0], count) for count in ranks]
+        codes = {key: code_of(key, options, setup.device, further) for key in keys}
+        runs = in_turns(codes, setup.rounds, timed=lambda code: code())
+        return rows_of(case, runs, further)
 
 
 if __name__ == "__main__":
