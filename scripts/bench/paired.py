@@ -73,9 +73,10 @@ def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], cli
             report(name, rows, packages, out, device)
 
         main.__doc__ = measure.__doc__
+        command: Any = main
         for option in reversed([*options, *COMMON]):
-            main = option(main)
-        return click.command(name, context_settings=CONTEXT)(main)
+            command = option(command)
+        return click.command(name, context_settings=CONTEXT)(command)
 
     return decorate
 
@@ -128,11 +129,14 @@ def once(code: Callable[[], Any]) -> Timed:
 
 
 def in_turns(
-    codes: Mapping[Any, Callable[[], Any]],
+    codes: Mapping[Any, Any],
     rounds: int,
     timed: Callable[[Any], Timed] = once,
 ) -> dict[Any, Runs]:
-    """Time every alternative once per round (A B A B), so load of the machine meets all of them."""
+    """Time every alternative once per round (A B A B), so load of the machine meets all of them.
+
+    `timed` runs and times one alternative; by default it calls it without arguments.
+    """
     runs = {name: Runs(None, [], []) for name in codes}
     for _ in range(rounds):
         for name, code in codes.items():
