@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from erk.io.atomic import draft_target
 from erk.io.download import cache_dir
 from metrics.extractors import Extractor
 from metrics.table import write
 
-DRAFT = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]+\.tmp")  # of erk.files.replacing
 DAY = 86400  # seconds
 VERSION = 1  # raise it when an extractor's preprocessing or layers change: old features are void
 
@@ -132,7 +132,8 @@ def trim(folder: Path, limit: int) -> int:
     """
     for draft in folder.glob("*/??/.*.tmp"):
         with suppress(OSError):
-            if DRAFT.fullmatch(draft.name) and time.time() - draft.stat().st_mtime > DAY:
+            name = draft_target(draft) or ""
+            if re.fullmatch(r"[0-9a-f]{64}\.safetensors", name) and time.time() - draft.stat().st_mtime > DAY:
                 draft.unlink()
     files = []
     for path in files_of(folder):

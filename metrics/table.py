@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erk.io.atomic import unbroken, write_whole
+from erk.io.atomic import uninterrupted, write_file
 
 Row = Mapping[str, Any]  # column -> str, number, None, or (value, error or None)
 
@@ -54,8 +54,8 @@ def write(path: str | Path, content: str | bytes) -> Path:
     """Write a file whole or not at all, with its folders, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with unbroken():
-        write_whole(path, content.encode() if isinstance(content, str) else content)
+    with uninterrupted():
+        write_file(path, content.encode() if isinstance(content, str) else content)
     return path
 
 

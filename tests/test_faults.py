@@ -33,7 +33,6 @@ import erk.generation.job
 import metrics.extraction
 from erk.commands import evaluate
 from erk.commands.generate import main
-from erk.io.atomic import Stopped, stoppable, unbroken, write_whole
 from metrics.extractors import digits
 
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",
@@ -396,29 +395,6 @@ def test_a_signal_while_sampling(signum, code, tmp_path, undisturbed):
     os.kill(process.pid, signum)
     assert ended(process) == code
     assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def test_signals_wait_for_what_must_not_be_torn():
-    """Nested, too; and the handlers of before come back."""
-    before = signal.getsignal(signal.SIGTERM)
-    done = []
-    with pytest.raises(Stopped) as caught, stoppable(), unbroken():
-        with unbroken():
-            signal.raise_signal(signal.SIGTERM)
-            done.append("inner")
-        done.append("outer")
-    assert done == ["inner", "outer"] and caught.value.signum == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
-    """Else a power cut could leave an empty file under the name."""
-    order = []
-    for name in ("fsync", "replace"):
-        original = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, o=original, n=name: order.append(n) or o(*a))
-    write_whole(tmp_path / "a", b"content")
-    assert order == ["fsync", "replace"] and os.listdir(tmp_path) == ["a"]
 
 
 def stopped_while_measuring(arguments, signum):

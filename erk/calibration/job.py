@@ -36,7 +36,7 @@ from erk.generation.options import DEFAULTS, labels_of, networks_of, settings_of
 from erk.generation.record import check_writable
 from erk.generation.sampling import Labels, check_labels, conditions
 from erk.generation.seeds import format_seeds, parse_seeds
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.corrections import DIRECTIONS
 from erk.method.point import norm
 from erk.method.sampler import solve
@@ -88,7 +88,7 @@ def run(options: dict[str, Any]) -> None:
             "lower --batch or take fewer --seeds, or another --device"
         )
     told = {"format": FORMAT, **told, **made, "cost": cost, **provenance(device)}
-    write_whole(job.card, (json.dumps(told, indent=1) + "\n").encode())
+    write_file(job.card, (json.dumps(told, indent=1) + "\n").encode())
     shutil.rmtree(job.work)
     click.echo(f"{summary(made['held_out'])}\nwrote {job.card}")
 
@@ -195,7 +195,7 @@ def claim(work: Path, facts: dict[str, Any]) -> None:
     place, told = work / "calibration.json", json.dumps(facts, indent=1, sort_keys=True)
     if not place.exists():
         work.mkdir(parents=True, exist_ok=True)
-        write_whole(place, told.encode())
+        write_file(place, told.encode())
     elif place.read_text() != told:
         raise ValueError(
             f"{work} holds parts of another calibration: remove it, or choose another --out."
@@ -240,7 +240,7 @@ def paths(
         if not place.exists():
             drift = exact_drift(job.plan, job.model, labels, job.guide)
             path = reference_path(drift, noise, sigmas, job.evaluations).cpu()
-            write_whole(place, safetensors.torch.save({"path": path}))
+            write_file(place, safetensors.torch.save({"path": path}))
         yield noise, labels, Stored(place)
 
 

@@ -29,7 +29,7 @@ from erk.generation.record import plain
 from erk.generation.sampling import conditions
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.generation.stream import CODE, code_key, settings_key
-from erk.io.atomic import unbroken, write_whole
+from erk.io.atomic import uninterrupted, write_file
 from erk.method.settings import Settings
 from erk.models.noise import noise_and_labels
 from erk.runtime.memory import fitting
@@ -77,9 +77,9 @@ def run(options: dict[str, Any], out: Path | None) -> None:
     with keeping(work, -(-total // problem.batch)) as keep:
         card = {"key": key, **facts} | make(asked, problem, keep)
     card |= {"made_by": provenance(problem.model.device)}
-    with unbroken():
-        write_whole(place.with_suffix(".png"), picture(card))
-        write_whole(place, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
+    with uninterrupted():
+        write_file(place.with_suffix(".png"), picture(card))
+        write_file(place, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     shutil.rmtree(work)
     click.echo(f"{told(card)}\nwrote {place} and {place.with_suffix('.png')}")
 
@@ -255,7 +255,7 @@ def keeping(work: Path, total: int) -> Iterator[Keep]:
                     )
                 stream = io.BytesIO()
                 np.save(stream, made.cpu().numpy())
-                write_whole(place, stream.getvalue())
+                write_file(place, stream.getvalue())
             bar.update()
             return torch.from_numpy(np.load(place))
 

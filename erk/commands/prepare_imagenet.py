@@ -18,11 +18,10 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from glob import escape
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from posixpath import normpath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 import numpy as np
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.images import png_bytes
+from erk.io.atomic import remove_drafts, replacing
 from erk.io.untrusted import (
     BROKEN,
     MOST_BYTES,
@@ -99,20 +99,20 @@ def prepare(
     ``workers`` or on the kind of source.
     """
     start = time.monotonic()
-    with whole_file(dest) as draft:
+    with new_file(dest) as file:
         pictures = open_pictures(source)
         classes = class_folders(pictures.names, source)
         names = choose(pictures.names, classes, per_class)[:max_images]
         if not classes:
             click.echo(f"{source} has no two class folders: the archive has no labels", err=True)
-        with zipfile.ZipFile(draft, "w") as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             written = write_pictures(archive, pictures, names, size, workers, skip_corrupt)
             if not written:
                 raise ValueError(f"no picture of {source} can be decoded: fetch it again")
             index = {folder: number for number, folder in enumerate(classes)}
             labels = [[place(i), index.get(folder_of(name))] for i, name in enumerate(written)]
             put(archive, "dataset.json", json.dumps({"labels": labels if classes else None}))
-        megabytes = draft.stat().st_size / 1e6
+        megabytes = file.tell() / 1e6
     rate = len(written) / (time.monotonic() - start)
     kinds = f"{len({folder_of(name) for name in written})} classes" if classes else "no labels"
     return (
@@ -122,22 +122,17 @@ def prepare(
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes that name at the end, unless an error comes."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stray in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # of a run that was killed
-            stray.unlink()
-        draft.touch()
-    except OSError as error:
-        reason = f"cannot write to {path.parent} ({error.strerror})"
-        raise OSError(f"{reason}: choose another --dest") from error
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears at ``path`` when the block ends without an exception."""
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_drafts(path)
+            file = stack.enter_context(replacing(path))
+        except OSError as error:
+            reason = f"cannot write to {path.parent} ({error.strerror})"
+            raise OSError(f"{reason}: choose another --dest") from error
+        yield file
 
 
 def open_pictures(source: Path) -> Pictures:

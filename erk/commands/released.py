@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import click
 from filelock import FileLock, Timeout
 
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.io.download import fetch, sha256_of
 from erk.models.checkpoint import NETWORKS, Part
 from erk.models.presets import presets
@@ -175,7 +175,7 @@ def _converted(file: Released, dest: Path, convert: Convert, offline: bool) -> s
         source.unlink()
         raise ValueError(f"{error} It was removed from the cache.") from error
     hashes[file.name] = {"pickle": sha256_of(source), "safetensors": sha256_of(out)}
-    write_whole(dest / HASHES, (json.dumps(hashes, indent=1) + "\n").encode())
+    write_file(dest / HASHES, (json.dumps(hashes, indent=1) + "\n").encode())
     return told
 
 

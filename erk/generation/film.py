@@ -15,7 +15,7 @@ from erk.generation.job import Job, open_job
 from erk.generation.record import check_writable
 from erk.generation.sampling import conditions
 from erk.generation.sheets import Cell, captioned_sheet
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.sampler import integrate
 from erk.runtime.shards import shard_of
 
@@ -48,7 +48,7 @@ def write_film(place: str, options: dict[str, Any]) -> None:
     pictures[0].save(stream, KINDS[path.suffix], save_all=True, append_images=pictures[1:],
                      duration=pace, loop=0, **how)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, stream.getvalue())
+    write_file(path, stream.getvalue())
     click.echo(f"wrote {path}: x and D of {len(job.seeds[:SEEDS])} seeds")
 
 

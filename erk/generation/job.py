@@ -20,7 +20,7 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import Batch, Labels, check_labels, generate
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.generation.writer import beside, spare_cores, threads
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.settings import Settings
 from erk.models.model import Model, load_model
 from erk.runtime.distributed import World, from_first, gather, join, pick_device, wait
@@ -261,7 +261,7 @@ def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
     content: dict[str, Any] = {"seeds": seeds[order], "sigmas": sigmas, **rows}
     np.savez_compressed(stream, **content)
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, stream.getvalue())
+    write_file(place, stream.getvalue())
     click.echo(f"wrote {place}")
 
 

@@ -16,7 +16,7 @@ from itertools import accumulate, count, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from erk.io.atomic import naming
+from erk.io.atomic import attach_path
 
 PARTS, WHOLE = ".parts", "manifest.jsonl"
 NUMBER = rb"(\d{1,30}(?:\.\d{1,30})?(?:e(?:-\d{1,3}|\+?\d\d?))?|null)"  # finite
@@ -138,7 +138,7 @@ class Writer:
 
 def _append(path: Path, data: bytes) -> None:
     """Add to a file that is there, and see it on the disk; a new one would hide a lost one."""
-    with naming(path), open(path, "r+b") as file:
+    with attach_path(path), open(path, "r+b") as file:
         file.seek(0, os.SEEK_END)
         file.write(data)
         file.flush()

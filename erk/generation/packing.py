@@ -10,7 +10,7 @@ import numpy as np
 
 from erk.generation.images import pack_npz, pack_zip, png_bytes, read_png, row_bytes, sheet
 from erk.generation.manifest import WHOLE, Entry, Lines, entries, pictures_of, to_line
-from erk.io.atomic import naming, replacing, sync_folder, write_whole
+from erk.io.atomic import attach_path, fsync_folder, replacing, write_file
 
 ARCHIVES = {"zip": "images.zip", "npz": "images.npz"}
 ROUNDING = "at most 1 grey level between pictures of different batch sizes"
@@ -72,7 +72,7 @@ def put_together(folder: Path, kind: str, lines: Lines, batch: int | None = None
         else:
             for _ in listed():
                 pass
-    sync_folder(folder)
+    fsync_folder(folder)
     return tally.facts(batch)
 
 
@@ -80,13 +80,13 @@ def write_grid(folder: Path, images: Sequence[np.ndarray]) -> None:
     """grid.png, a contact sheet of pictures uint8 [C, H, W]."""
     pages = np.stack(images)
     scale = max(1, 48 // pages.shape[2])
-    write_whole(folder / "grid.png", png_bytes(sheet(pages, scale=scale)))
+    write_file(folder / "grid.png", png_bytes(sheet(pages, scale=scale)))
 
 
 def read_packed(entry: Entry, manifest: Path) -> bytes:
     """A picture, as a PNG file's bytes, from the file beside its manifest."""
     assert entry.at is not None and entry.bytes is not None
-    with naming(pictures_of(manifest)), open(pictures_of(manifest), "rb") as file:
+    with attach_path(pictures_of(manifest)), open(pictures_of(manifest), "rb") as file:
         file.seek(entry.at)
         return file.read(entry.bytes)
 

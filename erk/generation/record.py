@@ -4,13 +4,11 @@ import hashlib
 import json
 import math
 import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from erk.generation.seeds import parse_seeds
-from erk.io.atomic import naming, write_whole
+from erk.io.atomic import write_file, write_new_file
 from erk.io.untrusted import parse_json
 
 Record = dict[str, Any]
@@ -49,7 +47,7 @@ def _is_network(facts: Any) -> bool:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write run.json, whole or not at all."""
-    write_whole(folder / NAME, (json.dumps(record, indent=1) + "\n").encode())
+    write_file(folder / NAME, _encoded(record))
 
 
 def claim(folder: Path, record: Record) -> bool:
@@ -57,20 +55,11 @@ def claim(folder: Path, record: Record) -> bool:
 
     Where the file system knows no hard links the last one does.
     """
-    draft = folder / f".{NAME}.{secrets.token_hex(4)}.tmp"
-    try:
-        with naming(draft):
-            draft.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        try:
-            os.link(draft, folder / NAME)
-        except FileExistsError:
-            return False
-        except OSError:
-            write_record(folder, record)
-        return True
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+    return write_new_file(folder / NAME, _encoded(record))
+
+
+def _encoded(record: Record) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()
 
 
 def check_same(

@@ -29,7 +29,7 @@ from erk.generation.record import (
     write_record,
 )
 from erk.generation.seeds import few, format_seeds, parse_seeds
-from erk.io.atomic import unbroken, write_whole
+from erk.io.atomic import uninterrupted, write_file
 from erk.runtime.timing import OFF
 
 TOLD = ("nfe", "guide_nfe", "batches", "rounding")  # facts of a record that its pictures tell
@@ -138,7 +138,7 @@ class RunFolder:
         Raises OSError, among them FileNotFoundError if the folder has vanished.
         """
         listed = [self._named(entry) for entry in listed]
-        with unbroken(), self._still_there():
+        with uninterrupted(), self._still_there():
             if self.kind not in ARCHIVES:
                 list(self.each(self._write, listed, data))
             self._list(listed, data)
@@ -271,7 +271,7 @@ class RunFolder:
         place = self.folder / entry.file
         if self.subdirs:
             place.parent.mkdir(exist_ok=True)
-        write_whole(place, data)
+        write_file(place, data)
 
     def _entry(self, seed: int, data: bytes) -> Entry:
         return self._named(Entry(seed, "", hashlib.sha256(data).hexdigest(), ""))

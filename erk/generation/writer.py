@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Barrier
 from typing import Any
 
-from erk.io.atomic import unbroken
+from erk.io.atomic import uninterrupted
 
 DEPTH = 2  # pieces of work that wait, beside the one that is being done
 MOST = 8  # threads; more encode faster than a disk takes it
@@ -39,7 +39,7 @@ def beside(
             raise
 
     def hand_over(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        with unbroken():  # a signal between the lines must not lose what is handed over
+        with uninterrupted():  # a signal between the lines must not lose what is handed over
             while len(pending) > depth or (pending and pending[0].done()):
                 finish_first()
             pending.append(runner.submit(function, *args, **kwargs))
@@ -47,11 +47,11 @@ def beside(
     with _running(1) as runner:
         try:
             yield hand_over
-            with unbroken():
+            with uninterrupted():
                 while pending:
                     finish_first()
         finally:
-            with unbroken():
+            with uninterrupted():
                 runner.shutdown()
 
 

@@ -1,59 +1,105 @@
-"""Files that appear whole or not at all, and work that a signal does not cut in two."""
+"""Atomic file writes, and blocks of work that a signal does not interrupt."""
 
 import os
+import re
 import secrets
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.tmp")
+
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM asked this process to end; ``signum`` says which."""
+    """SIGINT or SIGTERM asked this process to end; ``signum`` is the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
 
 
-class _Held:
-    """Whether signals are held back just now, and the one that came meanwhile."""
+class _Deferred:
+    """Nesting depth of `uninterrupted` blocks, and the signal received inside them."""
 
     depth = 0
     signum: int | None = None
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` at the end, unless an error comes before.
-
-    The bytes are on the disk (fsync) before the name is, so that neither a killed process nor a
-    power cut leaves half a file under that name. Raises OSError, which names the file.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with naming(path):
-            with open(draft, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it never exists in part, whatever ends this process."""
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file atomically: `path` never holds a part of `data`. Raises OSError."""
     with replacing(path) as file:
         file.write(data)
 
 
-def sync_folder(folder: Path) -> None:
-    """Names given in a folder outlast a power cut from here on, where the system can do that."""
+def write_new_file(path: Path, data: bytes) -> bool:
+    """Write a file atomically unless it exists; return whether this call created it.
+
+    Of several processes that call it at the same time, one creates the file. On file systems
+    without hard links all of them do, and the last one wins. Raises OSError.
+    """
+    draft = draft_for(path)
+    try:
+        with attach_path(draft):
+            _write(draft, data)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            publish(draft, path)
+        return True
+    finally:
+        _remove(draft)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a draft that replaces `path` when the block ends without an exception.
+
+    The bytes are on disk (fsync) before the rename, so neither a killed process nor a power
+    failure leaves a partial file under that name. Raises OSError with a filename.
+    """
+    draft = draft_for(path)
+    try:
+        with attach_path(path):
+            with open(draft, "xb") as file:
+                yield file
+                _flush(file)
+            publish(draft, path)
+    except BaseException:
+        _remove(draft)
+        raise
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove the drafts that killed processes left of a file that nobody is writing now."""
+    for draft in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if draft_target(draft) == path.name:
+            draft.unlink()
+
+
+def draft_for(path: Path) -> Path:
+    """Return a unique hidden name beside `path` for its unfinished contents."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def draft_target(draft: Path) -> str | None:
+    """Return the name of the file that a draft was to become; None for any other file."""
+    match = _DRAFT.fullmatch(draft.name)
+    return match["name"] if match else None
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Rename a draft, whose bytes are on disk already, to its final name."""
+    os.replace(draft, path)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Fsync the directory so renames survive a power failure; no-op where unsupported."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -63,8 +109,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of writing that name no file name this one: a full disk does not say where."""
+def attach_path(path: Path) -> Iterator[None]:
+    """Attach `path` to an OSError raised without a filename (e.g. ENOSPC)."""
     try:
         yield
     except OSError as error:
@@ -75,7 +121,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped within; of the main thread alone, others see no signal."""
+    """Raise Stopped on SIGINT or SIGTERM inside the block (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,26 +134,42 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
-    """A signal that comes within is heard at the end: what was begun to be written is finished.
+def uninterrupted() -> Iterator[None]:
+    """Defer signals to the end of the block so writes are not interrupted.
 
-    Only the main thread hears signals, so in others there is nothing to hold back.
+    Only the main thread receives signals; in other threads this is a no-op.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Held.depth += 1
+    _Deferred.depth += 1
     try:
         yield
     finally:
-        _Held.depth -= 1
-        if _Held.depth == 0 and _Held.signum is not None:
-            signum, _Held.signum = _Held.signum, None
+        _Deferred.depth -= 1
+        if _Deferred.depth == 0 and _Deferred.signum is not None:
+            signum, _Deferred.signum = _Deferred.signum, None
             raise Stopped(signum)
 
 
 def _stop(signum: int, _: Any) -> None:
-    if _Held.depth:
-        _Held.signum = signum
+    if _Deferred.depth:
+        _Deferred.signum = signum
     else:
         raise Stopped(signum)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from erk.io.atomic import publish, write_file
+
 if TYPE_CHECKING:
     from requests import Response
 
@@ -149,8 +151,8 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
                 raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
         time.sleep(PAUSE * 2 ** (tries - 1))
     _check_hash(part, sha256, _shown(url), remove=(part, _beside(part, ".tag")))
-    hash_record(target).write_text(sha256_of(part) + "\n", "utf-8")
-    os.replace(part, target)
+    write_file(hash_record(target), f"{sha256_of(part)}\n".encode())
+    publish(part, target)
     _beside(part, ".tag").unlink(missing_ok=True)
 
 

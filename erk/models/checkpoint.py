@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from erk.io import pickles
+from erk.io.atomic import write_file
 from erk.io.download import sha256_of
 from erk.io.untrusted import parse_json
 from erk.models import edm, edm2
@@ -177,8 +178,8 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     card = json.dumps(facts | checkpoint.card | facts, indent=1) + "\n"  # in this order
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
-        _replace(path.with_suffix(".json"), card.encode())
+        write_file(path, data)
+        write_file(path.with_suffix(".json"), card.encode())
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}); choose another place.") from error
 
@@ -273,12 +274,3 @@ def _plain(value: Any, items: Iterator[int]) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

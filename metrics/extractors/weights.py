@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple, TypeGuard
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from erk.io.atomic import write_file
 from erk.io.download import fetch, hash_record, sha256_of
 from erk.io.untrusted import member_of
 
@@ -121,12 +123,8 @@ def _record(record: Path, digest: str) -> None:
     """Keep the hash for the next time; a cache that can only be read goes without."""
     if record.exists():
         return
-    part = record.with_name(f"{record.name}.{os.getpid()}")  # other processes may do the same
-    try:
-        part.write_text(digest + "\n", "utf-8")
-        os.replace(part, record)
-    except OSError:
-        part.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_file(record, f"{digest}\n".encode())
 
 
 def _read(path: Path) -> State:

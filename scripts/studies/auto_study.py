@@ -22,7 +22,7 @@ from torch import Tensor
 
 from erk.calibration.solver_error import converged, ratio
 from erk.commands.cli import CONTEXT, clean_exit
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.corrections import auto
 from erk.method.point import norm
 from erk.method.sampler import solve
@@ -154,8 +154,8 @@ def save(place: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows and their table."""
     place.parent.mkdir(parents=True, exist_ok=True)
     told = json.dumps({"rows": rows, "first seed": FIRST}, indent=1)
-    write_whole(place, (told + "\n").encode())
-    write_whole(place.with_suffix(".md"), text(rows).encode())
+    write_file(place, (told + "\n").encode())
+    write_file(place.with_suffix(".md"), text(rows).encode())
 
 
 if __name__ == "__main__":

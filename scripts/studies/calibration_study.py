@@ -22,7 +22,7 @@ from torch import Tensor
 from erk.calibration.fit import USUAL, Batch, fit
 from erk.calibration.solver_error import converged, exact_drift, ratio, reference_path
 from erk.commands.cli import CONTEXT, clean_exit
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.corrections import auto
 from erk.method.point import norm
 from erk.method.sampler import solve
@@ -152,8 +152,8 @@ def save(place: Path, rows: list[dict[str, Any]]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     facts = {"seeds": f"{HELD_OUT[0]}-{HELD_OUT[-1]}", "calibration": f"{OWN[0]}-{OWN[-1]}"}
     told = {"rows": rows, **facts}
-    write_whole(place, (json.dumps(told, indent=1) + "\n").encode())
-    write_whole(place.with_suffix(".md"), to_markdown(table(rows)).encode())
+    write_file(place, (json.dumps(told, indent=1) + "\n").encode())
+    write_file(place.with_suffix(".md"), to_markdown(table(rows)).encode())
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from erk.calibration.problem import Problem
 from erk.calibration.solver_error import converged, errors, reference_path
 from erk.commands import generate
 from erk.commands.calibrate import main
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.drift import GuidedDrift
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
@@ -169,8 +169,8 @@ def test_a_killed_calibration_goes_on_to_the_same_card(card, tmp_path, monkeypat
     written = []
     monkeypatch.setattr(
         calibrate_job,
-        "write_whole",
-        lambda path, data: (written.append(path.name), write_whole(path, data)),
+        "write_file",
+        lambda path, data: (written.append(path.name), write_file(path, data)),
     )
     assert command(*JOB, "--out", str(place)).exit_code == 0
     assert len(written) > 2 and not {*written} & {*kept}

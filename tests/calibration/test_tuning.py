@@ -17,7 +17,7 @@ from erk.calibration import tune as tuning
 from erk.calibration import tune_job
 from erk.calibration.problem import ExactToy, Problem, count_nfe, run
 from erk.commands.tune import main
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 from erk.method.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -147,8 +147,8 @@ def test_a_killed_tuning_goes_on_to_the_same_card(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(
         tune_job,
-        "write_whole",
-        lambda path, data: (written.append(path.name), write_whole(path, data)),
+        "write_file",
+        lambda path, data: (written.append(path.name), write_file(path, data)),
     )
     again = card_of(place, *command[2:-1], *QUICK)
     assert len(kept) >= 3 and len(written) > 2 and not {*written} & {*kept}

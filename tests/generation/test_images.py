@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from erk.generation.images import image_path, pack_npz, pack_zip, png_bytes, read_png, sheet
-from erk.io.atomic import write_whole
+from erk.io.atomic import write_file
 
 
 def smooth(channels, size=256):
@@ -27,7 +27,7 @@ def random_picture(channels, seed=0, height=9, width=13):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip(channels, tmp_path):
     picture = random_picture(channels)
-    write_whole(tmp_path / "a.png", png_bytes(picture))
+    write_file(tmp_path / "a.png", png_bytes(picture))
     assert (read_png(tmp_path / "a.png") == picture).all()
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == {1: "L", 3: "RGB"}[channels] and image.size == (13, 9)
@@ -51,26 +51,6 @@ def test_image_path(tmp_path):
     assert image_path(tmp_path, 12345678) == tmp_path / "12345678.png"
 
 
-def test_write_whole_replaces_and_leaves_nothing_else(tmp_path):
-    place = tmp_path / "a.txt"
-    write_whole(place, b"one")
-    write_whole(place, b"two")
-    assert place.read_bytes() == b"two" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_write_whole_never_shows_a_part(tmp_path, monkeypatch):
-    place = tmp_path / "a.txt"
-    write_whole(place, b"whole")
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(place, b"new and never put in place")
-    assert place.read_bytes() == b"whole"
-
-
 def named(paths, root):
     return [(path.relative_to(root).as_posix(), path.read_bytes()) for path in paths]
 
@@ -83,7 +63,7 @@ def pictures(request, tmp_path):
     for seed, array in arrays.items():
         place = image_path(root, seed, subdirs=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, png_bytes(array))
+        write_file(place, png_bytes(array))
     return root, arrays
 
 

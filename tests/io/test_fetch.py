@@ -295,7 +295,7 @@ def test_offline_uses_the_cache_alone(site, tmp_path, monkeypatch):
 
 def test_two_processes_download_once(site, tmp_path):
     site.faults = ["wait"]
-    program = "import sys; from erk.fetch import fetch; print(fetch(*sys.argv[1:]))"
+    program = "import sys; from erk.io.download import fetch; print(fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, **options) for _ in range(2)]
@@ -307,7 +307,7 @@ def test_two_processes_download_once(site, tmp_path):
 def test_another_process_goes_on_when_the_first_is_killed(site, tmp_path):
     """The lock of a dead process is nobody's, and what it had fetched is not fetched again."""
     site.faults = ["stall"]
-    program = "import sys; from erk.fetch import fetch; print(fetch(*sys.argv[1:]))"
+    program = "import sys; from erk.io.download import fetch; print(fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     part = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl.part"
@@ -414,5 +414,5 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 
 def test_importing_it_loads_no_other_package():
     heavy = "{'requests', 'filelock', 'huggingface_hub', 'tqdm', 'torch'}"
-    program = f"import sys, erk.fetch; sys.exit(bool({heavy} & set(sys.modules)))"
+    program = f"import sys, erk.io.download; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

@@ -137,9 +137,10 @@ class Forbidden:
     def find_spec(self, name, path=None, target=None):
         if name.partition('.')[0] in ('torch_utils', 'dnnlib', 'training'):
             raise AssertionError(f'{name} was imported')
-import erk.pickles, torch, numpy
+import torch, numpy
+from erk.io import pickles
 sys.meta_path.insert(0, Forbidden())
-print(sum(len(list(erk.pickles.load(p)['ema'].tensors())) > 9 for p in sys.argv[1:]))
+print(sum(len(list(pickles.load(p)['ema'].tensors())) > 9 for p in sys.argv[1:]))
 """
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, FILES)],

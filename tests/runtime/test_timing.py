@@ -43,8 +43,8 @@ def test_every_second_is_somewhere(tmp_path, monkeypatch):
     profile = Profile(CPU, clock)
     monkeypatch.setattr(model.network, "forward", clock.takes(5, model.network.forward))
     monkeypatch.setattr(model.encoder, "decode", clock.takes(7, model.encoder.decode))
-    monkeypatch.setattr(erk.jobs.folder, "png_bytes", clock.takes(2, erk.jobs.folder.png_bytes))
-    monkeypatch.setattr(erk.jobs.folder, "write_whole", clock.takes(3, lambda *_: None))
+    monkeypatch.setattr(erk.generation.run_folder, "png_bytes", clock.takes(2, erk.generation.run_folder.png_bytes))
+    monkeypatch.setattr(erk.generation.run_folder, "write_file", clock.takes(3, lambda *_: None))
     folder = RunFolder(tmp_path, "png", False, {})
     folder.profile = profile
     (tmp_path / ".parts").mkdir()
