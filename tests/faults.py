@@ -25,7 +25,7 @@ from erk.commands import generate
 from erk.generation.seeds import parse_seeds
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "faults", "erk.generation.job", "sklearn.datasets"])
+SERVER.set_forkserver_preload(["pytest", "faults", "erk.generation.run", "sklearn.datasets"])
 Image.init()  # Pillow loads its formats at first use, which every fork would do anew
 HERE = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 FILE_OPERATIONS = ("fsync", "replace", "link", "unlink", "mkdir", "rmdir")

@@ -29,7 +29,8 @@ from faults import (
     start_ranks,
 )
 
-import erk.generation.job
+import erk.generation.options
+import erk.generation.run
 import metrics.extraction
 from erk.commands import evaluate
 from erk.commands.generate import main
@@ -72,7 +73,7 @@ def refused(done, message):
 @contextmanager
 def after(batches, fault):
     """Within, ``fault(monkeypatch)`` comes when so many batches are written."""
-    original, store = erk.jobs.run.generate, erk.jobs.run._store
+    original, store = erk.generation.run.generate, erk.generation.run._store
     written = threading.Semaphore(0)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -88,8 +89,8 @@ def after(batches, fault):
             store(*arguments)
             written.release()
 
-        patch.setattr(erk.jobs.run, "generate", watched)
-        patch.setattr(erk.jobs.run, "_store", counted)
+        patch.setattr(erk.generation.run, "generate", watched)
+        patch.setattr(erk.generation.run, "_store", counted)
         yield
 
 
@@ -136,7 +137,7 @@ def test_writing_fails_in_the_middle(kind, code, run, undisturbed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_with_many_threads_that_write(kind, run, undisturbed, monkeypatch):
     """All have ended when the command does; the order of lines stays that of the batches."""
-    monkeypatch.setattr(erk.jobs.run, "spare_cores", lambda: 4)
+    monkeypatch.setattr(erk.generation.run, "spare_cores", lambda: 4)
     with after(2, no_more_writing(errno.ENOSPC)):
         refused(run(*JOB, kind=kind), "No space left on device")
     assert not list(Path("out").rglob("*.tmp"))
@@ -238,7 +239,7 @@ def test_too_many_open_files(kind, tmp_path, undisturbed):
 
 def too_large(limit, error):
     """A fault: the network takes ``limit`` pictures at a time, and no more."""
-    original = erk.jobs.run.load_model
+    original = erk.generation.options.load_model
 
     class Small:
         def __init__(self, *arguments, **named):
@@ -269,7 +270,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, run, monkeypatch):
     """Twice, from 8 to 2: the bytes are those of a run with --batch 2, and the record tells."""
     job = [*JOB, "--batch", "8"]
     assert run(*JOB, "--batch", "2", "--outdir", "two").exit_code == 0
-    monkeypatch.setattr(erk.jobs.run, "load_model", too_large(3, error))
+    monkeypatch.setattr(erk.generation.options, "load_model", too_large(3, error))
     done = run(*job)
     assert done.exit_code == 0
     for large, small in ((8, 4), (4, 2)):
@@ -282,7 +283,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, run, monkeypatch):
 
 
 def test_not_even_one_picture_fits(run, monkeypatch):
-    monkeypatch.setattr(erk.jobs.run, "load_model", too_large(0, MEMORY_ERRORS[0]))
+    monkeypatch.setattr(erk.generation.options, "load_model", too_large(0, MEMORY_ERRORS[0]))
     refused(run(*JOB), "even one image at a time: free some, or take another --device")
     assert os.listdir() == []
 
@@ -291,12 +292,13 @@ def test_the_network_does_not_fit(run, monkeypatch):
     def failing(*_, **__):
         raise MEMORY_ERRORS[0]
 
-    monkeypatch.setattr(erk.jobs.run, "load_model", failing)
+    monkeypatch.setattr(erk.generation.options, "load_model", failing)
     refused(run(*JOB), "the networks do not fit into the memory")
 
 
 def test_other_errors_are_not_taken_for_lost_memory(run, monkeypatch):
-    monkeypatch.setattr(erk.jobs.run, "load_model", too_large(0, RuntimeError("a mistake")))
+    mistake = too_large(0, RuntimeError("a mistake"))
+    monkeypatch.setattr(erk.generation.options, "load_model", mistake)
     with pytest.raises(RuntimeError, match="a mistake"):
         CliRunner().invoke(main, JOB, catch_exceptions=False)
 
@@ -305,7 +307,7 @@ def test_a_streamed_measurement_halves_its_batches(run, monkeypatch):
     """Sampling and measuring, each on its own; the numbers are those of half the batch."""
     monkeypatch.setenv("ERK_CACHE", str(Path("cache").absolute()))
     measure = [*JOB, "--evaluate", "digits", "--json", "row.json"]
-    monkeypatch.setattr(erk.jobs.run, "load_model", too_large(2, MEMORY_ERRORS[0]))
+    monkeypatch.setattr(erk.generation.options, "load_model", too_large(2, MEMORY_ERRORS[0]))
     original = digits.DigitsExtractor.__call__
 
     def small(self, images):
@@ -326,7 +328,7 @@ def test_a_streamed_measurement_halves_its_batches(run, monkeypatch):
 
 def with_little_memory(arguments):
     """The command, with 1/4 GiB for all that it still asks for after the network is there."""
-    original = erk.jobs.run.load_model
+    original = erk.generation.options.load_model
 
     def limited(*given, **named):
         model = original(*given, **named)
@@ -335,7 +337,7 @@ def with_little_memory(arguments):
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(erk.jobs.run, "load_model", limited)
+        patch.setattr(erk.generation.options, "load_model", limited)
         command(arguments)
 
 

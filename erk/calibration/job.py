@@ -31,10 +31,16 @@ from erk.calibration.solver_error import (
     ratio,
     reference_path,
 )
-from erk.generation.job import load_networks
-from erk.generation.options import DEFAULTS, labels_of, networks_of, settings_of
+from erk.generation.job import Labels, check_labels
+from erk.generation.options import (
+    DEFAULTS,
+    labels_of,
+    load_networks,
+    networks_of,
+    settings_of,
+)
 from erk.generation.record import check_writable
-from erk.generation.sampling import Labels, check_labels, conditions
+from erk.generation.sampling import draw_inputs
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.atomic import write_file
 from erk.method.corrections import DIRECTIONS
@@ -235,7 +241,7 @@ def paths(
     groups = [seeds[i : i + job.batch] for i in range(0, len(seeds), job.batch)]
     quiet = 0.5 if sys.stderr.isatty() else 30
     for number, group in enumerate(tqdm(groups, f"reference paths ({role})", mininterval=quiet)):
-        _, noise, _, labels = conditions(job.model, group, job.labels, job.noise_device)
+        _, noise, _, labels = draw_inputs(job.model, group, job.labels, job.noise_device)
         noise, place = noise.to(job.plan.dtype), job.work / f"{role}-{number:06d}.safetensors"
         if not place.exists():
             drift = exact_drift(job.plan, job.model, labels, job.guide)

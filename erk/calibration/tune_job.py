@@ -23,12 +23,10 @@ from erk.calibration.problem import ExactToy, Problem, count_nfe, leveled
 from erk.calibration.solver_error import EVALUATIONS
 from erk.calibration.tune import Keep, Trial, Tuned
 from erk.calibration.tune_plot import picture
-from erk.generation.job import Job, open_job
-from erk.generation.options import DEFAULTS, labels_of, networks_of, settings_of
-from erk.generation.record import plain
-from erk.generation.sampling import conditions
+from erk.generation.job import Job, computation, plain
+from erk.generation.options import DEFAULTS, labels_of, networks_of, open_job, settings_of
+from erk.generation.sampling import draw_inputs
 from erk.generation.seeds import format_seeds, parse_seeds
-from erk.generation.stream import CODE, code_key, settings_key
 from erk.io.atomic import uninterrupted, write_file
 from erk.method.settings import Settings
 from erk.models.noise import noise_and_labels
@@ -138,20 +136,20 @@ def open_problem(asked: Asked) -> tuple[Problem, dict[str, Any], str]:
         toy = ExactToy()
         problem = Problem(toy, None, asked.settings, partial(noise_and_labels, model=toy), batch)
         facts = {"network": {"name": toy.name, "sha256": toy.sha256}, "guide": None}
-        told = [plain(dataclasses.asdict(asked.settings)), toy.sha256, batch, code_key(CODE)]
+        told = [plain(dataclasses.asdict(asked.settings)), toy.sha256, batch, computation()]
         key = json.dumps(told, sort_keys=True)
     else:
         job = open_job(asked.options)
         problem = Problem(job.model, job.guide, job.settings, partial(beginning, job), batch)
-        facts = {name: job.facts[name] for name in ("network", "guide")}
-        key = settings_key(job)
+        facts = {name: job.metadata[name] for name in ("network", "guide")}
+        key = job.key()
     rest = [key, asked.seeds, asked.held_out, asked.evaluations, asked.check]
     return problem, facts, hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def beginning(job: Job, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Noise and labels of the seeds, as generate.py draws them."""
-    _, noise, _, labels = conditions(job.model, seeds, job.labels, job.noise_device)
+    _, noise, _, labels = draw_inputs(job.model, seeds, job.labels, job.noise_device)
     return noise, labels
 
 

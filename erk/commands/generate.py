@@ -124,7 +124,7 @@ def main(**options: Any) -> None:
     if given:
         raise ValueError(f"--{given[0].removesuffix('_path')} says how to measure: add --evaluate")
     from erk.generation.film import check_film, write_film
-    from erk.generation.job import run
+    from erk.generation.run import run
 
     if animate is not None:
         check_film(animate)
@@ -135,9 +135,10 @@ def main(**options: Any) -> None:
 
 def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]) -> None:
     """From the sampler to the numbers; features are kept, so a killed run goes on."""
-    from erk.generation.job import open_job
-    from erk.generation.record import check_writable, plain
-    from erk.generation.stream import pieces, settings_key, told_facts
+    from erk.generation.job import plain
+    from erk.generation.options import open_job
+    from erk.generation.record import check_writable
+    from erk.generation.stream import image_chunks, summarize
     from erk.runtime.distributed import join, pick_device
     from erk.runtime.shards import shard_of
     from metrics.judge import extract_share, load_judge, measure_chunks
@@ -156,18 +157,18 @@ def _measure(ref: str, options: dict[str, Any], measuring: dict[str, str | None]
     job = open_job(options)
     with join(device) as world:
         if shard is not None:
-            extract_share(by, world, pieces(job), len(job.seeds), shard)
+            extract_share(by, world, image_chunks(job), len(job.seeds), shard)
             where = f"its features are in {by.how.folder}; run this with --shard 0/1 when all are"
             click.echo(f"shard {shard[0]} of {shard[1]}: {where} done")
             return
-        verdict = measure_chunks(by, world, pieces(job), len(job.seeds))
+        verdict = measure_chunks(by, world, image_chunks(job), len(job.seeds))
     if verdict is None:
         return
-    key = settings_key(job)
+    key = job.key()
     name = options["preset"] or Path(options["net"]).stem
-    run = {"settings": plain(job.identity), "settings_key": key} | job.facts
-    row = {"images": f"{name}, not stored", "seeds": job.facts["seeds"]} | to_row(by, verdict)
-    row |= told_facts(verdict.found.facts, job.batch) | {"run": run}
+    run = {"settings": plain(job.identity), "settings_key": key} | job.metadata
+    row = {"images": f"{name}, not stored", "seeds": job.metadata["seeds"]} | to_row(by, verdict)
+    row |= summarize(verdict.found.facts, job.batch) | {"run": run}
     place = measuring["json_path"] or Path("results") / f"{name}-{Path(ref).stem}-{key[:8]}.json"
     click.echo(text(by, row, verdict.result))
     click.echo(f"row written to {write(place, to_json(row))}")

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erk.generation.job import Job, open_job
+from erk.generation.job import Job
+from erk.generation.options import open_job
 from erk.generation.record import check_writable
-from erk.generation.sampling import conditions
+from erk.generation.sampling import draw_inputs
 from erk.generation.sheets import Cell, captioned_sheet
 from erk.io.atomic import write_file
 from erk.method.sampler import integrate
@@ -60,7 +61,7 @@ def film(job: Job) -> list[np.ndarray]:
     decoded as pictures are, latents by their decoder.
     """
     seeds, model = job.seeds[:SEEDS], job.model
-    source, noise, _, vectors = conditions(model, seeds, job.labels, job.noise_device)
+    source, noise, _, vectors = draw_inputs(model, seeds, job.labels, job.noise_device)
     drift = job.settings.drift(model, vectors, job.guide)
     frames: list[np.ndarray] = []
     for end, step in integrate(drift, noise, job.settings, source.randn_like):

@@ -1,280 +1,117 @@
-"""What generate.py does: options in, a finished folder out, spread over processes."""
+"""The job: which networks, settings, seeds and labels images are sampled with."""
 
-import functools
-import io
-import os
-import sys
-from pathlib import Path
-from typing import Any, NamedTuple
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import click
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from erk.calibration.card import Card
-from erk.generation.options import identity_of, labels_of, networks_of, settings_of
-from erk.generation.packing import write_grid
-from erk.generation.record import check_writable
-from erk.generation.run_folder import RunFolder
-from erk.generation.sampling import Batch, Labels, check_labels, generate
-from erk.generation.seeds import format_seeds, parse_seeds
-from erk.generation.writer import beside, spare_cores, threads
-from erk.io.atomic import write_file
 from erk.method.settings import Settings
-from erk.models.model import Model, load_model
-from erk.runtime.distributed import World, from_first, gather, join, pick_device, wait
-from erk.runtime.memory import keep_freed_memory, load_fitting
-from erk.runtime.provenance import provenance
-from erk.runtime.shards import shard_of
-from erk.runtime.timing import OFF, Profile
+
+VERSION = 1
+"""Version of the computation from seeds to images: raise it when the images change.
+
+Features and table rows kept by an earlier version are then computed again. The test
+tests/generation/test_version.py compares images with stored ones and fails as a reminder.
+"""
+
+STORAGE = ("format", "subdirs")
+"""Names in an identity that say how files are stored; they do not change an image."""
+
+Labels = str | int | Mapping[int, int]
+"""'random' (drawn per seed), 'balanced' (seed mod classes), one class, or {seed: class}."""
 
 
-class Job(NamedTuple):
-    """What is to be made, checked, with the networks in place."""
+@dataclass(frozen=True)
+class Job:
+    """What to sample: networks, settings, seeds and labels.
 
-    model: Model
-    guide: Model | None
-    settings: Settings
-    seeds: list[int]
-    labels: Labels
-    batch: int
-    noise_device: str | None  # where noise is drawn; None: where the model is
-    identity: dict[str, Any]  # all that a picture depends on, beside its seed
-    facts: dict[str, Any]  # networks, command, device and versions, for the record
-
-
-def open_job(options: dict[str, Any]) -> Job:
-    """Read the options of generate.py and load the networks; writes nothing.
-
-    Everything that can be checked is checked before weights are read. Raises ValueError or
-    OSError, each with one sentence.
+    Parameters
+    ----------
+    model : erk.Model
+        The denoiser, with its decoder.
+    settings : Settings
+        The sampling settings.
+    guide : erk.Model, optional
+        The guiding network; needed if `settings.guidance` is not 1.
+    seeds : sequence of int
+        One image per seed.
+    labels : 'random', 'balanced', int or mapping
+        The class of each seed.
+    batch : int
+        Images that the networks see at a time.
+    noise_device : str, optional
+        Where random numbers are drawn; default: the model's device.
+    identity : dict
+        Everything but the seed that an image depends on, and how images are stored.
+    metadata : dict
+        Networks, command, device and versions, as run.json records them.
     """
-    return _open(_plan(options), options)
+
+    model: Any
+    settings: Settings = field(default_factory=Settings)
+    guide: Any = None
+    seeds: Sequence[int] = ()
+    labels: Labels = "random"
+    batch: int = 32
+    noise_device: str | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def key(self) -> str:
+        """Hash networks, settings, batch size and versions into 64 hexadecimal digits.
+
+        Two jobs with the same key give the same image for the same seed.
+        """
+        networks = [self.model.sha256, self.guide and self.guide.sha256]
+        content = [image_identity(self.identity), networks, self.batch, computation()]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def run(**options: Any) -> None:
-    """Make all pictures that `options` (those of generate.py) ask for and that are not there yet.
+def computation() -> list[Any]:
+    """Return the versions that image bytes depend on: the sampler's and PyTorch's."""
+    return [VERSION, torch.__version__]
 
-    Everything that can be checked is checked before weights are read, and everything else before
-    anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
-    """
-    plan, shard = _plan(options), shard_of(options["shard"])
-    if shard is not None:
-        click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
-    place = Path(options["outdir"])
-    folder = RunFolder(place, options["kind"], options["subdirs"], plan.identity, shard)
-    pending = folder.check(plan.seeds)
-    if options["trace"] is not None:
-        check_writable(Path(options["trace"]).absolute().parent)
-    if not pending and folder.record:
-        if os.environ.get("RANK", "0") == "0":
-            _nothing_to_make(folder, plan.seeds, options)
+
+def image_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity as JSON holds it, without the names of `STORAGE`."""
+    return {name: plain(value) for name, value in identity.items() if name not in STORAGE}
+
+
+def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
+    """Raise ValueError if labels ask for a class that a model with `label_dim` does not have."""
+    if labels == "random":
         return
-    card = plan.settings.erk
-    if isinstance(card, Card) and card.doubt and os.environ.get("RANK", "0") == "0":
-        click.echo(card.doubt, err=True)
-    job = _open(plan, options)
-    folder.check_networks(job.facts)
-    with join(plan.device) as world:
-        folder.rank = world.rank
-        folder.profile = Profile(plan.device) if options["profile"] else OFF
-        pending = from_first(world, pending)
-        if world.rank == 0:
-            folder.begin({**job.facts, "processes": world.size})
-        wait(world)
-        try:
-            _make(world, folder, pending, job, options["trace"])
-        except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
-            if world.size == 1 and shard is None:  # others may be writing there still
-                folder.abandon()
-            raise
-        wait(world)
-        if world.rank == 0:
-            _end(folder, job.seeds, options)
-            if options["profile"]:
-                click.echo(folder.profile.table())
-
-
-class _Plan(NamedTuple):
-    """What the options say, before any weights are read."""
-
-    net: str
-    gnet: str | None
-    settings: Settings
-    seeds: list[int]
-    labels: Labels
-    device: torch.device
-    identity: dict[str, Any]
-
-
-def _plan(options: dict[str, Any]) -> _Plan:
-    net, gnet, guidance = networks_of(options)
-    settings = settings_of(options, guidance)
-    seeds = parse_seeds(options["seeds"])
-    labels = labels_of(options["labels"], options["class_idx"])
-    device = pick_device(options["device"])
-    identity = identity_of(options, settings, net, gnet, device)
-    return _Plan(net, gnet, settings, seeds, labels, device, identity)
-
-
-def _open(plan: _Plan, options: dict[str, Any]) -> Job:
-    model, guide = load_fitting(load_networks, options, plan.net, plan.gnet, plan.device)
-    check_labels(plan.labels, model.label_dim, plan.seeds)
-    sigmas = plan.settings.sigmas(model)  # some networks have none for some schedules
-    facts = {
-        "seeds": format_seeds(plan.seeds),
-        "images": len(plan.seeds),
-        "batch": options["batch"],
-        "network": _describe(model),
-        "guide": guide and _describe(guide),
-        **provenance(plan.device),
-    }
-    if plan.settings.erk is not None:
-        correction = plan.settings.correction(sigmas, model, guide)
-        facts["correction"] = correction._asdict()
-        if not any(map(any, correction.weights)) and os.environ.get("RANK", "0") == "0":
-            click.echo(f"--erk auto can do nothing for {plan.settings.solver} at these noise "
-                       "levels: the pictures are those without it", err=True)  # fmt: skip
-    noise_device = "cpu" if options["noise"] == "cpu" else None
-    return Job(
-        model, guide, plan.settings, plan.seeds, plan.labels, options["batch"], noise_device,
-        plan.identity, facts,
-    )  # fmt: skip
-
-
-def load_networks(
-    options: dict[str, Any], net: str, gnet: str | None, device: torch.device
-) -> tuple[Model, Model | None]:
-    """The network and its guide, if any, on a device that rounds alike in every run.
-
-    `options`: precision, offline and, for the decoder of latents, vae.
-    """
-    if device.type == "cpu":
-        keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on threads' shares
-    torch.backends.cudnn.deterministic = True
-    how = {name: options[name] for name in ("precision", "offline", "compiled")}
-    vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
-    model = load_model(net, device, **vae, **how)
-    if gnet is None:
-        return model, None
-    guide = model if gnet == net else load_model(gnet, device, **how)
-    _check_guide(model, guide)
-    return model, guide
-
-
-def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: str | None) -> None:
-    """This process's share: every size-th batch of the pending seeds.
-
-    Batches are encoded and written while the next ones are sampled.
-    """
-    size = job.batch
-    batches = [pending[i : i + size] for i in range(0, len(pending), size)]
-    own = [seed for batch in batches[world.rank :: world.size] for seed in batch]
-    made = generate(
-        job.model, own, job.settings, guide_model=job.guide, labels=job.labels, batch=size,
-        noise_device=job.noise_device, trace=trace is not None, profile=folder.profile,
-    )  # fmt: skip
-    traces = []
-    quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
-    with (
-        tqdm(
-            total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
-        ) as bar,
-        folder.profile.host("wall"),
-        threads(spare_cores()) as folder.each,
-        beside(functools.partial(folder.profile.host, "waited")) as hand_over,
-    ):
-        for batch in made:
-            hand_over(_store, folder, batch, bar)
-            if batch.trace is not None:
-                traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
-    if trace is not None:
-        parts = [part for share in gather(world, traces) for part in share]
-        if parts and world.rank == 0:
-            _write_trace(Path(trace), parts, job.settings.sigmas(job.model)[:-1].numpy())
-
-
-def _store(folder: RunFolder, batch: Batch, bar: Any) -> None:
-    """Write a batch; runs in a thread."""
-    folder.add(
-        batch.seeds, batch.images.numpy(), batch=batch.size, nfe=batch.nfe,
-        guide_nfe=batch.guide_nfe,
-    )  # fmt: skip
-    bar.update(len(batch.seeds))
-
-
-def _check_guide(model: Any, guide: Any) -> None:
-    if guide.sample_shape != model.sample_shape:
-        raise ValueError(
-            f"the guide makes samples of shape {guide.sample_shape}, the network "
-            f"{model.sample_shape}; give a guide for the same data."
-        )
-    if guide.label_dim not in (0, model.label_dim):
-        raise ValueError(
-            f"the guide has {guide.label_dim} classes, the network {model.label_dim}; give a "
-            "guide with the same classes or with none."
-        )
-
-
-def _end(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
-    """Complete the run, or, as one of several shards, leave that to the one that ends last."""
-    grid_of = seeds[:100] if options["grid"] else []
-    if folder.shard is None:
-        folder.finish(grid_of)
-    elif not folder.finish_together(grid_of):
-        i, n = folder.shard
-        click.echo(f"{folder.folder}: shard {i} of {n} is done; the shard that ends last completes "
-                   "the run, and so does this command with --shard 0/1")  # fmt: skip
+    if isinstance(labels, str) and labels != "balanced":
+        raise ValueError(f"unknown labels '{labels}'; choose random, balanced or a file.")
+    if label_dim == 0:
+        raise ValueError("this model has no classes; leave out --class and --labels.")
+    if isinstance(labels, str):
         return
-    if grid_of:
-        click.echo(f"wrote {folder.folder / 'grid.png'}")
-    _report(folder, seeds)
+    if not isinstance(labels, int):
+        missing = next((seed for seed in seeds if seed not in labels), None)
+        if missing is not None:
+            raise ValueError(
+                f"the label file has no line for seed {missing}; add it, or name its seeds with "
+                "--seeds."
+            )
+    classes = [labels] if isinstance(labels, int) else [labels[seed] for seed in seeds]
+    wrong = next((c for c in classes if not 0 <= c < label_dim), None)
+    if wrong is not None:
+        raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
 
 
-def _nothing_to_make(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
-    if options["trace"] is not None:
-        click.echo("no trace was written: it covers the pictures that a run makes, and none was.")
-    if not folder.record["complete"]:  # stopped before its last words, or made by shards
-        if folder.shard is None:
-            folder.resume(seeds)
-        _end(folder, seeds, options)
-        return
-    folder.tidy()
-    click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
-    place = folder.folder / "grid.png"
-    if options["grid"] and folder.kind == "png" and not place.exists():
-        write_grid(folder.folder, folder.images(seeds[:100]))
-        click.echo(f"wrote {place}")
-
-
-def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
-    """Telemetry [steps, N] of the N seeds made in this run, in seed order, with the sigmas."""
-    seeds = np.concatenate([part["seeds"] for part in parts])
-    order = np.argsort(seeds)
-    names = [name for name in parts[0] if name != "seeds"]
-    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
-    stream = io.BytesIO()
-    rows = {name: values[:, order] for name, values in joined.items()}
-    content: dict[str, Any] = {"seeds": seeds[order], "sigmas": sigmas, **rows}
-    np.savez_compressed(stream, **content)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_file(place, stream.getvalue())
-    click.echo(f"wrote {place}")
-
-
-def _describe(model: Any) -> dict[str, str]:
-    return {"name": model.name, "sha256": model.sha256, "licence": model.licence}
-
-
-def _report(folder: RunFolder, seeds: list[int]) -> None:
-    told = folder.record
-    nfe = f", NFE {told['nfe']:g}" if "nfe" in told else ""  # else their lines were lost
-    if told.get("guide_nfe"):
-        nfe += f" + {told['guide_nfe']:g} of the guide"
-    click.echo(f"{folder.folder}: {len(seeds)} pictures{nfe}{' per picture' if nfe else ''}.")
-    if "batches" in told:
-        sizes = ", ".join(f"{n} at {size}" for size, n in told["batches"].items())
-        click.echo(f"batch sizes: {sizes}; {told['rounding']}")
+def plain(value: Any) -> Any:
+    """Convert a value to what JSON can hold; infinities and types become their names."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

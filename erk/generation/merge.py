@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from erk.generation.archives import ARCHIVES, check_bytes, read_packed
 from erk.generation.images import image_path, png_bytes, read_png, row_bytes
 from erk.generation.listing import listed_seeds, seeds_there
 from erk.generation.manifest import Entry, Lines, Marks, entries, in_order, manifests, pictures_of
-from erk.generation.packing import ARCHIVES, check_bytes, read_packed
 from erk.generation.record import check_same, read_record, settings_hash
 from erk.generation.run_folder import GROUP, RunFolder
 from erk.generation.seeds import few, format_seeds, parse_seeds

@@ -1,34 +1,114 @@
-"""From the options of generate.py to what the job needs; every mistake is found here."""
+"""From the options of `erk generate` to a job; every mistake is found before weights are read."""
 
 import contextlib
+import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from erk.calibration.card import Card, opened
-from erk.generation.sampling import Labels
+from erk.generation.job import VERSION, Job, Labels, check_labels
+from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.download import sha256_of
 from erk.method.settings import Settings
+from erk.models.model import Model, load_model
 from erk.models.presets import find_preset
+from erk.runtime.distributed import pick_device
+from erk.runtime.memory import keep_freed_memory, load_fitting
+from erk.runtime.provenance import provenance
 
-SAMPLING = ("solver", "steps", "sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "erk",
-            "erk_scale", "erk_proj", "S_churn", "S_min", "S_max", "S_noise", "afs",
-            "denoise_to_zero", "adaptive_tau", "pc_snr")  # fmt: skip
+TEXT = ("schedule", "guidance", "guidance_interval", "pc_stochastic", "solver_options")
+"""Settings whose option has another name or type than the field."""
+NO_OPTION = ("twin", "dtype")
+DIRECT = tuple(f.name for f in fields(Settings) if f.name not in (*TEXT, *NO_OPTION))
+"""Settings whose option has the field's name, type and default."""
 DEFAULTS: dict[str, Any] = {
     "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
-    "schedule": "edm", "solver_option": (), "guidance": None, "guidance_interval": None,
-    "pc_deterministic": False, "noise": "device", "precision": "auto", "compiled": False,
-    "vae": None, "vae_precision": "auto", "vae_batch": None, "trace": None,
-    "kind": "png", "subdirs": False,
-} | {name: Settings.__dataclass_fields__[name].default for name in SAMPLING}  # fmt: skip
-"""generate.py's options that decide a picture, where nothing else is asked for."""
+    "schedule": Settings.__dataclass_fields__["schedule"].default, "solver_option": (),
+    "guidance": None, "guidance_interval": None, "pc_deterministic": False, "noise": "device",
+    "precision": "auto", "compiled": False, "vae": None, "vae_precision": "auto",
+    "vae_batch": None, "trace": None, "kind": "png", "subdirs": False,
+} | {name: Settings.__dataclass_fields__[name].default for name in DIRECT}  # fmt: skip
+"""Options of `erk generate` that an image depends on, with their defaults."""
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job whose networks are not loaded yet; the fields are those of `Job`."""
+
+    net: str  # address of the denoiser
+    gnet: str | None  # address of the guide
+    settings: Settings
+    seeds: list[int]
+    labels: Labels
+    batch: int
+    device: torch.device
+    noise_device: str | None
+    identity: dict[str, Any]
+    options: dict[str, Any]
+
+    def load(self) -> Job:
+        """Load the networks.
+
+        Raises ValueError or OSError for networks that do not fit the options, MemoryError if they
+        do not fit into memory.
+        """
+        model, guide = load_fitting(load_networks, self.options, self.net, self.gnet, self.device)
+        check_labels(self.labels, model.label_dim, self.seeds)
+        metadata = {
+            "seeds": format_seeds(self.seeds),
+            "images": len(self.seeds),
+            "batch": self.batch,
+            "network": _describe(model),
+            "guide": guide and _describe(guide),
+            "sampling_version": VERSION,
+            **provenance(self.device),
+        }
+        sigmas = self.settings.sigmas(model)  # some networks lack levels for some schedules
+        if self.settings.erk is not None:
+            correction = self.settings.correction(sigmas, model, guide)
+            metadata["correction"] = correction._asdict()
+            if not any(map(any, correction.weights)) and os.environ.get("RANK", "0") == "0":
+                click.echo(f"--erk auto has no effect for {self.settings.solver} at these noise "
+                           "levels: images are those without it", err=True)  # fmt: skip
+        return Job(
+            model, self.settings, guide, self.seeds, self.labels, self.batch, self.noise_device,
+            self.identity, metadata,
+        )  # fmt: skip
+
+
+def plan_job(options: dict[str, Any]) -> JobPlan:
+    """Read the options of `erk generate` without loading or writing anything.
+
+    Raises ValueError or OSError with one sentence.
+    """
+    net, gnet, guidance = networks_of(options)
+    settings = settings_of(options, guidance)
+    seeds = parse_seeds(options["seeds"])
+    labels = labels_of(options["labels"], options["class_idx"])
+    device = pick_device(options["device"])
+    identity = identity_of(options, settings, net, gnet, device)
+    noise_device = "cpu" if options["noise"] == "cpu" else None
+    return JobPlan(
+        net, gnet, settings, seeds, labels, options["batch"], device, noise_device, identity,
+        options,
+    )  # fmt: skip
+
+
+def open_job(options: dict[str, Any]) -> Job:
+    """Read the options of `erk generate` and load the networks; write nothing.
+
+    Raises ValueError, OSError or MemoryError with one sentence.
+    """
+    return plan_job(options).load()
 
 
 def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
-    """Addresses of network and guide, and the guidance weight; no guide at guidance 1."""
+    """Return the addresses of network and guide and the guidance weight; no guide at weight 1."""
     net, gnet, guidance = options["net"], options["gnet"], options["guidance"]
     if options["preset"] is not None:
         preset = find_preset(options["preset"])
@@ -46,7 +126,7 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
 
 
 def settings_of(options: dict[str, Any], guidance: float) -> Settings:
-    """The sampling settings that the options ask for."""
+    """Build the sampling settings that the options ask for."""
     schedule = options["schedule"]
     if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
@@ -58,11 +138,106 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
         solver_options=dict(_solver_option(text) for text in options["solver_option"]),
-        **{name: options[name] for name in SAMPLING} | {"erk": opened(options["erk"])},
+        **{name: options[name] for name in DIRECT} | {"erk": opened(options["erk"])},
     )
     if settings.guidance_interval is not None and guidance == 1:
         raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
     return settings
+
+
+def labels_of(policy: str, class_idx: int | None) -> Labels:
+    """Read the label policy; a file has one line 'SEED CLASS' per seed."""
+    if class_idx is not None and policy != "random":
+        raise ValueError("--class and --labels exclude each other; give one of them.")
+    if class_idx is not None:
+        return class_idx
+    if policy in ("random", "balanced"):
+        return policy
+    if not Path(policy).is_file():
+        raise FileNotFoundError(
+            f"--labels must be random, balanced or a file; '{policy}' does not exist."
+        )
+    rows: dict[int, int] = {}
+    text = Path(policy).read_text("utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
+            raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
+        rows[int(words[0])] = int(words[1])
+    return rows
+
+
+def identity_of(
+    options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
+) -> dict[str, Any]:
+    """Collect everything that an image depends on, except its seed and the batch size."""
+    card = settings.erk.key if isinstance(settings.erk, Card) else None
+    labels = options["labels"]
+    if labels not in ("random", "balanced"):
+        labels = f"file {sha256_of(Path(labels))}"
+    return {
+        "net": net.rpartition("/")[2],
+        "gnet": gnet and gnet.rpartition("/")[2],
+        **asdict(settings),
+        "erk": f"card {card}" if card else settings.erk,
+        "labels": labels,
+        "class": options["class_idx"],
+        "noise": "cpu" if options["noise"] == "cpu" else device.type,
+        "precision": _precision(options, device),
+        "vae": options["vae"],
+        "format": options["kind"],
+        "subdirs": options["subdirs"],
+    }
+
+
+def load_networks(
+    options: dict[str, Any], net: str, gnet: str | None, device: torch.device
+) -> tuple[Model, Model | None]:
+    """Load the network and its guide, if any, with kernels that round the same in every run."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on the thread count
+    torch.backends.cudnn.deterministic = True
+    common = {name: options[name] for name in ("precision", "offline", "compiled")}
+    vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
+    model = load_model(net, device, **vae, **common)
+    if gnet is None:
+        return model, None
+    guide = model if gnet == net else load_model(gnet, device, **common)
+    _check_guide(model, guide)
+    return model, guide
+
+
+def _check_guide(model: Any, guide: Any) -> None:
+    if guide.sample_shape != model.sample_shape:
+        raise ValueError(
+            f"the guide makes samples of shape {guide.sample_shape}, the network "
+            f"{model.sample_shape}; give a guide for the same data."
+        )
+    if guide.label_dim not in (0, model.label_dim):
+        raise ValueError(
+            f"the guide has {guide.label_dim} classes, the network {model.label_dim}; give a "
+            "guide with the same classes or with none."
+        )
+
+
+def _describe(model: Any) -> dict[str, str]:
+    return {"name": model.name, "sha256": model.sha256, "licence": model.licence}
+
+
+def _precision(options: dict[str, Any], device: torch.device) -> str:
+    """Describe precision and device; defaults are omitted."""
+    text = f"{options['precision']} on {device.type}"
+    if options["compiled"]:
+        text += ", compiled"
+    if options["vae_precision"] not in (("auto",) if device.type == "cuda" else ("auto", "fp32")):
+        text += f", VAE in {options['vae_precision']}"
+    if options["vae_batch"] is not None:
+        text += f", VAE batch {options['vae_batch']}"
+    return text
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -73,7 +248,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _solver_option(text: str) -> tuple[str, Any]:
-    """'order=3' -> ('order', 3); true, false and numbers become what they say."""
+    """Read 'order=3' as ('order', 3); true, false and numbers become values."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--solver-option wants NAME=VALUE, such as order=3, not '{text}'.")
@@ -93,61 +268,3 @@ def _interval(text: str | None) -> tuple[float, float] | None:
     if len(bounds) != 2:
         raise ValueError(f"--guidance-interval wants LO,HI in sigma, not '{text}'.")
     return bounds[0], bounds[1]
-
-
-def labels_of(policy: str, class_idx: int | None) -> Labels:
-    """The label policy; a file has one line 'SEED CLASS' per seed."""
-    if class_idx is not None and policy != "random":
-        raise ValueError("--class and --labels exclude each other; give one of them.")
-    if class_idx is not None:
-        return class_idx
-    if policy in ("random", "balanced"):
-        return policy
-    if not Path(policy).is_file():
-        raise FileNotFoundError(f"--labels wants random, balanced or a file; '{policy}' is none.")
-    rows: dict[int, int] = {}
-    text = Path(policy).read_text("utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].replace(",", " ").split()
-        if not words:
-            continue
-        if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
-            raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
-        rows[int(words[0])] = int(words[1])
-    return rows
-
-
-def _precision(options: dict[str, Any], device: torch.device) -> str:
-    """What decides how numbers round, in words; what is as released goes without saying."""
-    told = f"{options['precision']} on {device.type}"
-    if options["compiled"]:
-        told += ", compiled"
-    if options["vae_precision"] not in (("auto",) if device.type == "cuda" else ("auto", "fp32")):
-        told += f", VAE in {options['vae_precision']}"
-    if options["vae_batch"] is not None:
-        told += f", VAE batch {options['vae_batch']}"
-    return told
-
-
-def identity_of(
-    options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
-) -> dict[str, Any]:
-    """All that a picture depends on, beside its seed and the rounding of batch sizes."""
-    drawn = "cpu" if options["noise"] == "cpu" else device.type
-    card = settings.erk.key if isinstance(settings.erk, Card) else None
-    labels = options["labels"]
-    if labels not in ("random", "balanced"):
-        labels = f"file {sha256_of(Path(labels))}"
-    return {
-        "net": net.rpartition("/")[2],
-        "gnet": gnet and gnet.rpartition("/")[2],
-        **asdict(settings),
-        "erk": f"card {card}" if card else settings.erk,
-        "labels": labels,
-        "class": options["class_idx"],
-        "noise": drawn,
-        "precision": _precision(options, device),
-        "vae": options["vae"],
-        "format": options["kind"],
-        "subdirs": options["subdirs"],
-    }

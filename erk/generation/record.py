@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -95,16 +94,3 @@ def check_writable(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         reason = "is not a folder" if not place.is_dir() else "is not writable"
         raise ValueError(f"cannot write to {folder}: {place} {reason}; choose another place.")
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it; infinities and types of numbers become their names."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)

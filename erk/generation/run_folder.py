@@ -14,16 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from erk.generation.archives import ARCHIVES, put_together, read_packed, write_grid
 from erk.generation.images import image_path, is_whole_png, png_bytes, read_png, row_bytes
+from erk.generation.job import plain
 from erk.generation.listing import PICTURE, STRAY, files_in, listed_seeds, seeds_there
 from erk.generation.manifest import PARTS, Entry, Marks, Writer, entries, in_order, manifests, scan
-from erk.generation.packing import ARCHIVES, put_together, read_packed, write_grid
 from erk.generation.record import (
     NAME,
     check_same,
     check_writable,
     claim,
-    plain,
     read_record,
     settings_hash,
     write_record,

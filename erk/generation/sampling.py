@@ -1,160 +1,158 @@
-"""Seeds -> batches of pictures, as an iterator: nothing here touches a disk."""
+"""Seeds to batches of images, as a generator; nothing here touches a disk."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from erk.generation.job import Job, Labels, check_labels
 from erk.method.drift import NonFiniteError
 from erk.method.sampler import Trace, solve
-from erk.method.settings import Settings
 from erk.models.encoders import DecodeError
 from erk.models.noise import SeededNoise, one_hot
 from erk.runtime.memory import fitting, halved
 from erk.runtime.timing import OFF, Profile
 
-Labels = str | int | Mapping[int, int]
-"""'random' (drawn per seed), 'balanced' (seed mod classes), one class, or {seed: class}."""
 
-
-class Batch(NamedTuple):
-    """Finished pictures."""
+class ImageBatch(NamedTuple):
+    """A batch of images; `wait` returns them."""
 
     seeds: list[int]  # [n]
-    pixels: Tensor  # uint8 [n, C, H, W] on the CPU, once they are ``copied``
+    pixels: Tensor  # uint8 [n, C, H, W] on the CPU; on CUDA valid only after `wait`
     classes: Tensor | None  # int64 [n] on the CPU; None for an unconditional model
-    nfe: float  # evaluations of the main network per picture, counted
-    guide_nfe: float  # evaluations of the guide per picture, counted
-    size: int  # pictures that the networks saw at a time; another number rounds differently
-    trace: dict[str, Any] | None = None  # telemetry, numpy [steps, n] each (see guides.telemetry)
-    copied: Any = None  # an event of CUDA; None: they are there
+    nfe: float  # evaluations of the denoiser per image, counted
+    guide_nfe: float  # evaluations of the guide per image, counted
+    size: int  # images that the networks saw at a time; another number rounds differently
+    trace: dict[str, Any] | None = None  # telemetry, numpy [steps, n] each
+    copied: Any = None  # CUDA event of the copy to the host; None: already there
 
-    @property
-    def images(self) -> Tensor:
-        """uint8 [n, C, H, W] on the CPU; waits for the GPU, which decodes and copies them.
+    def wait(self) -> Tensor:
+        """Wait until the GPU has decoded and copied the images, and return them.
 
-        Whoever asks late, or from another thread, lets the next batch begin meanwhile.
+        Call it late or from another thread: the next batch is sampled meanwhile.
+
+        Returns
+        -------
+        Tensor
+            uint8 [n, C, H, W] on the CPU.
         """
         if self.copied is not None:
-            with torch.cuda.device(self.copied.device):  # the writer's thread begins on GPU 0
+            with torch.cuda.device(self.copied.device):  # a new thread starts on GPU 0
                 self.copied.synchronize()
         return self.pixels
 
 
+class Inputs(NamedTuple):
+    """What is drawn for a batch of seeds."""
+
+    source: SeededNoise  # the generators, for later draws
+    noise: Tensor  # unit normal [B, C, H, W]
+    classes: Tensor | None  # int64 [B]; None for a model without classes
+    labels: Tensor | None  # one-hot float32 [B, label_dim]
+
+
 def generate(
-    model: Any,
-    seeds: Sequence[int],
-    settings: Settings,
+    job: Job,
+    seeds: Sequence[int] | None = None,
     *,
-    guide_model: Any = None,
-    labels: Labels = "random",
-    batch: int = 32,
-    noise_device: torch.device | str | None = None,
     trace: bool = False,
     profile: Profile = OFF,
-) -> Iterator[Batch]:
-    """Sample the seeds in batches of `batch`; each picture depends on its seed and settings alone.
+) -> Iterator[ImageBatch]:
+    """Sample images in batches; each image depends on its seed and the settings only.
 
-    Every batch runs at the same shape (the last one is filled up and the filling dropped),
-    because networks round differently at different batch sizes. `noise_device` is where random
-    numbers are drawn; default: the model's device. `trace` adds telemetry, `profile` keeps times.
-    Raises ValueError for a class that the model does not have and NonFiniteError or DecodeError,
-    with the seed, if the network or the decoder produces NaN. Where the memory does not suffice
-    the batch is halved from there on, with a notice on stderr; MemoryError if not even one picture
-    fits.
+    Every batch has the same shape (the last one is padded and the padding dropped), because
+    networks round differently at different batch sizes. If a batch does not fit into memory, its
+    size is halved from there on, with a notice on stderr.
+
+    Parameters
+    ----------
+    job : Job
+        Networks, settings, labels and batch size.
+    seeds : sequence of int, optional
+        Which seeds to sample; default: those of the job.
+    trace : bool
+        Also record telemetry per step.
+    profile : Profile
+        Where to add up times.
+
+    Raises
+    ------
+    ValueError
+        For a class that the model does not have.
+    NonFiniteError, DecodeError
+        If the network or the decoder produces NaN; names the seed.
+    MemoryError
+        If not even one image fits into memory.
     """
-    check_labels(labels, model.label_dim, seeds)
-    first = 0
+    seeds = job.seeds if seeds is None else seeds
+    check_labels(job.labels, job.model.label_dim, seeds)
+    size, first = job.batch, 0
     while first < len(seeds):
-        own = list(seeds[first : first + batch])
-        padded = own + own[-1:] * (batch - len(own))
-        made = fitting(
-            _one_batch, model, own, padded, settings, guide_model, labels, noise_device, trace,
-            profile,
-        )  # fmt: skip
-        if made is None:
-            batch = halved(batch, "sampling")
+        group = [int(seed) for seed in seeds[first : first + size]]
+        batch = fitting(_sample_batch, job, group, size, trace, profile)
+        if batch is None:
+            size = halved(size, "sampling")
             continue
-        first += len(own)
-        yield made
+        first += len(group)
+        yield batch
 
 
-def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
-    """ValueError if the labels ask for a class that a model with `label_dim` does not have."""
-    if labels == "random":
-        return
-    if isinstance(labels, str) and labels != "balanced":
-        raise ValueError(f"unknown labels '{labels}'; choose random, balanced or a file.")
-    if label_dim == 0:
-        raise ValueError("this model has no classes; leave out --class and --labels.")
-    if isinstance(labels, str):
-        return
-    if not isinstance(labels, int):
-        missing = next((seed for seed in seeds if seed not in labels), None)
-        if missing is not None:
-            raise ValueError(
-                f"the label file has no line for seed {missing}; add it, or name its seeds with "
-                "--seeds."
-            )
-    wanted = [labels] if isinstance(labels, int) else [labels[seed] for seed in seeds]
-    wrong = next((c for c in wanted if not 0 <= c < label_dim), None)
-    if wrong is not None:
-        raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
-
-
-def conditions(
+def draw_inputs(
     model: Any,
     seeds: Sequence[int],
     labels: Labels,
     noise_device: torch.device | str | None = None,
-) -> tuple[SeededNoise, Tensor, Tensor | None, Tensor | None]:
-    """What the seeds draw: their generators, the noise [B, C, H, W], classes [B], one-hot labels.
+) -> Inputs:
+    """Draw the noise and the classes of a batch of seeds.
 
-    The last two are None for a model without classes.
+    Parameters
+    ----------
+    model : erk.Model
+        Gives shape, classes and device.
+    seeds : sequence of int
+        One sample per seed.
+    labels : Labels
+        The class policy.
+    noise_device : optional
+        Where random numbers are drawn; default: the model's device.
     """
     source = SeededNoise(seeds, model.device if noise_device is None else noise_device)
     noise = source.randn(model.sample_shape).to(model.device)
     if not model.label_dim:
-        return source, noise, None, None
+        return Inputs(source, noise, None, None)
     classes = _classes(labels, seeds, source.randint(model.label_dim).cpu(), model.label_dim)
-    return source, noise, classes, one_hot(classes, model)
+    return Inputs(source, noise, classes, one_hot(classes, model))
 
 
 @torch.inference_mode()
-def _one_batch(
-    model: Any,
-    own: list[int],
-    padded: list[int],
-    settings: Settings,
-    guide_model: Any,
-    labels: Labels,
-    noise_device: torch.device | str | None,
-    trace: bool,
-    profile: Profile,
-) -> Batch:
-    seen = Trace(settings) if trace else None
+def _sample_batch(
+    job: Job, seeds: list[int], size: int, trace: bool, profile: Profile
+) -> ImageBatch:
+    n = len(seeds)
+    padded = seeds + seeds[-1:] * (size - n)
+    telemetry = Trace(job.settings) if trace else None
     try:
         with profile.part("network"):
-            source, noise, classes, vectors = conditions(model, padded, labels, noise_device)
-            drift = settings.drift(model, vectors, guide_model)
-            x0 = solve(drift, noise, settings, source.randn_like, seen)
+            inputs = draw_inputs(job.model, padded, job.labels, job.noise_device)
+            drift = job.settings.drift(job.model, inputs.labels, job.guide)
+            x0 = solve(drift, inputs.noise, job.settings, inputs.source.randn_like, telemetry)
         with profile.part("VAE"):
-            images = model.decode(x0)[: len(own)]
+            images = job.model.decode(x0)[:n]
     except (NonFiniteError, DecodeError) as error:
         raise error.named(f"seed {padded[error.sample]}") from error
-    classes = None if classes is None else classes[: len(own)]
-    told = None if seen is None else {
-        name: values[:, : len(own)].cpu().numpy() for name, values in seen.result().items()
+    classes = None if inputs.classes is None else inputs.classes[:n]
+    rows = None if telemetry is None else {
+        name: values[:, :n].cpu().numpy() for name, values in telemetry.result().items()
     }  # fmt: skip
-    nfe, guide_nfe = (_mean(count, len(own)) for count in (drift.nfe, drift.guide_nfe))
+    nfe, guide_nfe = (_mean(count, n) for count in (drift.nfe, drift.guide_nfe))
     with profile.part("copy"):
         pixels, copied = _to_host(images)
-    return Batch(own, pixels, classes, nfe, guide_nfe, len(padded), told, copied)
+    return ImageBatch(seeds, pixels, classes, nfe, guide_nfe, size, rows, copied)
 
 
 def _to_host(images: Tensor) -> tuple[Tensor, Any]:
-    """The images in the host's memory, and the event after which they are there (None: now)."""
+    """Start copying images to the host; return them and the CUDA event of the copy, or None."""
     if not images.is_cuda:
         return images.cpu(), None
     pixels = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
@@ -165,14 +163,14 @@ def _to_host(images: Tensor) -> tuple[Tensor, Any]:
 
 
 def _mean(count: float | Tensor, n: int) -> float:
-    """Evaluations per picture, [B] or one number for all, averaged over the first n."""
+    """Average evaluations per image, [B] or one number for all, over the first n images."""
     if isinstance(count, Tensor) and count.ndim:
         return count[:n].double().mean().item()
     return float(count)
 
 
 def _classes(labels: Labels, seeds: Sequence[int], drawn: Tensor, label_dim: int) -> Tensor:
-    """Class of each seed, [B]. All policies draw, so that later draws do not depend on them."""
+    """Choose the class of each seed, [B]. Every policy draws, so later draws are the same."""
     if labels == "random":
         return drawn
     if labels == "balanced":

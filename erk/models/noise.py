@@ -33,9 +33,7 @@ class SeededNoise:
 
     def randint(self, high: int) -> Tensor:
         """Integers below `high`, [B] int64."""
-        rows = [
-            torch.randint(high, [], generator=g, device=self.device) for g in self.generators
-        ]
+        rows = [torch.randint(high, [], generator=g, device=self.device) for g in self.generators]
         return torch.stack(rows)
 
 

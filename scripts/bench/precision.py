@@ -10,6 +10,7 @@ from typing import NamedTuple
 import click
 import torch
 
+from erk.generation.job import Job
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.model import load_model
@@ -44,8 +45,8 @@ def variants() -> list[Variant]:
 def sample(variant: Variant, settings: Settings, n: int) -> torch.Tensor:
     """Sample digits of the seeds 0 to n - 1 as uint8 [n, 1, 8, 8]."""
     model = load_model("digits", variant.device, precision=variant.precision)
-    batches = generate(model, range(n), settings, batch=variant.batch, noise_device="cpu")
-    return torch.cat([batch.images for batch in batches])
+    job = Job(model, settings, seeds=range(n), batch=variant.batch, noise_device="cpu")
+    return torch.cat([batch.wait() for batch in generate(job)])
 
 
 def difference(images: torch.Tensor, reference: torch.Tensor) -> Row:

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from erk.generation.images import png_bytes
+from erk.generation.job import Job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.generation.writer import beside, threads
@@ -45,8 +46,8 @@ Batches = Callable[[], Iterator[tuple[Sequence[int], np.ndarray]]]
 
 def digits(n: int) -> Iterator[tuple[Sequence[int], np.ndarray]]:
     """Sample n digits 8x8 with the embedded network."""
-    for batch in generate(load_model("digits"), range(n), Settings(steps=8), batch=32):
-        yield batch.seeds, batch.images.numpy()
+    for batch in generate(Job(load_model("digits"), Settings(steps=8), seeds=range(n))):
+        yield batch.seeds, batch.wait().numpy()
 
 
 def sample(images: np.ndarray, seconds: float) -> Iterator[tuple[Sequence[int], np.ndarray]]:

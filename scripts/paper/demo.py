@@ -20,6 +20,7 @@ import torch
 from erk import load_model
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.images import sheet
+from erk.generation.job import Job
 from erk.generation.sampling import generate
 from erk.generation.seeds import parse_seeds
 from erk.method.settings import Settings
@@ -58,17 +59,19 @@ def sample_row(guide: str, steps: int, erk: bool, seeds: list[int]) -> tuple[Any
     preset = find_preset(GUIDES[guide])
     made = list(
         generate(
-            load_model(preset.net),
-            seeds,
-            Settings(steps=steps, guidance=preset.guidance, **(ERK if erk else {})),
-            guide_model=load_model(preset.gnet) if preset.gnet else None,
-            labels="balanced",
-            batch=min(BATCH, len(seeds)),
+            Job(
+                load_model(preset.net),
+                Settings(steps=steps, guidance=preset.guidance, **(ERK if erk else {})),
+                load_model(preset.gnet) if preset.gnet else None,
+                seeds,
+                labels="balanced",
+                batch=min(BATCH, len(seeds)),
+            )
         )
     )
     classes = [int(c) for batch in made for c in ([] if batch.classes is None else batch.classes)]
     nfe = f"{made[0].nfe:g}" + (f" + {made[0].guide_nfe:g}" if preset.gnet else "")
-    return torch.cat([batch.images for batch in made]).numpy(), classes, nfe
+    return torch.cat([batch.wait() for batch in made]).numpy(), classes, nfe
 
 
 def sample_all(seeds: list[int], groups: int) -> list[Run]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from erk.analysis.oracles import cosine, exact_dominant, jacobian, power_iteration
 from erk.analysis.plots import COLOURS, GREY, panels, png
-from erk.generation.job import Job, open_job
+from erk.generation.job import Job
+from erk.generation.options import open_job
 from erk.method.point import Drift, Point
 from erk.method.sampler import integrate
 from erk.method.stiffness import stiffness

@@ -5,6 +5,7 @@ exchange them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from erk.analysis.plots import panels, png
 from erk.generation.images import png_bytes, sheet
-from erk.generation.job import Job, open_job
-from erk.generation.options import networks_of, settings_of
+from erk.generation.job import Job
+from erk.generation.options import networks_of, open_job, settings_of
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
@@ -81,13 +82,8 @@ def run(config: Config, request: Request) -> list[Path]:
 
 def sample(job: Job, name: str, settings: Settings) -> Cell:
     """The pictures of the job's seeds with other settings."""
-    made = list(
-        generate(
-            job.model, job.seeds, settings, guide_model=job.guide, labels=job.labels,
-            batch=job.batch, noise_device=job.noise_device, trace=True,
-        )
-    )  # fmt: skip
-    images = torch.cat([batch.images for batch in made]).numpy()
+    made = list(generate(replace(job, settings=settings), trace=True))
+    images = torch.cat([batch.wait() for batch in made]).numpy()
     classes = [int(c) for b in made if b.classes is not None for c in b.classes] or None
     traces = along(settings.sigmas(job.model), [batch.trace or {} for batch in made])
     return Cell(name, settings, images, classes, made[0].nfe, traces)

@@ -5,6 +5,7 @@ judge included, and the features of every batch are in the store, so that a kill
 where it was.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from erk.generation.job import Job, open_job
-from erk.generation.options import identity_of, networks_of, settings_of
-from erk.generation.record import plain
-from erk.generation.stream import STORAGE, Piece, code_key, pieces
+from erk.generation.job import Job, computation, image_identity, plain
+from erk.generation.options import networks_of, open_job, plan_job
+from erk.generation.stream import ImageChunk, image_chunks
 from erk.io.download import sha256_of
 from erk.models.model import fetch_checkpoint
 from erk.runtime.distributed import World, from_first, gather, join, pick_device
@@ -28,7 +28,7 @@ from metrics.images import fingerprint
 from metrics.judge import Judge, extract_share, load_judge, measure_chunks
 from metrics.report import to_row
 from metrics.table import to_json, write
-from scripts.paper.config import ROOT, Config, Request, Row, chosen_rows
+from scripts.paper.config import Config, Request, Row, chosen_rows
 from scripts.paper.pages import Found, page_of
 from scripts.paper.plan import describe, options_of_row, ref_of
 from scripts.paper.render import to_md, write_page
@@ -125,10 +125,8 @@ def _with_networks(rows: Sequence[Planned]) -> Iterator[tuple[Planned, Job]]:
 
 def _same_networks(job: Job, options: dict[str, Any]) -> Job:
     """The job of other settings with the same networks, seeds and labels."""
-    net, gnet, guidance = networks_of(options)
-    settings = settings_of(options, guidance)
-    identity = identity_of(options, settings, net, gnet, job.model.device)
-    return job._replace(settings=settings, identity=identity)
+    plan = plan_job(options)
+    return dataclasses.replace(job, settings=plan.settings, identity=plan.identity)
 
 
 def _make(
@@ -136,7 +134,7 @@ def _make(
 ) -> dict[str, Any] | None:
     """The numbers of one row; None in all processes but the first, and for a shard."""
     start, made, n = time.perf_counter(), [0], len(job.seeds)
-    chunks: Any = functools.partial(_counted, pieces(job), made)
+    chunks: Any = functools.partial(_counted, image_chunks(job), made)
     if shard is not None:
         extract_share(by, world, chunks, n, shard)
         return None
@@ -145,20 +143,20 @@ def _make(
     if verdict is None:
         return None
     nfe = {name: verdict.found.facts[name].mean().item() for name in ("nfe", "guide_nfe")}
-    facts = {name: job.facts[name] for name in ("seeds", "batch", "network", "guide")}
+    facts = {name: job.metadata[name] for name in ("seeds", "batch", "network", "guide")}
     names = ("command", "commit", "device", "versions")
     spent = {"seconds": time.perf_counter() - start, "images": sum(counts), "processes": world.size}
     return (
         {"settings": plain(job.identity), **facts, **nfe, **to_row(by, verdict)}
-        | {"notes": verdict.result.notes, "made_by": {name: job.facts[name] for name in names}}
+        | {"notes": verdict.result.notes, "made_by": {name: job.metadata[name] for name in names}}
         | {"spent": spent}
     )
 
 
-def _counted(share: Any, made: list[int], rank: int, size: int) -> Iterator[Piece]:
+def _counted(share: Any, made: list[int], rank: int, size: int) -> Iterator[ImageChunk]:
     """A process's pieces; ``made`` counts the images of those that are sampled."""
 
-    def read(piece: Piece) -> Any:
+    def read(piece: ImageChunk) -> Any:
         made[0] += piece.size
         return piece.read()
 
@@ -168,16 +166,14 @@ def _counted(share: Any, made: list[int], rank: int, size: int) -> Iterator[Piec
 
 def _place(one: Planned, by: Judge, request: Request) -> Path:
     """The file of a row. Raises FileNotFoundError if its networks are not on this disk."""
-    net, gnet, guidance = networks_of(one.options)
-    device = pick_device(one.options["device"])
-    identity = identity_of(one.options, settings_of(one.options, guidance), net, gnet, device)
+    plan = plan_job(one.options)
     told = [
-        {name: plain(value) for name, value in identity.items() if name not in STORAGE},
-        [None if name is None else _digest(name) for name in (net, gnet)],
+        image_identity(plan.identity),
+        [None if name is None else _digest(name) for name in (plan.net, plan.gnet)],
         one.options["seeds"], one.options["batch"], one.ref,
         by.reference and by.reference.sha256, by.real and fingerprint(by.real), by.groups,
         {name: extractor.sha256 for name, extractor in by.how.extractors.items()},
-        [code_key(ROOT / folder) for folder in ("erk", "metrics")],
+        computation(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
     return request.rows_folder / f"{key}.json"

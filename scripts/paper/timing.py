@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from scipy.stats import binom
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from erk.generation.job import Job, open_job
-from erk.generation.options import networks_of, settings_of
-from erk.generation.sampling import Batch, generate
+from erk.generation.job import Job
+from erk.generation.options import networks_of, open_job, settings_of
+from erk.generation.sampling import ImageBatch, generate
 from erk.method.point import Step
 from erk.method.sampler import integrate
 from erk.method.settings import Settings
@@ -154,17 +155,15 @@ def batches_of(job: Job, plans: Plans, batch: int, count: int) -> dict[str, Call
     seeds = range(job.seeds[0], job.seeds[0] + batch * (count + 1))
     codes = {}
     for name, settings in plans.items():
-        made = generate(
-            job.model, seeds, settings, guide_model=job.guide, labels=job.labels, batch=batch
-        )
+        made = generate(replace(job, settings=settings, batch=batch, noise_device=None), seeds)
         codes[name] = functools.partial(_next_images, made)
         codes[name]()
     return codes
 
 
-def _next_images(made: Iterator[Batch]) -> Tensor:
+def _next_images(made: Iterator[ImageBatch]) -> Tensor:
     """The next batch, complete: a GPU may still work on one that is only handed over."""
-    return next(made).images
+    return next(made).wait()
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from erk.analysis import toy_results
 from erk.calibration.problem import gaussian, run
 from erk.calibration.solver_error import EVALUATIONS
-from erk.generation.record import plain
+from erk.generation.job import plain
 from erk.generation.seeds import format_seeds
 from erk.io.download import sha256_of
 from erk.method.guidance import unguided

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import erk
 from erk.analysis import toy
-from erk.generation.record import plain
+from erk.generation.job import plain
 from erk.io.download import sha256_of
 from erk.method.settings import Settings
 from erk.models.presets import find_preset

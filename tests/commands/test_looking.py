@@ -103,7 +103,7 @@ def test_a_film_shows_x_and_d_of_every_step(runs, tmp_path, kind):
 
 def test_a_film_of_a_guided_run_follows_the_guide(tmp_path, monkeypatch):
     from erk.generation import film
-    from erk.generation.job import open_job
+    from erk.generation.options import open_job
 
     frames = []
     monkeypatch.setattr(film, "captioned_sheet", lambda columns, *_: frames.append(columns))
@@ -111,7 +111,7 @@ def test_a_film_of_a_guided_run_follows_the_guide(tmp_path, monkeypatch):
     options = generate.main.make_context("generate.py", asked).params
     job = open_job(options)
     film.film(job)
-    source, noise, _, vectors = film.conditions(job.model, [0, 1], job.labels, None)
+    source, noise, _, vectors = film.draw_inputs(job.model, [0, 1], job.labels, None)
     x = noise * 80
     strong, weak = job.model(x, 80.0, vectors), job.guide(x, 80.0, vectors)
     expected = job.model.decode(weak.lerp(strong, 1.25)).numpy()

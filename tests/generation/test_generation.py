@@ -8,7 +8,8 @@ import torch
 from golden_data import GOLDEN, manifest, pickle_paths, ref, tensor
 
 from erk import load_model
-from erk.generation.sampling import check_labels, generate
+from erk.generation.job import Job, check_labels
+from erk.generation.sampling import generate
 from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
@@ -43,11 +44,11 @@ def models():
 
 
 def by_seed(batches):
-    return {seed: image for b in batches for seed, image in zip(b.seeds, b.images, strict=True)}
+    return {seed: image for b in batches for seed, image in zip(b.seeds, b.wait(), strict=True)}
 
 
 def sample(model, seeds, batch, settings=QUICK, **kwargs):
-    return by_seed(generate(model, seeds, settings, batch=batch, **kwargs))
+    return by_seed(generate(Job(model, settings, seeds=seeds, batch=batch, **kwargs)))
 
 
 def golden(run):
@@ -72,9 +73,9 @@ def test_pictures_of_the_originals(path, run):
     row, settings = golden(run)
     model = load_model(path)
     labels = row.get("class_idx", "random")
-    batches = list(generate(model, row["seeds"], settings, labels=labels, batch=3))
+    batches = list(generate(Job(model, settings, seeds=row["seeds"], labels=labels, batch=3)))
     assert [batch.seeds for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    check_pixels(torch.cat([batch.images for batch in batches]), run)
+    check_pixels(torch.cat([batch.wait() for batch in batches]), run)
     classes = torch.cat([batch.classes for batch in batches])
     assert classes.tolist() == IMAGES[f"{run}_labels"].argmax(1).tolist()
     assert {batch.nfe for batch in batches} == {2 * row["num_steps"] - 1}
@@ -91,8 +92,8 @@ def test_samples_of_the_originals_before_rounding(models):
 def test_guiding_by_the_net_itself_changes_nothing(models):
     row, settings = golden("pixel_guided_self")
     model = models["edm2_pixel"]
-    batches = list(generate(model, row["seeds"], settings, guide_model=model, batch=3))
-    check_pixels(torch.cat([batch.images for batch in batches]), "pixel_guided_self")
+    batches = list(generate(Job(model, settings, model, row["seeds"], batch=3)))
+    check_pixels(torch.cat([batch.wait() for batch in batches]), "pixel_guided_self")
     assert {(batch.nfe, batch.guide_nfe) for batch in batches} == {(11, 11)}
 
 
@@ -115,7 +116,7 @@ def test_guide_and_churn_know_no_mates_either(models):
     guide, seeds = load_model(preset.gnet), list(range(12))
     settings = Settings(steps=3, guidance=preset.guidance, S_churn=2)
     runs = [
-        sample(Spy(models["digits"]), order, 5, settings, guide_model=guide)
+        sample(Spy(models["digits"]), order, 5, settings, guide=guide)
         for order in (seeds, seeds[::-1])
     ]
     assert all(torch.equal(runs[0][seed], runs[1][seed]) for seed in seeds)
@@ -147,7 +148,7 @@ def test_other_seeds_and_settings_give_other_pictures(models):
 def classes_of(model, seeds, labels, batch=4):
     """Classes that the batches report; the network must have seen the same ones."""
     spy = Spy(model)
-    batches = list(generate(spy, seeds, Settings(steps=2), labels=labels, batch=batch))
+    batches = list(generate(Job(spy, Settings(steps=2), seeds=seeds, labels=labels, batch=batch)))
     seen = []
     calls = len(spy.calls) // len(batches)
     for i, made in enumerate(batches):
@@ -177,18 +178,18 @@ def test_the_policy_does_not_move_later_draws(models):
     """With churn: class 7 of seed 0 drawn, or asked for, gives the same picture."""
     settings = Settings(steps=3, S_churn=2)
     model = Spy(models["digits"])
-    (drawn,) = generate(model, [0], settings, batch=1)
+    (drawn,) = generate(Job(model, settings, seeds=[0], batch=1))
     asked = sample(model, [0], 1, settings, labels=int(drawn.classes[0]))
     other = sample(model, [0], 1, settings, labels=(int(drawn.classes[0]) + 1) % 10)
-    assert torch.equal(asked[0], drawn.images[0])
-    assert not torch.equal(other[0], drawn.images[0])
+    assert torch.equal(asked[0], drawn.wait()[0])
+    assert not torch.equal(other[0], drawn.wait()[0])
 
 
 def test_a_model_without_classes():
     model = Spy(load_model(find_preset("digits-cfg").gnet))
-    (batch,) = generate(model, [0, 1], Settings(steps=2), batch=2)
+    (batch,) = generate(Job(model, Settings(steps=2), seeds=[0, 1], batch=2))
     assert batch.classes is None and model.calls[0][1] is None
-    assert batch.images.shape == (2, 1, 8, 8)
+    assert batch.wait().shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_labels_that_do_not_fit(labels, label_dim, message):
 def test_labels_are_checked_before_the_network_runs(models):
     spy = Spy(models["digits"])
     with pytest.raises(ValueError, match="class 10"):
-        next(generate(spy, [0], Settings(steps=2), labels=10))
+        next(generate(Job(spy, Settings(steps=2), seeds=[0], labels=10)))
     assert spy.calls == []
 
 
@@ -238,14 +239,14 @@ def test_nan_names_seed_and_step(sample_index, call, seed, step, models):
     settings = Settings(steps=4)
     model = Broken(models["digits"], sample_index, call)
     with pytest.raises(NonFiniteError, match=f"for seed {seed} at step {step} ") as caught:
-        list(generate(model, [40, 41, 42], settings, batch=3))
+        list(generate(Job(model, settings, seeds=[40, 41, 42], batch=3)))
     assert caught.value.step == step
     assert caught.value.sigma == pytest.approx(settings.sigmas()[step].item())
 
 
 def test_nan_in_a_later_batch_spares_the_earlier_ones(models):
     model = Broken(models["digits"], 0, 8)
-    made = generate(model, [5, 6, 7], Settings(steps=4), batch=2)
+    made = generate(Job(model, Settings(steps=4), seeds=[5, 6, 7], batch=2))
     assert next(made).seeds == [5, 6]
     with pytest.raises(NonFiniteError, match="seed 7"):
         next(made)

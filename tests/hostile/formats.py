@@ -18,10 +18,10 @@ import yaml
 from opcodes import call, const, raw
 from PIL import Image
 
+from erk.generation.job import check_labels
 from erk.generation.merge import merge_runs
 from erk.generation.options import labels_of
 from erk.generation.run_folder import RunFolder
-from erk.generation.sampling import check_labels
 from erk.models.edm2 import Precond
 from erk.models.model import load_model
 from metrics import images, store

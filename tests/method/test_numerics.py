@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from erk import load_model
 from erk.commands.generate import main
+from erk.generation.job import Job
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.checkpoint import read, write_safetensors
@@ -101,7 +102,7 @@ def test_a_decoder_that_gives_nan_names_the_seed():
     model = load_model("digits")
     model.decode = lambda x0: encoder.decode(x0.repeat(1, 4, 1, 1))
     with pytest.raises(DecodeError, match="for seed 41; check its weights"):
-        list(generate(model, [40, 41], Settings(steps=2), batch=2))
+        list(generate(Job(model, Settings(steps=2), seeds=[40, 41], batch=2)))
 
 
 MEAN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.6}  # grey levels; docs/reliability.md

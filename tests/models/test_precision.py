@@ -77,14 +77,15 @@ def test_folding_an_edm_network_changes_rounding_only(network):
 
 DIGEST = """
 import hashlib, torch
-from erk.jobs.generation import generate
+from erk.generation.job import Job
+from erk.generation.sampling import generate
 from erk.models.model import load_model
 from erk.method.settings import Settings
 torch.set_num_threads(1)
 for precision in ("fp32", "fp16", "bf16"):
     model = load_model("digits", precision=precision)
-    made = generate(model, range(6), Settings(steps=4, w_stiff=0.5), batch=4)
-    images = torch.cat([batch.images for batch in made])
+    job = Job(model, Settings(steps=4, w_stiff=0.5), seeds=range(6), batch=4)
+    images = torch.cat([batch.wait() for batch in generate(job)])
     print(precision, hashlib.sha256(images.numpy().tobytes()).hexdigest())
 """
 
@@ -238,6 +239,7 @@ def test_compiled_networks_round_otherwise_and_no_more():
     """Also with a last batch that is not full: it is filled up, so nothing compiles twice."""
     from torch._dynamo.utils import counters
 
+    from erk.generation.job import Job
     from erk.generation.sampling import generate
 
     try:
@@ -247,8 +249,8 @@ def test_compiled_networks_round_otherwise_and_no_more():
     plain, fast = load_model("digits"), load_model("digits", compiled=True)
     counters.clear()
     images = [
-        torch.cat([b.images for b in generate(m, range(6), Settings(steps=4), batch=4)]).int()
-        for m in (plain, fast)
+        torch.cat([batch.wait() for batch in generate(job)]).int()
+        for job in (Job(m, Settings(steps=4), seeds=range(6), batch=4) for m in (plain, fast))
     ]
     assert counters["stats"]["unique_graphs"] == 1
     assert (images[0] - images[1]).abs().max() <= 2

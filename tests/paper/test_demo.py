@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from erk import load_model
+from erk.generation.job import Job
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
@@ -104,11 +105,13 @@ def test_samples_are_recognised():
     settings = Settings(steps=16, guidance=preset.guidance)
     made = list(
         generate(
-            load_model(preset.net), range(5000, 5500), settings,
-            guide_model=load_model(preset.gnet), labels="balanced", batch=100,
+            Job(
+                load_model(preset.net), settings, load_model(preset.gnet), range(5000, 5500),
+                labels="balanced", batch=100,
+            )
         )
     )  # fmt: skip
-    logits = extractor(torch.cat([batch.images for batch in made])).logits
+    logits = extractor(torch.cat([batch.wait() for batch in made])).logits
     classes = torch.cat([batch.classes for batch in made])
     assert classes.bincount().tolist() == [50] * 10
     right = logits.argmax(1) == classes

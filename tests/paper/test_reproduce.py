@@ -368,7 +368,7 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, mo
     monkeypatch.setattr(sampled, "_digest", lambda address: "0" * 64)
     others.append(key())
     monkeypatch.undo()
-    monkeypatch.setattr(sampled, "code_key", lambda folder: str(folder))
+    monkeypatch.setattr(sampled, "computation", lambda: ["another version"])
     others.append(key())
     monkeypatch.undo()
     assert len({key(), *others}) == 1 + len(others) and key() == key()

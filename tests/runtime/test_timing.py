@@ -8,8 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import erk.generation.run_folder
 from erk.commands.generate import main
+from erk.generation import run_folder
+from erk.generation.job import Job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
@@ -43,17 +44,19 @@ def test_every_second_is_somewhere(tmp_path, monkeypatch):
     profile = Profile(CPU, clock)
     monkeypatch.setattr(model.network, "forward", clock.takes(5, model.network.forward))
     monkeypatch.setattr(model.encoder, "decode", clock.takes(7, model.encoder.decode))
-    monkeypatch.setattr(erk.generation.run_folder, "png_bytes", clock.takes(2, erk.generation.run_folder.png_bytes))
-    monkeypatch.setattr(erk.generation.run_folder, "write_file", clock.takes(3, lambda *_: None))
+    monkeypatch.setattr(
+        run_folder, "png_bytes", clock.takes(2, run_folder.png_bytes)
+    )
+    monkeypatch.setattr(run_folder, "write_file", clock.takes(3, lambda *_: None))
     folder = RunFolder(tmp_path, "png", False, {})
     folder.profile = profile
     (tmp_path / ".parts").mkdir()
     with profile.host("wall"):
-        made = generate(model, [0, 1, 2, 3], Settings(steps=2), batch=2, profile=profile)
+        made = generate(Job(model, Settings(steps=2), seeds=range(4), batch=2), profile=profile)
         for batch in made:
             clock.takes(1)()
             with profile.host("waited"):
-                folder.add(batch.seeds, batch.images.numpy())
+                folder.add(batch.seeds, batch.wait().numpy())
     found = profile.seconds()
     assert found == {"network": 30, "VAE": 14, "copy": 0, "idle": 22, "wall": 66, "encode": 8,
                      "write": 12, "waited": 20}  # fmt: skip
@@ -88,11 +91,14 @@ def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
 @pytest.mark.gpu
 def test_on_cuda_the_parts_are_the_devices_own(tmp_path):
     model, profile = load_model("digits", "cuda"), Profile(torch.device("cuda"))
+    job = Job(model, Settings(steps=3), seeds=range(6), batch=4)
     with profile.host("wall"):
-        made = list(generate(model, range(6), Settings(steps=3), batch=4, profile=profile))
+        made = list(
+            generate(Job(model, Settings(steps=3), seeds=range(6), batch=4), profile=profile)
+        )
     found = profile.seconds()
     assert all(found[name] > 0 for name in PARTS) and found["idle"] >= 0
     assert sum(found[name] for name in (*PARTS, "idle")) == pytest.approx(found["wall"])
-    plain = list(generate(model, range(6), Settings(steps=3), batch=4))
+    plain = list(generate(job))
     for one, other in zip(made, plain, strict=True):
         assert one.images.is_pinned() and np.array_equal(one.images, other.images)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from erk.analysis.toy_networks import load_network
 from erk.commands.checks.row import Row, failed, few, told
+from erk.generation.job import Job
 from erk.generation.sampling import generate
 from erk.io.download import fetch
 from erk.method.settings import Settings
@@ -71,14 +72,15 @@ def computed(device: str = "cpu") -> dict[str, Golden]:
     for name in TOYS:
         toy = load_network(name).to(device)
         networks[name] = denoised(toy, (8, 2), device, toy.label_dim)
-    (batch,) = generate(digits["digits"], range(4), SETTINGS, batch=4, noise_device="cpu")
+    job = Job(digits["digits"], SETTINGS, seeds=range(4), batch=4, noise_device="cpu")
+    (batch,) = generate(job)
     judged = load_extractor("digits", device)(pages(4, 1, 8))
     assert judged.logits is not None
     noise = SeededNoise([0, 2**32 - 1], "cpu").randn((4,))
     return {
         "random": {"numbers": noise.flatten().tolist()},
         "networks": networks,
-        "images": {"digits": batch.images[:, 0, ::2, ::2].flatten().tolist()},
+        "images": {"digits": batch.wait()[:, 0, ::2, ::2].flatten().tolist()},
         "judge": {
             "features": judged.features.cpu().flatten()[::5].tolist(),
             "logits": judged.logits.cpu().flatten().tolist(),

@@ -35,12 +35,12 @@ class Tally:
     def facts(self, batch: int | None) -> dict[str, Any]:
         """Mean evaluations per picture, where known; batch sizes if they are not all ``batch``."""
         if not self.counted:
-            return told_batches(self.batches, batch)
+            return batch_sizes(self.batches, batch)
         nfe, guide_nfe = (total / self.counted for total in self.sums)
-        return {"nfe": nfe, "guide_nfe": guide_nfe} | told_batches(self.batches, batch)
+        return {"nfe": nfe, "guide_nfe": guide_nfe} | batch_sizes(self.batches, batch)
 
 
-def told_batches(sizes: Counter[int], batch: int | None) -> dict[str, Any]:
+def batch_sizes(sizes: Counter[int], batch: int | None) -> dict[str, Any]:
     """Pictures by batch size, and what that means, unless all were made at the size asked for."""
     if not set(sizes) - {batch}:
         return {}
