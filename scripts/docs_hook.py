@@ -1,9 +1,6 @@
-"""Pages of the site that are made from files outside of docs/; called by mkdocs (mkdocs.yml)."""
+"""Pages of the site that come from files outside of docs/; called by mkdocs (see mkdocs.yml)."""
 
 import re
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +9,66 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from erk.commands.main import main as erk
+
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md", "results/demo.png": "demo.png",
     "results/index.html": "results.html",
 }  # fmt: skip
-"""Files of the repository that are pages of the site, under another name."""
+"""Paths in the repository and in the site."""
+COMMANDS = """# Commands
+
+One command, `erk`, has a subcommand for every task. `python -m erk` and, in several processes,
+`torchrun -m erk` run the same; `generate.py` and `evaluate.py` in the root of the repository are
+`erk generate` and `erk evaluate`. Options may be spelt with underscores, `--w_stiff`.
+"""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
-COMMANDS = {
-    "erk generate": "erk.commands.generate", "erk evaluate": "erk.commands.evaluate",
-    "erk calibrate": "erk.commands.calibrate", "erk tune": "erk.commands.tune",
-}  # fmt: skip
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Names in the navigation only what there is."""
-    docs = Path(config.docs_dir)
-    there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
-    there |= {name for source, name in OUTSIDE.items() if (ROOT / source).is_file()}
-    there |= {"tour.md", "reference/commands.md"}
-    for section in config.nav or []:
-        for title, pages in section.items():
-            if isinstance(pages, list):
-                section[title] = [page for page in pages if there.issuperset(page.values())]
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages and pictures."""
-    for source, name in OUTSIDE.items():
-        if (ROOT / source).is_file():
-            files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
-    for name, content in [*_notebook(ROOT / "docs" / "tour.ipynb"), _commands()]:
-        files.append(File.generated(config, name, content=content))
+    """Add the files from outside of docs/."""
+    for source, target in OUTSIDE.items():
+        files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+    files.append(File.generated(config, "reference/commands.md", content=commands()))
     return files
 
 
+def commands() -> str:
+    """Return the page of commands: the help of `erk` and of every subcommand."""
+    parts = [COMMANDS, _section(erk, "erk", None)]
+    with click.Context(erk, info_name="erk") as parent:
+        for name in erk.list_commands(parent):
+            command = erk.get_command(parent, name)
+            assert command is not None
+            parts.append(_section(command, name, parent))
+    return "\n".join(parts)
+
+
+def _section(command: click.Command, name: str, parent: click.Context | None) -> str:
+    """Return a heading and the help of one command."""
+    with command.context_class(
+        command, info_name=name, parent=parent, max_content_width=90, **command.context_settings
+    ) as context:
+        return f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links between files of the repository lead to their pages; to other files there are none."""
+    """Point links between files of the repository to their pages; unlink other files."""
     if page.file.abs_src_path is None:
         return markdown
     here, up = Path(page.file.abs_src_path).parent, "../" * page.file.src_uri.count("/")
 
-    def lead(link: re.Match[str]) -> str:
+    def replace(link: re.Match[str]) -> str:
         text, target, anchor = link.groups("")
-        place = (here / target).resolve()
-        if not (place.is_relative_to(ROOT) and place.exists()):
+        path = (here / target).resolve()
+        if not (path.is_relative_to(ROOT) and path.exists()):
             return link[0]
-        name = place.relative_to(ROOT).as_posix()
-        name = {"README.md": "docs/index.md"}.get(name, OUTSIDE.get(name, name))
+        name = path.relative_to(ROOT).as_posix()
+        name = "docs/index.md" if name == "README.md" else OUTSIDE.get(name, name)
         if name not in OUTSIDE.values() and not name.startswith("docs/"):
             return text
         return f"[{text}]({up}{name.removeprefix('docs/')}{anchor})"
 
-    return LINK.sub(lead, markdown)
-
-
-def _notebook(path: Path) -> Iterator[tuple[str, Any]]:
-    """The notebook as a page, and its pictures."""
-    from nbconvert import MarkdownExporter
-
-    text, resources = MarkdownExporter().from_filename(str(path), {"unique_key": "tour"})
-    yield "tour.md", text
-    yield from resources["outputs"].items()
-
-
-def _commands() -> tuple[str, str]:
-    """What --help says, as a page."""
-    parts = ["# Commands\n"]
-    for name, module in COMMANDS.items():
-        if find_spec(module) is None:
-            continue
-        command = import_module(module).main
-        with click.Context(command, info_name=name, max_content_width=90) as context:
-            parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
-    return "reference/commands.md", "\n".join(parts)
+    return LINK.sub(replace, markdown)
