@@ -274,7 +274,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, run, monkeypatch):
     done = run(*job)
     assert done.exit_code == 0
     for large, small in ((8, 4), (4, 2)):
-        assert f"with a batch of {large}: going on with {small}," in done.stderr
+        assert f"with a batch of {large}: continuing with {small}," in done.stderr
     assert "batch sizes: 20 at 2; at most 1 grey level" in done.stdout
     check_run(Path("out"), Path("two"))
     record = json.loads(Path("out/run.json").read_text())
@@ -284,7 +284,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, run, monkeypatch):
 
 def test_not_even_one_picture_fits(run, monkeypatch):
     monkeypatch.setattr(erk.generation.options, "load_model", too_large(0, MEMORY_ERRORS[0]))
-    refused(run(*JOB), "even one image at a time: free some, or take another --device")
+    refused(run(*JOB), "even with a batch of 1: free memory, or use another")
     assert os.listdir() == []
 
 
@@ -293,7 +293,7 @@ def test_the_network_does_not_fit(run, monkeypatch):
         raise MEMORY_ERRORS[0]
 
     monkeypatch.setattr(erk.generation.options, "load_model", failing)
-    refused(run(*JOB), "the networks do not fit into the memory")
+    refused(run(*JOB), "the networks do not fit into memory")
 
 
 def test_other_errors_are_not_taken_for_lost_memory(run, monkeypatch):
@@ -345,7 +345,7 @@ def with_little_memory(arguments):
 def test_the_memory_really_is_short(tmp_path):
     log, job = tmp_path / "log", [*JOB[:-2], "--seeds", "0-3", "--batch", "8192"]
     assert ended(start(with_little_memory, job, cwd=tmp_path, log=log)) == 0, log.read_text()
-    assert "does not fit into the memory with a batch of 8192: going on with 4" in log.read_text()
+    assert "does not fit into memory with a batch of 8192: continuing with 4" in log.read_text()
     batches = json.loads((tmp_path / "out" / "run.json").read_text())["batches"]
     assert sum(batches.values()) == 4 and max(map(int, batches)) < 8192
 
@@ -480,7 +480,7 @@ def test_one_rank_dies(kind, tmp_path, undisturbed):
     ranks = start_ranks(job, tmp_path, logs, work=dying_rank, more=(DEATH[kind],))
     assert [ended(rank) for rank in ranks[::-1]] == [-signal.SIGKILL, 2]
     last = logs[0].read_text().splitlines()[-1]
-    assert last.startswith("Error: another process of this job has ended before its time")
+    assert last.startswith("Error: another process of this run ended early")
     assert "Traceback" not in logs[0].read_text()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["complete"] is False
     assert ended(start(command, job, cwd=tmp_path)) == 0

@@ -20,9 +20,9 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import ImageBatch, generate
 from erk.generation.writer import beside, spare_cores, threads
 from erk.io.atomic import write_file
-from erk.runtime.distributed import World, from_first, gather, join, wait
+from erk.runtime.distributed import World, barrier, broadcast, gather, join
 from erk.runtime.shards import shard_of
-from erk.runtime.timing import OFF, Profile
+from erk.runtime.timing import OFF, Timer
 
 
 def run(**options: Any) -> None:
@@ -50,18 +50,18 @@ def run(**options: Any) -> None:
     folder.check_networks(job.metadata)
     with join(plan.device) as world:
         folder.rank = world.rank
-        folder.profile = Profile(plan.device) if options["profile"] else OFF
-        pending = from_first(world, pending)
+        folder.profile = Timer(plan.device) if options["profile"] else OFF
+        pending = broadcast(world, pending)
         if world.rank == 0:
             folder.begin({**job.metadata, "processes": world.size})
-        wait(world)
+        barrier(world)
         try:
             _make(world, folder, pending, job, options["trace"])
         except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
             if world.size == 1 and shard is None:  # others may be writing there still
                 folder.abandon()
             raise
-        wait(world)
+        barrier(world)
         if world.rank == 0:
             _end(folder, job.seeds, options)
             if options["profile"]:

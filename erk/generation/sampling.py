@@ -12,7 +12,7 @@ from erk.method.sampler import Trace, solve
 from erk.models.encoders import DecodeError
 from erk.models.noise import SeededNoise, one_hot
 from erk.runtime.memory import fitting, halved
-from erk.runtime.timing import OFF, Profile
+from erk.runtime.timing import OFF, Timer
 
 
 class ImageBatch(NamedTuple):
@@ -57,7 +57,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     *,
     trace: bool = False,
-    profile: Profile = OFF,
+    profile: Timer = OFF,
 ) -> Iterator[ImageBatch]:
     """Sample images in batches; each image depends on its seed and the settings only.
 
@@ -73,7 +73,7 @@ def generate(
         Which seeds to sample; default: those of the job.
     trace : bool
         Also record telemetry per step.
-    profile : Profile
+    profile : Timer
         Where to add up times.
 
     Raises
@@ -127,7 +127,7 @@ def draw_inputs(
 
 @torch.inference_mode()
 def _sample_batch(
-    job: Job, seeds: list[int], size: int, trace: bool, profile: Profile
+    job: Job, seeds: list[int], size: int, trace: bool, profile: Timer
 ) -> ImageBatch:
     n = len(seeds)
     padded = seeds + seeds[-1:] * (size - n)

@@ -1,1 +1,1 @@
-"""The process: devices, distributed runs, precision, memory, provenance."""
+"""The running process: devices, distributed runs, precision, memory, time, provenance."""

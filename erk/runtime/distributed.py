@@ -1,4 +1,4 @@
-"""torch.distributed in a few functions: one process needs none of it, and gets none of it."""
+"""Devices and torch.distributed. A single process never initializes a process group."""
 
 import ctypes
 import os
@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-PATIENCE = timedelta(days=7)
-"""How long a process that is done waits for the others; torch's own minutes would end long runs."""
-
+TIMEOUT = timedelta(days=7)
+"""Maximum wait for the slowest process; torch's default of minutes would abort long runs."""
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class World(NamedTuple):
-    """This process's place among those that torchrun started (1 process: rank 0 of 1)."""
+    """Rank, number of processes and device of this process (rank 0 of 1 without torchrun)."""
 
     rank: int
     size: int
@@ -27,17 +26,23 @@ class World(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'mps' -> this process's device; ValueError if it is not there.
+    """Select the device of this process, and make its GPU PyTorch's current one.
 
-    'auto' takes CUDA, then Apple's MPS, then the CPU. Under torchrun every process on a machine
-    gets its own GPU, by LOCAL_RANK; under srun alone by SLURM_LOCALID among those that it sees.
-    That GPU becomes PyTorch's current one.
+    Parameters
+    ----------
+    name : "auto", "cpu", "cuda" or "mps". "auto" prefers CUDA, then Apple's MPS, then the CPU.
+        Under torchrun each process of a machine uses the GPU with its LOCAL_RANK; under srun alone,
+        its SLURM_LOCALID among the visible GPUs.
+
+    Raises
+    ------
+    ValueError if the device is unavailable.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
     if (name == "cuda" and not cuda) or (name == "mps" and not mps):
-        raise ValueError(f"this machine offers no device '{name}'; use --device cpu.")
+        raise ValueError(f"device '{name}' is not available on this machine; use --device cpu.")
     if name != "cuda":
         return torch.device(name)
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -45,12 +50,12 @@ def pick_device(name: str) -> torch.device:
         local = int(os.environ["SLURM_LOCALID"]) % torch.cuda.device_count()
     if local >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local} on this machine has no GPU of its own: there are "
-            f"{torch.cuda.device_count()}; start at most as many processes."
+            f"process {local} on this machine has no GPU: {torch.cuda.device_count()} are visible; "
+            "start at most one process per GPU."
         )
     device = torch.device("cuda", local)
     try:
-        torch.cuda.set_device(device)  # before anything is loaded: else GPU 0 has a context of all
+        torch.cuda.set_device(device)  # before loading: else all processes use memory of GPU 0
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"GPU {local} cannot be used ({reason}); free it.") from error
@@ -59,18 +64,17 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun started, alone without one.
+    """Join the processes that torchrun started; without torchrun, a world of one process.
 
-    They speak by gloo on every device: what they tell each other is small, and gloo notices at
-    once when a process has died, where nccl would wait. Whoever then waits for it gets a
-    ConnectionError.
+    Communication uses gloo on every device: messages are small, and gloo reports a dead process at
+    once, where nccl would wait. The surviving processes then raise ConnectionError.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, device)
         return
     _end_with_launcher()
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield World(torch.distributed.get_rank(), size, device)
     finally:
@@ -78,30 +82,30 @@ def join(device: torch.device) -> Iterator[World]:
 
 
 def _end_with_launcher() -> None:
-    """Linux ends this process when torchrun is killed by force and cannot do it itself."""
+    """Ask Linux to kill this process when torchrun is killed and cannot do it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def wait(world: World) -> None:
-    """Every process gets here before any goes on."""
+def barrier(world: World) -> None:
+    """Block until all processes have called this function."""
     if world.size > 1:
         with _all_alive():
             torch.distributed.barrier()
 
 
-def from_first(world: World, value: Any) -> Any:
-    """The value that the first process has, in every process."""
+def broadcast(world: World, value: Any) -> Any:
+    """Return the value of rank 0 in every process."""
     if world.size == 1:
         return value
-    held = [value]
+    values = [value]
     with _all_alive():
-        torch.distributed.broadcast_object_list(held)
-    return held[0]
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def gather(world: World, value: Any) -> list[Any]:
-    """The values of all processes, by rank, in every process."""
+    """Return the values of all processes, ordered by rank, in every process."""
     if world.size == 1:
         return [value]
     values = [None] * world.size
@@ -112,11 +116,11 @@ def gather(world: World, value: Any) -> list[Any]:
 
 @contextmanager
 def _all_alive() -> Iterator[None]:
-    """ConnectionError, with a sentence, where gloo reports a lost process."""
+    """Turn gloo's errors about lost processes into a ConnectionError."""
     try:
         yield
     except RuntimeError as error:
         raise ConnectionError(
-            "another process of this job has ended before its time; its own message says why. "
-            "What is made is kept: run the same command again to go on"
+            "another process of this run ended early; see its error message. Finished images are "
+            "kept: run the same command again to continue"
         ) from error

@@ -1,4 +1,4 @@
-"""Memory: what is freed is used again; work that does not fit is done in smaller pieces."""
+"""Memory: reuse of freed memory, recovery from out-of-memory errors, networks without weights."""
 
 import ctypes
 import sys
@@ -11,19 +11,18 @@ from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 T = TypeVar("T")
-SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
-         "could not create a primitive")  # fmt: skip
-"""What PyTorch passes on of MPS, CPU, cuBLAS, cuDNN and oneDNN, where it has no class for it."""
-
+MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
+            "could not create a primitive")  # fmt: skip
+"""Messages of MPS, CPU, cuBLAS, cuDNN and oneDNN errors that PyTorch raises as RuntimeError."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let what was freed serve the next tensors of this process, and not go back to the system.
+    """Stop glibc from returning freed memory to the OS; no-op elsewhere.
 
-    Else every large tensor on a CPU is mapped anew, page by page, which takes a quarter of the time
-    of decoding 512 x 512 pictures (docs/performance.md). Of Linux's glibc; nothing elsewhere.
+    Otherwise large CPU tensors refault every page, which takes a quarter of the time of decoding
+    512 x 512 images (docs/performance.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another library
@@ -33,33 +32,33 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch or Python tells of too little memory, of a device or the host."""
+    """Return whether an error means that a device or the host is out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in MESSAGES)
 
 
 def fitting(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """What the work returns; None, with its memory given back, if it did not fit."""
+    """Call a function; return None and free its memory if it runs out of memory."""
     try:
         return work(*args, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    if torch.cuda.is_available():  # only here is the error, with all that it held, gone
+    if torch.cuda.is_available():  # outside `except`: the error no longer holds its tensors
         torch.cuda.empty_cache()
     return None
 
 
 def halved(batch: int, what: str) -> int:
-    """Half of a batch that did not fit; a notice says so. MemoryError if it was a single image."""
+    """Halve a batch size that did not fit, with a notice. Raises MemoryError for a single image."""
     if batch == 1:
         raise MemoryError(
-            f"{what} does not fit into the memory, even one image at a time: free some, or take "
-            "another --device or a smaller network"
+            f"{what} does not fit into memory even with a batch of 1: free memory, or use another "
+            "--device or a smaller network"
         )
     print(
-        f"{what} does not fit into the memory with a batch of {batch}: going on with {batch // 2}, "
+        f"{what} does not fit into memory with a batch of {batch}: continuing with {batch // 2}, "
         "which changes results by rounding only",
         file=sys.stderr, flush=True,
     )  # fmt: skip
@@ -67,17 +66,15 @@ def halved(batch: int, what: str) -> int:
 
 
 def load_fitting(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the work returns; MemoryError, with a sentence, if it does not fit."""
-    made = fitting(work, *args, **kwargs)
-    if made is None:
-        raise MemoryError(
-            "the networks do not fit into the memory: free some, or take another --device"
-        )
-    return made
+    """Call a function that loads networks. Raises MemoryError if they do not fit."""
+    result = fitting(work, *args, **kwargs)
+    if result is None:
+        raise MemoryError("the networks do not fit into memory: free some, or use another --device")
+    return result
 
 
-class _NoNumbers(TorchFunctionMode):
-    """Random tensors come empty; on the device "meta" even one would take torch seconds."""
+class _EmptyRandom(TorchFunctionMode):
+    """Leave random tensors empty: on the device "meta" drawing one takes torch seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
@@ -89,6 +86,6 @@ class _NoNumbers(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Networks made within take no memory and draw no random numbers: a file gives the weights."""
-    with torch.device("meta"), _NoNumbers():
+    """Construct networks without memory or random numbers; a file provides their weights."""
+    with torch.device("meta"), _EmptyRandom():
         yield

@@ -1,4 +1,4 @@
-"""Whether CUDA may round the factors of float32 products and convolutions to TF32's 10 bits."""
+"""Switches for TF32, which rounds float32 inputs of CUDA matrix products and convolutions."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,40 +10,40 @@ import torch
 NONE: tuple[str, ...] = ()
 ALL = ("products", "convolutions")
 RELEASED = ("convolutions",)
-"""PyTorch's own default: what published code computes by that leaves the switches alone."""
+"""PyTorch's default, which published code uses if it does not set the switches."""
 
 
-def allow_tf32(of: tuple[str, ...]) -> None:
-    """TF32 for these of ``ALL``, and for no others, from here on.
+def allow_tf32(operations: tuple[str, ...]) -> None:
+    """Allow TF32 in these operations (a subset of `ALL`) and forbid it in the others.
 
-    By PyTorch's old switches, with which it sets the new ones: its compiler reads the old ones, and
-    versions before 2.11 raise there if the two disagree.
+    Uses PyTorch's old switches, which also set the new ones: torch.compile reads the old ones, and
+    before PyTorch 2.11 raises an error if the two disagree.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the old ones will go
-        torch.backends.cuda.matmul.allow_tf32 = "products" in of
-        torch.backends.cudnn.allow_tf32 = "convolutions" in of
+        warnings.simplefilter("ignore")  # the old switches are deprecated
+        torch.backends.cuda.matmul.allow_tf32 = "products" in operations
+        torch.backends.cudnn.allow_tf32 = "convolutions" in operations
 
 
 @contextmanager
-def tf32_only(of: tuple[str, ...]) -> Iterator[None]:
-    """In here TF32 for these of ``ALL``, and for no others, whatever the caller allows."""
+def tf32_only(operations: tuple[str, ...]) -> Iterator[None]:
+    """Allow TF32 in these operations only (a subset of `ALL`), inside the block."""
     switches = _switches()
-    before = [getattr(place, name) for place, name, *_ in switches.values()]
-    for what, (place, name, off, on) in switches.items():
-        setattr(place, name, on if what in of else off)
+    before = [getattr(owner, name) for owner, name, *_ in switches.values()]
+    for operation, (owner, name, off, on) in switches.items():
+        setattr(owner, name, on if operation in operations else off)
     try:
         yield
     finally:
-        for (place, name, *_), value in zip(switches.values(), before, strict=True):
-            setattr(place, name, value)
+        for (owner, name, *_), value in zip(switches.values(), before, strict=True):
+            setattr(owner, name, value)
 
 
 def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
-    """By what it is of: object, attribute, what switches TF32 off, and on."""
+    """Map each operation to its switch: object, attribute, value for off, value for on."""
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn
-    how: tuple[Any, ...] = ("allow_tf32", False, True)
+    switch: tuple[Any, ...] = ("allow_tf32", False, True)
     if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        conv, how = conv.conv, ("fp32_precision", "ieee", "tf32")
-    return {what: (place, *how) for what, place in zip(ALL, (matmul, conv), strict=True)}
+        conv, switch = conv.conv, ("fp32_precision", "ieee", "tf32")
+    return {name: (owner, *switch) for name, owner in zip(ALL, (matmul, conv), strict=True)}

@@ -1,4 +1,4 @@
-"""What it takes to remake a number: command, commit, device, versions."""
+"""Provenance of a result: command, commit, device and versions that reproduce it."""
 
 import platform
 import subprocess
@@ -12,23 +12,23 @@ import torch
 
 from erk import __version__
 
-CODE = ("*.py", "*.yaml", "*.safetensors")  # what numbers come from
+CODE = ("*.py", "*.yaml", "*.safetensors")  # files that results depend on
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What it takes to remake a number: command, commit (None if unknown), device, versions.
+    """Return the command, commit (None if unknown), device and versions of this process.
 
-    A commit that ends in "-dirty" ran with changes of the code that no commit holds.
+    A commit that ends in "-dirty" ran with uncommitted changes.
     """
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     commit = None
-    if (root / ".git").exists():  # else git would take the commit of a repository around us
+    if (root / ".git").exists():  # else git would report an enclosing repository
         with suppress(OSError, subprocess.CalledProcessError):
             commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
             changed = ["git", "-C", str(root), "status", "--porcelain", "--", *CODE]
-            found = subprocess.run(changed, capture_output=True, text=True, check=True).stdout
-            commit += "-dirty" if found.strip() else ""
+            status = subprocess.run(changed, capture_output=True, text=True, check=True).stdout
+            commit += "-dirty" if status.strip() else ""
     is_cuda = torch.device(device).type == "cuda"
     return {
         "command": " ".join([_script(root), *sys.argv[1:]]),
@@ -44,6 +44,6 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _script(root: Path) -> str:
-    """The running script as a path within the repository, where it is one of its."""
+    """Return the running script: relative to the repository if inside it, else its name."""
     path = Path(sys.argv[0]).resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,28 +1,39 @@
-"""Which share of a job is this command's: told by --shard, else by SLURM."""
+"""The shard of a run that this process computes: from --shard, else from SLURM."""
 
 import os
 from collections.abc import Mapping
 
 
 def shard_of(text: str | None, environ: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """'3/8' -> (3, 8), the fourth of eight shares; None -> as SLURM says; None: all of the job.
+    """Parse --shard: '3/8' -> (3, 8), the fourth of eight shards.
 
-    SLURM's shares are the tasks of srun (SLURM_PROCID of SLURM_NTASKS; under torchrun, which has
-    its own ranks, they are not counted), those of a job array (SLURM_ARRAY_TASK_ID), or both
-    multiplied. '0/1' is all of the job wherever it runs. Raises ValueError for anything else.
+    Parameters
+    ----------
+    text : "I/N", or None to use SLURM's variables. "0/1" is the complete run in any environment.
+    environ : with SLURM's variables. Shards are the tasks of srun (SLURM_PROCID of SLURM_NTASKS;
+        ignored under torchrun, which assigns ranks itself), those of a job array
+        (SLURM_ARRAY_TASK_ID), or the product of both.
+
+    Returns
+    -------
+    (index, count), or None for the complete run.
+
+    Raises
+    ------
+    ValueError for any other text, and for a job array with gaps.
     """
     if text is None:
         task, tasks = _task(environ)
-        place, places = _array_place(environ)
-        text = f"{place * tasks + task}/{places * tasks}"
+        position, length = _array_position(environ)
+        text = f"{position * tasks + task}/{length * tasks}"
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return (int(index), int(count)) if int(count) > 1 else None
-    raise ValueError(f"--shard wants I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
+    raise ValueError(f"--shard must be I/N with I from 0 to N - 1, such as 0/8, not '{text}'")
 
 
 def _task(environ: Mapping[str, str]) -> tuple[int, int]:
-    """This task of srun, and how many it started; the script that sbatch runs is not a task."""
+    """Return srun's index and number of tasks; the script that sbatch runs is not a task."""
     is_script = environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in environ
     if is_script or "WORLD_SIZE" in environ or "SLURM_PROCID" not in environ:
         return 0, 1
@@ -30,18 +41,18 @@ def _task(environ: Mapping[str, str]) -> tuple[int, int]:
     return int(environ["SLURM_PROCID"]), int(count)
 
 
-def _array_place(environ: Mapping[str, str]) -> tuple[int, int]:
-    """This task's place in a job array, and how many tasks there are. Raises ValueError."""
+def _array_position(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return the position in a job array and its number of tasks. Raises ValueError."""
     task, count = (environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
     if task is None or count is None or int(count) == 1:
         return 0, 1
     first = int(environ.get("SLURM_ARRAY_TASK_MIN", "0"))
     last = int(environ.get("SLURM_ARRAY_TASK_MAX", first + int(count) - 1))
     step = max(1, (last - first) // (int(count) - 1))  # --array=0-14:2 counts in steps
-    place, rest = divmod(int(task) - first, step)
+    position, rest = divmod(int(task) - first, step)
     if rest or first + step * (int(count) - 1) != last:
         raise ValueError(
-            "the numbers of this SLURM array are not evenly spaced, so that its shares are "
-            "unknown: number it --array=0-7, or name the share by --shard I/N"
+            "the task IDs of this SLURM array are not evenly spaced, so its shards are unknown: "
+            "use --array=0-7, or give the shard as --shard I/N"
         )
-    return place, int(count)
+    return position, int(count)

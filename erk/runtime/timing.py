@@ -1,4 +1,4 @@
-"""Where the time of a run went, for generate.py --profile."""
+"""Time of a run by component, for `generate --profile`."""
 
 import time
 from collections import defaultdict
@@ -8,28 +8,35 @@ from typing import Any
 
 import torch
 
-PARTS = ("network", "VAE", "copy")  # of the device: they follow each other
-BESIDE = ("encode", "write")  # of the writer, at the same time
+PARTS = ("network", "VAE", "copy")  # of the device, in sequence
+WRITER = ("encode", "write")  # in the writer's thread, concurrently
 
 
-class Profile:
-    """Seconds by part. On CUDA the device's own, by events: nothing waits for them.
+class Timer:
+    """Seconds by component; on CUDA measured by events, without synchronization.
 
-    The device's parts and ``idle``, the rest, are the wall time together. The writer's parts run
-    beside them. ``device`` None: nothing is measured of it.
+    The device's components and ``idle`` add up to the wall time; the writer's run concurrently.
+
+    Parameters
+    ----------
+    device : whose work is timed; None: it is not.
+    clock : returns seconds.
     """
 
     def __init__(
         self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.device, self.clock = device, clock
-        self._stretches: list[tuple[str, Any, Any]] = []
+        self._intervals: list[tuple[str, Any, Any]] = []
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def host(self, name: str) -> Iterator[None]:
-        """A stretch by the host's clock: "encode" or "write" of the writer, "waited" for it by the
-        sampler, and "wall", all that the shares are of."""
+        """Time a block by the host's clock.
+
+        `name`: "encode" or "write" in the writer, "waited" (for it) in the sampler, or "wall",
+        the total.
+        """
         begin = self.clock()
         try:
             yield
@@ -40,7 +47,7 @@ class Profile:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A stretch of the device's work; what is launched within counts."""
+        """Time the device's work that is launched inside the block."""
         if self.device is None:
             yield
             return
@@ -48,22 +55,22 @@ class Profile:
         try:
             yield
         finally:
-            self._stretches.append((name, begin, self._mark()))
+            self._intervals.append((name, begin, self._mark()))
 
     def seconds(self) -> dict[str, float]:
-        """By part, with the device's "idle" time, and by the names of ``host``; at the end."""
-        found = dict.fromkeys(PARTS, 0.0)
-        for name, begin, end in self._stretches:
-            found[name] += begin.elapsed_time(end) / 1000 if self._on_cuda() else end - begin
-        told = dict.fromkeys(("wall", *BESIDE, "waited"), 0.0) | self._seconds
-        return found | {"idle": told["wall"] - sum(found.values())} | told
+        """Return the seconds of each component, the device's "idle" time and those of `host`."""
+        parts = dict.fromkeys(PARTS, 0.0)
+        for name, begin, end in self._intervals:
+            parts[name] += begin.elapsed_time(end) / 1000 if self._on_cuda() else end - begin
+        host = dict.fromkeys(("wall", *WRITER, "waited"), 0.0) | self._seconds
+        return parts | {"idle": host["wall"] - sum(parts.values())} | host
 
     def table(self) -> str:
-        """Seconds and shares of the wall time, for the screen."""
-        found = self.seconds()
-        waited, wall = found.pop("waited"), found["wall"] or 1.0
-        rows = [f"{name:<10}{s:>10.2f}{s / wall:>9.1%}" for name, s in found.items()]
-        rows.insert(len(rows) - len(BESIDE), "beside, by the writer:")
+        """Format seconds and fractions of the wall time as a table."""
+        seconds = self.seconds()
+        waited, wall = seconds.pop("waited"), seconds["wall"] or 1.0
+        rows = [f"{name:<10}{s:>10.2f}{s / wall:>9.1%}" for name, s in seconds.items()]
+        rows.insert(len(rows) - len(WRITER), "concurrently, in the writer:")
         head = f"{'time of':<10}{'seconds':>10}{'share':>9}"
         return "\n".join([head, *rows, f"The sampler waited {waited:.2f} s for the writer."])
 
@@ -81,4 +88,4 @@ class Profile:
         return self.device is not None and self.device.type == "cuda"
 
 
-OFF = Profile()
+OFF = Timer()

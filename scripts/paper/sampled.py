@@ -23,7 +23,7 @@ from erk.generation.options import networks_of, open_job, plan_job
 from erk.generation.stream import ImageChunk, image_chunks
 from erk.io.download import sha256_of
 from erk.models.model import fetch_checkpoint
-from erk.runtime.distributed import World, from_first, gather, join, pick_device
+from erk.runtime.distributed import World, broadcast, gather, join, pick_device
 from metrics.images import fingerprint
 from metrics.judge import Judge, extract_share, load_judge, measure_chunks
 from metrics.report import to_row
@@ -78,7 +78,7 @@ def measure_rows(
     device = pick_device(todo[0].options["device"])
     judges = _judges(planned, todo, request, device)
     with join(device) as world:
-        todo = from_first(world, [one for one in todo if not _found(one, judges, request)])
+        todo = broadcast(world, [one for one in todo if not _found(one, judges, request)])
         for number, (one, job) in enumerate(_with_networks(todo), 1):
             made = _make(job, judges[one.ref], world, request.shard)
             if world.rank == 0:

@@ -206,7 +206,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--ref", "digits", "--protocol", "edm"], "needs inception: choose another"),
         (["--ref", "digits", "--protocol", "fid"], "there is no protocol 'fid'"),
         (["--ref", "digits", "--metrics", "fid"], "does not measure fid"),
-        (["--ref", "digits", "--shard", "2/2"], "--shard wants I/N"),
+        (["--ref", "digits", "--shard", "2/2"], "--shard must be I/N"),
         (["--ref", "digits", "--num", "21"], "a subset has 2 to as many"),
         (["--ref", "digits", "--weights", "digits=random:0"], "random weights measure nothing"),
         (["--ref", "digits", "--weights", "random:0"], "--weights wants NAME=FILE"),

@@ -27,7 +27,7 @@ from PIL import Image
 from erk.commands.generate import main
 from erk.models.checkpoint import read, write_safetensors
 from erk.models.presets import presets
-from erk.runtime.distributed import from_first, join, wait
+from erk.runtime.distributed import barrier, broadcast, join
 
 ROOT = Path(__file__).parents[2]
 NETS = GOLDEN / "nets"
@@ -336,8 +336,8 @@ def test_processes_wait_for_each_other_longer_than_torch_does(monkeypatch):
 def test_one_process_makes_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join(torch.device("cpu")) as world:
-        wait(world)
-        assert world[:2] == (0, 1) and from_first(world, [3]) == [3]
+        barrier(world)
+        assert world[:2] == (0, 1) and broadcast(world, [3]) == [3]
         assert not torch.distributed.is_initialized()
 
 

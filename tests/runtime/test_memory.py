@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, threading, torch
-from erk.memory import keep_freed_memory
+from erk.runtime.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

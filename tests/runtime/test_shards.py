@@ -49,12 +49,12 @@ def test_the_shares_of_an_array_of_sruns_are_all_different():
 
 @pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0", "0.5/2", "1/2/3"])
 def test_what_is_no_share(text):
-    with pytest.raises(ValueError, match="--shard wants I/N with I from 0 to N - 1"):
+    with pytest.raises(ValueError, match="--shard must be I/N with I from 0 to N - 1"):
         shard_of(text, {})
 
 
 @pytest.mark.parametrize("environ", [array(16, 3, last=32) | {"SLURM_ARRAY_TASK_ID": "3"},
                                      array(6, 3, last=17)])  # fmt: skip
 def test_an_array_with_gaps_is_refused(environ):
-    with pytest.raises(ValueError, match="not evenly spaced.* by --shard I/N"):
+    with pytest.raises(ValueError, match="not evenly spaced.* as --shard I/N"):
         shard_of(None, environ)

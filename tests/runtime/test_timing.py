@@ -15,7 +15,7 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.model import load_model
-from erk.runtime.timing import BESIDE, OFF, PARTS, Profile
+from erk.runtime.timing import OFF, PARTS, WRITER, Timer
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ class Clock:
 def test_every_second_is_somewhere(tmp_path, monkeypatch):
     """Two batches of a Heun run of 2 steps: 3 evaluations of 5 s, a decode of 7 s, 1 s between."""
     clock, model = Clock(), load_model("digits")
-    profile = Profile(CPU, clock)
+    profile = Timer(CPU, clock)
     monkeypatch.setattr(model.network, "forward", clock.takes(5, model.network.forward))
     monkeypatch.setattr(model.encoder, "decode", clock.takes(7, model.encoder.decode))
     monkeypatch.setattr(
@@ -67,7 +67,7 @@ def test_every_second_is_somewhere(tmp_path, monkeypatch):
 def test_nothing_is_measured_unless_asked_for():
     with OFF.part("network"):
         pass
-    assert OFF._stretches == []
+    assert OFF._intervals == []
 
 
 def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
     told = CliRunner().invoke(main, [*job, "--profile"])
     assert told.exit_code == 0, told.output
     rows = dict(re.findall(r"^(\w+) +([\d.-]+) +[\d.-]+%$", told.stdout, re.M))
-    assert [*rows] == [*PARTS, "idle", "wall", *BESIDE]
+    assert [*rows] == [*PARTS, "idle", "wall", *WRITER]
     seconds = {name: float(value) for name, value in rows.items()}
     parts = sum(seconds[name] for name in (*PARTS, "idle"))
     assert parts == pytest.approx(seconds["wall"], abs=0.03)  # each is rounded to 0.01
@@ -90,7 +90,7 @@ def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_on_cuda_the_parts_are_the_devices_own(tmp_path):
-    model, profile = load_model("digits", "cuda"), Profile(torch.device("cuda"))
+    model, profile = load_model("digits", "cuda"), Timer(torch.device("cuda"))
     job = Job(model, Settings(steps=3), seeds=range(6), batch=4)
     with profile.host("wall"):
         made = list(
