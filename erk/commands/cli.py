@@ -1,4 +1,4 @@
-"""What all command lines share: how options are spelt and how a command ends."""
+"""What all commands share: the spelling of options, the help page, and the way a command ends."""
 
 import errno
 import functools
@@ -9,6 +9,10 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO, cast
 
+import click
+import cloup
+
+from erk import __version__
 from erk.io.atomic import stoppable
 
 CONTEXT: dict[str, Any] = {
@@ -16,33 +20,49 @@ CONTEXT: dict[str, Any] = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
     "show_default": True,
 }
-"""click's context settings; the originals' spellings (--w_stiff) are taken for ours (--w-stiff)."""
+"""click's context settings; every option may also be spelt with underscores (--w_stiff)."""
 
-
-LONGEST = 2000  # characters of an error's sentence
-
+LONGEST = 2000  # characters of an error message
 
 ADVICE = {
     errno.ENOSPC: "; free some space, then run the same command again",
     errno.EDQUOT: "; free some space, then run the same command again",
     errno.EMFILE: "; raise the limit (ulimit -n), then run the same command again",
     errno.ENFILE: "; close other programs, then run the same command again",
-    errno.EROFS: "; choose another place",
+    errno.EROFS: "; choose another folder",
 }
-"""What to do, by the system's error number, where its own words do not tell."""
+"""What to do about a system error, by its number, where its text does not say."""
+
+
+def command(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return a decorator that turns a function into a command.
+
+    Parameters
+    ----------
+    examples : str
+        Command lines, shown below the options of the help page.
+    """
+    lines = "".join(f"\n  {line}" for line in examples)
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        run = click.version_option(__version__)(clean_exit(function))
+        return cloup.command(context_settings=CONTEXT, epilog=f"\b\nExamples:{lines}")(run)
+
+    return decorate
 
 
 def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Bad input ends a command with one sentence on stderr and exit code 2, without a traceback.
+    """Return the command so that bad input ends it with one sentence and exit code 2.
 
-    Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError.
-    ERK_TRACEBACK=1 shows where. SIGINT and SIGTERM end it with 130 and 143 as soon as what is being
-    written is on the disk. A reader of its output who leaves changes nothing.
+    Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError; with
+    ERK_TRACEBACK=1 in the environment the traceback is shown. SIGINT and SIGTERM end the command
+    with 130 and 143 after the file that is being written is on the disk. A closed output pipe
+    does not stop it.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        out, err = (cast(TextIO, _Steady(stream)) for stream in (sys.stdout, sys.stderr))
+        out, err = (cast(TextIO, _PipeTolerant(stream)) for stream in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(err):
             try:
                 with stoppable():
@@ -59,13 +79,19 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(message: str) -> NoReturn:
-    """Print the message and exit with code 2."""
+    """Print the message on stderr and exit with code 2."""
     print(f"Error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-class _Steady:
-    """A stream that drops what nobody reads any more: a closed pipe ends no work."""
+def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) -> None:
+    """Raise ValueError unless the path that an option gives ends in one of the suffixes."""
+    if not os.fspath(path).endswith(suffixes):
+        raise ValueError(f"{option} {path} must end in {' or '.join(suffixes)}; rename it")
+
+
+class _PipeTolerant:
+    """A stream that discards its output once the reader has closed the pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -88,21 +114,21 @@ class _Steady:
 
 
 class ListingError(ValueError):
-    """A sentence and a list behind it: each argument is shown as a line."""
+    """An error of several lines: a sentence and a list, one argument per line."""
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, in one line of at most ``LONGEST`` characters that a screen can show.
+    """Return the message of an error as one printable line of at most ``LONGEST`` characters.
 
-    Names out of a file may hold anything, line breaks and a terminal's commands included.
+    Names from a file may contain line breaks and terminal control sequences; they are escaped.
     """
     if isinstance(error, ListingError):
         return "\n".join(map(_line, error.args))
-    told = str(error) or type(error).__name__
+    message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
-        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        told += ADVICE.get(error.errno or 0, "")
-    return _line(told)
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        message += ADVICE.get(error.errno or 0, "")
+    return _line(message)
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The command `erk`: each subcommand lives in a module of its own and is imported when it runs."""
+"""The command `erk`; the module of a subcommand is imported when that subcommand runs."""
 
 from importlib import import_module
 
@@ -7,26 +7,37 @@ import click
 from erk import __version__
 from erk.commands.cli import CONTEXT
 
-SUBCOMMANDS = {
-    "generate": "Sample images from a diffusion model, with or without ERK-Guid.",
-    "evaluate": "Measure images against a reference.",
-    "calibrate": "Fit a solver's correction to a network.",
-    "tune": "Choose w_stiff and w_con by the solver's held-out error.",
-    "convert": "Convert a released network to safetensors.",
-    "merge": "Merge shards: images, features or references.",
-    "ema": "Average a training run's snapshots to any EMA length.",
-    "make-reference": "Compute the statistics of real images.",
-    "prepare-imagenet": "Crop and pack ImageNet's images.",
-    "compare": "Show two runs of the same seeds side by side.",
-    "trace": "Plot stiffness and corrections along sigma.",
-    "nearest": "Show the training images nearest to generated ones.",
-    "presets": "List the presets.",
-    "doctor": "Check this installation.",
+SECTIONS = {
+    "Sample": {
+        "generate": "Sample images from a diffusion model, with or without ERK-Guid.",
+        "merge": "Merge shards: images, features or references.",
+        "presets": "List the presets.",
+    },
+    "Measure": {
+        "evaluate": "Measure images against a reference.",
+        "make-reference": "Compute the statistics of real images.",
+        "prepare-imagenet": "Crop ImageNet's images and pack them into an archive.",
+    },
+    "ERK-Guid without hand-chosen weights": {
+        "calibrate": "Fit a solver's correction to a network.",
+        "tune": "Choose w_stiff and w_con by the solver's held-out error.",
+    },
+    "Networks": {
+        "convert": "Convert a released network to safetensors.",
+        "ema": "Average a training run's snapshots to any EMA length.",
+    },
+    "Inspect": {
+        "compare": "Show two runs of the same seeds side by side.",
+        "nearest": "Show the training images nearest to generated ones.",
+        "trace": "Plot stiffness and corrections along sigma.",
+        "doctor": "Check this installation.",
+    },
 }
+SUBCOMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 
 class LazyGroup(click.Group):
-    """A group that imports a subcommand's module only when that subcommand is used."""
+    """A group whose help page imports no subcommand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all subcommands, in the order of the help page."""
@@ -42,12 +53,21 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of subcommands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(SUBCOMMANDS.items()))
+        """Write the sections of subcommands from the table above."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()), col_max=max(map(len, SUBCOMMANDS)))
 
 
-@click.group(cls=LazyGroup, context_settings=CONTEXT)
+@click.group(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    epilog="\b\nExamples:\n  erk generate --preset digits --seeds 0-99 --steps 8 --w-stiff 0.5\n"
+    "  erk evaluate --images out --ref digits",
+)
 @click.version_option(__version__)
 def main() -> None:
-    """Sample diffusion models with ERK-Guid and measure the result."""
+    """Sample diffusion models with ERK-Guid and measure the images.
+
+    `erk COMMAND --help` shows the options and examples of a command.
+    """
