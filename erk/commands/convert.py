@@ -1,42 +1,43 @@
-"""Convert a released network pickle to safetensors with a JSON card.
+"""The command `convert`: convert released network pickles to safetensors with JSON cards."""
 
-    erk convert edm2-img512-s-2147483-0.130.pkl edm2-s.safetensors
-    erk convert hf://owner/repo/net.pkl net.safetensors
-    erk convert edm2-img512-s edm2-s.safetensors   # a preset's network
-    erk convert --all --dest nets --dry-run        # all 63 released files: sizes
-    erk convert --all --dest nets --only 'edm2-img64-*'
-
-No code in the pickle is run, and every tensor keeps its type (float16 stays float16), so the
-written network gives the same outputs bit for bit. It is read again before success is reported.
-"""
-
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from erk.commands.cli import CONTEXT, clean_exit
+from erk.commands.cli import command, require_suffix
+from erk.commands.options import offline_option
 
 
-@click.command(context_settings=CONTEXT)
+@command(
+    "erk convert edm2-img512-s-2147483-0.130.pkl edm2-s.safetensors",
+    "erk convert hf://owner/repo/net.pkl net.safetensors",
+    "erk convert edm2-img512-s edm2-s.safetensors   # a preset's network",
+    "erk convert --all --dest nets --only 'edm2-img64-*' --dry-run",
+)
 @click.argument("source", required=False)
 @click.argument("output", type=click.Path(path_type=Path), required=False)
-@click.option("--all", "everything", is_flag=True, help="Convert all released networks.")
-@click.option("--dest", type=click.Path(path_type=Path), metavar="DIR",
-              help="With --all: where they go; hashes.json there has their sha256.")  # fmt: skip
-@click.option("--only", multiple=True, metavar="PATTERN", help="With --all: names that fit, such "
-              "as 'edm2-img512-xs-*'; may be repeated.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="With --all: print names and sizes, do nothing.")
-@click.option("--mirror", metavar="URL", help="With --all: a server in the place of NVIDIA's.")
-@click.option("--offline", is_flag=True, help="Download nothing; look into the cache only.")
-@clean_exit
+@cloup.option_group(
+    "All released networks",
+    cloup.option("--all", "everything", is_flag=True, help="Convert all released networks."),
+    cloup.option("--dest", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write "
+                 "to; hashes.json in it records their sha256."),
+    cloup.option("--only", multiple=True, metavar="PATTERN", help="Only names that match, such as "
+                 "'edm2-img512-xs-*'; may be repeated."),
+    cloup.option("--dry-run", is_flag=True, help="Print names and sizes and stop."),
+    cloup.option("--mirror", metavar="URL", help="A server to use instead of NVIDIA's."),
+)  # fmt: skip
+@offline_option
 def main(source: str | None, output: Path | None, everything: bool, offline: bool,
          **options: Any) -> None:  # fmt: skip
     """Write the network of SOURCE (a path, https://, hf://owner/repo/file or a preset's name)
-    to OUTPUT.safetensors, and beside it OUTPUT.json, which says what it is.
+    to OUTPUT.safetensors, and its card to OUTPUT.json.
 
-    With --all: every released network of EDM2 and EDM. What is done is skipped, a download that
-    broke off goes on, and what fails is named at the end."""
+    With --all: every released network of EDM2 and EDM. Converted files are skipped, interrupted
+    downloads resume, and the files that failed are named at the end.
+    """
     if everything:
         if source is not None:
             raise ValueError("--all takes no SOURCE: choose files by --only PATTERN")
@@ -47,8 +48,9 @@ def main(source: str | None, output: Path | None, everything: bool, offline: boo
         raise ValueError(f"--{given.replace('_', '-')} goes with --all")
     if source is None or output is None:
         raise ValueError("give SOURCE and OUTPUT.safetensors, or --all --dest DIR")
-    if output.suffix != ".safetensors":
-        raise ValueError(f"the output {output} must end in .safetensors; rename it.")
+    require_suffix("the output", output, ".safetensors")
+    from erk.models.convert import convert
+
     click.echo(convert(source, output, offline))
 
 
@@ -56,52 +58,33 @@ def _convert_all(
     dest: Path | None, only: tuple[str, ...], dry_run: bool, mirror: str | None, offline: bool
 ) -> None:
     if dest is None and not dry_run:
-        raise ValueError("--all needs --dest DIR, where the files go")
-    from erk.commands.released import convert_all, describe, released_files
+        raise ValueError("--all needs --dest DIR, the folder to write to")
+    from erk.models.released import convert_all, released_files
 
     files = released_files(only, mirror)
     if dry_run or dest is None:
-        click.echo(describe(files, dest))
+        click.echo(_plan(files, dest))
     else:
-        convert_all(files, dest, convert, offline)
+        convert_all(files, dest, offline, click.echo)
 
 
-def convert(source: str, output: Path, offline: bool = False) -> str:
-    """Do it; one line that says what was written. Raises ValueError or OSError."""
-    from erk.io.download import sha256_of
-    from erk.models.checkpoint import build, read, write_safetensors
-    from erk.models.model import address_of, fetch_checkpoint
+def _plan(files: list[Any], dest: Path | None) -> str:
+    """Return what --dry-run prints: the files, their sizes and states, and the free space."""
+    from erk.models.released import progress
+    from metrics.table import to_text
 
-    path = fetch_checkpoint(address_of(source), offline)
-    if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is safetensors already; copy it together with its .json card.")
-    checkpoint = read(path)
-    network, _ = build(checkpoint, str(path))
-    origin = {"file": path.name, "sha256": sha256_of(path)}
-    write_safetensors(output, checkpoint._replace(card=checkpoint.card | {"source": origin}))
-    written = read(output)
-    again, _ = build(written, str(output))
-    same_parts = written[:2] == checkpoint[:2]  # architecture and encoder
-    if not same_parts or not same_tensors(network.state_dict(), again.state_dict()):
-        output.unlink()
-        output.with_suffix(".json").unlink()
-        raise OSError(f"{output} does not hold what was written to it; check the disk.")
-    return (
-        f"{path.name} ({path.stat().st_size / 1e6:.2f} MB) -> {output} "
-        f"({output.stat().st_size / 1e6:.2f} MB): {checkpoint.architecture.name}, "
-        f"{len(checkpoint.tensors)} tensors, read back and equal bit for bit"
+    rows = progress(files, dest)
+    rest = sum(f.size for f, row in zip(files, rows, strict=True) if row["state"] != "done")
+    total = sum(file.size for file in files)
+    note = (
+        f"{len(files)} files, {total / 1e9:.1f} GB; {rest / 1e9:.1f} GB are left to download, and "
+        "as much again is written.\nSizes are computed from the shapes of the tensors (2 bytes per "
+        "number in EDM2's files, 4 in EDM's); no server was asked."
     )
-
-
-def same_tensors(first: dict, second: dict) -> bool:
-    """Whether both hold the same names, types, shapes and bits (NaN and -0 included)."""
-    import torch
-
-    def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        return tensor.dtype, tensor.shape, flat.numpy().tobytes()
-
-    return first.keys() == second.keys() and all(bits(first[k]) == bits(second[k]) for k in first)
+    if dest is not None:
+        existing = next(p for p in (dest.absolute(), *dest.absolute().parents) if p.exists())
+        note += f"\nFree at {dest}: {shutil.disk_usage(existing).free / 1e9:.1f} GB."
+    return f"{to_text(rows)}{note}"
 
 
 if __name__ == "__main__":

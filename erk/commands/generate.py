@@ -67,7 +67,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     cloup.option("--animate", metavar="FILE.gif", help="Also animate x and D of the first 8 seeds "
                  "along sigma, .gif or .webp."),
     cloup.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step."),
-    cloup.option("--shard", metavar="I/N", help="Sample every N-th batch only, from I = 0 on, "
+    cloup.option("--shard", metavar="I/N", help="Sample every N-th image only, from I = 0 on, "
                  "without communication.  [default: the task of srun or a SLURM array]"),
 )  # fmt: skip
 @cloup.option_group(

@@ -1,14 +1,17 @@
-"""The command `erk presets`: list every preset with its networks and published metric."""
+"""The command `presets`: list every preset with its networks and published metric."""
 
 import click
 
-from erk.commands.cli import CONTEXT, clean_exit
+from erk.commands.cli import command
 
 
-@click.command(context_settings=CONTEXT)
-@clean_exit
+@command("erk presets", "erk presets | grep edm2-img512")
 def main() -> None:
-    """Print every preset: network, guiding network and weight, published metric."""
+    """Print every preset: network, guide and guidance weight, published metric."""
     from erk.models.presets import describe
 
     click.echo("\n".join(describe()))
+
+
+if __name__ == "__main__":
+    main()

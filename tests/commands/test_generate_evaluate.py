@@ -89,9 +89,9 @@ def test_two_processes(run, tmp_path):
     ("arguments", "message"),
     [
         (["--evaluate", "nothing.npz"], "nothing.npz"),
-        (["--evaluate", "digits", "--grid"], "--grid needs pictures on the disk"),
+        (["--evaluate", "digits", "--grid"], "--grid needs images on the disk"),
         (["--evaluate", "digits", "--protocol", "edm"], "needs inception"),
-        (["--real", "somewhere"], "--real says how to measure: add --evaluate"),
+        (["--real", "somewhere"], "--real needs --evaluate: add it"),
     ],
 )
 def test_bad_input(run, arguments, message):

@@ -11,9 +11,9 @@ from golden_data import models, pickle_paths, shapes
 
 from erk import load_model
 from erk.commands.convert import main
-from erk.commands.released import SERVER, released_architecture, released_files, size_of
 from erk.io import download as fetching
 from erk.models.checkpoint import NETWORKS
+from erk.models.released import SERVER, released_architecture, released_files, size_of
 from erk.runtime.memory import without_weights
 
 EDM = {url.rpartition("/")[2]: facts for url, facts in models()["edm_files"].items()}
@@ -149,7 +149,7 @@ def test_one_run_at_a_time(tmp_path, mirror):
     [
         (["--all"], "--all needs --dest DIR"),
         (["--all", "a.pkl", "--dest", "x"], "--all takes no SOURCE"),
-        (["--all", "--dry-run", "--only", "sd3*"], "fits none of the 63 released files"),
+        (["--all", "--dry-run", "--only", "sd3*"], "matches none of the 63 released files"),
         (["a.pkl", "b.safetensors", "--dry-run"], "--dry-run goes with --all"),
         (["a.pkl"], "give SOURCE and OUTPUT.safetensors"),
     ],

@@ -1,27 +1,25 @@
-"""All networks that NVIDIA released, 51 of EDM2 and 12 of EDM, converted in one go.
+"""All networks that NVIDIA released, 51 of EDM2 and 12 of EDM: their list and their conversion.
 
-The hashes of what is downloaded are recorded in DEST/hashes.json when it is first seen and found to
-be a network, and hold for every later run, on whatever mirror.
+The hash of a download is recorded in DEST/hashes.json once it was read as a network; every later
+run, from whatever mirror, must download the same bytes.
 """
 
 import fnmatch
 import functools
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 from filelock import FileLock, Timeout
 
 from erk.io.atomic import write_file
 from erk.io.download import fetch, sha256_of
 from erk.models.checkpoint import NETWORKS, Part
+from erk.models.convert import convert
 from erk.models.presets import presets
 from erk.runtime.memory import without_weights
-from metrics.table import to_text
 
 SERVER = "https://nvlabs-fi-cdn.nvidia.com"
 HASHES = "hashes.json"
@@ -34,7 +32,7 @@ NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult
 CLASSES = {"cifar10-uncond": 0, "cifar10-cond": 10, "ffhq": 0, "afhqv2": 0, "imagenet": 1000}
 BASELINES = {"vp": "VPPrecond", "ve": "VEPrecond", "adm": "iDDPMPrecond"}
 
-Convert = Callable[[str, Path, bool], str]
+Report = Callable[..., None]  # (line, err=False): print a line, on stderr if err
 
 
 class Released(NamedTuple):
@@ -46,32 +44,44 @@ class Released(NamedTuple):
 
 
 def released_files(patterns: tuple[str, ...] = (), mirror: str | None = None) -> list[Released]:
-    """The files of configs/models.yaml that lie on NVIDIA's server, each once.
+    """Return the files of configs/models.yaml that are on NVIDIA's server, each once.
 
-    patterns: of names, as of a shell; none: all. mirror: a server that takes NVIDIA's place.
-    ValueError for a pattern without a file.
+    Parameters
+    ----------
+    patterns : tuple of str
+        Shell patterns of names, such as edm2-img512-xs-*; none selects all files.
+    mirror : str, optional
+        A server to use instead of NVIDIA's.
+
+    Raises
+    ------
+    ValueError
+        A pattern matches no file.
     """
-    places = [place for preset in presets().values() for place in (preset.net, preset.gnet)]
-    urls = {url.rpartition("/")[2]: url for url in places if url and url.startswith(SERVER)}
+    addresses = [name for preset in presets().values() for name in (preset.net, preset.gnet)]
+    urls = {url.rpartition("/")[2]: url for url in addresses if url and url.startswith(SERVER)}
     for pattern in patterns:
         if not fnmatch.filter(urls, pattern):
-            raise ValueError(f"--only {pattern} fits none of the {len(urls)} released files")
+            raise ValueError(
+                f"--only {pattern} matches none of the {len(urls)} released files: erk convert "
+                "--all --dry-run lists them"
+            )
     chosen = [n for n in urls if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]
     server = SERVER if mirror is None else mirror.rstrip("/")
     return [Released(n, server + urls[n].removeprefix(SERVER), size_of(n)) for n in chosen]
 
 
 def released_architecture(name: str) -> Part:
-    """The network in a released file, by the file's name; ValueError for another name."""
-    if found := re.fullmatch(r"edm2-img(64|512)-(\w+?)(-uncond)?-\d+-[\d.]+\.pkl", name):
-        kind, size, uncond = found.groups()
+    """Return the network in a released file, from the file's name. Raises ValueError."""
+    if match := re.fullmatch(r"edm2-img(64|512)-(\w+?)(-uncond)?-\d+-[\d.]+\.pkl", name):
+        kind, size, uncond = match.groups()
         kwargs = {"img_resolution": 64, "img_channels": 4 if kind == "512" else 3,
                   "label_dim": 0 if uncond else 1000, "model_channels": WIDTHS[size]}  # fmt: skip
         return Part("Precond", kwargs)
-    found = re.fullmatch(r"(edm|baseline)-(\w+)-(\d+)x\d+-(\w+)-(vp|ve|adm)\.pkl", name)
-    if not found:
+    match = re.fullmatch(r"(edm|baseline)-(\w+)-(\d+)x\d+-(\w+)-(vp|ve|adm)\.pkl", name)
+    if not match:
         raise ValueError(f"{name} is not the name of a released file")
-    which, data, res, cond, kind = found.groups()
+    which, data, res, cond, kind = match.groups()
     classes = next(n for key, n in CLASSES.items() if f"{data}-{cond}".startswith(key))
     kwargs = {"img_resolution": int(res), "img_channels": 3, "label_dim": classes}
     if kind == "adm":
@@ -84,7 +94,7 @@ def released_architecture(name: str) -> Part:
 
 
 def size_of(name: str) -> int:
-    """Bytes of a released file's tensors: float16 in EDM2's files, float32 in EDM's."""
+    """Return the bytes of a released file's tensors: float16 in EDM2's files, float32 in EDM's."""
     return _size_of(re.sub(r"-\d+-[\d.]+\.pkl", "-0-0.pkl", name))
 
 
@@ -96,36 +106,33 @@ def _size_of(name: str) -> int:
     return sum(t.numel() for t in state.values()) * (2 if kind == "Precond" else 4)
 
 
-def describe(files: list[Released], dest: Path | None) -> str:
-    """What --dry-run prints: each file, its size, and whether it is done."""
+def progress(files: list[Released], dest: Path | None) -> list[dict[str, str]]:
+    """Return one row per file: its name, its size in MB, and whether it is converted."""
     hashes = {} if dest is None else read_hashes(dest)
-    rows, rest = [], 0
+    rows = []
     for file in files:
-        is_done = dest is not None and _is_made(file, dest, hashes)
-        rest += 0 if is_done else file.size
+        is_done = dest is not None and _is_converted(file, dest, hashes)
         state = "done" if is_done else "hash known" if file.name in hashes else ""
         rows.append({"file": file.name, "MB": f"{file.size / 1e6:.1f}", "state": state})
-    total = sum(file.size for file in files)
-    note = (
-        f"{len(files)} files, {total / 1e9:.1f} GB; {rest / 1e9:.1f} GB are left to download, and "
-        "as much again is written.\nSizes are computed from the shapes of the tensors (2 bytes per "
-        "number in EDM2's files, 4 in EDM's); nothing was asked of the server."
-    )
-    if dest is not None:
-        place = next(p for p in (dest.absolute(), *dest.absolute().parents) if p.exists())
-        note += f"\nFree at {dest}: {shutil.disk_usage(place).free / 1e9:.1f} GB."
-    return f"{to_text(rows)}{note}"
+    return rows
 
 
-def convert_all(files: list[Released], dest: Path, convert: Convert, offline: bool) -> None:
-    """Download and convert what is not done yet; one line per file.
+def convert_all(files: list[Released], dest: Path, offline: bool, report: Report) -> None:
+    """Download and convert the files that are not converted yet; report one line per file.
 
-    A file that fails does not stop the others; OSError at the end names those that failed.
+    A file that fails does not stop the others. Raises OSError at the end, with the names of those
+    that failed.
     """
     dest.mkdir(parents=True, exist_ok=True)
+    failed = []
     try:
         with FileLock(dest / f".{HASHES}.lock", timeout=0):
-            failed = [file for file in files if not _tried(file, dest, convert, offline)]
+            for file in files:
+                try:
+                    report(_converted(file, dest, offline))
+                except (OSError, ValueError, MemoryError) as error:
+                    report(f"failed: {file.name}: {error}", err=True)
+                    failed.append(file)
     except Timeout:
         raise OSError(f"another run converts into {dest}: wait for its end") from None
     if failed:
@@ -134,52 +141,44 @@ def convert_all(files: list[Released], dest: Path, convert: Convert, offline: bo
             f"{len(failed)} of {len(files)} files were not converted ({names}): see above, then "
             "run the same command again"
         )
-    click.echo(f"all {len(files)} files are in {dest}")
+    report(f"all {len(files)} files are in {dest}")
 
 
 def read_hashes(dest: Path) -> dict[str, dict[str, str]]:
-    """{file: {"pickle": sha256, "safetensors": sha256}} as recorded; {} if nothing is."""
-    place = dest / HASHES
+    """Return the recorded {file: {"pickle": sha256, "safetensors": sha256}}; {} without records."""
+    path = dest / HASHES
     try:
-        told: Any = json.loads(place.read_text("utf-8"))
-        return {str(name): dict(hashes) for name, hashes in told.items()}
+        content: Any = json.loads(path.read_text("utf-8"))
+        return {str(name): dict(hashes) for name, hashes in content.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place} is no record of hashes: restore or delete it") from error
+        raise ValueError(f"{path} is no record of hashes: restore or delete it") from error
 
 
-def _tried(file: Released, dest: Path, convert: Convert, offline: bool) -> bool:
-    try:
-        click.echo(_converted(file, dest, convert, offline))
-    except (OSError, ValueError, MemoryError) as error:
-        click.echo(f"failed: {file.name}: {error}", err=True)
-        return False
-    return True
-
-
-def _converted(file: Released, dest: Path, convert: Convert, offline: bool) -> str:
+def _converted(file: Released, dest: Path, offline: bool) -> str:
+    """Return a line on the file, downloaded and converted unless that was done before."""
     hashes = read_hashes(dest)
     known, out = hashes.get(file.name, {}), _output(file, dest)
-    if _is_made(file, dest, hashes):
+    if _is_converted(file, dest, hashes):
         if sha256_of(out) != known["safetensors"]:
-            raise ValueError(f"{out} is not what {HASHES} recorded: delete it to make it anew")
+            raise ValueError(f"{out} is not what {HASHES} recorded: delete it, then run this again")
         return f"{out} is done"
     try:
         source = fetch(file.url, known.get("pickle"), offline)
     except ValueError as error:
         raise ValueError(f"{error} ({HASHES} holds the hash of the first download)") from None
     try:
-        told = convert(str(source), out, offline)
-    except ValueError as error:  # not a sound file, so not one to stand for its name
+        line = convert(str(source), out, offline)
+    except ValueError as error:  # a damaged file: its hash must not be recorded
         source.unlink()
         raise ValueError(f"{error} It was removed from the cache.") from error
     hashes[file.name] = {"pickle": sha256_of(source), "safetensors": sha256_of(out)}
     write_file(dest / HASHES, (json.dumps(hashes, indent=1) + "\n").encode())
-    return told
+    return line
 
 
-def _is_made(file: Released, dest: Path, hashes: dict[str, dict[str, str]]) -> bool:
+def _is_converted(file: Released, dest: Path, hashes: dict[str, dict[str, str]]) -> bool:
     out = _output(file, dest)
     is_there = out.is_file() and out.with_suffix(".json").is_file()
     return is_there and "safetensors" in hashes.get(file.name, {})
