@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
-from erk.generation.job import open_job
-from erk.generation.record import check_writable, plain
-from erk.generation.stream import pieces, settings_key, told_facts
+from erk.generation.job import plain
+from erk.generation.options import open_job
+from erk.generation.record import check_writable
+from erk.generation.stream import image_chunks, summarize
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
 from metrics.judge import extract_share, load_judge, measure_chunks
@@ -40,20 +41,20 @@ def generate_and_evaluate(
     job = open_job(options)
     with join(device) as world:
         if shard is not None:
-            extract_share(evaluator, world, pieces(job), len(job.seeds), shard)
+            extract_share(evaluator, world, image_chunks(job), len(job.seeds), shard)
             click.echo(
                 f"shard {shard[0]} of {shard[1]} done, features in {evaluator.how.folder}; when "
                 "all shards are done, run this command with --shard 0/1"
             )
             return
-        verdict = measure_chunks(evaluator, world, pieces(job), len(job.seeds))
+        verdict = measure_chunks(evaluator, world, image_chunks(job), len(job.seeds))
     if verdict is None:  # another rank has the result
         return
-    key = settings_key(job)
+    key = job.key()
     name = options["preset"] or Path(options["net"]).stem
-    run = {"settings": plain(job.identity), "settings_key": key} | job.facts
-    row = {"images": f"{name}, not stored", "seeds": job.facts["seeds"]}
-    row |= to_row(evaluator, verdict) | told_facts(verdict.found.facts, job.batch) | {"run": run}
+    run = {"settings": plain(job.identity), "settings_key": key} | job.metadata
+    row = {"images": f"{name}, not stored", "seeds": job.metadata["seeds"]}
+    row |= to_row(evaluator, verdict) | summarize(verdict.found.facts, job.batch) | {"run": run}
     path = json_path or Path("results") / f"{name}-{Path(reference).stem}-{key[:8]}.json"
     click.echo(text(evaluator, row, verdict.result))
     click.echo(f"row written to {write(path, to_json(row))}")

@@ -366,7 +366,7 @@ BAD = [
     ([*NET, "--class", "-1"], "class -1 is out of range"),
     ([*UNCOND, "--class", "0"], "this model has no classes"),
     ([*NET, "--class", "1", "--labels", "balanced"], "exclude each other"),
-    ([*NET, "--labels", "even"], "random, balanced or a file; 'even' is none"),
+    ([*NET, "--labels", "even"], "random, balanced or a file; 'even' does not exist"),
     ([*NET, "--labels", "{spoilt}/labels.txt"], "labels.txt:2 is not 'SEED CLASS'"),
     ([*NET, "--labels", "{spoilt}/few.txt", "--seeds", "0-2"], "no line for seed 1"),
     ([*NET, "--seeds", ""], "is not a list of seeds"),
