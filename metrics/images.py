@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erk.io.untrusted import (
-    BROKEN,
-    PICTURE_GROWTH,
+    DECODE_ERRORS,
+    MAX_IMAGE_RATIO,
     ModeError,
     ShapeError,
     TooLargeError,
+    decode_image,
     parse_json,
-    picture,
+    read_image_file,
     read_member,
-    read_picture_file,
 )
 from metrics.npz import map_npz, read_npz
 
@@ -84,7 +84,7 @@ def read_bytes(source: ImageSource, index: int) -> bytes:
         return source.fetch(index)
     except TooLargeError as error:
         raise _too_large(source, index, error) from error
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         name = place(source, index)
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
@@ -110,7 +110,7 @@ def read_image(
         raise _too_large(source, index, error) from error
     except ModeError as error:
         raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
 
 
@@ -191,17 +191,17 @@ def _open_folder(folder: Path) -> ImageSource:
         )
 
     def fetch(index: int) -> bytes:
-        return read_picture_file(folder / names[index])
+        return read_image_file(folder / names[index])
 
     place = folder / "dataset.json"
     labels = _dataset_labels(place, place.read_bytes() if place.exists() else None, names)
-    return ImageSource(folder, names, fetch, picture, _run(folder / "run.json"), labels)
+    return ImageSource(folder, names, fetch, decode_image, _run(folder / "run.json"), labels)
 
 
 def _open_zip(path: Path) -> ImageSource:
     try:
         archive = zipfile.ZipFile(path)  # open as long as the source lives
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
     names, others = _pictures(archive.namelist()), set(archive.namelist())
     twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
@@ -215,12 +215,12 @@ def _open_zip(path: Path) -> ImageSource:
             raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
 
     def fetch(index: int) -> bytes:
-        return read_member(archive, names[index], PICTURE_GROWTH)
+        return read_member(archive, names[index], MAX_IMAGE_RATIO)
 
     inside = text("run.json")
     run = _run(path.parent / "run.json") if inside is None else _parsed(path / "run.json", inside)
     labels = _dataset_labels(path / "dataset.json", text("dataset.json"), names)
-    return ImageSource(path, names, fetch, picture, run, labels)
+    return ImageSource(path, names, fetch, decode_image, run, labels)
 
 
 def _open_npz(path: Path) -> ImageSource:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erk.io.untrusted import BROKEN, member_of, read_array, read_header
+from erk.io.untrusted import DECODE_ERRORS, find_member, read_array, read_npy_header
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of its name, of its extra
 
@@ -21,7 +21,7 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             there = set(archive.namelist())
             return {name: read_array(archive, name) for name in wanted if f"{name}.npy" in there}
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
 
 
@@ -34,10 +34,10 @@ def map_npz(path: Path, name: str) -> np.ndarray | None:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 return None
-            member = member_of(archive, f"{name}.npy", 0, 1 << 30)  # of a mapping nothing is read
+            member = find_member(archive, f"{name}.npy", 0, 1 << 30)  # of a mapping nothing is read
         if member.compress_type == zipfile.ZIP_STORED:
             return _mapped(path, member)
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
     return read_npz(path, (name,))[name]
 
@@ -49,7 +49,7 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         if magic != b"PK\x03\x04":
             raise ValueError("a member has no header")
         file.seek(name + extra, 1)
-        shape, is_fortran, dtype = read_header(file, member.file_size)
+        shape, is_fortran, dtype = read_npy_header(file, member.file_size)
         mapped = np.memmap(
             file, dtype, mode="r", offset=file.tell(), shape=shape[::-1] if is_fortran else shape
         )

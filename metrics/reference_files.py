@@ -15,7 +15,7 @@ from torch import Tensor
 from erk.io import pickles
 from erk.io.atomic import replacing
 from erk.io.download import sha256_of
-from erk.io.untrusted import BROKEN
+from erk.io.untrusted import DECODE_ERRORS
 from metrics.extractors import Extractor
 from metrics.npz import read_npz
 from metrics.statistics import check_finite
@@ -133,7 +133,7 @@ def _read_npz(path: Path, extractors: Mapping[str, Extractor]) -> Reference:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
     if "format" in names:
         return _ours(path, read_npz(path, names))

@@ -132,8 +132,8 @@ def trim(folder: Path, limit: int) -> int:
     """
     for draft in folder.glob("*/??/.*.tmp"):
         with suppress(OSError):
-            name = draft_target(draft) or ""
-            if re.fullmatch(r"[0-9a-f]{64}\.safetensors", name) and time.time() - draft.stat().st_mtime > DAY:
+            is_ours = re.fullmatch(r"[0-9a-f]{64}\.safetensors", draft_target(draft) or "")
+            if is_ours and time.time() - draft.stat().st_mtime > DAY:
                 draft.unlink()
     files = []
     for path in files_of(folder):

@@ -32,19 +32,19 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.images import png_bytes
 from erk.io.atomic import remove_drafts, replacing
 from erk.io.untrusted import (
-    BROKEN,
-    MOST_BYTES,
-    PICTURE_GROWTH,
+    DECODE_ERRORS,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_RATIO,
     TooLargeError,
-    open_picture,
+    open_image,
+    read_image_file,
     read_member,
-    read_picture_file,
 )
 from metrics.centre_crop import centre_crop
 from metrics.images import PICTURES
 
 AHEAD = 4  # pictures in the making per worker: enough to keep all busy, few in memory
-MOST_PIXELS = 70_000_000  # of a picture; ImageNet's largest has 9331 x 6530
+MAX_PIXELS = 70_000_000  # of a picture; ImageNet's largest has 9331 x 6530
 
 
 class CorruptError(ValueError):
@@ -165,12 +165,12 @@ def _open_folder(source: Path) -> Pictures:
         for folder, _, names in os.walk(source, onerror=fail, followlinks=True)
         for name in names
     )
-    return Pictures(list(files), lambda name: read_picture_file(source / name))
+    return Pictures(list(files), lambda name: read_image_file(source / name))
 
 
 def _open_zip(source: Path) -> Pictures:
     archive = zipfile.ZipFile(source)  # open as long as the pictures are needed
-    return Pictures(archive.namelist(), lambda name: read_member(archive, name, PICTURE_GROWTH))
+    return Pictures(archive.namelist(), lambda name: read_member(archive, name, MAX_IMAGE_RATIO))
 
 
 def _open_tar(source: Path) -> Pictures:
@@ -188,8 +188,8 @@ def _open_tar(source: Path) -> Pictures:
 
     def read(name: str) -> bytes:
         start, size = places[name]
-        if size > MOST_BYTES:
-            raise TooLargeError(f"more than {MOST_BYTES} bytes")
+        if size > MAX_IMAGE_BYTES:
+            raise TooLargeError(f"more than {MAX_IMAGE_BYTES} bytes")
         with open(source, "rb") as file:
             file.seek(start)
             return file.read(size)
@@ -270,16 +270,16 @@ def _ahead(
 def crop(pictures: Pictures, name: str, size: int) -> bytes:
     """One picture as a PNG file of ``size`` x ``size`` pixels, RGB.
 
-    Raises CorruptError, or ValueError for more than ``MOST_PIXELS``.
+    Raises CorruptError, or ValueError for more than ``MAX_PIXELS``.
     """
     try:
-        with open_picture(pictures.read(name), MOST_PIXELS) as picture:
+        with open_image(pictures.read(name), MAX_PIXELS) as picture:
             pixels = np.asarray(centre_crop(picture, size))
     except TooLargeError as error:
         raise ValueError(
             f"{name} is too large ({error}): make it smaller or take it out of the source"
         ) from error
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the picture's
         reason = "no picture" if isinstance(error, UnidentifiedImageError) else error

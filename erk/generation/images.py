@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from erk.io.atomic import replacing
-from erk.io.untrusted import picture, read_picture_file
+from erk.io.untrusted import decode_image, read_image_file
 
 Array = np.ndarray
 
@@ -40,8 +40,8 @@ def read_png(source: Path | bytes) -> Array:
 
     Raises OSError, or ValueError if it is broken or not of 8-bit grey or RGB pixels.
     """
-    data = source if isinstance(source, bytes) else read_picture_file(source)
-    return picture(data).transpose(2, 0, 1)
+    data = source if isinstance(source, bytes) else read_image_file(source)
+    return decode_image(data).transpose(2, 0, 1)
 
 
 def row_bytes(image: Array) -> bytes:

@@ -21,13 +21,13 @@ from erk.generation.record import check_same, read_record, settings_hash
 from erk.generation.run_folder import GROUP, RunFolder
 from erk.generation.seeds import few, format_seeds, parse_seeds
 from erk.io.untrusted import (
-    BROKEN,
-    GROWTH,
-    MOST_PIXELS,
-    PICTURE_GROWTH,
-    member_of,
-    read_header,
+    DECODE_ERRORS,
+    MAX_IMAGE_RATIO,
+    MAX_PIXELS,
+    MAX_RATIO,
+    find_member,
     read_member,
+    read_npy_header,
 )
 
 ADVICE = "only pictures of the same settings can be merged"
@@ -201,7 +201,7 @@ def _reader(source: Source, stack: ExitStack) -> Callable[[Entry, Path], bytes]:
                     data = read_packed(entry, manifest)
                 elif archive is not None:
                     name = path.relative_to(source.folder).as_posix()
-                    data = read_member(archive, name, PICTURE_GROWTH)
+                    data = read_member(archive, name, MAX_IMAGE_RATIO)
                 else:
                     data = path.read_bytes()
                 checked = row_bytes(read_png(data)) if source.kind == "npz" else data
@@ -216,7 +216,7 @@ def _sound(place: Path) -> Iterator[None]:
     """ValueError, naming the place, for what a damaged picture or archive makes libraries raise."""
     try:
         yield
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the system's word on the file; EINVAL: a place before its beginning
         raise ValueError(f"{place} is damaged: delete it, then make it again") from error
@@ -224,12 +224,12 @@ def _sound(place: Path) -> Iterator[None]:
 
 def _rows(archive: zipfile.ZipFile, stack: ExitStack) -> Callable[[Entry], Any]:
     """entry -> its picture uint8 [C, H, W] in arr_0 of an npz, of which only that is read."""
-    info = member_of(archive, "arr_0.npy", 0, GROWTH)
+    info = find_member(archive, "arr_0.npy", 0, MAX_RATIO)
     stream = stack.enter_context(archive.open(info))
-    shape, _, dtype = read_header(stream, info.file_size)
+    shape, _, dtype = read_npy_header(stream, info.file_size)
     begin, size = stream.tell(), math.prod(shape[1:])
     is_right = len(shape) == 4 and dtype == np.uint8 and shape[3] in (1, 3)
-    if not is_right or not 0 < size <= 3 * MOST_PIXELS:
+    if not is_right or not 0 < size <= 3 * MAX_PIXELS:
         raise ValueError("arr_0 holds no pictures")
 
     def read(entry: Entry) -> Any:

@@ -1,6 +1,6 @@
-"""Parts of files from strangers, read within bounds: JSON, zip members, arrays, pictures.
+"""Bounded readers for parts of untrusted files: JSON, zip members, arrays, images.
 
-What a file claims is checked before memory is reserved for it, and whatever a library raises for
+Sizes that a file declares are checked before memory is allocated, and whatever a library raises for
 a damaged part becomes a ValueError.
 """
 
@@ -21,30 +21,30 @@ from PIL.PngImagePlugin import PngImageFile
 
 Array = np.ndarray
 
-DEEPEST = 100  # levels of nested JSON
-DIGITS = 20  # of a whole number in JSON: those of 64 bits
-HEADER = 1 << 16  # bytes of an array's header
-SMALL = 1 << 20  # bytes that a zip member may always have
-GROWTH = 100  # how many times its size in the archive it may have: arrays may be full of zeros
-PICTURE_GROWTH = 8  # of a picture, which is packed by itself
-ARRAY_SMALL = 1 << 26  # bytes that an array may always have
-MOST_PIXELS = 1 << 24  # of a picture: 4096 x 4096
-MOST_BYTES = 1 << 26  # of a picture's file
+MAX_DEPTH = 100  # levels of nested JSON
+MAX_DIGITS = 20  # of an integer in JSON: 64 bits
+MAX_HEADER = 1 << 16  # bytes of an array's header
+CHUNK = 1 << 20  # bytes read at a time, and the size that any zip member may have
+MAX_RATIO = 100  # maximum decompression ratio: arrays may be all zeros
+MAX_IMAGE_RATIO = 8  # maximum decompression ratio of an image, whose format compresses it already
+MIN_ARRAY_LIMIT = 1 << 26  # bytes that any array may have
+MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
+MAX_IMAGE_BYTES = 1 << 26  # of an image file
+MAX_SCANS = 100  # of a JPEG file
 PNG = b"\x89PNG\r\n\x1a\n"
-MOST_SCANS = 100  # passes over the pixels of a JPEG file
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others expand without a limit
-BROKEN = (  # what Pillow, zipfile and numpy raise for a damaged or locked file
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others have no bounded ratio
+DECODE_ERRORS = (  # what Pillow, zipfile and numpy raise for a damaged or encrypted file
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
 
 
 class ModeError(ValueError):
-    """A picture of another mode than 8-bit grey or RGB; its text is the mode."""
+    """An image that is neither 8-bit grey nor RGB; the message is its mode."""
 
 
 class ShapeError(ValueError):
-    """A picture of another shape than was asked for; ``shape`` is its own."""
+    """An image of an unexpected shape; ``shape`` is its actual one."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(f"{shape[1]}x{shape[0]}")
@@ -52,11 +52,11 @@ class ShapeError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """A picture, sound perhaps, that is larger than is read here; its text names both."""
+    """An image beyond the size limit; the message names its size and the limit."""
 
 
 class Header(NamedTuple):
-    """How an array lies in a file."""
+    """Shape, memory order and type of an array in a file."""
 
     shape: tuple[int, ...]
     is_fortran: bool
@@ -68,10 +68,10 @@ class Header(NamedTuple):
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text.
+    """Parse JSON text.
 
-    Raises ValueError for any other text, for numbers that are not finite or have more than 64
-    bits, and for lists and objects nested more than ``DEEPEST`` deep.
+    Raises ValueError for malformed text, for numbers that are not finite or exceed 64 bits, and for
+    lists and objects nested more than ``MAX_DEPTH`` deep.
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
@@ -79,7 +79,7 @@ def parse_json(data: bytes | str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for one in level if isinstance(one, list | dict)
@@ -91,152 +91,168 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def _int(text: str) -> int:
-    if len(text) > DIGITS:
-        raise ValueError(f"a whole number has {len(text)} digits")
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits, more than {MAX_DIGITS}")
     return int(text)
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return number
 
 
-def read_member(archive: zipfile.ZipFile, name: str, growth: int = GROWTH) -> bytes:
-    """A member of a zip, a text or a picture.
+def read_member(archive: zipfile.ZipFile, name: str, ratio: int = MAX_RATIO) -> bytes:
+    """Read a member of a zip.
 
-    Raises ValueError if it is not there, locked, damaged, or more than ``growth`` times as large as
-    in the archive.
+    Raises ValueError if it is missing, encrypted, damaged, or larger than ``ratio`` times its
+    compressed size.
     """
-    info = member_of(archive, name, SMALL, growth)
+    info = find_member(archive, name, CHUNK, ratio)
     try:
         with archive.open(info) as stream:
-            data = stream.read(info.file_size)  # never without a number: that reads 2 GiB at once
-    except BROKEN as error:
+            data = stream.read(info.file_size)  # without a size, zipfile reads 2 GiB at once
+    except DECODE_ERRORS as error:
         raise ValueError(f"{name} in it is damaged: {error}") from error
     if len(data) != info.file_size:
-        raise ValueError(f"{name} in it is cut off")
+        raise ValueError(f"{name} in it is truncated")
     return data
 
 
-def member_of(archive: zipfile.ZipFile, name: str, small: int, growth: int) -> zipfile.ZipInfo:
-    """A member of a zip that expands by at most ``growth``, or to ``small`` bytes; ValueError."""
+def find_member(archive: zipfile.ZipFile, name: str, limit: int, ratio: int) -> zipfile.ZipInfo:
+    """Return the metadata of a zip member that can be read within bounds.
+
+    Raises ValueError if it is missing, encrypted, compressed by an unusual method, or larger than
+    both ``limit`` bytes and ``ratio`` times its compressed size.
+    """
     try:
         info = archive.getinfo(name)
     except KeyError:
-        raise ValueError(f"it holds no {name}") from None
-    if info.flag_bits & 1 or info.compress_type not in PACKED:
-        raise ValueError(f"{name} in it is locked, or packed in another way than zip's usual ones")
+        raise ValueError(f"it has no {name}") from None
+    if info.flag_bits & 1 or info.compress_type not in METHODS:
+        raise ValueError(f"{name} in it is encrypted or neither stored nor deflated")
     assert archive.fp is not None
     packed = min(info.compress_size, os.fstat(archive.fp.fileno()).st_size)
-    if info.file_size > max(small, growth * packed):
+    if info.file_size > max(limit, ratio * packed):
         raise ValueError(f"{name} in it grows from {packed} to {info.file_size} bytes")
     return info
 
 
-def read_header(stream: IO[bytes], size: int) -> Header:
-    """The header of an array in a file of ``size`` bytes (.npy), which must hold all of its values.
+def read_npy_header(stream: IO[bytes], size: int) -> Header:
+    """Read the header of an array from a .npy file of ``size`` bytes; leave the stream at its data.
 
-    The stream stands at the first value then. Raises ValueError, also for pickled objects.
+    Raises ValueError for a malformed header, pickled objects, or a shape that does not match
+    ``size``.
     """
     start = stream.tell()
-    file = io.BytesIO(stream.read(min(size, HEADER)))  # which claims a length of its own
+    file = io.BytesIO(stream.read(min(size, MAX_HEADER)))  # the header declares its length itself
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format {version} of an array is unknown")
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        found = Header(*read(file))
+        header = Header(*read(file))
     except MemoryError:
         raise
     except Exception as error:  # numpy evaluates the header, which can raise anything
-        raise ValueError(f"an array has no sound header ({error})") from error
-    if found.dtype.hasobject:
-        raise ValueError("Object arrays are refused: they hold pickles")
-    if not all(type(n) is int for n in found.shape):  # numpy lets True pass
-        raise ValueError("an array has a shape that is none")
-    least = math.prod(n or 1 for n in found.shape) * (found.dtype.itemsize or 1)
-    is_false = found.nbytes != size - file.tell()
-    if min(found.shape, default=0) < 0 or is_false or least > size + SMALL:  # (10**18, 0) is empty
-        raise ValueError(f"an array of shape {list(found.shape)[:9]} does not fit its bytes")
+        raise ValueError(f"an array has a malformed header ({error})") from error
+    if header.dtype.hasobject:
+        raise ValueError("Object arrays are refused: they contain pickles")
+    if not all(type(n) is int for n in header.shape):  # numpy accepts True
+        raise ValueError("an array has a malformed shape")
+    least = math.prod(n or 1 for n in header.shape) * (header.dtype.itemsize or 1)
+    differs = header.nbytes != size - file.tell()
+    if min(header.shape, default=0) < 0 or differs or least > size + CHUNK:  # (10**18, 0) is empty
+        raise ValueError(f"an array of shape {list(header.shape)[:9]} does not match its bytes")
     stream.seek(start + file.tell())
-    return found
+    return header
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> Array:
-    """The array ``name`` of an npz. Raises ValueError as `read_header` and `member_of` do."""
-    info = member_of(archive, f"{name}.npy", ARRAY_SMALL, GROWTH)
+    """Read the array ``name`` of an npz. Raises ValueError as `read_npy_header`, `find_member`."""
+    info = find_member(archive, f"{name}.npy", MIN_ARRAY_LIMIT, MAX_RATIO)
     try:
         with archive.open(info) as stream:
-            header = read_header(stream, info.file_size)
+            header = read_npy_header(stream, info.file_size)
             array = np.empty(math.prod(header.shape), header.dtype)
             _fill(stream, array.view(np.uint8) if array.nbytes else array)
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{name} in it is damaged: {error}") from error
     return array.reshape(header.shape, order="F" if header.is_fortran else "C")
 
 
 def _fill(stream: IO[bytes], raw: Array) -> None:
-    """Read all bytes of an array, uint8 [n], piece by piece."""
-    for start in range(0, raw.nbytes, SMALL):
-        piece = stream.read(min(SMALL, raw.nbytes - start))
-        raw[start : start + SMALL] = np.frombuffer(piece, np.uint8)  # ValueError if it is short
+    """Read all bytes of an array, uint8 [n], in chunks."""
+    for start in range(0, raw.nbytes, CHUNK):
+        piece = stream.read(min(CHUNK, raw.nbytes - start))
+        raw[start : start + CHUNK] = np.frombuffer(piece, np.uint8)  # ValueError if it is short
 
 
-def read_picture_file(path: Path) -> bytes:
-    """The bytes of a picture's file. Raises OSError, TooLargeError beyond ``MOST_BYTES``."""
+def read_image_file(path: Path) -> bytes:
+    """Read an image file. Raises OSError, or TooLargeError beyond ``MAX_IMAGE_BYTES``."""
     with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise TooLargeError(f"more than {MOST_BYTES} bytes")
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLargeError(f"more than {MAX_IMAGE_BYTES} bytes")
     return data
 
 
-def picture(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
-    """A PNG or JPEG file of 8-bit grey or RGB pixels -> uint8 [H, W, C], C = 1 or 3.
+def decode_image(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
+    """Decode a PNG or JPEG file of 8-bit grey or RGB pixels.
 
-    ``shape``: what it must be. Raises ModeError, ShapeError, TooLargeError beyond ``MOST_PIXELS``,
-    or ValueError for what is broken or no such file.
+    Parameters
+    ----------
+    data : the file's bytes.
+    shape : expected (H, W, C); None accepts any.
+
+    Returns
+    -------
+    uint8 [H, W, C] with C = 1 or 3.
+
+    Raises
+    ------
+    ModeError, ShapeError, TooLargeError beyond ``MAX_PIXELS``; ValueError for other or damaged
+    files.
     """
     try:
-        with open_picture(data) as image:
+        with open_image(data) as image:
             _check(image, data, shape)
             pixels = np.asarray(image)
     except (ModeError, ShapeError, TooLargeError, MemoryError):
         raise
-    except Exception as error:  # every decoder has its own errors
+    except Exception as error:  # every decoder raises its own classes
         raise ValueError(f"it cannot be decoded ({error})") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def open_picture(data: bytes, most: int = MOST_PIXELS) -> Image.Image:
-    """A PNG or JPEG file of at most ``most`` pixels, of which only the header has been read.
+def open_image(data: bytes, limit: int = MAX_PIXELS) -> Image.Image:
+    """Open a PNG or JPEG file of at most ``limit`` pixels, reading only its header.
 
-    Raises TooLargeError, ValueError for a JPEG of too many scans, UnidentifiedImageError for
-    another file, and what Pillow raises for damaged ones.
+    Raises TooLargeError, ValueError for a JPEG with too many scans, UnidentifiedImageError for
+    other formats, and Pillow's errors for damaged files.
     """
-    # Not Image.open: it warns at a bound of its own, and some of its formats start programs.
+    # Not Image.open: its limit only warns, and some formats start programs.
     kind = PngImageFile if data.startswith(PNG) else JpegImageFile
     try:
         image = kind(io.BytesIO(data))
     except SyntaxError as error:
         raise UnidentifiedImageError(str(error)) from error
-    if image.width * image.height > most:
-        raise TooLargeError(f"{image.width}x{image.height}, more than {most} pixels")
-    if image.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
-        raise ValueError("it passes over its pixels too often")
+    if image.width * image.height > limit:
+        raise TooLargeError(f"{image.width}x{image.height}, more than {limit} pixels")
+    if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"a JPEG with more than {MAX_SCANS} scans")
     return image
 
 
 def _check(image: Image.Image, data: bytes, shape: tuple[int, ...] | None) -> None:
-    """Whether a picture may be decoded; only its header has been read so far."""
+    """Check mode and shape before decoding; only the header has been read."""
     if image.mode not in ("L", "RGB"):
         raise ModeError(image.mode)
     if image.format == "PNG" and data[24] == 16:  # the bit depth; Pillow drops the lower byte
         raise ModeError(f"{image.mode} of 16 bits")
     if image.format == "PNG" and getattr(image, "is_animated", False):
         raise ModeError(f"{image.mode}, animated")
-    found = (image.height, image.width, 1 if image.mode == "L" else 3)
-    if shape is not None and found != tuple(shape):
-        raise ShapeError(found)
+    actual = (image.height, image.width, 1 if image.mode == "L" else 3)
+    if shape is not None and actual != tuple(shape):
+        raise ShapeError(actual)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from erk.io.atomic import write_file
 from erk.io.download import fetch, hash_record, sha256_of
-from erk.io.untrusted import member_of
+from erk.io.untrusted import find_member
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 
@@ -172,7 +172,7 @@ def _check_zip(file: IO[bytes]) -> None:
     if end[76:80] != END or (has_locator and (place != size - LENGTHS or end[:4] != END64)):
         raise ValueError("it does not end as a zip of torch.save")
     with zipfile.ZipFile(file) as archive:
-        members = [member_of(archive, name, 0, 1) for name in archive.namelist()]
+        members = [find_member(archive, name, 0, 1) for name in archive.namelist()]
         if any(one.compress_type != zipfile.ZIP_STORED for one in members):
             raise ValueError("its members are packed")
         if len({one.filename.lower() for one in members}) < len(members):  # to torch they are one

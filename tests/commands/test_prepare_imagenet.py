@@ -276,9 +276,9 @@ def test_a_picture_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path,
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # where Pillow would warn
     result, _ = prepare(write_folder(tmp_path / "train", TREE))
     assert result.exit_code == 0 and "Warning" not in result.stderr
-    monkeypatch.setattr(prepare_imagenet, "MOST_PIXELS", 9331 * 6530)
+    monkeypatch.setattr(prepare_imagenet, "MAX_PIXELS", 9331 * 6530)
     for module in (untrusted, prepare_imagenet):
-        monkeypatch.setattr(module, "MOST_BYTES", 100)
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 100)
     for train in (source, write_tar(tmp_path / "train.tar", TREE)):
         result, _ = prepare(train, "--skip-corrupt", dest="other.zip")
         assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
@@ -292,7 +292,7 @@ def test_a_picture_of_endless_passes_is_refused(prepare, tmp_path):
     scan = data.getvalue()[start:end]
     many = data.getvalue()[:start] + scan * 200 + data.getvalue()[end:]
     result, _ = prepare(write_folder(tmp_path / "train", TREE | {ORDER[0]: many}))
-    assert result.exit_code == 2 and "passes over its pixels too often" in result.stderr
+    assert result.exit_code == 2 and "a JPEG with more than 100 scans" in result.stderr
 
 
 def test_nothing_but_corrupt_pictures(prepare, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erk.io.untrusted import ShapeError, picture
+from erk.io.untrusted import ShapeError, decode_image
 from erk.runtime.distributed import World
 from metrics import extraction, store
 from metrics.extraction import Chunk, Pass, assemble, collect, extract, image_chunks, work
@@ -85,7 +85,7 @@ def test_an_image_of_another_size_is_not_decoded(source, tmp_path, monkeypatch):
         found(source, how(tmp_path))
     monkeypatch.setattr(np, "asarray", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ShapeError):
-        picture((source.path / source.names[7]).read_bytes(), (8, 8, 1))
+        decode_image((source.path / source.names[7]).read_bytes(), (8, 8, 1))
 
 
 def test_an_image_is_decoded_once_for_all_extractors(source, tmp_path, monkeypatch):

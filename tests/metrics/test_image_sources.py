@@ -131,11 +131,11 @@ def test_a_bad_picture_is_named(tmp_path, kind, name, content, message):
 
 @pytest.mark.parametrize(
     ("size", "bound", "told"),
-    [((4097, 4096), "MOST_PIXELS", "4097x4096, more than 16777216 pixels"),
-     ((8, 8), "MOST_BYTES", "more than 100 bytes")],
+    [((4097, 4096), "MAX_PIXELS", "4097x4096, more than 16777216 pixels"),
+     ((8, 8), "MAX_IMAGE_BYTES", "more than 100 bytes")],
 )  # fmt: skip
 def test_a_picture_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, told):
-    if bound == "MOST_BYTES":
+    if bound == "MAX_IMAGE_BYTES":
         monkeypatch.setattr(untrusted, bound, 100)
     for i in range(2):
         Image.new("L", size).save(tmp_path / f"{i}.jpg")

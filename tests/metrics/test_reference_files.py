@@ -277,7 +277,7 @@ def test_an_array_of_a_pretended_size(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for name in ("mu.npy", "sigma.npy"):
             archive.writestr(name, header.getvalue())
-    with pytest.raises(ValueError, match=r"x\.npz is .*\[100000000, 100000000\] does not fit"):
+    with pytest.raises(ValueError, match=r"x\.npz is .*\[100000000, 100000000\] does not match"):
         read_reference(tmp_path / "x.npz")
 
 
