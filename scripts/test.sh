@@ -2,7 +2,7 @@
 # Does all set-up, then runs the tests; arguments go on to pytest.
 #   bash scripts/test.sh                     all but the slow ones
 #   bash scripts/test.sh --all               the slow ones too
-#   bash scripts/test.sh tests/io/test_fetch.py -k resume
+#   bash scripts/test.sh tests/io/test_download.py -k resume
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev

@@ -1,8 +1,8 @@
-"""From the name of a file to a file on this disk: a path, http(s):// or hf://, kept in a cache.
+"""Downloads into a cache: http(s):// with resume, hf:// through huggingface_hub.
 
-A cached file appears under its own name only when it is whole and its hash, where known, is right.
-Beside it: `.part`, `.part.tag` (unfinished, and of which version), `.lock` (others wait here),
-`.sha256` (the hash of what came, by which erk doctor finds out whether the disk kept it).
+A cached file appears under its name only when it is complete and its hash, if known, matches.
+Files beside it: `.part` and `.part.tag` (an unfinished download and its version), `.lock` (other
+processes wait for it), `.sha256` (the hash of the downloaded bytes, which erk doctor compares).
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from platformdirs import user_cache_path
+
 from erk.io.atomic import publish, write_file
 
 if TYPE_CHECKING:
     from requests import Response
 
-TRIES = 5  # without a single new byte
-PAUSE = 1.0  # seconds before the second try, doubled before each further one
+TRIES = 5  # without any new byte
+PAUSE = 1.0  # seconds before the second try, doubled before each further try
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
-LARGE = 20_000_000  # bytes from which on a download shows how far it is
+LARGE = 20_000_000  # bytes; larger downloads show a progress bar
 
 
 class _TryAgainError(Exception): ...  # another try may succeed
@@ -37,18 +39,23 @@ def fetch(
     offline: bool = False,
     cache: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The local file that `source` names, downloaded into the cache if it is not there yet.
+    """Return the local path of a file, downloading it into the cache if missing.
 
-    source: a path (returned as it is), http://…, https://… or hf://owner/repo/path[@revision].
-    sha256: the file's hash in hexadecimal; a file with another one is never returned.
-    offline: look into the cache only; so does the environment variable ERK_OFFLINE=1.
-    cache: the cache folder; None: that of `cache_dir`.
-    Raises an OSError (FileNotFoundError, PermissionError, ConnectionError) that says what to do
-    when the file cannot be had, ValueError for a malformed source or a wrong hash.
+    Parameters
+    ----------
+    source : a path (returned unchanged), http://…, https://… or hf://owner/repo/path[@revision].
+    sha256 : expected hash in hexadecimal; a file with another hash is never returned.
+    offline : use the cache only, as with the environment variable ERK_OFFLINE=1.
+    cache : the cache folder; None: `cache_dir`.
+
+    Raises
+    ------
+    OSError (FileNotFoundError, PermissionError, ConnectionError) if the file is unavailable;
+    ValueError for a malformed source or a wrong hash.
     """
     source, root = os.fspath(source), Path(cache) if cache is not None else cache_dir()
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
-        raise ValueError(f"a sha256 has 64 hexadecimal digits, {sha256!r} is none: correct it")
+        raise ValueError(f"a sha256 has 64 hexadecimal digits, unlike {sha256!r}: correct it")
     offline = is_offline(offline)
     scheme = source.partition("://")[0] if "://" in source else "path"
     get = {"path": _from_disk, "http": _from_web, "https": _from_web, "hf": _from_hub}.get(scheme)
@@ -57,33 +64,31 @@ def fetch(
     try:
         return get(source, sha256, offline, root)
     except OSError as error:
-        if error.errno is None:  # a sentence of this file; else the system's word on a file
+        if error.errno is None:  # raised here; errors with a number are the system's
             raise
-        advice = "check the rights and the free space there, or name another cache by ERK_CACHE"
+        advice = "check permissions and free space, or set ERK_CACHE to another folder"
         raise type(error)(f"cannot fetch {_shown(source)} ({error}): {advice}") from None
 
 
 def is_offline(asked: bool = False) -> bool:
-    """Whether downloads are forbidden: by the caller, or by ERK_OFFLINE=1."""
+    """Return whether downloads are disabled, by the caller or by ERK_OFFLINE=1."""
     return asked or os.environ.get("ERK_OFFLINE", "0") not in ("", "0")
 
 
 def cache_dir() -> Path:
-    """The cache folder: ERK_CACHE, else "erk-guid" in the platform's own."""
-    windows = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    linux = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    base = {"win32": windows, "darwin": "~/Library/Caches"}.get(sys.platform, linux)
-    return Path(os.environ.get("ERK_CACHE") or f"{base}/erk-guid").expanduser()
+    """Return the cache folder: ERK_CACHE, else "erk-guid" in the user's cache directory."""
+    default = user_cache_path("erk-guid", appauthor=False, opinion=False)
+    return Path(os.environ.get("ERK_CACHE") or default).expanduser()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; read in pieces. Raises OSError."""
+    """Compute the SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_record(path: Path) -> Path:
-    """The file beside a cached one that holds its sha256."""
+    """Return the path that stores the sha256 of a cached file."""
     return _beside(path, ".sha256")
 
 
@@ -103,15 +108,15 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
     from filelock import FileLock, Timeout  # late: a tenth of a second
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_beside(target, ".lock"))  # the system lifts it when its holder dies
+    lock = FileLock(_beside(target, ".lock"))  # released by the system when its process dies
     try:
         lock.acquire(timeout=2)
     except Timeout:
         if os.environ.get("RANK", "0") == "0":
-            print(f"waiting for another process that downloads {target.name}", file=sys.stderr)
+            print(f"waiting for another process to download {target.name}", file=sys.stderr)
         lock.acquire()
     try:
-        if not _is_right(target, sha256):  # another process may have been quicker
+        if not _is_right(target, sha256):  # another process may have finished it
             _download(url, target, sha256)
     finally:
         lock.release()
@@ -119,7 +124,7 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
 
 
 def _cache_name(url: str) -> Path:
-    """host/folders/file; of a query, the file's name gets eight digits of the hash."""
+    """Return host/folders/file; a query adds eight digits of its hash to the file name."""
     parts = urlsplit(url)
     names = [name for name in parts.path.split("/") if name]
     if not parts.hostname or not names or {".", ".."} & set(names):
@@ -132,7 +137,7 @@ def _cache_name(url: str) -> Path:
 
 
 def _shown(url: str) -> str:
-    """A URL without its user, password and query: they may be secrets."""
+    """Return a URL without user, password and query, which may be secrets."""
     return re.sub(r"(://[^?#]*).*", r"\1", re.sub(r"://[^/?#]*@", "://", url))
 
 
@@ -147,7 +152,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             tries = tries + 1 if _size(part) <= best else 1
             best = max(best, _size(part))
             if tries == TRIES:
-                advice = f"check the network, then run it again, or put the file at {target}"
+                advice = f"check the network and run the command again, or put the file at {target}"
                 raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
         time.sleep(PAUSE * 2 ** (tries - 1))
     _check_hash(part, sha256, _shown(url), remove=(part, _beside(part, ".tag")))
@@ -157,7 +162,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
 
 
 def _transfer(url: str, part: Path) -> None:
-    """One try: the rest of the file, or all of it, into `part`. Raises _TryAgainError, OSError."""
+    """Download the rest of the file into `part`, once. Raises _TryAgainError, OSError."""
     import requests  # late: most runs find the file in the cache
 
     have, name, headers = _size(part), _shown(url), {"Accept-Encoding": "identity"}
@@ -166,7 +171,7 @@ def _transfer(url: str, part: Path) -> None:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
-            _check_way(reply, name)
+            _check_redirects(reply, name)
             start, total = _extent(reply, name, part)
             try:
                 if reply.status_code != 416:
@@ -175,56 +180,58 @@ def _transfer(url: str, part: Path) -> None:
                 if total is None:
                     raise
             if total is not None and _size(part) < total:
-                lack = f"{total - _size(part)} of {total} bytes are missing"
-                raise _TryAgainError(f"{name} broke off: {lack}")
-    except ValueError as error:  # what requests says of an address that no one can call
+                missing = f"{total - _size(part)} of {total} bytes are missing"
+                raise _TryAgainError(f"{name} was interrupted: {missing}")
+    except ValueError as error:  # requests rejects the address
         raise ValueError(f"the address {name} cannot be used: {error}") from None
     except requests.TooManyRedirects:
-        raise OSError(f"{name} sends on from address to address: check it") from None
+        raise OSError(f"{name} redirects in circles: check the address") from None
     except requests.RequestException as error:
         raise _TryAgainError(f"{name} does not answer ({type(error).__name__})") from None
 
 
-def _check_way(reply: Response, name: str) -> None:
-    """OSError if an encrypted address sent us on to one that anybody on the way can change."""
-    way = [one.url for one in (*reply.history, reply)]
-    if any(a.startswith("https:") and b.startswith("http:") for a, b in pairwise(way)):
-        raise OSError(f"{name} sends on to an address without encryption: download it by hand")
+def _check_redirects(reply: Response, name: str) -> None:
+    """Raise OSError if an https address redirected to http, which a third party could alter."""
+    urls = [one.url for one in (*reply.history, reply)]
+    if any(a.startswith("https:") and b.startswith("http:") for a, b in pairwise(urls)):
+        raise OSError(f"{name} redirects to an unencrypted address: download the file manually")
 
 
 def _extent(reply: Response, name: str, part: Path) -> tuple[int, int | None]:
-    """Where the body of a reply starts in the file, and the file's length in bytes if told."""
+    """Return the reply's offset in the file and the file's length if known, in bytes."""
     code, length = reply.status_code, reply.headers.get("Content-Length", "")
     message = f"{name} answered {code} {reply.reason or ''}".rstrip()
     if code == 200:
         is_plain = reply.headers.get("Content-Encoding", "identity") == "identity"
         return 0, int(length) if length.isdigit() and is_plain else None
-    if code in (206, 416):  # 416: killed after the last byte, if that is what the length says
-        told = re.match(r"bytes (\d+|\*)[^/]*/(\d+)", reply.headers.get("Content-Range", ""))
-        if told and told[1 if code == 206 else 2] == str(_size(part)):
-            return _size(part), int(told[2])
+    if code in (206, 416):  # 416: all bytes were there already, if the length agrees
+        match = re.match(r"bytes (\d+|\*)[^/]*/(\d+)", reply.headers.get("Content-Range", ""))
+        if match and match[1 if code == 206 else 2] == str(_size(part)):
+            return _size(part), int(match[2])
         part.unlink(missing_ok=True)
-        raise _TryAgainError(f"{message}, but not with the range that was asked for")
+        raise _TryAgainError(f"{message}, but not with the requested range")
     if code >= 500 or code in (408, 425, 429):
-        raise _TryAgainError(f"{message}: the server is busy or out of order")
+        raise _TryAgainError(f"{message}: the server is busy or broken")
     if code in (401, 403):
-        raise PermissionError(f"{message}: it wants a login; download the file by hand")
+        raise PermissionError(f"{message}: a login is required; download the file manually")
     kind = FileNotFoundError if code in (404, 410) else OSError
-    raise kind(f"{message}: check the address or download the file by hand")
+    raise kind(f"{message}: check the address or download the file manually")
 
 
 def _write(part: Path, reply: Response, start: int, total: int | None, name: str) -> None:
     from tqdm import tqdm
 
-    small, pace = total is not None and total < LARGE, 0.5 if sys.stderr.isatty() else 20
-    bar = tqdm(None, name, total, initial=start, disable=small, mininterval=pace,
-               unit="B", unit_scale=True)
+    bar = tqdm(
+        desc=name, total=total, initial=start, unit="B", unit_scale=True,
+        disable=total is not None and total < LARGE,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    )  # fmt: skip
     with open(part, "ab" if start else "wb") as file, bar:
-        if not start:  # after the truncation and before the first byte: a tag never lies
-            tag = reply.headers.get("ETag", "")  # If-Range takes no weak tag (W/"…")
+        if not start:  # after truncation and before the first byte, so the tag is never wrong
+            tag = reply.headers.get("ETag", "")  # If-Range needs a strong tag (not W/"…")
             version = tag if tag.startswith('"') else reply.headers.get("Last-Modified", "")
             _beside(part, ".tag").write_text(version, "utf-8")
-        reply.raw.enforce_content_length = False  # else the last bytes before a break are lost
+        reply.raw.enforce_content_length = False  # else bytes before an interruption are lost
         for chunk in reply.iter_content(1 << 18):
             bar.update(file.write(chunk))
         file.flush()
@@ -232,61 +239,66 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
 
 
 def hub_files(address: str, offline: bool = False) -> list[str]:
-    """Paths of the files in hf://owner/repo[@revision]; where it cannot be asked, of those cached.
+    """List the files in hf://owner/repo[@revision]; without a connection, the cached ones.
 
     Raises OSError or ValueError as `fetch`.
     """
-    if not (found := re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@(.+))?", address)):
-        raise ValueError(f"{address} is no repository: give hf://owner/repo[@revision]")
+    if not (match := re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@(.+))?", address)):
+        raise ValueError(f"{address} is not a repository: give hf://owner/repo[@revision]")
     from huggingface_hub import HfApi, snapshot_download
 
-    (repo, revision), place = found.groups(), cache_dir() / "huggingface"
-    offline, told = is_offline(offline), None
+    (repo, revision), cache = match.groups(), cache_dir() / "huggingface"
+    offline, failure = is_offline(offline), None
     try:
         if not offline:
             files = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT[0]).siblings
             return sorted(file.rfilename for file in files or ())
     except Exception as error:
-        told = error
+        failure = error
     try:
-        folder = Path(snapshot_download(repo, revision=revision, cache_dir=place,
-                                        local_files_only=True))  # fmt: skip
+        snapshot = snapshot_download(
+            repo, revision=revision, cache_dir=cache, local_files_only=True
+        )
     except Exception as error:
-        raise _hub_error(told or error, address, offline, place) from None
+        raise _hub_error(failure or error, address, offline, cache) from None
+    folder = Path(snapshot)
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def _from_hub(source: str, sha256: str | None, offline: bool, root: Path) -> Path:
-    if not (found := re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@(.+))?", source)):
+    if not (match := re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@(.+))?", source)):
         raise ValueError(f"cannot fetch {source}: give hf://owner/repo/path[@revision]")
     from huggingface_hub import hf_hub_download
 
-    (repo, file, revision), place = found.groups(), root / "huggingface"
+    (repo, file, revision), cache = match.groups(), root / "huggingface"
     try:
-        path = Path(hf_hub_download(repo, file, revision=revision, cache_dir=place,
-                                    local_files_only=offline))
+        path = Path(
+            hf_hub_download(
+                repo, file, revision=revision, cache_dir=cache, local_files_only=offline
+            )
+        )
     except Exception as error:
-        raise _hub_error(error, source, offline, place) from None
-    _check_hash(path, sha256, source, remove=(path.resolve(), path))  # bytes and the link to them
+        raise _hub_error(error, source, offline, cache) from None
+    _check_hash(path, sha256, source, remove=(path.resolve(), path))  # the blob and its link
     return path
 
 
-def _hub_error(error: Exception, source: str, offline: bool, place: Path) -> Exception:
-    """What to raise: the hub's classes come from several libraries, without a common ancestor."""
+def _hub_error(error: Exception, source: str, offline: bool, cache: Path) -> Exception:
+    """Convert an error of huggingface_hub, whose classes have no common ancestor."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if offline:
-        return _not_cached(source, place)
+        return _not_cached(source, cache)
     name = type(error).__name__
     kind = OSError if name.startswith("Local") or "EntryNotFound" not in name else FileNotFoundError
     advice = "check its name, the network and, if it wants a login, `hf auth login`"
-    return kind(f"{source} cannot be had ({name}): {advice}")
+    return kind(f"{source} cannot be downloaded ({name}): {advice}")
 
 
-def _not_cached(source: str, place: Path) -> FileNotFoundError:
-    state = "has another sha256" if place.is_file() else "is not there"
-    advice = "fetch it once without --offline and without ERK_OFFLINE"
-    return FileNotFoundError(f"{source} is not in the cache ({place} {state}): {advice}")
+def _not_cached(source: str, path: Path) -> FileNotFoundError:
+    state = "has another sha256" if path.is_file() else "is missing"
+    advice = "download it once without --offline and without ERK_OFFLINE"
+    return FileNotFoundError(f"{source} is not in the cache ({path} {state}): {advice}")
 
 
 def _is_right(path: Path, sha256: str | None) -> bool:
@@ -297,7 +309,7 @@ def _check_hash(path: Path, sha256: str | None, name: str, remove: tuple[Path, .
     if sha256 is not None and (got := sha256_of(path)) != sha256:
         for bad in remove:
             bad.unlink(missing_ok=True)
-        raise ValueError(f"{name} has sha256 {got}, expected {sha256}: fetch it anew or correct it")
+        raise ValueError(f"{name} has sha256 {got}, expected {sha256}: download it again")
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -121,9 +121,10 @@ def test_golden_pickles_are_read_bit_for_bit(path):
 def test_old_and_new_stacks_give_the_same_record(net):
     new, old = (pickles.load(path)["ema"] for path in pickle_paths(net))
     assert json.dumps(new.init_kwargs, default=float) == json.dumps(old.init_kwargs, default=float)
-    assert json.loads(json.dumps(new.init_kwargs, default=float)).items() >= {
-        key: value for key, value in manifest()["nets"][net]["init_kwargs"].items()
-    }.items()
+    assert (
+        json.loads(json.dumps(new.init_kwargs, default=float)).items()
+        >= {key: value for key, value in manifest()["nets"][net]["init_kwargs"].items()}.items()
+    )
     first, second = dict(new.tensors()), dict(old.tensors())
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -288,8 +289,10 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
             "the name of a class is not a text",
         ),
         (
-            call("torch_utils.persistence._reconstruct_persistent_obj",
-                 const({"type": "class", "class_name": "Precond"})),
+            call(
+                "torch_utils.persistence._reconstruct_persistent_obj",
+                const({"type": "class", "class_name": "Precond"}),
+            ),
             "not a dictionary",
         ),
     ],

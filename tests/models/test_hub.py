@@ -153,7 +153,7 @@ def test_the_card_is_the_files_own_or_the_folders(monkeypatch, tmp_path):
     assert asked == [("me/repo", f"w/{n}", "v2") for n in
                      ("net.safetensors", "net.json", "config.json")]  # fmt: skip
     there.remove("w/config.json")
-    with pytest.raises(FileNotFoundError, match=r"w/net\.json@v2 cannot be had"):
+    with pytest.raises(FileNotFoundError, match=r"w/net\.json@v2 cannot be downloaded"):
         fetch_checkpoint("hf://me/repo/w/net.safetensors@v2")
 
 
@@ -161,7 +161,7 @@ def test_the_card_is_the_files_own_or_the_folders(monkeypatch, tmp_path):
 def test_an_unreachable_hub_is_one_sentence(tmp_path, monkeypatch, offline):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("ERK_CACHE", str(tmp_path))
-    reason = "is not in the cache" if offline else "cannot be had"
+    reason = "is not in the cache" if offline else "cannot be downloaded"
     with pytest.raises(OSError, match=f"hf://me/repo {reason}") as error:
         load_model("hf://me/repo", offline=offline)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""erk/io/download.py against a real HTTP server on the loopback address, with faults on demand."""
+"""Downloads from a real HTTP server on the loopback address, with faults on demand."""
 
 import errno
 import gzip
@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from erk.io import download as fetching
+from erk.io import download
 from erk.io.download import cache_dir, fetch, sha256_of
 
 BODY = bytes(range(256)) * 4000
@@ -28,12 +28,12 @@ ROOT = Path(__file__).parents[2]
 class Site(ThreadingHTTPServer):
     """Serves `body` under every path; each request takes the next fault, if one is left.
 
-    A fault is a status code, an address to be sent on to, "cut" (half of what was promised),
-    "no range" (all of it, whatever was asked for), "wait" (a second first), "stall" (half, then
-    nothing), "reset" (half, then the connection is torn), "long" and "short" (10 bytes more or
-    less are promised than come), "chunks" (half, in chunks and without a length), "other range"
-    (of what was not asked for), "gzip" (packed, although plain bytes were asked for) or "noise"
-    (no HTTP). `asked` holds the Range of each request.
+    A fault is a status code, a redirect's address, "cut" (half of the declared bytes), "no range"
+    (all bytes, whatever the range), "wait" (a second first), "stall" (half, then nothing), "reset"
+    (half, then a reset connection), "long" and "short" (10 bytes more or fewer declared than sent),
+    "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
+    (compressed, although identity was requested) or "noise" (not HTTP). `asked` holds the Range of
+    each request.
     """
 
     def __init__(self):
@@ -42,9 +42,9 @@ class Site(ThreadingHTTPServer):
         self.faults: list[int | str] = []
         self.asked: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/models/net.pkl"
-        self.released = threading.Event()  # what stalls goes on
+        self.released = threading.Event()  # lets stalled replies continue
 
-    def handle_error(self, *_): ...  # readers who leave
+    def handle_error(self, *_): ...  # clients that disconnect
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -73,16 +73,16 @@ class Answer(BaseHTTPRequestHandler):
             rest = gzip.compress(rest)
         self.send_response(416 if start and not rest else 206 if start else 200)
         if start:
-            told = f"{start}-{size - 1}" if rest else "*"
-            self.send_header("Content-Range", f"bytes {told}/{size}")
+            sent = f"{start}-{size - 1}" if rest else "*"
+            self.send_header("Content-Range", f"bytes {sent}/{size}")
         self.send_header("ETag", site.etag)
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")
         if fault == "chunks":
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            promised = len(rest) + {"long": 10, "short": -10}.get(fault, 0)
-            self.send_header("Content-Length", str(promised))
+            declared = len(rest) + {"long": 10, "short": -10}.get(fault, 0)
+            self.send_header("Content-Length", str(declared))
         self.end_headers()
         half = rest[: len(rest) // 2]
         if fault == "chunks":
@@ -91,8 +91,8 @@ class Answer(BaseHTTPRequestHandler):
         if fault == "stall":
             site.released.wait(60)
         if fault == "reset":
-            torn = struct.pack("ii", 1, 0)  # closed at once, which the other side hears as RST
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, torn)
+            linger = struct.pack("ii", 1, 0)  # close at once: the client receives RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
 
     def log_message(self, *_): ...
@@ -100,7 +100,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("ERK_OFFLINE", raising=False)
     with Site() as server:
@@ -114,7 +114,7 @@ def names(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_downloads_once_into_a_readable_place(site, tmp_path):
+def test_downloads_once_into_a_readable_path(site, tmp_path):
     path = fetch(site.url, HASH.upper(), cache=tmp_path)
     assert path == tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
     assert path.read_bytes() == BODY
@@ -126,7 +126,7 @@ def test_downloads_once_into_a_readable_place(site, tmp_path):
     assert fetch(site.url + "2", cache=tmp_path).read_bytes() == b""
 
 
-def test_queries_are_told_apart_and_secrets_are_not_shown(site, tmp_path):
+def test_queries_are_distinguished_and_secrets_are_not_shown(site, tmp_path):
     one, two = (fetch(f"{site.url}?token={n}", cache=tmp_path) for n in "12")
     assert one != two and one.suffix == ".pkl"
     site.faults, secret = [404], site.url.replace("//", "//me:secret@") + "?token=a@secret"
@@ -136,7 +136,7 @@ def test_queries_are_told_apart_and_secrets_are_not_shown(site, tmp_path):
 
 
 @pytest.mark.parametrize("faults", [["cut"], ["cut", "cut", 503, "cut"], [503, 429], ["cut", 416]])
-def test_goes_on_after_faults(site, tmp_path, faults):
+def test_continues_after_faults(site, tmp_path, faults):
     site.faults = list(faults)
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
     assert len(site.asked) == len(faults) + 1
@@ -144,25 +144,25 @@ def test_goes_on_after_faults(site, tmp_path, faults):
 
 
 @pytest.mark.parametrize("fault", ["reset", "stall", "chunks", "long"])
-def test_goes_on_where_the_connection_ended(site, tmp_path, monkeypatch, fault):
-    """Torn, silent for too long, without a length, or with a false one."""
-    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.5))
+def test_continues_after_the_connection_ended(site, tmp_path, monkeypatch, fault):
+    """Reset, stalled, without a length, or with a wrong one."""
+    monkeypatch.setattr(download, "TIMEOUT", (10, 0.5))
     site.faults = [fault]
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
     first, second = site.asked
     least = {"reset": 0, "stall": 200_000, "chunks": len(BODY) // 2, "long": len(BODY)}[fault]
-    assert first is None and int((second or "bytes=0-")[6:-1]) >= least  # a torn one may lose some
+    assert first is None and int((second or "bytes=0-")[6:-1]) >= least  # a reset may lose some
     assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock", "net.pkl.sha256"}
 
 
 @pytest.mark.parametrize("fault", ["reset", "stall", "noise", "other range"])
 def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(fetching, "TIMEOUT", (10, 0.3))
+    monkeypatch.setattr(download, "TIMEOUT", (10, 0.3))
     site.body, site.faults = BODY[:1000], [fault] * 99
     if fault == "other range":  # of an earlier try
-        (place := tmp_path / f"127.0.0.1_{site.server_port}" / "models").mkdir(parents=True)
-        (place / "net.pkl.part").write_bytes(BODY[:10])
-        (place / "net.pkl.part.tag").write_text(site.etag)
+        (folder := tmp_path / f"127.0.0.1_{site.server_port}" / "models").mkdir(parents=True)
+        (folder / "net.pkl.part").write_bytes(BODY[:10])
+        (folder / "net.pkl.part.tag").write_text(site.etag)
         site.faults = [fault, *[500] * 99]
     with pytest.raises(ConnectionError, match=r"\(5 tries\): check the network") as caught:
         fetch(site.url, cache=tmp_path)
@@ -171,25 +171,25 @@ def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
 
 
 def test_a_file_that_is_shorter_than_it_should_be(site, tmp_path):
-    """The server promises less than there is: its hash tells."""
+    """The server declares fewer bytes than the file has: the hash detects it."""
     site.faults = ["short"]
     with pytest.raises(ValueError, match=f"expected {HASH}"):
         fetch(site.url, HASH, cache=tmp_path)
     assert names(tmp_path) in ([], ["net.pkl.lock"])
 
 
-def test_a_server_that_packs_unasked(site, tmp_path):
+def test_a_server_that_compresses_unasked(site, tmp_path):
     site.faults = ["gzip"]
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
 
 
 def test_redirects(site, tmp_path):
-    """One is followed, a circle is not, nor one away from the web."""
+    """One redirect is followed; circles and other schemes are not."""
     site.faults = ["/elsewhere/other.bin"]
     path = fetch(site.url, HASH, cache=tmp_path)
     assert path.name == "net.pkl" and path.read_bytes() == BODY
     site.faults, site.asked = ["/models/net.pkl"] * 99, []
-    with pytest.raises(OSError, match="sends on from address to address: check it"):
+    with pytest.raises(OSError, match="redirects in circles: check the address"):
         fetch(site.url + "2", cache=tmp_path)
     assert len(site.asked) <= 31  # requests' limit, once
     site.faults = ["file:///etc/passwd"]
@@ -198,7 +198,7 @@ def test_redirects(site, tmp_path):
 
 
 def test_a_redirect_that_gives_up_encryption(site, tmp_path, monkeypatch):
-    """https to https is fine, https to http is refused before a byte is read."""
+    """https to https is followed, https to http is refused before a byte is read."""
     pem = tmp_path / "site.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
             pem, "-out", tmp_path / "cert.pem", "-subj", "/CN=127.0.0.1", "-addext",
@@ -217,15 +217,15 @@ def test_a_redirect_that_gives_up_encryption(site, tmp_path, monkeypatch):
         locked.faults = ["/models/other.pkl"]
         assert fetch(url, HASH, cache=tmp_path / "cache").read_bytes() == BODY
         locked.faults = [site.url]
-        with pytest.raises(OSError, match="sends on to an address without encryption"):
+        with pytest.raises(OSError, match="redirects to an unencrypted address"):
             fetch(url + "2", cache=tmp_path / "cache")
         locked.shutdown()
     assert names(tmp_path / "cache").count("net.pkl2") == 0
 
 
 def test_no_network(tmp_path, monkeypatch):
-    """No name can be looked up: the address, the cause and what to do, in a sentence."""
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    """A failing name lookup: one sentence with the address, the cause and what to do."""
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("ERK_OFFLINE", raising=False)
     failure = socket.gaierror(-3, "Temporary failure in name resolution")
@@ -237,7 +237,7 @@ def test_no_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["etag", "no range", "no etag"])
 def test_starts_over_where_it_cannot_resume(site, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(fetching, "TRIES", 1)
+    monkeypatch.setattr(download, "TRIES", 1)
     site.body, site.faults = b"old" * 9999, ["cut"]
     site.etag = "" if change == "no etag" else '"one"'
     with pytest.raises(ConnectionError, match="14999 of 29997 bytes are missing"):
@@ -256,7 +256,7 @@ def test_killed_between_the_last_byte_and_the_rename(site, tmp_path):
     assert site.asked == [None, f"bytes={len(BODY)}-"]
 
 
-def test_a_refusal_fails_at_once_other_faults_after_a_few_tries(site, tmp_path):
+def test_refusals_fail_at_once_and_other_faults_after_a_few_tries(site, tmp_path):
     for code, kind in {404: FileNotFoundError, 403: PermissionError, 418: OSError}.items():
         site.faults = [code]
         with pytest.raises(kind, match=f"answered {code}"):
@@ -265,28 +265,28 @@ def test_a_refusal_fails_at_once_other_faults_after_a_few_tries(site, tmp_path):
     site.faults = [500] * 99
     with pytest.raises(ConnectionError, match=r"answered 500 .*\(5 tries\): check the network"):
         fetch(site.url, cache=tmp_path)
-    assert len(site.asked) == 3 + fetching.TRIES
+    assert len(site.asked) == 3 + download.TRIES
     site.server_close()
     with pytest.raises(ConnectionError, match="does not answer"):
         fetch(site.url, cache=tmp_path)
 
 
-def test_a_wrong_hash_is_told_and_nothing_kept(site, tmp_path):
+def test_a_wrong_hash_is_an_error_and_nothing_is_kept(site, tmp_path):
     with pytest.raises(ValueError, match=f"has sha256 {HASH}, expected {'0' * 64}"):
         fetch(site.url, "0" * 64, cache=tmp_path)
     assert names(tmp_path) in ([], ["net.pkl.lock"])
 
 
-def test_offline_uses_the_cache_alone(site, tmp_path, monkeypatch):
+def test_offline_uses_only_the_cache(site, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         fetch(site.url, offline=True, cache=tmp_path)
-    place = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
-    assert f"not in the cache ({place}" in str(caught.value) and site.url in str(caught.value)
+    path = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
+    assert f"not in the cache ({path}" in str(caught.value) and site.url in str(caught.value)
     fetch(site.url, cache=tmp_path)
     monkeypatch.setenv("ERK_OFFLINE", "1")
-    assert fetch(site.url, cache=tmp_path) == place
+    assert fetch(site.url, cache=tmp_path) == path
     assert len(site.asked) == 1
-    place.write_bytes(b"spoiled")
+    path.write_bytes(b"damaged")
     with pytest.raises(FileNotFoundError, match="has another sha256"):
         fetch(site.url, HASH, cache=tmp_path)
     monkeypatch.delenv("ERK_OFFLINE")
@@ -304,8 +304,8 @@ def test_two_processes_download_once(site, tmp_path):
     assert len(site.asked) == 1
 
 
-def test_another_process_goes_on_when_the_first_is_killed(site, tmp_path):
-    """The lock of a dead process is nobody's, and what it had fetched is not fetched again."""
+def test_another_process_continues_when_the_first_is_killed(site, tmp_path):
+    """The lock of a dead process is released, and its bytes are not downloaded again."""
     site.faults = ["stall"]
     program = "import sys; from erk.io.download import fetch; print(fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
@@ -324,27 +324,27 @@ def test_another_process_goes_on_when_the_first_is_killed(site, tmp_path):
 
 def test_a_disk_that_is_full(site, small_disk):
     subprocess.run(["mount", "-o", "remount,size=512k", str(small_disk)], check=True)
-    with pytest.raises(OSError, match="No space left.*free space there, or name another cache"):
+    with pytest.raises(OSError, match="No space left.*free space, or set ERK_CACHE"):
         fetch(site.url, HASH, cache=small_disk)
     assert "net.pkl" not in names(small_disk)
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     assert fetch(site.url, HASH, cache=small_disk).read_bytes() == BODY
-    assert site.asked[1] is not None  # it goes on where the disk was full
+    assert site.asked[1] is not None  # it continues where the disk was full
 
 
 def test_a_cache_that_can_only_be_read(site, small_disk):
-    """What is there is used; what is not is an error that says so."""
+    """Cached files are used; a missing one is an error that says so."""
     site.body = BODY[:1000]
     path = fetch(site.url, cache=small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert fetch(site.url, cache=small_disk) == path and len(site.asked) == 1
-    with pytest.raises(OSError, match="Read-only file system.*name another cache by ERK_CACHE"):
+    with pytest.raises(OSError, match="Read-only file system.*set ERK_CACHE to another folder"):
         fetch(site.url.replace("models", "others"), cache=small_disk)
 
 
 def test_a_cache_one_cannot_write_to(site, tmp_path, monkeypatch):
     (tmp_path / "file").touch()  # a path below it, as permissions would not stop root
-    with pytest.raises(OSError, match="cannot fetch .* name another cache by ERK_CACHE"):
+    with pytest.raises(OSError, match="cannot fetch .* set ERK_CACHE to another folder"):
         fetch(site.url, cache=tmp_path / "file" / "cache")
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr("os.fsync", Mock(side_effect=full))
@@ -388,7 +388,7 @@ def test_hub_files(tmp_path, monkeypatch):
     assert calls == [("me/nets", "a/b.pkl", "refs/pr/1", False)]
     with pytest.raises(ValueError, match="expected"):
         fetch("hf://me/nets/b.pkl", "0" * 64)
-    assert names(tmp_path) == []  # nor the bytes behind the link
+    assert names(tmp_path) == []  # neither the link nor its blob
 
 
 def test_hub_failures_are_one_sentence(tmp_path, monkeypatch):
@@ -396,7 +396,7 @@ def test_hub_failures_are_one_sentence(tmp_path, monkeypatch):
         fetch("hf://me/nets/b.pkl", offline=True, cache=tmp_path)
     failure = RuntimeError("many\nlines\nof another library")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=failure))
-    with pytest.raises(OSError, match=r"cannot be had \(RuntimeError\): check its name") as caught:
+    with pytest.raises(OSError, match=r"be downloaded \(RuntimeError\): check its name") as caught:
         fetch("hf://me/nets/b.pkl", cache=tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -408,8 +408,8 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     if sys.platform == "linux":
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert cache_dir() == tmp_path / "erk-guid"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_dir() == Path.home() / "Library" / "Caches" / "erk-guid"
+    monkeypatch.setenv("ERK_CACHE", "~/elsewhere")
+    assert cache_dir() == Path.home() / "elsewhere"
 
 
 def test_importing_it_loads_no_other_package():
