@@ -11,6 +11,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from erk.api import sample as sample
+    from erk.api import trajectory as trajectory
+    from erk.method.guidance import erk_guid as erk_guid
+    from erk.method.point import Point as Point
+    from erk.method.point import Step as Step
+    from erk.method.sampler import State as State
+    from erk.method.sampler import Trace as Trace
     from erk.method.sampler import steps as steps
     from erk.method.settings import Settings as Settings
     from erk.models.adapters import from_denoiser as from_denoiser
@@ -33,13 +39,16 @@ _PUBLIC = {
     "from_v": ".models.adapters",
     "load_model": ".models.model",
     "sample": ".api",
+    "trajectory": ".api",
+    "Point": ".method.point",
+    "State": ".method.sampler",
+    "Step": ".method.point",
+    "Trace": ".method.sampler",
+    "erk_guid": ".method.guidance",
     "steps": ".method.sampler",
     "noise_and_labels": ".models.noise",
 }
-__all__ = [
-    "Model", "Settings", "from_denoiser", "from_epsilon", "from_flow", "from_v", "load_model",
-    "noise_and_labels", "sample", "steps",
-]  # fmt: skip
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,24 @@
-"""The public functions: sampling in one call."""
+"""The public functions: a denoiser, noise and settings in, samples out.
 
-import difflib
+They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter (`erk.from_epsilon`,
+...) or a function of the user's.
+"""
+
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from erk.calibration.card import opened
+from erk.method.churn import Noise
 from erk.method.corrections import Card, Correction
-from erk.method.drift import Denoiser
-from erk.method.point import Solver, Step
-from erk.method.sampler import Trace, solve
-from erk.method.settings import Noise, Settings
+from erk.method.drift import Denoiser, GuidedDrift
+from erk.method.point import Solver
+from erk.method.sampler import Callback, State, integrate, solve
+from erk.method.settings import Settings, check_names
 
 
 @torch.no_grad()
@@ -23,7 +27,7 @@ def sample(
     noise: Tensor,
     labels: Tensor | None = None,
     solver: str | Solver = "heun",
-    schedule: str | Sequence[float] = "edm",
+    schedule: str | Sequence[float] | None = None,
     steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -35,49 +39,126 @@ def sample(
     w_con: float = 0.5,
     erk: str | os.PathLike[str] | Card | Correction | None = None,
     dtype: torch.dtype = torch.float32,
+    callback: Callback | None = None,
     *,
     guide_labels: Tensor | None = None,
     randn_like: Noise = torch.randn_like,
-    return_trajectory: bool = False,
-    trace: bool = False,
     **settings: Any,
-) -> Any:
-    """Solve the probability-flow ODE from unit-variance `noise` [B, ...]; returns x0 [B, ...].
+) -> Tensor:
+    """Solve the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma from noise to data.
 
-    `model` and `guide_model` are denoisers D(x, sigma, labels): an erk.Model or any callable.
-    `solver` is a name or a function, `schedule` a name or a list of sigmas, `steps` its intervals,
-    `dtype` that of the state and of x0 (networks see float32). `guide_labels` are for a guide that
-    sees other labels. `settings` are the other fields of `Settings`: solver_options,
-    erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau,
-    pc_snr, pc_stochastic; `randn_like` draws the noise of the stochastic ones. With
-    `return_trajectory` the states [steps + 1, B, ...] follow x0; with `trace` a dict of [steps, B]
-    (see `guides.telemetry`) follows, last. Raises ValueError for settings that do not go together
-    and NonFiniteError if the network produces NaN.
+    Parameters
+    ----------
+    model
+        Denoiser D(x, sigma, labels) -> [B, ...]; sees float32.
+    noise
+        Unit-variance noise, [B, ...] (`erk.noise_and_labels`).
+    labels
+        Passed to the networks: [B, label_dim] float32 for an `erk.Model`, None without classes.
+    solver
+        euler, heun, dpm2, ipndm, ipndm_v, deis, dpmpp or unipc, or a function
+        (drift, x, sigma, sigma_next, memory) -> Step.
+    schedule
+        edm, polynomial, logsnr, time_uniform or discrete, or a list of noise levels; default: the
+        schedule that the solver is published with.
+    steps
+        Intervals of a named schedule.
+    sigma_min, sigma_max, rho
+        Ends and exponent of a named schedule; rho None is that of the schedule.
+    guide_model, guidance, guidance_interval
+        The guiding network of CFG or Autoguidance, its weight, and (lo, hi) in sigma within which
+        it acts: D = D_guide + guidance (D_main - D_guide).
+    w_stiff, w_con
+        Strength of ERK-Guid (0: off) and the stiffness above which it acts (Eq. 17-20).
+    erk
+        ERK-Guid without weights: "auto", a card of `erk calibrate`, or the path of one.
+    dtype
+        dtype of the state and of the result.
+    callback
+        Called with the `State` of every step, such as an `erk.Trace()`.
+    guide_labels
+        Labels of the guide; default: `labels`.
+    randn_like
+        Draws the noise of stochastic settings.
+    **settings
+        The other fields of `erk.Settings`: solver_options, erk_scale, erk_proj, twin, S_churn,
+        S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic.
+
+    Returns
+    -------
+    Tensor
+        The samples x0, [B, ...] in `dtype`.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range or that do not go together.
+    NonFiniteError
+        If a network produces NaN or infinity.
     """
-    unknown = next((name for name in settings if name not in Settings.__dataclass_fields__), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, [*Settings.__dataclass_fields__], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise TypeError(f"sample() got an unexpected argument '{unknown}'{hint}")
-    plan = Settings(
-        solver, schedule, steps, sigma_min, sigma_max, rho, guidance, guidance_interval,
-        w_stiff, w_con, dtype=dtype, erk=opened(erk), **settings,
+    drift, plan = _prepare(
+        model, labels, guide_model, guide_labels, solver=solver, schedule=schedule, steps=steps,
+        sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, guidance=guidance,
+        guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
+        caller="sample", **settings,
     )  # fmt: skip
-    if isinstance(plan.erk, Card) and plan.erk.doubt:
-        warnings.warn(plan.erk.doubt, stacklevel=3)  # beyond torch's no_grad
-    drift = plan.drift(model, labels, guide_model, guide_labels)
-    states = [noise.to(plan.dtype) * plan.sigmas(model)[0]]
-    seen = Trace(plan)
+    return solve(drift, noise, plan, randn_like, callback)
 
-    def watch(x: Tensor, step: Step) -> None:
-        if return_trajectory:
-            states.append(x)
-        if trace:
-            seen(x, step)
 
-    answer: list[Any] = [solve(drift, noise, plan, randn_like, watch)]
-    if return_trajectory:
-        answer.append(torch.stack(states))
-    if trace:
-        answer.append(seen.result())
-    return answer[0] if len(answer) == 1 else tuple(answer)
+def trajectory(
+    model: Denoiser,
+    noise: Tensor,
+    labels: Tensor | None = None,
+    *,
+    guide_model: Denoiser | None = None,
+    guide_labels: Tensor | None = None,
+    randn_like: Noise = torch.randn_like,
+    **settings: Any,
+) -> Iterator[State]:
+    """Yield the states of `sample`, one per step, as they are computed.
+
+    Parameters
+    ----------
+    model, noise, labels, guide_model, guide_labels, randn_like
+        As for `sample`.
+    **settings
+        All fields of `erk.Settings`, as for `sample`.
+
+    Yields
+    ------
+    State
+        `x` [B, ...] at `sigma_next`, `denoised` [B, ...] at `sigma`, `index`, `stiffness` [B],
+        `gate` [B], `correction` [B, ...]; `step` is the solver's `Step`.
+
+    Raises
+    ------
+    ValueError, NonFiniteError
+        As `sample`; NonFiniteError after the last state.
+    """
+    drift, plan = _prepare(
+        model, labels, guide_model, guide_labels, caller="trajectory", **settings
+    )
+    return _states(drift, noise, plan, randn_like)
+
+
+@torch.no_grad()
+def _states(
+    drift: GuidedDrift, noise: Tensor, plan: Settings, randn_like: Noise
+) -> Iterator[State]:
+    yield from integrate(drift, noise, plan, randn_like)
+
+
+def _prepare(
+    model: Denoiser,
+    labels: Tensor | None,
+    guide_model: Denoiser | None,
+    guide_labels: Tensor | None,
+    caller: str,
+    **settings: Any,
+) -> tuple[GuidedDrift, Settings]:
+    """Return the drift and the checked settings; open a card's file; warn of a useless card."""
+    check_names(settings, caller)
+    plan = Settings(**settings | {"erk": opened(settings.get("erk"))})
+    if isinstance(plan.erk, Card) and plan.erk.warning:
+        warnings.warn(plan.erk.warning, stacklevel=4)
+    return plan.drift(model, labels, guide_model, guide_labels), plan

@@ -15,8 +15,8 @@ from torch import Tensor
 from erk.analysis import toy
 from erk.analysis.oracles import cosine, local_error
 from erk.method.drift import Denoiser, GuidedDrift
-from erk.method.guidance import erk_guid, erk_push, unguided
-from erk.method.point import Guide, Point, Step, dot, norm
+from erk.method.guidance import erk_guid, erk_push, memoryless
+from erk.method.point import Point, Step, dot, norm
 from erk.method.sampler import steps
 from erk.method.settings import Settings
 from erk.method.solvers import heun
@@ -193,8 +193,8 @@ def _name(w_stiff: float, w_con: float) -> str:
     return f"w_stiff {w_stiff:.3g}, w_con {w_con:g}"
 
 
-GUIDES: dict[str, Guide] = {
-    "none": unguided,
+GUIDES: dict[str, Callable[[Step], Tensor]] = {
+    "none": lambda step: step.x,
     **{_name(w, c): partial(erk_guid, w_stiff=w, w_con=c) for w, c in WEIGHTS},
     "Gaussian rule": gaussian_rule,
 }
@@ -254,7 +254,7 @@ def helps(
     for count in counts:
         plain = None
         for name, guide in GUIDES.items():
-            *_, (x, _) = steps(drift, start, levels(count), heun, guide)
+            *_, (x, _) = steps(drift, start, levels(count), heun, memoryless(guide))
             distance = norm(x - end)
             plain = distance if plain is None else plain  # the first guide is none
             ratio = distance.mean() / plain.mean()

@@ -11,11 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from erk.method.corrections import DIRECTIONS, Card, Correction, check_card, networks, no_gain
+from erk.method.corrections import DIRECTIONS, Card, Correction, networks, no_gain
 from erk.method.settings import RECIPE, Settings
 
-__all__ = ["Card", "check_made_for", "networks", "no_gain", "opened", "read_card", "recipe"]
-check_made_for = check_card
+__all__ = ["Card", "networks", "no_gain", "opened", "read_card", "recipe"]
 
 FORMAT = "erk-guid card 1"
 MOST_BYTES, MOST_LEVELS = 1 << 20, 4096

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.method.corrections import DIRECTIONS, REACH, Correction, Seen
-from erk.method.drift import Denoiser, analytic_first
+from erk.method.corrections import DIRECTIONS, REACH, Correction
+from erk.method.drift import Denoiser
 from erk.method.point import Point
 from erk.method.settings import Settings
 
@@ -56,19 +56,17 @@ def fit(
     levels = sigmas[sigmas > 0]
     solver = plan.solver_for(sigmas, model)
     drifts = [plan.drift(model, batch.labels, guide_model) for batch in batches]
-    fields = [analytic_first(d) if plan.afs else d for d in drifts]
     states = [batch.noise.to(plan.dtype) * sigmas[0] for batch in batches]
     memories: list[Any] = [None] * len(batches)
     before: list[tuple[Point, ...]] = [()] * len(batches)
     weights, explained = [], []
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         system, rows = System(len(directions)), []
-        for j, (field, x, memory) in enumerate(zip(fields, states, memories, strict=True)):
-            step = solver(field, x, sigma, sigma_next, memory)
-            seen = Seen(step, x, sigma_next - sigma, before[j])
-            ways = torch.stack([DIRECTIONS[name](seen) for name in directions])
+        for j, (drift, x, memory) in enumerate(zip(drifts, states, memories, strict=True)):
+            step = solver(drift, x, sigma, sigma_next, memory)
+            ways = torch.stack([DIRECTIONS[name](step, before[j]) for name in directions])
             target = batches[j].path[i + 1].to(x) - step.x
-            system.add(ways, target, seen.h * step.start.f)
+            system.add(ways, target, step.length * step.start.f)
             rows.append((step, ways))
         found, share = system.solve()
         weights.append(tuple(found))

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,7 +226,7 @@ def calibrate(job: Job, own: list[int], held_out: list[int]) -> dict[str, Any]:
     before, after, rough = (torch.cat(parts) for parts in kept.values())
     told = {name: mean(values) for name, values in (("before", before), ("after", after))}
     return {
-        **found.correction._asdict(),
+        **asdict(found.correction),
         "explained": found.explained,
         "held_out": told | {"ratio": ratio(after, before)._asdict()},
         "reference_change_from_half": rough.mean().item(),

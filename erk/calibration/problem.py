@@ -16,7 +16,7 @@ from erk.analysis import toy
 from erk.calibration.solver_error import EVALUATIONS, converged
 from erk.method.drift import GuidedDrift
 from erk.method.guidance import unguided
-from erk.method.point import Guide, Step
+from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
 
@@ -69,14 +69,14 @@ def run(
     problem: Problem,
     noise: Tensor,
     labels: Tensor | None,
-    guide: Guide = unguided,
+    guidance: Guidance = unguided,
     watch: Callable[[Tensor, Step], None] | None = None,
 ) -> Tensor:
-    """Where the solver ends with a guide of one's own, [B, ...]; `watch` sees every step."""
+    """Where the solver ends with another guidance, [B, ...]; `watch` sees every step."""
     drift, plan = drift_of(problem, labels), problem.settings
     sigmas = plan.sigmas(problem.model)
     end = noise.to(plan.dtype) * sigmas[0]
-    for x, step in loop(drift, end, sigmas, plan, guide=guide):
+    for x, step in loop(drift, end, sigmas, plan, guidance=guidance):
         end = x
         if watch is not None:
             watch(x, step)

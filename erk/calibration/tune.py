@@ -15,8 +15,8 @@ from torch import Tensor
 
 from erk.calibration.problem import Problem, ends_of, run
 from erk.calibration.solver_error import Ratio, ratio
-from erk.method.guidance import erk_guid
-from erk.method.point import Guide, Step, norm
+from erk.method.guidance import erk_guid, memoryless
+from erk.method.point import Guidance, Step, norm
 from erk.method.stiffness import stiffness
 
 WEIGHTS = tuple(round(0.1 * 10 ** (i / 8), 2) for i in range(13))  # w_stiff, 0.1 to 3.16
@@ -156,15 +156,15 @@ def converged(
     return torch.cat(parts)
 
 
-def weighted(w_stiff: Tensor, w_con: Tensor) -> Guide:
-    """ERK-Guid with weights [B] of every sample's own."""
+def weighted(w_stiff: Tensor, w_con: Tensor) -> Guidance:
+    """Return ERK-Guid with weights [B], one pair per sample."""
 
     def guide(step: Step) -> Tensor:
         shape = (-1, *[1] * (step.x.ndim - 1))
         w, c = (value.to(step.x).reshape(shape) for value in (w_stiff, w_con))
         return erk_guid(step, w, c)  # type: ignore[arg-type]
 
-    return guide
+    return memoryless(guide)
 
 
 def _distances(

@@ -64,12 +64,12 @@ def film(job: Job) -> list[np.ndarray]:
     source, noise, _, vectors = draw_inputs(model, seeds, job.labels, job.noise_device)
     drift = job.settings.drift(model, vectors, job.guide)
     frames: list[np.ndarray] = []
-    for end, step in integrate(drift, noise, job.settings, source.randn_like):
-        x, f, sigma = step.start
+    for state in integrate(drift, noise, job.settings, source.randn_like):
+        x, sigma = state.step.start.x, state.sigma
         title = f"step {len(frames)}, sigma {float(sigma):.4g}"
         shrunk = x / (1 + (sigma / 0.5) ** 2) ** 0.5
-        frames.append(_frame(model, seeds, shrunk, x - sigma * f, title))
-        x0 = end
+        frames.append(_frame(model, seeds, shrunk, state.denoised, title))
+        x0 = state.x
     return [*frames, _frame(model, seeds, x0, x0, "the sample")]
 
 

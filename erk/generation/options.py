@@ -10,10 +10,11 @@ from typing import Any
 import click
 import torch
 
-from erk.calibration.card import Card, opened
+from erk.calibration.card import opened
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.download import sha256_of
+from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models.model import Model, load_model
 from erk.models.presets import find_preset
@@ -69,10 +70,10 @@ class JobPlan:
             **provenance(self.device),
         }
         sigmas = self.settings.sigmas(model)  # some networks lack levels for some schedules
-        if self.settings.erk is not None:
-            correction = self.settings.correction(sigmas, model, guide)
-            metadata["correction"] = correction._asdict()
-            if not any(map(any, correction.weights)) and os.environ.get("RANK", "0") == "0":
+        correction = self.settings.correction(sigmas, model, guide)
+        if isinstance(correction, Correction):
+            metadata["correction"] = asdict(correction)
+            if not correction.acts and os.environ.get("RANK", "0") == "0":
                 click.echo(f"--erk auto has no effect for {self.settings.solver} at these noise "
                            "levels: images are those without it", err=True)  # fmt: skip
         return Job(
@@ -173,15 +174,13 @@ def identity_of(
     options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
 ) -> dict[str, Any]:
     """Collect everything that an image depends on, except its seed and the batch size."""
-    card = settings.erk.key if isinstance(settings.erk, Card) else None
     labels = options["labels"]
     if labels not in ("random", "balanced"):
         labels = f"file {sha256_of(Path(labels))}"
     return {
         "net": net.rpartition("/")[2],
         "gnet": gnet and gnet.rpartition("/")[2],
-        **asdict(settings),
-        "erk": f"card {card}" if card else settings.erk,
+        **settings.identity(),
         "labels": labels,
         "class": options["class_idx"],
         "noise": "cpu" if options["noise"] == "cpu" else device.type,

@@ -44,8 +44,8 @@ def run(**options: Any) -> None:
             _nothing_to_make(folder, plan.seeds, options)
         return
     card = plan.settings.erk
-    if isinstance(card, Card) and card.doubt and os.environ.get("RANK", "0") == "0":
-        click.echo(card.doubt, err=True)
+    if isinstance(card, Card) and card.warning and os.environ.get("RANK", "0") == "0":
+        click.echo(card.warning, err=True)
     job = plan.load()
     folder.check_networks(job.metadata)
     with join(plan.device) as world:

@@ -131,7 +131,7 @@ def _sample_batch(
 ) -> ImageBatch:
     n = len(seeds)
     padded = seeds + seeds[-1:] * (size - n)
-    telemetry = Trace(job.settings) if trace else None
+    telemetry = Trace() if trace else None
     try:
         with profile.part("network"):
             inputs = draw_inputs(job.model, padded, job.labels, job.noise_device)

@@ -9,14 +9,13 @@ it is: its ODE has the same form, dx/dt = (x - D) / t.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from erk.method.guidance import erk_guid
+from erk.method.guidance import ErkGuid
 from erk.method.point import Point, Solver
 from erk.method.sampler import steps
 from erk.method.solvers import dpm2, heun
@@ -82,9 +81,8 @@ def _sample(
         seen.append(denoised)
         return Point(x, (x - denoised) / sigma, sigma)
 
-    guide = partial(erk_guid, w_stiff=w_stiff, w_con=w_con)
     levels = sigmas.detach().cpu()  # comparing them costs no GPU sync
-    run = steps(drift, x, levels, solver, guide)
+    run = steps(drift, x, levels, solver, ErkGuid(w_stiff, w_con))
     for i, (answer, step) in enumerate(tqdm(run, total=len(sigmas) - 1, disable=disable)):
         if callback is not None:
             level = {"sigma": sigmas[i], "sigma_hat": sigmas[i]}

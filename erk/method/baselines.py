@@ -1,7 +1,7 @@
-"""The paper's rivals: other ways to spend, or not to spend, evaluations on stiffness.
+"""Baselines of the paper: adaptive step size (Table 10) and Langevin correction (Table 11).
 
-Adaptive step size by a stiffness threshold (Table 10) is a second loop over the same Step; the
-Langevin predictor-corrector (Table 11) is a solver wrapped around another.
+Adaptive step size by a stiffness threshold is a second loop over the same Step; the Langevin
+predictor-corrector wraps a solver. ERK-Proj, which acts on model guidance, is in drift.py.
 """
 
 import math
@@ -21,15 +21,23 @@ from erk.method.stiffness import stiffness
 def with_langevin(
     solver: Solver, snr: float, randn_like: Callable[[Tensor], Tensor] | None
 ) -> Solver:
-    """`solver` followed by one Langevin corrector step at sigma_next (Song et al. 2021, Alg. 4).
+    """Return `solver` followed by a Langevin corrector at sigma_next (Song et al. 2021, Alg. 4).
 
     With the score s = -f / sigma and unit noise e the state moves by step s + sqrt(2 step) e,
-    step = 2 (snr |e| / |s|)^2, norms per sample (not over the batch, so that samples do not
-    depend on their mates). `randn_like` None drops the noise; |e| is then its expected size.
-    One more evaluation per step; its state has no pair, so ERK-Guid is not combined with it.
+    step = 2 (snr |e| / |s|)^2. Norms are per sample, so that no sample depends on its batch mates.
+    One more evaluation per step. Its state has no pair, so ERK-Guid is not combined with it.
+
+    Parameters
+    ----------
+    solver
+        Any solver.
+    snr
+        Signal-to-noise ratio of the corrector.
+    randn_like
+        Draws e; None drops the noise, and |e| is its expected size.
     """
 
-    def corrected(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
+    def langevin(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
         step = solver(drift, x, sigma, sigma_next, memory)
         score = -drift(step.x, sigma_next).f / sigma_next
         noise = None if randn_like is None else randn_like(step.x)
@@ -40,29 +48,29 @@ def with_langevin(
             moved = moved + (2 * length).sqrt() * noise
         return step._replace(x=moved, twin=None)
 
-    return corrected
+    return langevin
 
 
 def adaptive_heun(
     drift: GuidedDrift, x: Tensor, sigmas: Tensor, tau: float
 ) -> Iterator[tuple[Tensor, Step]]:
-    """Heun on the nodes `sigmas`; an interval is halved once where the stiffness exceeds `tau`.
+    """Run Heun on the levels `sigmas` [N + 1], halving an interval where stiffness exceeds `tau`.
 
-    Each sample decides for itself, from ERK-Guid's own estimate at the start of the interval.
-    Both ways run on the whole batch and each sample keeps its own, so that no bit of it depends
-    on its mates; `drift.nfe` becomes [B], what each sample needs (a halved interval costs 4
-    evaluations in place of 2). Yields as `sampler.steps` does.
+    Each sample decides alone, from ERK-Guid's estimate at the start of the interval. Both variants
+    run on the whole batch and each sample keeps one, so that no bit of it depends on its batch
+    mates; `drift.nfe` becomes [B], the evaluations that each sample needs (a halved interval
+    costs 4 in place of 2). Yields as `sampler.steps` does.
     """
     twin: Point | None = None
-    for sigma, sigma_next in pairwise(sigmas):
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         if sigma_next == 0:
-            step = euler(drift, x, sigma, sigma_next)
+            step = euler(drift, x, sigma, sigma_next)._replace(index=index)
             yield step.x, step
             continue
         start = drift(x, sigma)
         before = _spent(drift)
-        step = heun_from(drift, start, sigma_next)._replace(twin=twin)
-        after_whole = _spent(drift)
+        step = heun_from(drift, start, sigma_next)._replace(index=index, twin=twin)
+        after_one = _spent(drift)
         if twin is not None:
             stiff = stiffness(start, twin).rho > tau
             if stiff.any():
@@ -70,10 +78,10 @@ def adaptive_heun(
                 halves = heun(drift, middle.x, (sigma + sigma_next) / 2, sigma_next)
                 kept = _select(stiff, halves.memory, step.memory)
                 step = step._replace(x=torch.where(stiff, halves.x, step.x), memory=kept)
-                mine = stiff.flatten().cpu()
-                spent = zip(before, after_whole, _spent(drift), strict=True)
+                halved = stiff.flatten().cpu()
+                spent = zip(before, after_one, _spent(drift), strict=True)
                 drift.nfe, drift.guide_nfe = (
-                    a + torch.where(mine, c - b, b - a) for a, b, c in spent
+                    a + torch.where(halved, c - b, b - a) for a, b, c in spent
                 )
         x, twin = step.x, step.memory
         yield x, step

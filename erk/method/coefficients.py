@@ -1,13 +1,17 @@
-"""Weights of multistep solvers: integrals of Lagrange polynomials, and UniPC's moments.
+"""Coefficients of solvers and schedules, in float64 on the CPU, from noise levels alone.
 
-All in float64 on the CPU, from noise levels alone; a solver multiplies drifts by them.
+Weights of multistep solvers: integrals of Lagrange polynomials, and UniPC's moments. The time of a
+variance-preserving (VP) process, in which DEIS and the `time_uniform` schedule work: sigma_min
+lies at t = 1e-3 and sigma_max at t = 1.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -23,23 +27,23 @@ _NODES, _QUADRATURE = np.polynomial.legendre.leggauss(64)
 def lagrange_integrals(
     sigmas: Sequence[float], sigma_next: float, time: Callable[[np.ndarray], np.ndarray]
 ) -> list[float]:
-    """Integral of l_j(time(sigma)) dsigma from sigmas[0] to sigma_next, for every node j.
+    """Integrate l_j(time(sigma)) dsigma from sigmas[0] to sigma_next, for every node j.
 
     l_j is the Lagrange polynomial that is 1 at time(sigmas[j]) and 0 at the other nodes. Gauss-
     Legendre with 64 points: exact for time = identity, to rounding for the VP time.
     """
     middle, half = (sigmas[0] + sigma_next) / 2, (sigma_next - sigmas[0]) / 2
-    at, nodes = time(middle + half * _NODES), time(np.asarray(sigmas))
+    values, nodes = time(middle + half * _NODES), time(np.asarray(sigmas))
     integrals = []
     for j, node in enumerate(nodes):
         others = np.delete(nodes, j)
-        basis = np.prod((at[:, None] - others) / (node - others), axis=1)
+        basis = np.prod((values[:, None] - others) / (node - others), axis=1)
         integrals.append(float(half * (_QUADRATURE @ basis)))
     return integrals
 
 
 def ipndm_v_weights(sigmas: Sequence[float], sigma_next: float) -> list[float]:
-    """iPNDM_v's weights as published, and as all published tables were made.
+    """Return iPNDM_v's weights as published, which all published tables use.
 
     They are variable-step Adams-Bashforth's up to order 2. Beyond, with h0 the step ahead and
     h1, h2, h3 those behind, the published second difference has weight h0 (1 - A B) / 2 where the
@@ -75,7 +79,7 @@ def phi(k: int, z: float) -> float:
 
 
 def unipc_weights(ratios: Sequence[float], hh: float, b: float) -> list[float]:
-    """UniPC's weights of (m_k - m_0) / r_k for the given r_k (Zhao et al. 2023, Eq. 5, 9).
+    """Return UniPC's weights of (m_k - m_0) / r_k for the given r_k (Zhao et al. 2023, Eq. 5, 9).
 
     They solve sum_k w_k r_k^(i-1) = i! phi_{i+1}(hh) hh / b for i = 1 .. len(ratios), but for a
     single ratio they are 1/2 by definition, which is where B(h) makes a difference.
@@ -86,3 +90,29 @@ def unipc_weights(ratios: Sequence[float], hh: float, b: float) -> list[float]:
     rows = [np.asarray(ratios) ** (i - 1) for i in powers]
     right = [hh * phi(i + 1, hh) * math.factorial(i) / b for i in powers]
     return [float(w) for w in np.linalg.solve(np.asarray(rows), np.asarray(right))]
+
+
+EPSILON = 1e-3
+"""Time of sigma_min."""
+
+
+@lru_cache
+def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """Return (beta_d, beta_min) of the VP process with these ends."""
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / EPSILON - high) / (EPSILON - 1)
+    return beta_d, high - beta_d / 2
+
+
+def vp_time(sigma: ArrayLike, sigma_min: float, sigma_max: float) -> NDArray[np.float64]:
+    """Return t(sigma) of the VP process, float64."""
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
+    root = np.sqrt(beta_min**2 + 2 * beta_d * np.log1p(np.asarray(sigma, np.float64) ** 2))
+    return (root - beta_min) / beta_d
+
+
+def vp_sigma(time: ArrayLike, sigma_min: float, sigma_max: float) -> NDArray[np.float64]:
+    """Return sigma(t) of the VP process, float64."""
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
+    t = np.asarray(time, np.float64)
+    return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))

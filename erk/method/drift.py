@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from erk.method.point import Drift, Point, dot
+from erk.method.point import Point, dot
 from erk.method.stiffness import Stiffness, stiffness
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -13,9 +13,20 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class NonFiniteError(FloatingPointError):
-    """A sample became NaN or infinite: `sample` is its place in the batch, `step` counts from 0.
+    """A sample became NaN or infinite.
 
-    `half`: the network or its guide computed in float16, whose range is the likely reason.
+    Parameters
+    ----------
+    sample
+        Index of the sample in the batch.
+    step
+        Number of the step, from 0.
+    sigma
+        Noise level at which the step began.
+    half
+        Whether a network computed in float16, whose range is the likely reason.
+    name
+        What messages call the sample, such as "seed 7"; default: its index.
     """
 
     def __init__(self, sample: int, step: int, sigma: float, half: bool = False, name: str = ""):
@@ -29,7 +40,7 @@ class NonFiniteError(FloatingPointError):
         )
 
     def named(self, name: str) -> "NonFiniteError":
-        """The same of a sample that has a name."""
+        """Return a copy of this error that names the sample."""
         return NonFiniteError(self.sample, self.step, self.sigma, self.half, name)
 
 
@@ -37,10 +48,23 @@ class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 
     Classifier-free guidance takes an unconditional network as `guide_model`, Autoguidance a
-    weaker one; both see the same labels unless `guide_labels` are given, as for CFG within one
-    network. With `interval` = (lo, hi) guidance acts for lo < sigma <= hi (Kynkaanniemi et al.
-    2024); outside, and at guidance 1, the guide is not called. A guide that IS the main network
-    shares its call, at twice the batch. `nfe` and `guide_nfe` count evaluations of each.
+    weaker one. A guide that IS the main network shares its call, at twice the batch. `nfe` and
+    `guide_nfe` count the evaluations of each network.
+
+    Parameters
+    ----------
+    model
+        Denoiser D(x, sigma, labels).
+    labels
+        Passed to the networks, [B, label_dim] or None.
+    guide_model
+        The guiding network, required unless `guidance` is 1.
+    guidance
+        Weight of model guidance; at 1 the guide is not called.
+    interval
+        (lo, hi): guidance acts for lo < sigma <= hi only (Kynkaanniemi et al. 2024).
+    guide_labels
+        Labels of the guide, such as none for CFG within one network; default: `labels`.
     """
 
     def __init__(
@@ -54,7 +78,8 @@ class GuidedDrift:
     ):
         if guidance != 1 and guide_model is None:
             raise ValueError(
-                f"guidance {guidance:g} needs a guiding network: give one, or leave guidance at 1."
+                f"guidance {guidance:g} needs a guiding network: give guide_model (--gnet), or "
+                "leave guidance at 1."
             )
         self.model, self.guide_model, self.labels = model, guide_model, labels
         self.guide_labels = labels if guide_labels is None else guide_labels
@@ -64,46 +89,47 @@ class GuidedDrift:
 
     @property
     def in_half(self) -> bool:
-        """Whether the network or its guide says that it computes in float16."""
+        """Whether the network or its guide computes in float16 (`compute_dtype`)."""
         networks = (self.model, self.guide_model)
         return torch.float16 in [getattr(network, "compute_dtype", None) for network in networks]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
+        """Evaluate the ODE at x [B, ...] and sigma []."""
         main, guide = self.denoise(x, sigma)
         denoised = main if guide is None else guide.lerp(main, self.guidance)
         return Point(x, (x - denoised) / sigma, sigma)  # Eq. 1
 
     def denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """D(x; sigma) of the main network and of the guide (None where it does not act).
+        """Return D(x; sigma) of the main network and of the guide (None where it does not act).
 
-        [B, ...] in x's dtype; the networks see float32.
+        Both [B, ...] in x's dtype; the networks see float32.
         """
         seen, level = x.to(torch.float32), sigma.to(torch.float32)
         self.nfe = self.nfe + 1
         if self.guide_model is None or not self._guided_at(sigma):
-            return self._ask(self.model, seen, level, self.labels).to(x.dtype), None
+            return self._call(self.model, seen, level, self.labels).to(x.dtype), None
         self.guide_nfe = self.guide_nfe + 1
         if self.guide_model is self.model and self._labels_stack(len(x)):
             both = None
             if self.labels is not None and self.guide_labels is not None:
                 both = torch.cat([self.labels, self.guide_labels])
             level = torch.cat([level, level]) if level.ndim else level
-            answer = self._ask(self.model, torch.cat([seen, seen]), level, both)
+            answer = self._call(self.model, torch.cat([seen, seen]), level, both)
             main, guide = answer.to(x.dtype).chunk(2)
             return main, guide
-        main = self._ask(self.model, seen, level, self.labels).to(x.dtype)
-        guide = self._ask(self.guide_model, seen, level, self.guide_labels).to(x.dtype)
+        main = self._call(self.model, seen, level, self.labels).to(x.dtype)
+        guide = self._call(self.guide_model, seen, level, self.guide_labels).to(x.dtype)
         return main, guide
 
     @staticmethod
-    def _ask(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """D(x; sigma), which must be of x's shape: otherwise it would broadcast unseen."""
+    def _call(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Return D(x; sigma); ValueError unless it has x's shape: it would broadcast unseen."""
         denoised = model(x, sigma, labels)
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             shape = getattr(denoised, "shape", None)
-            gave = type(denoised).__name__ if shape is None else f"{tuple(shape)}"
+            answer = type(denoised).__name__ if shape is None else f"{tuple(shape)}"
             raise ValueError(
-                f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {gave}."
+                f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {answer}."
             )
         return denoised
 
@@ -128,18 +154,39 @@ class ProjectedDrift(GuidedDrift):
 
     The guiding difference g = f_main - f_guide becomes eta g + (1 - eta) <g, v> v with
     eta = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come
-    from the MAIN network's drift (the paper does not say which) at two evaluations in a row. With
-    `embedded` only evaluations at one sigma make a pair, i.e. Heun's embedded one, and its
-    estimates hold for the whole step; solvers that never return to a sigma take any two. Until
-    there is a pair the plain g acts (Heun: the first step).
+    from the MAIN network's drift (the paper does not say which) at two successive evaluations.
+    Until there is a pair the plain g acts (Heun: the first step).
+
+    Parameters
+    ----------
+    model, labels, guide_model, guidance, interval, guide_labels
+        As for `GuidedDrift`.
+    w_stiff
+        Strength of the damping.
+    embedded
+        Whether only evaluations at one sigma are a pair, i.e. Heun's embedded one, whose estimates
+        hold for the whole step; False for solvers that never return to a sigma: any two.
     """
 
-    w_stiff: float = 0.0
-    embedded: bool = True
-    last: Point | None = None
-    estimate: Stiffness | None = None
+    def __init__(
+        self,
+        model: Denoiser,
+        labels: Tensor | None = None,
+        guide_model: Denoiser | None = None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+        guide_labels: Tensor | None = None,
+        *,
+        w_stiff: float,
+        embedded: bool,
+    ):
+        super().__init__(model, labels, guide_model, guidance, interval, guide_labels)
+        self.w_stiff, self.embedded = w_stiff, embedded
+        self.last: Point | None = None
+        self.estimate: Stiffness | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
+        """Evaluate the ODE at x [B, ...] and sigma [] with the damped guidance."""
         main, guide = self.denoise(x, sigma)
         here, before = Point(x, (x - main) / sigma, sigma), self.last
         self.last = here
@@ -153,20 +200,3 @@ class ProjectedDrift(GuidedDrift):
             eta = torch.exp(-self.w_stiff * rho)
             g = eta * g + (1 - eta) * dot(g, v) * v
         return Point(x, here.f + (self.guidance - 1) * g, sigma)
-
-
-def analytic_first(drift: Drift) -> Drift:
-    """The drift whose first evaluation is x / sqrt(1 + sigma^2), at no cost (AFS).
-
-    It is exact for data of unit variance; at the highest noise level all data look alike
-    (Dockhorn et al. 2022).
-    """
-    pending = [True]
-
-    def evaluate(x: Tensor, sigma: Tensor) -> Point:
-        if pending:
-            pending.clear()
-            return Point(x, x / (1 + sigma**2).sqrt(), sigma)
-        return drift(x, sigma)
-
-    return evaluate

@@ -1,23 +1,24 @@
-"""Guides: what may be done to a step's answer. They know the Step and no solver."""
+"""ERK-Guid: the correction of a solver's answer along the stiff direction. Knows no solver."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from erk.method.point import Step, dot, norm
+from erk.method.point import Guidance, Step, dot, norm
 from erk.method.stiffness import Stiffness, stiffness
 
 
 class Push(NamedTuple):
-    """The correction that ERK-Guid subtracts from a solver's answer, and what it was made of."""
+    """The correction that ERK-Guid subtracts from a solver's answer, with its factors."""
 
     estimate: Stiffness
     gate: Tensor  # rho > w_con                    [B, 1, ...] bool
     z: Tensor  # w_stiff * |h| * rho            [B, 1, ...]
     slope: Tensor  # <f, v>                         [B, 1, ...]
-    push: Tensor  # h s(z) <f, v> v, before gating [B, ...]
+    push: Tensor  # h s(z) <f, v> v, before gating [B, ...]   (Eq. 19)
 
 
 def alpha(z: Tensor) -> Tensor:
@@ -32,16 +33,11 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "alpha": alpha,
 }
-"""How the correction grows with z: the paper's z^2 and its ablations (Fig. 6b)."""
-
-
-def unguided(step: Step) -> Tensor:
-    """The solver's own answer, [B, ...]."""
-    return step.x
+"""Growth s(z) of the correction with z: the paper's z^2 and its ablations (Fig. 6b)."""
 
 
 def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
-    """The ERK-Guid correction of `step` (Eq. 19), or None while the solver has no pair yet."""
+    """Return the ERK-Guid correction of `step` (Eq. 19), or None while it has no pair yet."""
     if step.twin is None or step.h is None:
         return None
     estimate = stiffness(step.start, step.twin)
@@ -52,44 +48,90 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 
 
 def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Tensor:
-    """ERK-Guid: the solver's answer moved along the stiff direction (Eq. 17-20, Algorithm 1).
+    """Move a solver's answer along the stiff direction (Eq. 17-20, Algorithm 1).
 
-    `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
-    corrected; each sample is decided on its own. Costs no network evaluation. `scale` is one of
-    `SCALES`. Returns [B, ...].
+    Costs no network evaluation. A step without a pair (`twin` or `h` None) is left alone.
+
+    Parameters
+    ----------
+    step
+        One step of any solver: `x` [B, ...], `start`, `twin` and `h` are read.
+    w_stiff
+        Strength of the correction, >= 0; 0 is off.
+    w_con
+        Stiffness above which a sample is corrected; each sample is decided alone.
+    scale
+        Growth of the correction with z, one of `SCALES`.
+
+    Returns
+    -------
+    Tensor
+        The state to go on from, [B, ...].
     """
-    made = erk_push(step, w_stiff, w_con, scale)
-    if made is None:
+    correction = erk_push(step, w_stiff, w_con, scale)
+    if correction is None:
         return step.x
-    return torch.where(made.gate, step.x - made.push, step.x)
+    return torch.where(correction.gate, step.x - correction.push, step.x)
+
+
+@dataclass(frozen=True)
+class ErkGuid:
+    """ERK-Guid as the guidance of a run: `erk_guid` with its weights.
+
+    Raises ValueError at the second step of a solver that never reports a pair: the guidance would
+    silently be off.
+    """
+
+    w_stiff: float
+    w_con: float
+    scale: str = "quadratic"
+
+    def __call__(self, step: Step, memory: Any = None) -> tuple[Tensor, Any]:
+        """Return the corrected state [B, ...]; there is nothing to remember."""
+        if step.twin is None and step.index > 0:
+            raise ValueError(
+                "this solver never gives ERK-Guid a pair (Step.twin and Step.h); "
+                "give it one with twin=, or set w_stiff to 0."
+            )
+        return erk_guid(step, self.w_stiff, self.w_con, self.scale), memory
+
+
+def unguided(step: Step, memory: Any = None) -> tuple[Tensor, Any]:
+    """Return the solver's answer, [B, ...]."""
+    return step.x, memory
+
+
+def memoryless(rule: Callable[[Step], Tensor]) -> Guidance:
+    """Return the guidance of a function of the step alone, such as a `partial` of `erk_guid`."""
+    return lambda step, memory: (rule(step), memory)
+
+
+TELEMETRY = ("stiffness", "gate", "z", "slope", "dx", "df", "cosine", "push")
 
 
 def telemetry(
     step: Step, w_stiff: float, w_con: float, scale: str = "quadratic"
 ) -> dict[str, Tensor]:
-    """What ERK-Guid sees and does in one step, each [B]; NaN while there is no pair.
+    """Return the quantities of ERK-Guid in one step, each [B]; NaN while there is no pair.
 
     stiffness: rho; gate: 1 where corrected; z; slope: <f, v>; dx, df: norms of the pair's
     differences; cosine: cos(f, v); push: norm of the applied correction.
     """
     batch = step.x.shape[0]
-    made = erk_push(step, w_stiff, w_con, scale)
-    if made is None:
+    correction = erk_push(step, w_stiff, w_con, scale)
+    if correction is None:
         missing = torch.full((batch,), torch.nan, dtype=step.x.dtype, device=step.x.device)
         return {name: missing for name in TELEMETRY}
-    rho, _, dx, df = made.estimate
+    rho, _, dx, df = correction.estimate
     length = norm(step.start.f)
-    seen = {
+    values = {
         "stiffness": rho,
-        "gate": made.gate.to(rho.dtype),
-        "z": made.z,
-        "slope": made.slope,
+        "gate": correction.gate.to(rho.dtype),
+        "z": correction.z,
+        "slope": correction.slope,
         "dx": dx,
         "df": df,
-        "cosine": torch.where(length > 0, made.slope / length, 0.0),
-        "push": norm(made.push) * made.gate,
+        "cosine": torch.where(length > 0, correction.slope / length, 0.0),
+        "push": norm(correction.push) * correction.gate,
     }
-    return {name: value.reshape(batch) for name, value in seen.items()}
-
-
-TELEMETRY = ("stiffness", "gate", "z", "slope", "dx", "df", "cosine", "push")
+    return {name: value.reshape(batch) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The vocabulary of the method: what one evaluation is, and what a solver reports of a step."""
+"""The vocabulary of the method: one evaluation of the ODE, one step of a solver."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,40 +16,59 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a solver reports of one step. It knows nothing of guidance."""
+    """One step of a solver: its answer, where it began, and the pair that ERK-Guid uses.
 
-    x: Tensor  # its answer at sigma_next                      [B, ...]
-    start: Point  # where the step began
-    twin: Point | None = None  # the other member of the pair (Table 9); None: none yet
+    A solver reports what it knows; the sampling loop fills in `sigma_next` and `index`.
+    """
+
+    x: Tensor  # answer at sigma_next                          [B, ...]
+    start: Point  # the evaluation at the beginning of the step
+    sigma_next: Tensor | None = None  # noise level of x                             []
+    index: int = 0  # type: ignore[assignment]  # number of the interval, from 0
+    twin: Point | None = None  # the other member of the pair (Table 9); None: not known yet
     h: Tensor | None = None  # signed step of the guidance (Table 9; the sign stands for beta)
-    memory: Any = None  # handed back to the solver at the next step
+    memory: Any = None  # passed to the solver at its next step
+    origin: Tensor | None = None  # the state before the step, if not start.x (UniPC)  [B, ...]
+
+    @property
+    def length(self) -> Tensor:
+        """sigma_next - sigma, [], negative."""
+        if self.sigma_next is None:
+            raise ValueError("this Step has no sigma_next: give Step(x, start, sigma_next, ...).")
+        return self.sigma_next - self.start.sigma
+
+    @property
+    def euler(self) -> Tensor:
+        """The Euler solution from the same state, x_i + (sigma_{i+1} - sigma_i) f_i, [B, ...]."""
+        x = self.start.x if self.origin is None else self.origin
+        return x + self.length * self.start.f
 
 
 Drift = Callable[[Tensor, Tensor], Point]
 """(x [B, ...], sigma []) -> Point: evaluates the ODE, model guidance included."""
 
 Solver = Callable[[Drift, Tensor, Tensor, Tensor, Any], Step]
-"""(drift, x, sigma, sigma_next, memory) -> Step."""
+"""(drift, x, sigma, sigma_next, memory) -> Step; memory is None at the first step."""
 
-Guide = Callable[[Step], Tensor]
-"""(step) -> x [B, ...]: the state to carry on with."""
+Guidance = Callable[[Step, Any], tuple[Tensor, Any]]
+"""(step, memory) -> (x [B, ...], memory): the state to go on from; memory None at the first."""
 
 
 def norm(a: Tensor) -> Tensor:
-    """Euclidean norm per sample: [B, ...] -> [B, 1, ...]."""
+    """Return the Euclidean norm per sample: [B, ...] -> [B, 1, ...]."""
     return torch.linalg.vector_norm(a, dim=tuple(range(1, a.ndim)), keepdim=True)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product per sample: [B, ...], [B, ...] -> [B, 1, ...]."""
+    """Return the inner product per sample: [B, ...], [B, ...] -> [B, 1, ...]."""
     return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
 
 
 def level_for(x: Tensor, sigma: Tensor) -> Tensor:
-    """Noise levels, [] or [B], with the type and place of x [B, ...], as [1 or B, 1, ...].
+    """Return noise levels [] or [B] as [1 or B, 1, ...] with the dtype and device of x [B, ...].
 
-    A single level on the host is filled in on the device: copying it would make the host wait
-    until the device has done all that it was given before.
+    A single level on the CPU is filled in on the device: a copy would make the CPU wait for all
+    work queued on the device.
     """
     if sigma.ndim == 0 and sigma.device.type == "cpu" != x.device.type:
         return x.new_full([1] * x.ndim, sigma.item())

@@ -1,6 +1,8 @@
-"""The sampling loop, and what may be collected along it."""
+"""The sampling loop: a solver and a guidance along a schedule, and the trajectory it yields."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -8,10 +10,11 @@ import torch
 from torch import Tensor
 
 from erk.method.baselines import adaptive_heun, with_langevin
-from erk.method.drift import GuidedDrift, NonFiniteError, analytic_first
+from erk.method.churn import Churn, Noise
+from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
-from erk.method.point import Drift, Guide, Solver, Step, norm
-from erk.method.settings import Churn, Noise, Settings, Twin
+from erk.method.point import Drift, Guidance, Solver, Step, norm
+from erk.method.settings import Settings, Twin
 from erk.method.solvers import euler
 
 
@@ -20,24 +23,41 @@ def steps(
     x: Tensor,
     sigmas: Tensor,
     solver: Solver,
-    guide: Guide = unguided,
+    guidance: Guidance = unguided,
     churn: Churn | None = None,
 ) -> Iterator[tuple[Tensor, Step]]:
-    """The one sampling loop: yields the carried state and the solver's Step of every interval.
+    """Run a solver along a schedule: the one sampling loop.
 
-    x [B, ...] at sigmas[0]; sigmas [N + 1] on the CPU in x's dtype. An interval that ends at
-    sigma = 0 is Euler's and never guided: there x becomes D.
+    An interval that ends at sigma = 0 is Euler's and never guided: there x becomes D.
+
+    Parameters
+    ----------
+    drift
+        The ODE.
+    x
+        State at sigmas[0], [B, ...].
+    sigmas
+        Noise levels, [N + 1] on the CPU, in the dtype of x.
+    solver, guidance, churn
+        What takes a step, what corrects its answer, and what adds noise before it.
+
+    Yields
+    ------
+    tuple[Tensor, Step]
+        The state that the run goes on from, [B, ...], and the step, for each of N intervals.
     """
-    memory = None
-    for sigma, sigma_next in pairwise(sigmas):
+    memory, kept = None, None
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         if churn is not None:
             x, sigma = churn(x, sigma)
         if sigma_next == 0:
-            step = euler(drift, x, sigma, sigma_next)
+            step = euler(drift, x, sigma, sigma_next)._replace(index=index)
             x = step.x
         else:
             step = solver(drift, x, sigma, sigma_next, memory)
-            x, memory = guide(step), step.memory
+            step = step._replace(sigma_next=sigma_next, index=index)
+            memory = step.memory
+            x, kept = guidance(step, kept)
         yield x, step
 
 
@@ -47,9 +67,19 @@ def loop(
     sigmas: Tensor,
     settings: Settings,
     randn_like: Noise = torch.randn_like,
-    guide: Guide | None = None,
+    guidance: Guidance | None = None,
 ) -> Iterator[tuple[Tensor, Step]]:
-    """Sample from the state `x` [B, ...] at sigmas[0]; `guide` replaces that of the settings."""
+    """Run `steps` with the solver, the guidance and the churn that `settings` ask for.
+
+    Parameters
+    ----------
+    drift, x, sigmas
+        As for `steps`, usually `settings.drift(...)` and `settings.sigmas(model)`.
+    randn_like
+        Draws the noise of stochastic settings.
+    guidance
+        Replaces the guidance of the settings.
+    """
     if settings.adaptive_tau is not None:
         return adaptive_heun(drift, x, sigmas, settings.adaptive_tau)
     solver = settings.solver_for(sigmas, drift.model)
@@ -58,57 +88,97 @@ def loop(
         solver = with_langevin(solver, settings.pc_snr, noise)
     if settings.twin is not None:
         solver = with_twin(solver, settings.twin)
-    if settings.w_stiff > 0 and not settings.erk_proj:
-        solver = must_pair(solver)
-    churn = settings.churn_for(drift.model, len(sigmas) - 1, randn_like)
-    start = analytic_first(drift) if settings.afs else drift
-    guide = guide or settings.guide(sigmas, drift.model, drift.guide_model)
-    return steps(start, x, sigmas, solver, guide, churn)
+    if guidance is None:
+        guidance = settings.correction(sigmas, drift.model, drift.guide_model)
+    churn = settings.churn(drift.model, len(sigmas) - 1, randn_like)
+    return steps(drift, x, sigmas, solver, guidance or unguided, churn)
 
 
 def with_twin(solver: Solver, choose: Twin) -> Solver:
-    """`solver` with a pair of one's own: choose(step, the step before or None) -> (twin, h)."""
-
-    def chosen(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
-        inner, before = memory or (None, None)
-        step = solver(drift, x, sigma, sigma_next, inner)
-        twin, h = choose(step, before)
-        return step._replace(twin=twin, h=h, memory=(step.memory, step))
-
-    return chosen
-
-
-def must_pair(solver: Solver) -> Solver:
-    """`solver`, but ValueError if its second step has no pair: ERK-Guid would silently be off."""
-    first = [True]
+    """Return `solver` with another pair: choose(step, the previous step or None) -> (twin, h)."""
 
     def paired(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
-        step = solver(drift, x, sigma, sigma_next, memory)
-        if step.twin is None and not first:
-            raise ValueError(
-                "this solver never offers ERK-Guid a pair (Step.twin and Step.h); "
-                "give it one with twin=, or set w_stiff to 0."
-            )
-        first.clear()
-        return step
+        inner, previous = memory or (None, None)
+        step = solver(drift, x, sigma, sigma_next, inner)
+        twin, h = choose(step, previous)
+        return step._replace(twin=twin, h=h, memory=(step.memory, step))
 
     return paired
 
 
+@dataclass(frozen=True)
+class State:
+    """One step of a trajectory. What is not looked at costs nothing."""
+
+    x: Tensor  # the state that the run goes on from, at sigma_next      [B, ...]
+    step: Step
+    settings: Settings
+
+    @property
+    def sigma(self) -> Tensor:
+        """Noise level at which the step began, []."""
+        return self.step.start.sigma
+
+    @property
+    def sigma_next(self) -> Tensor:
+        """Noise level of x, []."""
+        assert self.step.sigma_next is not None  # the loop fills it in
+        return self.step.sigma_next
+
+    @property
+    def index(self) -> int:
+        """Number of the step, from 0."""
+        return self.step.index
+
+    @property
+    def denoised(self) -> Tensor:
+        """D(x; sigma) at the start of the step, model guidance included, [B, ...]."""
+        x, f, sigma = self.step.start
+        return x - sigma * f
+
+    @property
+    def correction(self) -> Tensor:
+        """The difference that the guidance made to the solver's answer, [B, ...]."""
+        return self.x - self.step.x
+
+    @property
+    def stiffness(self) -> Tensor:
+        """Estimated stiffness rho at the start of the step, [B]; NaN without a pair (Eq. 17)."""
+        return self.telemetry["stiffness"]
+
+    @property
+    def gate(self) -> Tensor:
+        """1 where the sample is corrected, else 0, [B]; NaN without a pair."""
+        return self.telemetry["gate"]
+
+    @cached_property
+    def telemetry(self) -> dict[str, Tensor]:
+        """All quantities of the guidance, each [B] (see `guidance.telemetry`)."""
+        s = self.settings
+        values = telemetry(self.step, s.w_stiff, s.w_con, s.erk_scale)
+        if s.erk is not None:
+            push = norm(self.correction).flatten()
+            values |= {"push": push, "gate": (push > 0).to(push.dtype)}
+        return values
+
+
+Callback = Callable[[State], None]
+
+
 def integrate(
     drift: GuidedDrift, noise: Tensor, settings: Settings, randn_like: Noise = torch.randn_like
-) -> Iterator[tuple[Tensor, Step]]:
-    """`steps` from unit-variance noise [B, ...] by `settings`; raises NonFiniteError at the end.
+) -> Iterator[State]:
+    """Solve the ODE from unit-variance noise [B, ...]; raise NonFiniteError at the end.
 
-    The check gathers one number per sample and step on the device and looks at them once, after
-    the last step, so it never makes a GPU wait.
+    The check sums each sample on the device and reads the sums once, after the last step, so
+    that a GPU never waits.
     """
     sigmas = settings.sigmas(drift.model)
     start = noise.to(settings.dtype) * sigmas[0]
     sums = []
     for x, step in loop(drift, start, sigmas, settings, randn_like):
         sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))
-        yield x, step
+        yield State(x, step, settings)
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
         index, sample = bad[0].tolist()
@@ -120,31 +190,27 @@ def solve(
     noise: Tensor,
     settings: Settings,
     randn_like: Noise = torch.randn_like,
-    watch: Callable[[Tensor, Step], None] | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """The last state of `integrate`, x0 [B, ...]; `watch` sees every state and Step."""
+    """Return the last state of `integrate`, x0 [B, ...]; `callback` is called with every State."""
     x0 = noise
-    for state, step in integrate(drift, noise, settings, randn_like):
-        x0 = state
-        if watch is not None:
-            watch(state, step)
+    for state in integrate(drift, noise, settings, randn_like):
+        x0 = state.x
+        if callback is not None:
+            callback(state)
     return x0
 
 
 class Trace:
-    """Collects telemetry step by step; `result()` is {name: [steps, B]} (`guides.telemetry`)."""
+    """A callback that collects telemetry step by step."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self) -> None:
         self.rows: list[dict[str, Tensor]] = []
 
-    def __call__(self, x: Tensor, step: Step) -> None:
-        s = self.settings
-        seen = telemetry(step, s.w_stiff, s.w_con, s.erk_scale)
-        if s.erk is not None:
-            push = norm(x - step.x).flatten()
-            seen |= {"push": push, "gate": (push > 0).to(push.dtype)}
-        self.rows.append(seen)
+    def __call__(self, state: State) -> None:
+        """Append the telemetry of one step."""
+        self.rows.append(state.telemetry)
 
     def result(self) -> dict[str, Tensor]:
+        """Return {name: [steps, B]} for the names of `guidance.TELEMETRY`."""
         return {name: torch.stack([row[name] for row in self.rows]) for name in TELEMETRY}

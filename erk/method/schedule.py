@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erk.method.vp import EPSILON, vp_sigma
+from erk.method.coefficients import EPSILON, vp_sigma
 
 
 def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:

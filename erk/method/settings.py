@@ -1,68 +1,179 @@
-"""Settings: everything that decides a sample beside the networks, the noise and the labels."""
+"""Settings: everything that decides a sample beside the networks, the noise and the labels.
 
+Every option of the sampler is declared here once, with its help: the command line, YAML rows, the
+identity of a run, the recipe of a card and the table in the docs derive from `fields()`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from erk.method.corrections import Card, Correction, auto, check_card, corrected, networks
+from erk.method.churn import Churn, Noise
+from erk.method.corrections import Card, Correction, auto, networks
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
-from erk.method.guidance import SCALES, erk_guid, unguided
-from erk.method.point import Guide, Point, Solver, Step
+from erk.method.guidance import SCALES, ErkGuid
+from erk.method.point import Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
-from erk.method.solvers import default_options, make_solver
+from erk.method.solvers import (
+    SOLVERS,
+    analytic_first,
+    default_options,
+    make_solver,
+    published_schedule,
+)
 
-Churn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Noise = Callable[[Tensor], Tensor]
 Twin = Callable[[Step, Step | None], tuple[Point | None, Tensor | None]]
 """(step, the previous step or None) -> (twin, h): a pair for ERK-Guid chosen by the caller."""
 
+RECIPE = (
+    "solver", "steps", "sigma_min", "sigma_max", "guidance", "afs", "denoise_to_zero",
+    "solver_options", "schedule", "rho", "guidance_interval",
+)  # fmt: skip
+"""The settings that a correction depends on."""
 
-SAME = ("solver", "steps", "sigma_min", "sigma_max", "guidance", "afs", "denoise_to_zero")
-RECIPE = (*SAME, "solver_options", "schedule", "rho", "guidance_interval")
-"""Settings that a correction depends on."""
+
+class Field(NamedTuple):
+    """One declared setting, for whatever derives from it (see `fields`)."""
+
+    name: str
+    default: Any
+    kind: type  # of one value: str, int, float or bool
+    help: str  # one sentence
+    group: str  # heading under which help pages and tables show it
+    symbol: str  # the paper's or EDM's symbol, "" if none
+    unit: str  # "sigma", "intervals", ... or ""
+    option: str  # spelling on the command line, "" if only Python can set it
+    metavar: str  # of the option, "" if it follows from kind and choices
+    choices: tuple[str, ...]  # the only values, or () if there are others
+    multiple: bool  # whether the option may be repeated
+
+
+def _setting(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    kind: type = float,
+    symbol: str = "",
+    unit: str = "",
+    option: str | None = None,
+    metavar: str = "",
+    choices: Iterable[str] = (),
+    multiple: bool = False,
+) -> Any:
+    """Declare a setting; `option` None: the name with dashes."""
+    metadata = {
+        "help": help, "group": group, "kind": kind, "symbol": symbol, "unit": unit,
+        "option": option, "metavar": metavar, "choices": tuple(choices), "multiple": multiple,
+    }  # fmt: skip
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+SOLVER, MODEL_GUIDANCE, ERK_GUID = "Solver and schedule", "Model guidance", "ERK-Guid"
+BASELINES, CHURN, PYTHON = "Baselines", "Stochastic sampling", "In Python only"
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a sample beside the networks, the noise and the labels.
 
-    Checked on construction (ValueError, one sentence), so that bad input fails before any
-    weights are read. The names are those of `sample`.
+    A union: a solver with its options; a schedule; model guidance or none; one correction, i.e.
+    ERK-Guid (w_stiff > 0), ERK-Proj (erk_proj), an embedded correction (erk) or none; churn or
+    none; one of the paper's baselines or none. Construction reads no file; it raises ValueError,
+    one sentence, for values out of range and for parts that do not go together.
     """
 
-    solver: str | Solver = "heun"
-    schedule: str | Sequence[float] = "edm"
-    steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float | None = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    w_stiff: float = 0.0
-    w_con: float = 0.5
-    erk_scale: str = "quadratic"
-    erk_proj: bool = False
-    erk: str | Card | Correction | None = None  # "auto", a card or a correction
-    twin: Twin | None = None
-    S_churn: float = 0.0
-    S_min: float = 0.0
-    S_max: float = math.inf
-    S_noise: float = 1.0
-    afs: bool = False
-    denoise_to_zero: bool = False
-    adaptive_tau: float | None = None
-    pc_snr: float = 0.0
-    pc_stochastic: bool = True
-    solver_options: dict[str, Any] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
+    solver: str | Solver = _setting(
+        "heun", "Solver of the ODE (docs/solvers.md).", SOLVER, kind=str, choices=SOLVERS,
+        metavar="NAME",
+    )  # fmt: skip
+    schedule: str | Sequence[float] | None = _setting(
+        None, "Noise schedule, or noise levels 80,20,5,0; default: the one that the solver is "
+        "published with.", SOLVER, kind=str, metavar="NAME|LIST", symbol="sigma_i",
+    )  # fmt: skip
+    steps: int = _setting(
+        32, "Intervals of the schedule.", SOLVER, kind=int, symbol="N", unit="intervals"
+    )
+    sigma_min: float = _setting(
+        0.002, "Lowest noise level above 0.", SOLVER, symbol="sigma_min", unit="sigma"
+    )
+    sigma_max: float = _setting(
+        80.0, "Highest noise level.", SOLVER, symbol="sigma_max", unit="sigma"
+    )
+    rho: float | None = _setting(
+        None, "Exponent of the schedule; default: that of the schedule.", SOLVER, symbol="rho"
+    )
+    guidance: float = _setting(
+        1.0, "Weight of model guidance (CFG, Autoguidance); 1 is off.", MODEL_GUIDANCE, symbol="w"
+    )
+    guidance_interval: tuple[float, float] | None = _setting(
+        None, "Apply model guidance only for LO < sigma <= HI.", MODEL_GUIDANCE, kind=str,
+        unit="sigma", metavar="LO,HI",
+    )  # fmt: skip
+    w_stiff: float = _setting(0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff")
+    w_con: float = _setting(
+        0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con", unit="rho"
+    )
+    erk_scale: str = _setting(
+        "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, kind=str,
+        choices=SCALES,
+    )  # fmt: skip
+    erk_proj: bool = _setting(
+        False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, kind=bool
+    )
+    erk: str | Card | Correction | None = _setting(
+        None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference; FILE is a "
+        "card of erk calibrate (docs/beyond.md).", ERK_GUID, kind=str, metavar="auto|FILE",
+    )  # fmt: skip
+    twin: Twin | None = _setting(
+        None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON, option=""
+    )
+    S_churn: float = _setting(
+        0.0, "Noise injection of EDM; 0 is off.", CHURN, symbol="S_churn", option="--S-churn"
+    )
+    S_min: float = _setting(
+        0.0, "Lowest noise level that is churned.", CHURN, unit="sigma", option="--S-min"
+    )
+    S_max: float = _setting(
+        math.inf, "Highest noise level that is churned.", CHURN, unit="sigma", option="--S-max"
+    )
+    S_noise: float = _setting(1.0, "Scale of the injected noise.", CHURN, option="--S-noise")
+    afs: bool = _setting(False, "Analytic first step: one evaluation less.", SOLVER, kind=bool)
+    denoise_to_zero: bool = _setting(
+        False, "Add a last Euler step to sigma = 0.", SOLVER, kind=bool
+    )
+    adaptive_tau: float | None = _setting(
+        None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).", BASELINES,
+        symbol="tau", metavar="TAU",
+    )  # fmt: skip
+    pc_snr: float = _setting(
+        0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).", BASELINES,
+        symbol="r",
+    )  # fmt: skip
+    pc_stochastic: bool = _setting(
+        True, "The Langevin corrector without its noise.", BASELINES, kind=bool,
+        option="--pc-deterministic",
+    )  # fmt: skip
+    solver_options: dict[str, Any] = _setting(
+        {}, "An option of the solver, such as order=3; may be repeated.", SOLVER, kind=str,
+        option="--solver-option", metavar="NAME=VALUE", multiple=True,
+    )  # fmt: skip
+    dtype: torch.dtype = _setting(
+        torch.float32, "dtype of the state; networks see float32.", PYTHON, option=""
+    )
 
     def __post_init__(self) -> None:
-        check_schedule(self.schedule, self.steps, self.sigma_min, self.sigma_max, self.rho)
+        check_schedule(self.levels, self.steps, self.sigma_min, self.sigma_max, self.rho)
         self.solver_for(None, None)
         for name in ("guidance", "w_stiff", "w_con", "S_churn", "S_min", "S_noise", "pc_snr"):
             if not math.isfinite(getattr(self, name)):
@@ -72,75 +183,62 @@ class Settings:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name):g}.")
         if self.erk_scale not in SCALES:
             raise ValueError(f"erk_scale must be {' or '.join(SCALES)}, not '{self.erk_scale}'.")
-        if self.guidance_interval is not None and not (
-            0 <= self.guidance_interval[0] < self.guidance_interval[1]
-        ):
+        interval = self.guidance_interval
+        if interval is not None and not 0 <= interval[0] < interval[1]:
             raise ValueError(
-                "guidance_interval must be (lo, hi) in sigma with 0 <= lo < hi, "
-                f"not {self.guidance_interval}."
+                f"guidance_interval must be (lo, hi) in sigma with 0 <= lo < hi, not {interval}."
             )
-        self._check_combination()
-
-    def _check_combination(self) -> None:
-        if self.erk is not None:
-            self._check_erk()
-        if self.w_stiff > 0 and self.S_churn > 0:
-            raise ValueError("ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.")
-        if self.erk_proj and (self.guidance == 1 or self.w_stiff == 0):
-            raise ValueError("ERK-Proj works on model guidance: give guidance and w_stiff > 0.")
-        if self.w_stiff > 0 and (self.pc_snr > 0 or self.adaptive_tau is not None):
-            raise ValueError(
-                "ERK-Guid, adaptive steps and the Langevin corrector are rivals: set w_stiff to 0."
-            )
-        if self.adaptive_tau is not None and not (
-            self.adaptive_tau > 0 and self.solver == "heun" and self.S_churn == self.pc_snr == 0
-        ):
-            raise ValueError(
-                "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver."
-            )
-        if self.afs and self.adaptive_tau is not None:
-            raise ValueError("adaptive steps begin with a real evaluation: leave out afs.")
-        if self.denoise_to_zero and isinstance(self.schedule, str) and self.schedule == "edm":
-            raise ValueError("the 'edm' schedule ends at 0 already: leave out denoise_to_zero.")
+        for forbidden, sentence in CONFLICTS:
+            if forbidden(self):
+                raise ValueError(sentence)
+        self._check_erk()
 
     def _check_erk(self) -> None:
+        if self.erk is None:
+            return
         if isinstance(self.erk, str) and self.erk != "auto":
             raise ValueError(
-                f"erk must be 'auto', a Card or a Correction, not '{self.erk}': open a card's file "
-                "with erk.calibration.card.read_card."
+                f"erk must be 'auto', a Card or a Correction, not '{self.erk}': open the file of a "
+                "card with erk.calibration.card.read_card."
             )
-        if isinstance(self.erk, Card):
-            check_card(self.erk, self.recipe())
         for name in ("w_stiff", "w_con", "erk_scale"):
             usual = self.__dataclass_fields__[name].default
             if getattr(self, name) != usual:
-                raise ValueError(f"erk has coefficients of its own: leave {name} at {usual}.")
-        if self.twin is not None:
-            raise ValueError("erk is made for the solver's own pair: leave out twin.")
-        if self.S_churn > 0 or self.pc_snr > 0 or self.adaptive_tau is not None:
-            raise ValueError(
-                "erk needs the plain, deterministic steps that its coefficients are made for: "
-                "leave out S_churn, the Langevin corrector and adaptive_tau."
-            )
+                raise ValueError(f"erk brings its coefficients: leave {name} at {usual}.")
+        if isinstance(self.erk, Card):
+            self.erk.check(self.recipe())
+
+    @property
+    def levels(self) -> str | Sequence[float]:
+        """The schedule: its name, the solver's published one where none is given, or its levels."""
+        return published_schedule(self.solver) if self.schedule is None else self.schedule
 
     def sigmas(self, model: Any = None) -> Tensor:
-        """The noise levels, [N + 1] in `dtype` on the CPU.
+        """Return the noise levels, [N + 1] in `dtype` on the CPU.
 
         As in EDM's sampler they stay within model.sigma_min and model.sigma_max and become levels
         that the model knows, model.round_sigma; a model without these takes any level.
         """
-        made = make_schedule(self.schedule, self.steps, *self._ends(model), self.rho, model)
-        if self.denoise_to_zero and made[-1] > 0:
-            made = torch.cat([made, made.new_zeros(1)])
+        levels = make_schedule(self.levels, self.steps, *self._ends(model), self.rho, model)
+        if self.denoise_to_zero and levels[-1] > 0:
+            levels = torch.cat([levels, levels.new_zeros(1)])
+        if hasattr(model, "round_sigma"):
+            levels = model.round_sigma(levels)
         # levels that rounding made equal are one level
-        return torch.unique_consecutive(_round_sigma(model, made).to(self.dtype))
+        return torch.unique_consecutive(levels.to(self.dtype))
 
-    def _ends(self, model: Any) -> tuple[float, float]:
-        """(sigma_min, sigma_max) within what the model knows."""
-        return (
-            max(self.sigma_min, getattr(model, "sigma_min", 0.0)),
-            min(self.sigma_max, getattr(model, "sigma_max", math.inf)),
-        )
+    def solver_for(self, sigmas: Tensor | None, model: Any) -> Solver:
+        """Return the solver, bound to the noise levels of a run, [N + 1]."""
+        if not callable(self.solver):
+            solver = make_solver(self.solver, self.solver_options, sigmas, self._ends(model))
+        elif self.solver_options:
+            raise ValueError(
+                "solver_options are for named solvers: bind the options of a function with "
+                "functools.partial."
+            )
+        else:
+            solver = self.solver
+        return analytic_first(solver) if self.afs else solver
 
     def drift(
         self,
@@ -149,78 +247,170 @@ class Settings:
         guide_model: Denoiser | None = None,
         guide_labels: Tensor | None = None,
     ) -> GuidedDrift:
-        """The drift with these settings' model guidance."""
-        kind = ProjectedDrift if self.erk_proj else GuidedDrift
-        drift = kind(
-            model, labels, guide_model, self.guidance, self.guidance_interval, guide_labels
-        )
-        if isinstance(drift, ProjectedDrift):
-            drift.w_stiff, drift.embedded = self.w_stiff, self.solver == "heun"
-        return drift
+        """Return the drift of `model` with these settings' model guidance (see `GuidedDrift`)."""
+        shared = (model, labels, guide_model, self.guidance, self.guidance_interval, guide_labels)
+        if self.erk_proj:
+            return ProjectedDrift(*shared, w_stiff=self.w_stiff, embedded=self.solver == "heun")
+        return GuidedDrift(*shared)
 
-    def guide(self, sigmas: Tensor | None = None, model: Any = None, guide: Any = None) -> Guide:
-        """ERK-Guid with these weights, or no guide at w_stiff 0 and where ERK-Proj acts.
+    def correction(
+        self, sigmas: Tensor, model: Any = None, guide_model: Any = None
+    ) -> ErkGuid | Correction | None:
+        """Return what corrects the solver's answers; None without ERK-Guid or with ERK-Proj.
 
-        With ``erk`` the correction of these noise levels, [N + 1]. ValueError for a card of other
-        networks, or a correction of other levels.
+        Parameters
+        ----------
+        sigmas
+            Noise levels of the run, [N + 1].
+        model, guide_model
+            The denoisers, which a card names by the SHA-256 of their files.
+
+        Raises
+        ------
+        ValueError
+            For a card of other networks or a correction for other noise levels.
         """
-        if self.erk is not None:
-            if sigmas is None:
-                raise ValueError("erk acts at the noise levels of a run: give them.")
-            return corrected(self.correction(sigmas, model, guide), sigmas)
-        if self.w_stiff == 0 or self.erk_proj:
-            return unguided
-        return partial(erk_guid, w_stiff=self.w_stiff, w_con=self.w_con, scale=self.erk_scale)
-
-    def correction(self, sigmas: Tensor, model: Any, guide: Any = None) -> Correction:
-        """What ``erk``, which must not be None, adds to steps between these noise levels."""
+        if self.erk is None:
+            if self.w_stiff == 0 or self.erk_proj:
+                return None
+            return ErkGuid(self.w_stiff, self.w_con, self.erk_scale)
         if isinstance(self.erk, Card):
-            check_card(self.erk, networks(model, guide, self.guidance))
-            return self.erk.correction
-        if isinstance(self.erk, Correction):
-            return self.erk
-        return auto(partial(self.solver_for, sigmas, model), sigmas, self.afs)
+            self.erk.check(networks(model, guide_model, self.guidance))
+            correction = self.erk.correction
+        elif isinstance(self.erk, Correction):
+            correction = self.erk
+        else:
+            return auto(self.solver_for(sigmas, model), sigmas)
+        correction.check_levels(sigmas)
+        return correction
+
+    def churn(self, model: Any, intervals: int, randn_like: Noise) -> Churn | None:
+        """Return EDM's noise injection for a run of so many intervals, or None when it is off."""
+        if self.S_churn == 0:
+            return None
+        gamma = min(self.S_churn / intervals, math.sqrt(2) - 1)
+        round_sigma = getattr(model, "round_sigma", None)
+        return Churn(gamma, self.S_min, self.S_max, self.S_noise, randn_like, round_sigma)
+
+    def identity(self) -> dict[str, Any]:
+        """Return all settings as JSON holds them: equal for equal samples from equal inputs."""
+        plain = {one.name: _plain(getattr(self, one.name)) for one in dataclasses.fields(self)}
+        return plain | {"schedule": _plain(self.levels)}
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that a correction depends on, as JSON holds them.
+        """Return the settings RECIPE, which a correction depends on, as JSON holds them.
 
         Defaults of the solver and of the schedule are filled in. Raises ValueError for a solver
         that is a function: a card could not name it.
         """
-        if not isinstance(self.solver, str):
+        if callable(self.solver):
             raise ValueError("a card knows solvers by name: give a solver of docs/solvers.md.")
-        schedule, rho, interval = self.schedule, self.rho, self.guidance_interval
-        named = isinstance(schedule, str)
-        known = default_options(self.solver) | self.solver_options
-        return {name: getattr(self, name) for name in SAME} | {
-            "steps": self.steps if named else len(schedule) - 1,
-            "solver_options": known,
-            "schedule": schedule if named else [float(level) for level in schedule],
-            "rho": (SCHEDULES[schedule][1] if rho is None else rho) if named else None,
-            "guidance_interval": None if interval is None else [float(bound) for bound in interval],
-        }
+        values = {name: _plain(getattr(self, name)) for name in RECIPE}
+        values["solver_options"] = default_options(self.solver) | self.solver_options
+        schedule = values["schedule"] = _plain(self.levels)
+        if not isinstance(schedule, str):
+            values |= {"steps": len(schedule) - 1, "rho": None}
+        elif self.rho is None:
+            values["rho"] = SCHEDULES[schedule][1]
+        return values
 
-    def solver_for(self, sigmas: Tensor | None, model: Any) -> Solver:
-        if not callable(self.solver):
-            return make_solver(self.solver, self.solver_options, sigmas, self._ends(model))
-        if self.solver_options:
-            raise ValueError("solver_options are for named solvers; bind your own solver's.")
-        return self.solver
-
-    def churn_for(self, model: Any, intervals: int, randn_like: Noise) -> Churn | None:
-        """EDM's noise injection (Karras et al. 2022, Algorithm 2), or None when it is off."""
-        if self.S_churn == 0:
-            return None
-
-        def inject(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            if not self.S_min <= sigma <= self.S_max:
-                return x, sigma
-            gamma = min(self.S_churn / intervals, math.sqrt(2) - 1)
-            raised = _round_sigma(model, sigma + gamma * sigma).to(sigma)
-            return x + (raised**2 - sigma**2).sqrt() * self.S_noise * randn_like(x), raised
-
-        return inject
+    def _ends(self, model: Any) -> tuple[float, float]:
+        """Return (sigma_min, sigma_max) within what the model knows."""
+        return (
+            max(self.sigma_min, getattr(model, "sigma_min", 0.0)),
+            min(self.sigma_max, getattr(model, "sigma_max", math.inf)),
+        )
 
 
-def _round_sigma(model: Any, sigma: Tensor) -> Tensor:
-    return model.round_sigma(sigma) if hasattr(model, "round_sigma") else sigma
+CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
+    (
+        lambda s: s.w_stiff > 0 and s.S_churn > 0,
+        "ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.",
+    ),
+    (
+        lambda s: s.erk_proj and (s.guidance == 1 or s.w_stiff == 0),
+        "ERK-Proj works on model guidance: give guidance and w_stiff > 0.",
+    ),
+    (
+        lambda s: s.w_stiff > 0 and (s.pc_snr > 0 or s.adaptive_tau is not None),
+        "ERK-Guid, adaptive steps and the Langevin corrector exclude each other: set w_stiff to 0.",
+    ),
+    (
+        lambda s: (
+            s.adaptive_tau is not None
+            and not (s.adaptive_tau > 0 and s.solver == "heun" and s.S_churn == s.pc_snr == 0)
+        ),
+        "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver.",
+    ),
+    (
+        lambda s: s.afs and s.adaptive_tau is not None,
+        "adaptive steps begin with an evaluation of the network: leave out afs.",
+    ),
+    (
+        lambda s: s.denoise_to_zero and s.levels == "edm",
+        "the 'edm' schedule ends at 0 already: leave out denoise_to_zero.",
+    ),
+    (
+        lambda s: s.erk is not None and s.twin is not None,
+        "erk is computed for the solver's pair: leave out twin.",
+    ),
+    (
+        lambda s: (
+            s.erk is not None and (s.S_churn > 0 or s.pc_snr > 0 or s.adaptive_tau is not None)
+        ),
+        "erk needs the plain, deterministic steps that its coefficients are for: leave out "
+        "S_churn, the Langevin corrector and adaptive_tau.",
+    ),
+)
+"""Combinations that are refused, each with its sentence."""
+
+
+def fields() -> tuple[Field, ...]:
+    """Return all settings as `Field` rows, in the order of their declaration.
+
+    `option` is the spelling on the command line ("" for settings of Python alone). A `bool` is a
+    flag that sets the opposite of its default: `--pc-deterministic` sets pc_stochastic to False.
+    `help` is one sentence without the default. Where `choices` is not empty no other text is
+    valid. Options of `kind` str whose values are not text are parsed by the caller: `schedule`
+    (a name or noise levels with commas), `guidance_interval` (two numbers with a comma),
+    `solver_options` (NAME=VALUE, `multiple`) and `erk` (auto or the path of a card).
+    """
+    return tuple(_field_of(one) for one in dataclasses.fields(Settings))
+
+
+def _field_of(one: dataclasses.Field[Any]) -> Field:
+    default = {} if one.default is dataclasses.MISSING else one.default
+    declared = dict(one.metadata)
+    if declared["option"] is None:
+        declared["option"] = "--" + one.name.replace("_", "-")
+    return Field(one.name, default, **declared)
+
+
+def check_names(names: Iterable[str], caller: str) -> None:
+    """Raise TypeError for the first name that is no setting, with the nearest one."""
+    known = [one.name for one in dataclasses.fields(Settings)]
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it: lists, text for infinities, dtypes, functions, cards."""
+    if isinstance(value, Card):
+        return f"card {value.key}"
+    if isinstance(value, Correction):
+        content = json.dumps(dataclasses.astuple(value))
+        return f"correction {hashlib.sha256(content.encode()).hexdigest()}"
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return getattr(value, "__qualname__", None) or str(value)

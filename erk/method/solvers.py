@@ -1,11 +1,11 @@
 """Solvers of dx/dsigma = f(x; sigma): one step each, pure functions that know no guidance.
 
-A solver takes (drift, x, sigma, sigma_next, memory) and its own options, and returns a `Step`.
-Beside its answer it reports the pair that ERK-Guid uses: a second point whose drift it already
-knows (`twin`), and the signed step `h` (Table 9; the others are derived in docs/theory.md). Where
-it has no embedded stage the twin is the previous node. `sigmas` (all noise levels of the run) and
-`ends` (sigma_min, sigma_max) are handed to the solvers that ask for them. The step to sigma = 0 is
-Euler's for all of them; the sampler's loop sees to that.
+A solver takes (drift, x, sigma, sigma_next, memory) and its options, and returns a `Step`. Beside
+its answer it reports the pair that ERK-Guid uses: a second point whose drift is already known
+(`twin`), and the signed step `h` (Table 9; the others are derived in docs/theory.md). Without an
+embedded stage the twin is the previous node. The keywords `sigmas` (all noise levels of the run)
+and `ends` (sigma_min, sigma_max) are filled in by `make_solver` for the solvers that have them. The
+step to sigma = 0 is Euler's for every solver: the sampling loop takes it.
 """
 
 import inspect
@@ -23,9 +23,9 @@ from erk.method.coefficients import (
     lagrange_integrals,
     phi,
     unipc_weights,
+    vp_time,
 )
 from erk.method.point import Drift, Point, Solver, Step
-from erk.method.vp import vp_time
 
 
 def euler(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
@@ -47,7 +47,7 @@ def heun_from(drift: Drift, start: Point, sigma_next: Tensor) -> Step:
     x, f, sigma = start
     end = drift(x + (sigma_next - sigma) * f, sigma_next)  # Eq. 3
     x_next = x + (sigma_next - sigma) * (0.5 * f + 0.5 * end.f)  # Eq. 5
-    return Step(x_next, start, h=sigma - sigma_next, memory=end)
+    return Step(x_next, start, sigma_next, h=sigma - sigma_next, memory=end)
 
 
 def dpm2(
@@ -72,9 +72,10 @@ def dpm2(
         m, m_mid = (_prediction(point, True, False) for point in (start, middle))
         base, c, hh = _exponential(x, sigma, sigma_next, True)
         x_next = base - c * hh * phi(1, hh) * (m + (m_mid - m) / (2 * r))
-        return Step(x_next, start, twin=middle, h=sigma_next - sigma)
+        return Step(x_next, start, sigma_next, twin=middle, h=sigma_next - sigma)
     slope = middle.f / (2 * r) + (1 - 1 / (2 * r)) * start.f
-    return Step(x + (sigma_next - sigma) * slope, start, twin=middle, h=sigma - sigma_next)
+    x_next = x + (sigma_next - sigma) * slope
+    return Step(x_next, start, sigma_next, twin=middle, h=sigma - sigma_next)
 
 
 def ipndm(
@@ -128,7 +129,8 @@ def deis(
     weights = lagrange_integrals(_levels(points[:order]), sigma_next.item(), time)
     twin = points[1] if len(points) > 1 else None
     h = None if twin is None else sigma - twin.sigma  # beta = -1: the PREVIOUS step, reversed
-    return Step(x + _weighted(weights, points), points[0], twin, h, points)
+    x_next = x + _weighted(weights, points)
+    return Step(x_next, points[0], sigma_next, twin=twin, h=h, memory=points)
 
 
 def dpmpp(
@@ -196,12 +198,12 @@ def unipc(
     base = base - c * hh * phi(1, hh) * m[0]
     x_next = base - c * b * _sum(weights, slopes)
     if sigma_next == sigmas[sigmas > 0][-1]:
-        return _multistep(x_next, points, sigma_next, _sign(now))
+        return _multistep(x_next, points, sigma_next, _sign(now))._replace(origin=x)
     end = drift(x_next, sigma_next)
     slopes.append(_prediction(end, predict_x0, dynamic_thresholding) - m[0])
     x_next = base - c * b * _sum(unipc_weights([*ratios, 1.0], hh, b), slopes)
     step = _multistep(x_next, points, sigma_next, _sign(now))
-    return step._replace(memory=_latest(end, points, order))
+    return step._replace(memory=_latest(end, points, order), origin=x)
 
 
 def _latest(start: Point, memory: tuple[Point, ...] | None, order: int) -> tuple[Point, ...]:
@@ -218,7 +220,8 @@ def _multistep(
     the drift falls short (-1), extrapolating D by a line or more overshoots (+1).
     """
     twin = points[1] if len(points) > 1 else None
-    return Step(x_next, points[0], twin, sign * (points[0].sigma - sigma_next), points)
+    h = sign * (points[0].sigma - sigma_next)
+    return Step(x_next, points[0], sigma_next, twin=twin, h=h, memory=points)
 
 
 def _order(
@@ -287,8 +290,43 @@ SOLVERS: dict[str, Callable[..., Step]] = {
     "dpmpp": dpmpp,
     "unipc": unipc,
 }
-BOUND = ("sigmas", "ends")  # what a solver is told of the run; no option of the user's
+PUBLISHED_SCHEDULES = {
+    "euler": "polynomial",
+    "heun": "edm",
+    "dpm2": "polynomial",
+    "ipndm": "polynomial",
+    "ipndm_v": "polynomial",
+    "deis": "time_uniform",
+    "dpmpp": "logsnr",
+    "unipc": "logsnr",
+}
+"""The schedule that each solver is published with."""
+BOUND = ("sigmas", "ends")  # keywords that the run fills in; no options of the user's
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
+
+
+def published_schedule(solver: str | Solver) -> str:
+    """Return the name of the schedule that a solver is published with; a function's is 'edm'."""
+    return PUBLISHED_SCHEDULES.get(solver, "edm") if isinstance(solver, str) else "edm"
+
+
+def analytic_first(solver: Solver) -> Solver:
+    """Return `solver` with an analytic first evaluation, x / sqrt(1 + sigma^2), at no cost (AFS).
+
+    It is exact for data of unit variance; at the highest noise level all data look alike
+    (Dockhorn et al. 2022).
+    """
+
+    def start(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
+        def first(y: Tensor, level: Tensor) -> Point:
+            if level != sigma:
+                return drift(y, level)
+            return Point(y, y / (1 + level**2).sqrt(), level)
+
+        step = solver(drift if memory else first, x, sigma, sigma_next, memory and memory[0])
+        return step._replace(memory=(step.memory,))
+
+    return start
 
 
 def make_solver(
@@ -297,24 +335,37 @@ def make_solver(
     sigmas: Tensor | None = None,
     ends: tuple[float, float] = (0.002, 80.0),
 ) -> Solver:
-    """The solver called `name` with its options, for the noise levels `sigmas` [N + 1].
+    """Return the named solver with its options, for the noise levels of a run.
 
-    ValueError for an unknown name, an option it does not take, or a value out of range.
+    Parameters
+    ----------
+    name
+        One of `SOLVERS`.
+    options
+        Values of `default_options(name)` to change.
+    sigmas
+        All noise levels of the run, [N + 1], for the solvers that look ahead (dpmpp, unipc).
+    ends
+        (sigma_min, sigma_max), for the solvers that work in the time of a VP process (deis).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, an option that the solver does not take, or a value out of range.
     """
-    taken = _keywords(name)
-    known = [*default_options(name)]
+    keywords, known = _keywords(name), [*default_options(name)]
     for key, value in (options or {}).items():
         if key not in known:
-            told = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"the solver '{name}' has no option '{key}'; {told}.")
-        _check_option(name, key, value, taken[key])
+            choice = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"the solver '{name}' has no option '{key}'; {choice}.")
+        _check_option(name, key, value, keywords[key])
     bound = {"sigmas": sigmas, "ends": ends}
-    given = {key: value for key, value in bound.items() if key in taken}
-    return partial(SOLVERS[name], **given, **(options or {}))
+    filled = {key: value for key, value in bound.items() if key in keywords}
+    return partial(SOLVERS[name], **filled, **(options or {}))
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of the solver called `name` and their defaults; ValueError if there is none."""
+    """Return the options of the named solver and their defaults; ValueError if there is none."""
     return {key: value for key, value in _keywords(name).items() if key not in BOUND}
 
 
@@ -330,12 +381,12 @@ def _keywords(name: str) -> dict[str, Any]:
 
 def _check_option(solver: str, key: str, value: Any, default: Any) -> None:
     if key == "order":  # the default is the highest there is
-        ok, wanted = type(value) is int and 1 <= value <= default, f"1 to {default}"
+        ok, expected = type(value) is int and 1 <= value <= default, f"1 to {default}"
     elif key == "r":
-        ok, wanted = isinstance(value, int | float) and 0 < value <= 1, "a number in (0, 1]"
+        ok, expected = isinstance(value, int | float) and 0 < value <= 1, "a number in (0, 1]"
     elif key in CHOICES:
-        ok, wanted = value in CHOICES[key], " or ".join(CHOICES[key])
+        ok, expected = value in CHOICES[key], " or ".join(CHOICES[key])
     else:
-        ok, wanted = isinstance(value, bool), "true or false"
+        ok, expected = isinstance(value, bool), "true or false"
     if not ok:
-        raise ValueError(f"{key} of the solver '{solver}' must be {wanted}, not {value!r}.")
+        raise ValueError(f"{key} of the solver '{solver}' must be {expected}, not {value!r}.")

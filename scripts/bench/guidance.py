@@ -87,16 +87,17 @@ def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, devic
     On a GPU the host synchronizes before and after the guidance.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
-    inside, guidance = 0.0, settings.guide()
+    inside, guidance = 0.0, settings.correction(settings.sigmas())
+    assert guidance is not None
 
-    def timed(step: Step) -> Tensor:
+    def timed(step: Step, memory: Any) -> tuple[Tensor, Any]:
         nonlocal inside
         synchronize(device)
         start = clock()
-        x = guidance(step)
+        answer = guidance(step, memory)
         synchronize(device)
         inside += clock() - start
-        return x
+        return answer
 
     drift, sigmas = settings.drift(network, labels), settings.sigmas()
     start = clock()

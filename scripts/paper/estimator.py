@@ -82,9 +82,9 @@ def _batch(job: Job, seeds: list[int], iterations: int) -> States:
     noise, labels = noise_and_labels(seeds, job.model)
     drift = job.settings.drift(job.model, labels, job.guide)
     pairs = [
-        (step.start, step.twin)
-        for _, step in integrate(drift, noise, job.settings)
-        if step.twin is not None
+        (state.step.start, state.step.twin)
+        for state in integrate(drift, noise, job.settings)
+        if state.step.twin is not None
     ]
     sigma = torch.stack([start.sigma for start, _ in pairs])
     if noise[0].numel() <= SMALL:  # the states of all steps side by side

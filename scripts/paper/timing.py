@@ -176,13 +176,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]
 
 def times_alone(job: Job, plans: Plans, batch: int) -> list[float]:
     """Seconds of ERK-Guid's correction of one batch's step, again and again."""
-    step, guide = _kept_step(job, plans, batch), list(plans.values())[-1].guide()
+    settings = list(plans.values())[-1]
+    step, guidance = _kept_step(job, plans, batch), settings.correction(settings.sigmas())
+    assert guidance is not None
     times = []
     with torch.inference_mode():
         for _ in range(REPEATS):
             _finish(job)
             start = time.perf_counter()
-            guide(step)
+            guidance(step, None)
             _finish(job)
             times.append(time.perf_counter() - start)
     return times
@@ -220,7 +222,8 @@ def _kept_step(job: Job, plans: Plans, batch: int) -> Step:
     noise, labels = noise_and_labels(range(batch), job.model)
     drift = settings.drift(job.model, labels, job.guide)
     with torch.inference_mode():
-        return next(s for _, s in integrate(drift, noise, settings) if s.twin is not None)
+        states = integrate(drift, noise, settings)
+        return next(state.step for state in states if state.step.twin is not None)
 
 
 def _finish(job: Job) -> None:

@@ -89,11 +89,11 @@ def plan_of(data: Data, solver: str, steps: int) -> Settings:
 def compare(data: Data, plan: Settings, seeds: int) -> dict[str, Any]:
     """How auto changes the plain solver: {} where it does nothing."""
     sigmas = plan.sigmas(data.model)
-    found = auto(partial(plan.solver_for, sigmas, data.model), sigmas)
+    found = auto(plan.solver_for(sigmas, data.model), sigmas)
     if not any(weight for (weight,) in found.weights):
         return {}
     noise, labels = data.start(range(FIRST, FIRST + seeds))
-    key = data.name, seeds, plan.schedule == "edm"
+    key = data.name, seeds, plan.levels == "edm"
     if key not in KEPT:
         evaluations = EVALUATIONS.get(data.name, 128)
         KEPT[key] = converged(plan, data.model, noise, labels, data.guide, evaluations)

@@ -86,7 +86,7 @@ def rule(bench: Bench, steps: int, directions: tuple[str, ...]) -> torch.Tensor:
     """The weights of `auto`, [N, K]."""
     plan = bench.plan(steps)
     sigmas = plan.sigmas(bench.data.model)
-    found = auto(lambda: plan.solver_for(sigmas, bench.data.model), sigmas)
+    found = auto(plan.solver_for(sigmas, bench.data.model), sigmas)
     column = torch.tensor(found.weights, dtype=torch.float64)
     return column * torch.tensor([float(name == "embedded") for name in directions])
 

@@ -91,7 +91,7 @@ def row_of(data: Data, plan: Settings) -> dict[str, Any]:
         "plain error": (plain.mean().item(), (plain.std() / len(plain) ** 0.5).item()),
     }
     sigmas, calibrating = plan.sigmas(data.model), batch_of(data, plan)
-    rule = auto(partial(plan.solver_for, sigmas, data.model), sigmas)
+    rule = auto(plan.solver_for(sigmas, data.model), sigmas)
     for name, directions in ({"auto": ()} | PARTS).items():
         row[name] = None
         if name == "auto":
@@ -123,7 +123,7 @@ def seeds_of(data: Data) -> range:
 
 def end_of(data: Data, plan: Settings) -> Tensor:
     """The converged solutions of the held-out seeds, [B, ...]."""
-    key = data.name, plan.schedule == "edm"
+    key = data.name, plan.levels == "edm"
     if key not in KEPT:
         KEPT[key] = converged(plan, data.model, *data.start(seeds_of(data)), data.guide)
     return KEPT[key]

@@ -124,7 +124,7 @@ def _made(cell: Cell, results: Path) -> dict[str, Any]:
     with torch.inference_mode():
         for start in range(0, cell.num, BATCH):
             own = cell.seeds[start : start + BATCH]
-            parts.append(run(problem, *problem.start(own), guide() if guide else unguided))
+            parts.append(run(problem, *problem.start(own), guide or unguided))
     x, exact = torch.cat(parts), ends_from(cell, FIRST, cell.num)
     errors = [float(f"{value:.6g}") for value in norm(x - exact).flatten().tolist()]
     return {

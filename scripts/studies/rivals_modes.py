@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from erk.calibration import fit as calibration
 from erk.calibration import tune as tuning
 from erk.calibration.problem import Problem, drift_of
 from erk.calibration.solver_error import reference_path
-from erk.method.corrections import Correction, auto, corrected
-from erk.method.guidance import erk_guid
-from erk.method.point import Guide
+from erk.method.corrections import Correction, auto
+from erk.method.guidance import ErkGuid
+from erk.method.point import Guidance
 from scripts.studies.rivals_plan import (
     BUDGETS,
     CALIBRATED,
@@ -35,8 +34,8 @@ from scripts.studies.rivals_plan import (
 
 Read = Callable[[Cell], dict[str, Any] | None]
 """(cell) -> what was found, None if it is not made yet."""
-Made = tuple[Callable[[], Guide] | None, dict[str, Any]]
-"""What makes the guide of one run (None: nothing acts), and what a cell tells of it."""
+Made = tuple[Guidance | None, dict[str, Any]]
+"""The guidance of a run (None: nothing acts), and its description for the cell."""
 
 
 def _plain(_: Cell, __: Problem, ___: Read) -> Made:
@@ -46,13 +45,13 @@ def _plain(_: Cell, __: Problem, ___: Read) -> Made:
 def _auto(_: Cell, problem: Problem, __: Read) -> Made:
     plan = problem.settings
     sigmas = plan.sigmas(problem.model)
-    return _of(auto(partial(plan.solver_for, sigmas, problem.model), sigmas, plan.afs), sigmas)
+    return _of(auto(plan.solver_for(sigmas, problem.model), sigmas), sigmas)
 
 
 def _of(correction: Correction, sigmas: Tensor) -> Made:
     told = {"directions": list(correction.directions), "weights": list(correction.weights)}
-    acts = any(any(row) for row in correction.weights)
-    return (partial(corrected, correction, sigmas) if acts else None), told
+    correction.check_levels(sigmas)
+    return (correction if correction.acts else None), told
 
 
 def _fixed(cell: Cell, problem: Problem, read: Read) -> Made:
@@ -66,7 +65,7 @@ def _fixed(cell: Cell, problem: Problem, read: Read) -> Made:
         weights = read(known)
     weights = weights or _tuned(cell, problem)
     told = {name: weights[name] for name in ("w_stiff", "w_con")}
-    return ((lambda: partial(erk_guid, **told)) if told["w_stiff"] else None), told
+    return (ErkGuid(**told) if told["w_stiff"] else None), told
 
 
 def _tuned(cell: Cell, problem: Problem) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def test_embedded_stiffness_of_a_network_agrees_with_power_iteration():
     settings = Settings(steps=8)
     estimated, exact = [], []
     with torch.no_grad():
-        for _, step in integrate(settings.drift(model, labels), noise, settings):
+        for state in integrate(settings.drift(model, labels), noise, settings):
+            step = state.step
             if step.twin is not None:
                 x, sigma = step.start.x, step.start.sigma
                 drift = settings.drift(model, labels)

@@ -79,7 +79,7 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
 
 def test_values_that_a_solver_has_anyway_need_not_be_said(tmp_path):
     given = Settings(erk=read_card(written(tmp_path, row())), steps=3, rho=7.0, sigma_max=80)
-    assert given.erk.made_for["rho"] == 7.0
+    assert given.erk.recipe["rho"] == 7.0
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_a_card_that_did_not_help_says_so_when_it_is_used(tmp_path):
     done = CliRunner().invoke(generate.main, [*job, "--erk", str(tmp_path / "a.card.json")])
     assert done.exit_code == 0 and done.stderr.count("did not help") == 1
     good = {"ratio": {"value": 0.5, "error": 0.02}}
-    assert read_card(written(tmp_path, row(held_out=good))).doubt == ""
-    assert read_card(written(tmp_path, row())).doubt == ""
+    assert read_card(written(tmp_path, row(held_out=good))).warning == ""
+    assert read_card(written(tmp_path, row())).warning == ""

@@ -50,7 +50,7 @@ def test_auto_is_recorded_and_says_where_it_can_do_nothing(tmp_path):
     for solver, is_idle in (("heun", False), ("deis", True)):
         result = run(tmp_path / solver, "--steps", "4", "--solver", solver, "--erk", "auto")
         assert result.exit_code == 0, result.output
-        assert ("can do nothing for" in result.stderr) == is_idle
+        assert ("has no effect for" in result.stderr) == is_idle
         told = settings(tmp_path / solver)["correction"]
         assert len(told["sigmas"]) == 4 and any(map(any, told["weights"])) != is_idle
 
@@ -98,7 +98,7 @@ BAD = {
     ],
     "has no option 'order'": ["--solver-option", "order=2"],
     "wants NAME=VALUE": ["--solver-option", "order"],
-    "are rivals": ["--pc-snr", "0.1", "--w-stiff", "1"],
+    "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
     "works on model guidance": ["--erk-proj", "--w-stiff", "1"],
     "a time of its own": ["--schedule", "discrete"],
     "ends at 0 already": ["--denoise-to-zero"],

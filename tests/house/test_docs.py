@@ -142,7 +142,7 @@ def test_the_readmes_python_runs(monkeypatch):
     api, own, scheduler = blocks("README.md")
     space = {}
     exec(compile(api, "README.md", "exec"), space)
-    assert space["images"].shape == (16, 1, 8, 8) and space["trace"]["stiffness"].shape == (8, 16)
+    assert space["images"].shape == (16, 1, 8, 8) and space["state"].stiffness.shape == (16,)
     import torch
 
     x, f = torch.ones(2, 3), torch.full((2, 3), 0.5)

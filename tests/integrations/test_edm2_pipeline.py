@@ -112,7 +112,7 @@ def test_another_scheduler_with_sample_prediction(digits):
     pipe.scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample")
     made = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
     wanted = erk.sample(
-        digits, noise_of(digits), torch.tensor(CLASSES), steps=8, solver="euler"
+        digits, noise_of(digits), torch.tensor(CLASSES), steps=8, solver="euler", schedule="edm"
     )  # fmt: skip
     torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
 

@@ -91,7 +91,7 @@ def test_the_pair_of_half_precision_states_has_all_digits():
     (a0, s0), (a1, s1), (a2, s2) = (scale(scheduler, i) for i in (37, 38, 39))
     step = Step(
         torch.zeros_like(x1).float(), Point(x1.float() / a1, e1.float(), s1),
-        Point(x0.float() / a0, e0.float(), s0), s2 - s1,
+        twin=Point(x0.float() / a0, e0.float(), s0), h=s2 - s1,
     )  # fmt: skip
     wanted = a2 * erk_guid(step, 40.0, 0.0)
     assert wanted.abs().max() > 0.1

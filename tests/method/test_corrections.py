@@ -1,7 +1,7 @@
 """ERK-Guid without knobs: exact on Gaussian data, and never worse than the plain solver."""
 
 import json
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,8 @@ import erk
 from erk.analysis import toy, toy_results
 from erk.commands import generate
 from erk.method import corrections
-from erk.method.corrections import Correction, auto, corrected
+from erk.method.corrections import Correction, auto
+from erk.method.guidance import unguided
 from erk.method.point import Point, norm
 from erk.method.sampler import loop, solve, steps
 from erk.method.settings import Settings
@@ -24,9 +25,9 @@ ACTING = ("heun", "dpm2", "euler")  # the solvers whose error lies along their o
 
 def made(name, count=12, **settings):
     """The settings, noise levels and automatic correction of a solver."""
-    plan = Settings(solver=name, steps=count, **settings)
+    plan = Settings(solver=name, schedule="edm", steps=count, **settings)
     sigmas = plan.sigmas()
-    return plan, sigmas, auto(partial(plan.solver_for, sigmas, None), sigmas)
+    return plan, sigmas, auto(plan.solver_for(sigmas, None), sigmas)
 
 
 def test_heuns_coefficient_is_the_one_that_theory_gives():
@@ -52,9 +53,9 @@ def test_gaussian_data_of_one_scale_end_nearer(name, scale, count):
         return Point(x, x * sigma / (scale**2 + sigma**2), sigma)
 
     ends = []
-    for guide in (None, corrected(found, levels)):
+    for guidance in (unguided, found):
         solver = plan.solver_for(sigmas, None)
-        *_, (end, _) = steps(drift, start, levels, solver, *([guide] if guide else []))
+        *_, (end, _) = steps(drift, start, levels, solver, guidance)
         ends.append((end - exact).abs().item())
     assert ends[1] < 0.75 * ends[0]
 
@@ -64,7 +65,7 @@ def test_gaussian_data_of_one_scale_end_nearer(name, scale, count):
 def test_coefficients_are_bounded_and_known_for_every_solver(name, count):
     _, sigmas, found = made(name, count)
     assert len(found.weights) == len(sigmas) - 2  # the step to 0 has none
-    assert all(abs(weight) <= corrections.MOST for (weight,) in found.weights)
+    assert all(abs(weight) <= corrections.LARGEST for (weight,) in found.weights)
     acts = any(weight for (weight,) in found.weights)
     assert acts if name in ("heun", "dpm2") else name in ACTING or not acts
 
@@ -86,8 +87,9 @@ def error(digits, **settings):
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 @pytest.mark.parametrize("count", [6, 12])
 def test_it_is_never_worse_on_a_network(name, count, digits):
-    plain = error(digits, solver=name, steps=count)
-    change = error(digits, solver=name, steps=count, erk="auto") - plain
+    how = {"solver": name, "schedule": "edm", "steps": count}
+    plain = error(digits, **how)
+    change = error(digits, **how, erk="auto") - plain
     assert change.mean() <= 2 * change.std() / len(change) ** 0.5
     if name in ("heun", "dpm2"):
         assert change.mean() < -0.6 * plain.mean()
@@ -103,7 +105,7 @@ def test_it_helps_where_the_papers_weights_hurt(count):
         plan = Settings(steps=number, sigma_max=5.0, dtype=torch.float64, **guide)
         sigmas = plan.sigmas()[:-1]
         solver = plan.solver_for(sigmas, None)
-        *_, (x, _) = steps(drift, start, sigmas, solver, plan.guide(sigmas))
+        *_, (x, _) = steps(drift, start, sigmas, solver, plan.correction(sigmas) or unguided)
         return x
 
     exact = end(200)
@@ -127,7 +129,8 @@ def test_a_correction_of_ones_own(digits):
     plan = Settings(steps=4)
     sigmas = tuple(plan.sigmas(model).tolist())
     own = Correction(sigmas, ("drift", "pair"), ((0.01, 0.0),) * 3)
-    states = erk.sample(model, noise, labels, steps=4, erk=own, return_trajectory=True)[1]
+    states = [noise * 80]
+    states += [s.x for s in erk.trajectory(model, noise, labels, steps=4, erk=own)]
     drift = plan.drift(model, labels)
     for i, (sigma, sigma_next) in enumerate(list(pairwise(plan.sigmas(model)))[:3]):
         start = drift(states[i], sigma)
@@ -135,7 +138,7 @@ def test_a_correction_of_ones_own(digits):
         heun = (euler + states[i] + (sigma_next - sigma) * drift(euler, sigma_next).f) / 2
         expected = heun + 0.01 * (sigma_next - sigma) * start.f
         assert torch.allclose(states[i + 1], expected, atol=1e-4)
-    with pytest.raises(ValueError, match="made for other noise levels"):
+    with pytest.raises(ValueError, match="for other noise levels"):
         erk.sample(model, noise, labels, steps=5, erk=own)
 
 
@@ -143,16 +146,17 @@ def test_a_correction_of_ones_own(digits):
 def test_eulers_own_difference_is_its_pair_in_every_precision(digits, dtype):
     """The correction's levels are float32's; the run's own decide h."""
     model, noise, labels, _ = digits
-    sigmas = tuple(Settings(solver="euler", steps=6).sigmas(model).tolist())
+    sigmas = tuple(Settings(solver="euler", schedule="edm", steps=6).sigmas(model).tolist())
     ends = [
         erk.sample(
-            model, noise[:4], labels[:4], solver="euler", steps=6, dtype=dtype,
+            model, noise[:4], labels[:4], solver="euler", schedule="edm", steps=6, dtype=dtype,
             erk=Correction(sigmas, (name,), ((-0.3,),) * 5),
         )
         for name in ("embedded", "pair")
     ]  # fmt: skip
     assert torch.equal(*ends)
-    assert norm(ends[0] - erk.sample(model, noise[:4], labels[:4], solver="euler", steps=6)).all()
+    plain = erk.sample(model, noise[:4], labels[:4], solver="euler", schedule="edm", steps=6)
+    assert norm(ends[0] - plain).all()
 
 
 @pytest.mark.parametrize(
@@ -168,8 +172,8 @@ def test_other_noise_levels_are_refused(digits, schedule):
     model, noise, labels, _ = digits
     sigmas = tuple(Settings(schedule="logsnr", steps=16).sigmas(model).tolist())
     own = Correction(sigmas, ("drift",), ((0.01,),) * 16)
-    for made in (own, own._replace(weights=own.weights[1:])):
-        with pytest.raises(ValueError, match="made for other noise levels"):
+    for made in (own, replace(own, weights=own.weights[1:])):
+        with pytest.raises(ValueError, match="for other noise levels"):
             erk.sample(model, noise, labels, erk=made, **schedule)
     assert erk.sample(model, noise, labels, schedule="logsnr", steps=16, erk=own).isfinite().all()
 
@@ -181,7 +185,7 @@ def test_unipc_is_corrected_from_the_state_that_was_carried_on(digits):
     sigmas = plan.sigmas(model)
     own = Correction(tuple(sigmas.tolist()), ("embedded",), ((0.2,),) * 5)
     x = noise * sigmas[0]
-    told = loop(plan.drift(model, labels), x, sigmas, plan, guide=corrected(own, sigmas))
+    told = loop(plan.drift(model, labels), x, sigmas, plan, guidance=own)
     for i, (carried, step) in enumerate(told):
         difference = step.x - (x + (sigmas[i + 1] - sigmas[i]) * step.start.f)
         assert torch.allclose(carried, step.x + 0.2 * difference, atol=1e-5)
@@ -209,9 +213,9 @@ def test_what_does_not_go_together(settings, message):
 
 def test_the_trace_tells_the_correction(digits):
     model, noise, labels, _ = digits
-    x0, states, trace = erk.sample(
-        model, noise, labels, steps=6, erk="auto", return_trajectory=True, trace=True
-    )
+    seen = erk.Trace()
+    erk.sample(model, noise, labels, steps=6, erk="auto", callback=seen)
+    trace = seen.result()
     assert (trace["push"][:5] > 0).all() and (trace["push"][5] == 0).all()
     assert trace["gate"].tolist() == (trace["push"] > 0).float().tolist()
 

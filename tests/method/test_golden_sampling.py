@@ -50,15 +50,16 @@ def test_edm2_runs_equal_the_originals(name, run):
     row, data = manifest()["nets"][name]["runs"][run], ref(name)
     labels = tensor(data["S_labels"]) if "S_labels" in data else None
     noise = Replay(data["S_" + row["eps"]] if "eps" in row else [])
-    x0, trace = erk.sample(
+    trace = erk.Trace()
+    x0 = erk.sample(
         network(name), tensor(data["S_noise"]), labels,
-        guide_model=guide_of(run, row), randn_like=noise, trace=True, **settings(row),
+        guide_model=guide_of(run, row), randn_like=noise, callback=trace, **settings(row),
     )  # fmt: skip
     assert x0.dtype == tensor(data["S_" + run]).dtype
     assert (x0 - tensor(data["S_" + run])).abs().max() <= row["atol"]
     assert noise.draws == []
     if f"S_{run}_trace_gate" in data:
-        check_trace(data, run, trace, row["atol"])
+        check_trace(data, run, trace.result(), row["atol"])
 
 
 def check_trace(data, run, trace, atol):
@@ -126,14 +127,15 @@ def float32_nodes(count):
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_closed_forms_equal_the_originals(kind, count, index):
     row = manifest()["analytic"][f"{kind}_erk{index}_{count}"]
-    x0, trace = erk.sample(
+    trace = erk.Trace()
+    x0 = erk.sample(
         closed_form(kind), tensor(ANALYTIC["noise"]), schedule=float32_nodes(count),
-        w_stiff=row["w_stiff"], w_con=row["w_con"], trace=True,
+        w_stiff=row["w_stiff"], w_con=row["w_con"], callback=trace,
     )  # fmt: skip
     wanted = tensor(ANALYTIC[f"{kind}_erk{index}_{count}"])
     assert (x0 - wanted).abs().max() <= 2e-4
     if kind != "const":  # there both differences are pure rounding, and so is the gate
-        assert trace["gate"][1:-1].sum(1).tolist() == row["gates_open_per_step"]
+        assert trace.result()["gate"][1:-1].sum(1).tolist() == row["gates_open_per_step"]
 
 
 @pytest.mark.parametrize("kind", ["gauss", "const", "ident"])

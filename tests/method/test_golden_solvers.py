@@ -8,9 +8,8 @@ import torch
 from golden_data import manifest, pickle_paths, ref, tensor
 
 import erk
-from erk.method.coefficients import lagrange_integrals
+from erk.method.coefficients import lagrange_integrals, vp_betas, vp_sigma, vp_time
 from erk.method.schedule import make_schedule
-from erk.method.vp import vp_betas, vp_sigma, vp_time
 from erk.models.checkpoint import build, read
 
 NETS = ["edm_adm", "edm_ddpmpp", "edm_ncsnpp"]
@@ -63,12 +62,13 @@ def run_case(net, run, **schedule):
     model = network(net)
     wanted = tensor(data["S_" + run])
     labels = tensor(data["S_labels"])[: len(wanted)] if "S_labels" in data else None
-    x0, trace = erk.sample(
+    trace = erk.Trace()
+    x0 = erk.sample(
         model, tensor(data["S_noise"])[: len(wanted)], labels, solver=solver,
         solver_options=options, w_stiff=row.get("w_stiff", 0.0), w_con=row.get("w_con", 0.5),
-        trace=True, **schedule,
+        callback=trace, **schedule,
     )  # fmt: skip
-    return row, data, x0, wanted, trace
+    return row, data, x0, wanted, trace.result()
 
 
 def published_sum(sigmas, sigma_next, time):

@@ -9,9 +9,9 @@ from golden_data import ref
 
 import erk
 from erk.method.drift import GuidedDrift, NonFiniteError
-from erk.method.guidance import erk_guid
+from erk.method.guidance import erk_guid, unguided
 from erk.method.point import Point, Step
-from erk.method.sampler import steps
+from erk.method.sampler import solve, steps
 from erk.method.schedule import make_schedule
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
@@ -30,7 +30,8 @@ def linear_error(solver, count, rate=-1.0, **settings):
     noise = torch.tensor([[0.5, -0.25]], dtype=torch.float64)
     drift = DoubleDrift(rate)
     plan = Settings(solver=solver, schedule=grid, dtype=torch.float64, **settings)
-    states = [x for x, _ in steps(drift, noise * 2, plan.sigmas(), SOLVERS[solver], plan.guide())]
+    guidance = plan.correction(plan.sigmas()) or unguided
+    states = [x for x, _ in steps(drift, noise * 2, plan.sigmas(), SOLVERS[solver], guidance)]
     return (states[-1] - noise * 2 * math.exp(-rate)).norm().item()
 
 
@@ -89,9 +90,10 @@ def test_order_of_the_pair_does_not_matter():
     torch.manual_seed(0)
     a, b = (Point(torch.randn(3, 2, 2), torch.randn(3, 2, 2), torch.tensor(1.0)) for _ in "ab")
     h, x = torch.tensor(0.3), torch.randn(3, 2, 2)
-    one = erk_guid(Step(x, a, b, h), 1.0, 0.1)
+    one = erk_guid(Step(x, a, twin=b, h=h), 1.0, 0.1)
     # the slope always takes the drift at the start of the step, so only the pair is exchanged
-    swapped = erk_guid(Step(x, Point(b.x, a.f, a.sigma), Point(a.x, b.f, b.sigma), h), 1.0, 0.1)
+    exchanged = Step(x, Point(b.x, a.f, a.sigma), twin=Point(a.x, b.f, b.sigma), h=h)
+    swapped = erk_guid(exchanged, 1.0, 0.1)
     assert torch.equal(one, swapped) and not torch.equal(one, x)
 
 
@@ -100,7 +102,8 @@ def test_equal_points_and_equal_drifts_are_not_stiff():
     same = Point(x, x, torch.tensor(1.0))
     other = Point(x + 1, x, torch.tensor(1.0))
     for twin in (same, other):
-        assert torch.equal(erk_guid(Step(x, same, twin, torch.tensor(1.0)), 5.0, 0.0), x)
+        step = Step(x, same, twin=twin, h=torch.tensor(1.0))
+        assert torch.equal(erk_guid(step, 5.0, 0.0), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,8 +119,7 @@ def test_evaluations_are_counted():
             guided.get("guidance", 1.0), guided.get("guidance_interval"),
         )  # fmt: skip
         plan = Settings(solver=solver, schedule=schedule, steps=count, **guided)
-        for _ in erk.method.sampler.integrate(drift, torch.ones(1, 2), plan):
-            pass
+        solve(drift, torch.ones(1, 2), plan)
         return drift.nfe, drift.guide_nfe
 
     assert run(32) == (63, 0)  # 31 Heun steps and a last Euler step
@@ -151,20 +153,23 @@ def test_the_last_step_gives_the_denoised_state_unguided():
         seen.append((1 - 0.5 * sigma) * x)
         return seen[-1]
 
-    x0, trace = erk.sample(model, noise, steps=4, w_stiff=1.0, w_con=0.0, trace=True)
+    trace = erk.Trace()
+    x0 = erk.sample(model, noise, steps=4, w_stiff=1.0, w_con=0.0, callback=trace)
     assert torch.allclose(x0, seen[-1], atol=1e-6)
-    assert trace["gate"].isnan().all(1).tolist() == [True, False, False, True]
+    assert trace.result()["gate"].isnan().all(1).tolist() == [True, False, False, True]
 
 
 def test_trajectory_and_trace():
     noise = torch.randn(3, 2, 2, 2)
     arguments = dict(steps=5, w_stiff=0.5, w_con=0.01)
-    x0, states, trace = erk.sample(
-        linear_denoiser(0.1), noise, return_trajectory=True, trace=True, **arguments
-    )
-    assert states.shape == (6, 3, 2, 2, 2)
-    assert torch.equal(states[0], noise * 80) and torch.equal(states[-1], x0)
-    assert torch.equal(x0, erk.sample(linear_denoiser(0.1), noise, **arguments))
+    seen = erk.Trace()
+    x0 = erk.sample(linear_denoiser(0.1), noise, callback=seen, **arguments)
+    trace = seen.result()
+    states = list(erk.trajectory(linear_denoiser(0.1), noise, **arguments))
+    assert len(states) == 5 and [state.index for state in states] == [0, 1, 2, 3, 4]
+    assert torch.equal(states[0].step.start.x, noise * 80) and torch.equal(states[-1].x, x0)
+    stiffness = torch.stack([state.stiffness for state in states])
+    assert torch.equal(stiffness[1:4], trace["stiffness"][1:4])
     assert set(trace) >= {"stiffness", "gate", "dx", "df", "cosine", "push"}
     assert all(value.shape == (5, 3) for value in trace.values())
     inner = trace["stiffness"][1:-1]
@@ -209,7 +214,7 @@ BAD = {
     "must be true or false": dict(solver="dpmpp", solver_options={"predict_x0": 1}),
     "erk_scale must be": dict(erk_scale="cubic"),
     "ERK-Proj works on model guidance": dict(erk_proj=True),
-    "are rivals": dict(w_stiff=1.0, pc_snr=0.1),
+    "exclude each other": dict(w_stiff=1.0, pc_snr=0.1),
     "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),
     "ends at 0 already": dict(denoise_to_zero=True),
     "needs a network with a time of its own": dict(schedule="discrete"),

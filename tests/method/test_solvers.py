@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import erk
-from erk.method.drift import analytic_first
 from erk.method.guidance import alpha, erk_push
 from erk.method.point import Point
-from erk.method.sampler import steps
+from erk.method.sampler import solve, steps
 from erk.method.settings import Settings
-from erk.method.solvers import SOLVERS, make_solver
+from erk.method.solvers import SOLVERS, analytic_first, make_solver
 from erk.method.stiffness import stiffness
 
 ORDERS = {
@@ -109,8 +108,8 @@ def test_evaluations_per_step(name):
         to_zero = counted(name, count, schedule="polynomial", denoise_to_zero=True)
         assert to_zero == per_step * count + 1
         assert counted(name, count, schedule="polynomial", afs=True) == per_step * count - 1
-        assert counted(name, count) == per_step * (count - 1) + 1
-        assert counted(name, count, w_stiff=1.0) == per_step * (count - 1) + 1
+        assert counted(name, count, schedule="edm") == per_step * (count - 1) + 1
+        assert counted(name, count, schedule="edm", w_stiff=1.0) == per_step * (count - 1) + 1
 
 
 def test_evaluations_of_table_4():
@@ -125,12 +124,11 @@ def test_evaluations_of_table_4():
 def test_unguided_is_bitwise_plain_and_guided_is_not(name):
     noise = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     model = gaussian_model
-    plain, trajectory = erk.sample(model, noise, solver=name, steps=8, return_trajectory=True)
+    plain = erk.sample(model, noise, solver=name, steps=8)
     assert torch.equal(erk.sample(model, noise, solver=name, steps=8, w_stiff=0.0), plain)
     shut = erk.sample(model, noise, solver=name, steps=8, w_stiff=0.5, w_con=1e9)
     assert torch.equal(shut, plain)
     assert not torch.equal(erk.sample(model, noise, solver=name, steps=8, w_stiff=0.5), plain)
-    assert trajectory.shape == (9, *noise.shape) and torch.equal(trajectory[-1], plain)
 
 
 def gaussian_model(x, sigma, labels):
@@ -249,7 +247,8 @@ def my_midpoint(drift, x, sigma, sigma_next, memory=None):
 
     start = drift(x, sigma)
     middle = drift(x + (sigma_next - sigma) / 2 * start.f, (sigma + sigma_next) / 2)
-    return Step(x + (sigma_next - sigma) * middle.f, start, twin=middle, h=sigma - sigma_next)
+    x_next = x + (sigma_next - sigma) * middle.f
+    return Step(x_next, start, sigma_next, twin=middle, h=sigma - sigma_next)
 
 
 def test_a_solver_of_ones_own_and_one_without_a_pair():
@@ -261,15 +260,18 @@ def test_a_solver_of_ones_own_and_one_without_a_pair():
         return my_midpoint(*arguments)._replace(twin=None, h=None)
 
     erk.sample(gaussian_model, noise, solver=bare, steps=6)
-    with pytest.raises(ValueError, match="never offers ERK-Guid a pair"):
+    with pytest.raises(ValueError, match="never gives ERK-Guid a pair"):
         erk.sample(gaussian_model, noise, solver=bare, steps=6, w_stiff=0.3)
 
 
 def test_afs_replaces_the_first_drift():
     x, sigma = torch.ones(1, 2), torch.tensor(3.0)
-    drift = analytic_first(lambda x, s: Point(x, 7 * x, s))
-    assert torch.allclose(drift(x, sigma).f, x / math.sqrt(10))
-    assert torch.equal(drift(x, sigma).f, 7 * x)
+    solver, sigma_next = analytic_first(make_solver("heun")), torch.tensor(2.0)
+    step = solver(lambda x, s: Point(x, 7 * x, s), x, sigma, sigma_next, None)
+    assert torch.allclose(step.start.f, x / math.sqrt(10))
+    assert torch.equal(step.memory[0].f, 7 * (x - step.start.f))
+    again = solver(lambda x, s: Point(x, 7 * x, s), step.x, sigma_next, sigma_next / 2, step.memory)
+    assert torch.equal(again.start.f, 7 * step.x) and again.twin is step.memory[0]
 
 
 def test_one_network_as_main_and_guide_shares_its_call():
@@ -300,7 +302,7 @@ def test_erk_proj_keeps_the_stiff_part_of_guidance():
     weak = erk.sample(gaussian_model, noise, erk_proj=True, w_stiff=1e-9, **how)
     strong = erk.sample(gaussian_model, noise, erk_proj=True, w_stiff=5.0, **how)
     first = [
-        erk.sample(gaussian_model, noise, return_trajectory=True, **how, **more)[1][1]
+        next(erk.trajectory(gaussian_model, noise, **how, **more)).x
         for more in ({}, {"erk_proj": True, "w_stiff": 5.0})
     ]
     assert torch.allclose(*first, rtol=1e-5)  # no pair yet: the first step is plainly guided
@@ -319,14 +321,12 @@ def test_adaptive_steps_are_per_sample_and_counted():
     noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     plan = Settings(steps=12, adaptive_tau=0.5)
     drift = plan.drift(two_rates)
-    for x, _ in erk.method.sampler.integrate(drift, noise, plan):
-        together = x
+    together = solve(drift, noise, plan)
     plain = erk.sample(two_rates, noise, steps=12)
     assert torch.equal(together[1:], plain[1:]) and not torch.equal(together[0], plain[0])
     assert drift.nfe[1:].tolist() == [23] * 3 and 23 < drift.nfe[0] < 2 * 23
     alone = plan.drift(two_rates)
-    for x, _ in erk.method.sampler.integrate(alone, noise[:1], plan):
-        single = x
+    single = solve(alone, noise[:1], plan)
     assert torch.equal(single[0], together[0]) and alone.nfe[0] == drift.nfe[0]
 
 
@@ -334,8 +334,7 @@ def test_adaptive_steps_count_the_guide_inside_its_interval_only():
     """All intervals but the first, which has no pair yet, are halved; counted by hand."""
     plan = Settings(steps=6, adaptive_tau=1e-6, guidance=1.5, guidance_interval=(0.0, 5.0))
     drift = plan.drift(two_rates, None, gaussian_model)
-    for _ in erk.method.sampler.integrate(drift, torch.ones(1, 2), plan):
-        pass
+    solve(drift, torch.ones(1, 2), plan)
     nodes = plan.sigmas().tolist()[:-1]
     levels = [*nodes[:2], nodes[-1]]  # Heun's first step, and the last Euler step
     for high, low in itertools.pairwise(nodes[1:]):
@@ -394,7 +393,8 @@ def test_the_last_step_to_zero_is_euler_for_every_solver():
             seen.append(gaussian_model(x, sigma, labels))
             return seen[-1]
 
-        x0 = erk.sample(model, torch.ones(1, 2), solver=name, steps=5, w_stiff=0.5, w_con=0.0)
+        how = dict(solver=name, schedule="edm", steps=5, w_stiff=0.5, w_con=0.0)
+        x0 = erk.sample(model, torch.ones(1, 2), **how)
         assert torch.allclose(x0, seen[-1], atol=1e-6), name
 
 
