@@ -2,10 +2,10 @@
 
 A released network is a pickle whose every module is wrapped by a "persistence" call that carries
 the SOURCE of its class; the original loader runs that source. Here a restricted unpickler maps a
-short list of names to our own harmless functions and refuses every other name, so a file can
-only produce tensors, arrays, plain containers and `Record`s. What they take is bounded by the size
-of the file: nothing is copied twice, and names alone are keys, for a tuple of tuples of tuples can
-take years to hash. But a container may be in a thousand others: walk no pickle without a limit.
+short list of globals to harmless functions and refuses every other one, so a file can only
+produce tensors, arrays, plain containers and `Record`s. Memory is bounded by the size of the file:
+no bytes are copied twice, and keys are scalars, since hashing deeply nested tuples can take years.
+A container may still be referenced by a thousand others: limit every traversal of the result.
 """
 
 import functools
@@ -29,23 +29,23 @@ from erk.io.pickled_arrays import (
     numpy_names,
 )
 
-MOST_PARTS = 250_000  # steps of a file; released networks take up to 20 000
-MOST_MODULES = 20_000  # of a network; released ones have some hundred
-KEYS = (str, int, float, bytes, type(None))  # what may be a key, or in a set
+MAX_OPCODES = 250_000  # of a file; released networks have up to 20 000
+MAX_MODULES = 20_000  # of a network; released ones have a few hundred
+KEYS = (str, int, float, bytes, type(None))  # types of dictionary keys and set members
 
 
 class Record:
-    """One pickled object: the name of its class and its attributes; never an instance of it.
+    """A pickled object as the name of its class and its attributes, never an instance.
 
     For a module, `state` holds `_parameters`, `_buffers`, `_modules` (values may be Records),
-    plain attributes, and `_init_args` / `_init_kwargs`, the constructor's recorded arguments.
+    plain attributes, and `_init_args` / `_init_kwargs`, the recorded constructor arguments.
     """
 
     class_name = "ModuleDict"
 
     def __init__(self, class_name: str = "ModuleDict", state: dict[str, Any] | None = None):
         if not isinstance(class_name, str):
-            raise pickle.UnpicklingError("the name of a class is not a text")
+            raise pickle.UnpicklingError("a class name is not a string")
         self.class_name = class_name
         self.state: dict[str, Any] = {} if state is None else state
 
@@ -59,9 +59,9 @@ class Record:
         return dict(self.state.get("_init_kwargs", {}))
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and values of parameters and persistent buffers, as in a state dict.
+        """Yield names and values of parameters and persistent buffers, as in a state dict.
 
-        Raises ValueError for more than MOST_MODULES, of which a file can pretend any number.
+        Raises ValueError beyond MAX_MODULES: cyclic references make any number of them.
         """
         return _tensors(self, prefix, itertools.count())
 
@@ -69,7 +69,7 @@ class Record:
 def _tensors(
     record: Record, prefix: str, visited: Iterator[int]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    if next(visited) == MOST_MODULES:
+    if next(visited) == MAX_MODULES:
         raise ValueError("too many modules")
     transient = record.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers"):
@@ -82,42 +82,41 @@ def _tensors(
 
 
 def load(path: str | Path) -> Any:
-    """Content of the pickle (protocol 2 or later) at `path`, with `Record`s for its objects.
+    """Load a pickle (protocol 2 or later) with `Record`s for its objects; run none of its code.
 
-    Raises OSError, or ValueError with one sentence that names the refused global or the missing
-    bytes. No code of the file is run.
+    Raises OSError, or ValueError that names the refused global or the missing bytes.
     """
     with open(path, "rb") as file:
         start = file.peek(1)[:4]
         if not start.startswith(b"\x80"):
             what = f"begins with {start!r}" if start else "is empty"
-            raise ValueError(f"{path} {what}, so it is not a pickle; fetch it again.")
+            raise ValueError(f"{path} {what}, so it is not a pickle; download it again.")
         stream = _Stream(file, os.fstat(file.fileno()).st_size)
         try:
             return _Unpickler(stream).load()
         except _EndError as error:
             raise ValueError(
-                f"{path} ends too early: at least {error} bytes are missing after byte "
-                f"{stream.size}; fetch it again."
+                f"{path} is truncated: at least {error} bytes are missing after byte "
+                f"{stream.size}; download it again."
             ) from None
-        except MemoryError:  # nothing here takes more than the file is large
+        except MemoryError:  # the machine's: memory here is bounded by the file's size
             raise
-        except Exception as error:  # a hostile stream can make the unpickler raise anything
+        except Exception as error:  # a malicious stream can make the unpickler raise anything
             reason = _sentence(error)
-            raise ValueError(f"{path} is not a pickle that can be read safely: {reason}") from error
+            raise ValueError(f"{path} cannot be read safely as a pickle: {reason}") from error
 
 
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())[:200].rstrip(".")
-    ours = isinstance(error, pickle.UnpicklingError)
-    return f"{text}." if ours else f"{type(error).__name__} {text}".rstrip() + "."
+    is_sentence = isinstance(error, pickle.UnpicklingError)
+    return f"{text}." if is_sentence else f"{type(error).__name__} {text}".rstrip() + "."
 
 
 class _EndError(Exception): ...  # carries the number of bytes that are missing
 
 
 class _Stream:
-    """A file that refuses to read, or to reserve memory for, more bytes than it has."""
+    """A file that refuses to read, or allocate memory for, more bytes than it has."""
 
     def __init__(self, file: BinaryIO | io.BytesIO, size: int):
         self.file = file
@@ -138,11 +137,11 @@ class _Stream:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, less what a hostile stream could use.
+    """Python's unpickler without the opcodes that a malicious stream could exploit.
 
-    The one in C cannot be told what BUILD may touch (of a tensor it would let the stream set
-    shape and strides unchecked, of a class any attribute), and one opcode of four bytes makes it
-    reserve gigabytes for its memo. Large values are single opcodes, so this one is fast enough.
+    The C implementation cannot restrict BUILD (a stream could set shape and strides of a tensor, or
+    any attribute of a class), and a four-byte opcode makes it allocate gigabytes for its memo.
+    Large values are single opcodes, so the Python one is fast enough.
     """
 
     stack: list[Any]
@@ -152,20 +151,20 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, stream: _Stream):
         super().__init__(stream)
-        self.parts, self.uncopied = 0, 4 * stream.size + 2**20
+        self.opcodes, self.copy_budget = 0, 4 * stream.size + 2**20
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {full!r}, which is not allowed")
-        found = _ALLOWED[full]
-        return functools.partial(self.copying, found) if found in _COPYING else found
+            raise pickle.UnpicklingError(f"it requests {full!r}, which is not allowed")
+        function = _ALLOWED[full]
+        return functools.partial(self.copying, function) if function in _COPYING else function
 
     def copying(self, function: Callable[..., Any], data: Any, *arguments: Any) -> Any:
-        """The function's result; one text copied a million times is refused."""
-        self.uncopied -= len(data)
-        if self.uncopied < 0:
-            raise pickle.UnpicklingError("it copies the same bytes over and over")
+        """Call a function that copies its data; refuse one buffer copied a million times."""
+        self.copy_budget -= len(data)
+        if self.copy_budget < 0:
+            raise pickle.UnpicklingError("it copies the same bytes too often")
         return function(data, *arguments)
 
     def build(self) -> None:
@@ -178,12 +177,12 @@ class _Unpickler(pickle._Unpickler):
             target.__setstate__(state)
 
     def put(self, items: list[Any], kind: type) -> None:
-        """Keys and values in turn into a dictionary, or members into a set, on top of the stack."""
+        """Add alternating keys and values to a dictionary, or members to a set, on the stack."""
         target: Any = self.stack[-1]
         keys = items[::2] if kind is dict else items
-        is_right = isinstance(target, kind) and all(isinstance(key, KEYS) for key in keys)
-        if not is_right:
-            raise pickle.UnpicklingError(f"it puts something into a {type(target).__name__}")
+        is_valid = isinstance(target, kind) and all(isinstance(key, KEYS) for key in keys)
+        if not is_valid:
+            raise pickle.UnpicklingError(f"it adds an item to a {type(target).__name__}")
         target.update(zip(keys, items[1::2], strict=True) if kind is dict else keys)
 
     def setitem(self) -> None:
@@ -201,7 +200,7 @@ class _Unpickler(pickle._Unpickler):
         self.append(set())
         self.put(members, set)
 
-    def whole_dict(self) -> None:
+    def build_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
         self.put(items, dict)
@@ -222,7 +221,7 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(bytearray(self.read(size)))
 
     def extension(self) -> None:
-        raise pickle.UnpicklingError("it asks for a global by a number")
+        raise pickle.UnpicklingError("it requests a global by number")
 
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: build,
@@ -231,7 +230,7 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEMS[0]: setitems,
         pickle.ADDITEMS[0]: additems,
         pickle.FROZENSET[0]: frozen,
-        pickle.DICT[0]: whole_dict,
+        pickle.DICT[0]: build_dict,
         pickle.APPEND[0]: list_append,
         pickle.APPENDS[0]: appends,
         **dict.fromkeys(pickle.EXT1 + pickle.EXT2 + pickle.EXT4, extension),
@@ -239,12 +238,12 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _counted(step: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]:
-    """A step, of which a stream may take MOST_PARTS: each can make an object of 200 bytes."""
+    """Count an opcode against MAX_OPCODES: each can allocate an object of 200 bytes."""
 
     def counted(reader: _Unpickler) -> None:
-        reader.parts += 1
-        if reader.parts > MOST_PARTS:
-            raise pickle.UnpicklingError("it has too many parts")
+        reader.opcodes += 1
+        if reader.opcodes > MAX_OPCODES:
+            raise pickle.UnpicklingError(f"it has more than {MAX_OPCODES} opcodes")
         step(reader)
 
     return counted
@@ -256,64 +255,64 @@ _Unpickler.dispatch = {code: _counted(step) for code, step in _Unpickler.dispatc
 def _persistent_object(meta: Any) -> Record:
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise pickle.UnpicklingError("a persistent object is not of type 'class'")
-    record = Record(meta.get("class_name"))  # type: ignore[arg-type]  # it checks
+    record = Record(meta.get("class_name"))  # type: ignore[arg-type]  # checked there
     record.__setstate__(meta.get("state"))
     return record
 
 
-class _Claim(NamedTuple):  # what a nested storage says of itself
+class _Declared(NamedTuple):  # what a nested storage declares
     dtype: torch.dtype
     key: str
     size: int
 
 
 class _StorageUnpickler(_Unpickler):
-    """For the pickles in a nested storage, which only name a type."""
+    """Reads the pickles in a nested storage, which only name a type."""
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _STORAGES:
-            raise pickle.UnpicklingError(f"it asks for {full!r}, which is not allowed")
+            raise pickle.UnpicklingError(f"it requests {full!r}, which is not allowed")
         return _STORAGES[full]
 
-    def persistent_load(self, pid: Any) -> _Claim:
+    def persistent_load(self, pid: Any) -> _Declared:
         what, dtype, key, _, size, view = pid
         if what != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
-            raise pickle.UnpicklingError("it describes no storage")
-        return _Claim(dtype, key, size)
+            raise pickle.UnpicklingError("it does not describe a storage")
+        return _Declared(dtype, key, size)
 
 
 def _storage(data: bytes) -> torch.Tensor:
-    """A nested storage is a torch file of its own; here it becomes a flat tensor.
+    """Read a nested storage, a complete torch file, as a flat tensor.
 
-    The file holds five pickles (a magic number, a version, sizes of C's types, the storage, its
-    key), then the number of values, int64, and the values.
+    The file holds five pickles (a magic number, a version, sizes of C types, the storage, its key),
+    then the number of values, int64, and the values.
     """
     stream = _Stream(io.BytesIO(data), len(data))
     try:
-        magic, version, _, claim, keys = (_StorageUnpickler(stream).load() for _ in range(5))
-        if (magic, version, keys) != (_MAGIC, 1001, [claim.key]):
-            raise pickle.UnpicklingError("it is of an unknown kind")
+        magic, version, _, declared, keys = (_StorageUnpickler(stream).load() for _ in range(5))
+        if (magic, version, keys) != (_MAGIC, 1001, [declared.key]):
+            raise pickle.UnpicklingError("it has an unknown format")
         (count,) = struct.unpack("<q", stream.read(8))
-        if not 0 <= count == claim.size or stream.left != count * claim.dtype.itemsize:
+        if not 0 <= count == declared.size or stream.left != count * declared.dtype.itemsize:
             raise _EndError
     except _EndError:
-        raise pickle.UnpicklingError("a storage in it does not hold all of its values") from None
+        raise pickle.UnpicklingError("a storage in it is truncated") from None
     except MemoryError:
         raise
     except Exception as error:
-        is_ours = isinstance(error, pickle.UnpicklingError) and str(error).startswith("it ")
-        reason = str(error)[3:] if is_ours else "cannot be read"
+        is_sentence = isinstance(error, pickle.UnpicklingError) and str(error).startswith("it ")
+        reason = str(error)[3:] if is_sentence else "cannot be read"
         raise pickle.UnpicklingError(f"a storage in it {reason}") from error
     if count == 0:
-        return torch.empty(0, dtype=claim.dtype)
-    return torch.frombuffer(bytearray(memoryview(data)[-stream.left :]), dtype=claim.dtype)
+        return torch.empty(0, dtype=declared.dtype)
+    return torch.frombuffer(bytearray(memoryview(data)[-stream.left :]), dtype=declared.dtype)
 
 
 def _tensor(
     storage: torch.Tensor, offset: int, size: Any, stride: Any, *unused: Any
 ) -> torch.Tensor:
-    if count_of(size) > storage.numel():  # strides of 0 could pretend any size
+    if count_of(size) > storage.numel():  # strides of 0 could declare any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return storage.as_strided(size, stride, offset)
 
@@ -323,7 +322,7 @@ def _parameter(data: torch.Tensor, *unused: Any) -> torch.Tensor:
 
 
 class _Dict(dict[str, Any]):
-    """A dictionary of another class; what is in it does not come by its constructor."""
+    """A dictionary of another class, filled by opcodes and never by its constructor."""
 
     def __init__(self, *copied: Any):
         if copied:
@@ -331,7 +330,7 @@ class _Dict(dict[str, Any]):
         super().__init__()
 
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before they became zips
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch files before the zip format
 _STORAGES: dict[str, torch.dtype] = {
     f"torch.{name}Storage": dtype
     for name, dtype in {

@@ -1,4 +1,4 @@
-"""Where the files lie that come with the code: configs/ and checkpoints/."""
+"""Paths of the data files that are shipped with the code: configs/ and checkpoints/."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ PACKAGE = Path(__file__).resolve().parents[1]  # erk/
 
 
 def data(folder: str) -> Path:
-    """The folder "configs" or "checkpoints": within the package if that is installed from a wheel
-    (pyproject.toml puts it there), else in the root of the repository."""
+    """Return the folder "configs" or "checkpoints".
+
+    It is inside the package if installed from a wheel, else in the root of the repository.
+    """
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder

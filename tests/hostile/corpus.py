@@ -172,26 +172,26 @@ GETATTR = call("builtins.getattr", call("builtins.__import__", const("os")), con
 
 def pickles():
     return {
-        "os.system": (whole(call("os.system", SHELL)), "asks for 'os.system'"),
+        "os.system": (whole(call("os.system", SHELL)), "requests 'os.system'"),
         "posix.system in a network": (
             whole(mapping({"ema": call("posix.system", SHELL)})),
-            "asks for 'posix.system'",
+            "requests 'posix.system'",
         ),
-        "eval by a chain of getattr": (whole(GETATTR + b"(" + SHELL + b"tR"), "asks for 'builtins"),
-        "attrgetter": (whole(call("operator.attrgetter", const("system"))), "asks for 'operator"),
+        "eval by a chain of getattr": (whole(GETATTR + b"(" + SHELL + b"tR"), "requests 'builtins"),
+        "attrgetter": (whole(call("operator.attrgetter", const("system"))), "requests 'operator"),
         "exec in a storage": (
             whole(
                 call("torch.storage._load_from_bytes", raw(whole(call("builtins.exec", PYTHON))))
             ),
-            "a storage in it asks for 'builtins.exec'",
+            "a storage in it requests 'builtins.exec'",
         ),
         "a pickle in a pickle": (
             whole(call("_pickle.loads", raw(whole(call("os.system", SHELL))))),
-            "asks for '_pickle",
+            "requests '_pickle",
         ),
         "torch.load in a pickle": (
             whole(call("torch.load", const("net.pkl"))),
-            "asks for 'torch.load'",
+            "requests 'torch.load'",
         ),
         "numpy's own pickles": (
             whole(
@@ -215,11 +215,11 @@ def pickles():
                     ),
                 )
             ),
-            "name of a class is not a text",
+            "class name is not a string",
         ),
         "laughs as a type": (
             whole(call("numpy.dtype", nest(40, const("ha")))),
-            "which is not a num",
+            "which is not numeric",
         ),
         "laughs as an encoding": (
             whole(call("_codecs.encode", const("a"), nest(40, const("ha")))),
@@ -227,12 +227,12 @@ def pickles():
         ),
         "laughs as a key": (
             whole(b"}" + nest(40, const(1)) + const(1) + b"s"),
-            "puts something into",
+            "adds an item to",
         ),
-        "laughs in a set": (whole(b"\x8f(" + nest(40, const(1)) + b"\x90"), "puts something into"),
+        "laughs in a set": (whole(b"\x8f(" + nest(40, const(1)) + b"\x90"), "adds an item to"),
         "laughs in a frozen set": (
             whole(b"(" + nest(40, const(1)) + b"\x91"),
-            "puts something into",
+            "adds an item to",
         ),
         "laughs as arguments": (
             network_of({"_init_kwargs": mapping({"channel_mult": nest(40, const(1))})}),
@@ -248,7 +248,7 @@ def pickles():
         ),
         "a text copied": (
             again("_codecs.encode", const("a" * 10**6), const("latin1")),
-            "over and over",
+            "too often",
         ),
         "an array copied": (
             again(
@@ -258,11 +258,11 @@ def pickles():
                 const((10**6,)),
                 const("C"),
             ),
-            "over and over",
+            "too often",
         ),
         "a storage copied": (
             again("torch.storage._load_from_bytes", raw(storage([0.0] * 250_000))),
-            "over and over",
+            "too often",
         ),
         "a dictionary copied": (
             whole(
@@ -272,7 +272,7 @@ def pickles():
             ),
             "copies a dictionary",
         ),
-        "a million sets": (whole(b"\x8f" * 1_000_000), "too many parts"),
+        "a million sets": (whole(b"\x8f" * 1_000_000), "more than 250000 opcodes"),
         "lists in lists": (whole(b"]" * 100_000 + b"a" * 99_999), "holds no network"),
         "bytes of a tebibyte": (whole(pickle.BINBYTES8 + struct.pack("<Q", 1 << 40)), "missing"),
         "a tensor of a tebibyte": (
@@ -299,7 +299,7 @@ def pickles():
                     const((0,)),
                 )
             ),
-            "impossible size",
+            "too large",
         ),
         "an array of a tebibyte": (
             whole(
@@ -315,7 +315,7 @@ def pickles():
         ),
         "a tensor that changes another": (
             whole(tensor(torch.ones(2)) + const(0) + const(5.0) + b"s"),
-            "puts something into a Tensor",
+            "adds an item to a Tensor",
         ),
         "stack underflow": (whole(b"R" * 9), "IndexError"),
         "many blocks": (network_pickle(num_blocks=10**6), "more tensors than the file"),

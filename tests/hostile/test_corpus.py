@@ -168,7 +168,7 @@ def test_generate_with_a_hostile_network(place):
     arguments = ["--net", "net.pkl", "--seeds", "0-1", "--device", "cpu"]
     assert os.waitstatus_to_exitcode(forked(into_a_log, arguments, cwd=Path.cwd())) == 2
     told = Path("log").read_text()
-    assert told.count("\n") == 1 and "asks for 'posix.system'" in told
+    assert told.count("\n") == 1 and "requests 'posix.system'" in told
     assert sorted(os.listdir()) == ["log", "net.pkl"]
 
 

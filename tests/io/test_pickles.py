@@ -208,7 +208,7 @@ def test_foreign_globals_are_refused_by_name(load, tmp_path, body, named):
     body = with_marker(body, str(marker))
     with pytest.raises(ValueError, match="which is not allowed") as error:
         load(body)
-    assert f"asks for '{named}" in sentence(error)
+    assert f"requests '{named}" in sentence(error)
     assert not marker.exists()
 
 
@@ -239,7 +239,7 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
     for data in (nested_stream(inner), b"\x80\x02" + inner + b"."):
         with pytest.raises(ValueError) as error:
             load(storage(data))
-        assert f"a storage in it asks for '{function}'" in sentence(error)
+        assert f"a storage in it requests '{function}'" in sentence(error)
     assert not marker.exists()
 
 
@@ -248,7 +248,7 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
     [
         (b"Pos.system\n", "persistent id"),
         (const("os.system") + pickle.BINPERSID, "persistent id"),
-        (pickle.EXT1 + b"\x01", "by a number"),
+        (pickle.EXT1 + b"\x01", "by number"),
         (pickle.NEXT_BUFFER, "buffer"),
         (b"\xff", "255"),
         (b"h\x07", "Memo"),
@@ -256,10 +256,10 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
         (const("x") + b")R", "not callable"),
         (array((2,), "O8", const([1, 2])), "type 'O8'"),
         (array((2,), "V8", raw(bytes(16))), "type 'V8'"),
-        (array((1,), "f4", const([1.0])), "plain numbers"),
-        (array((10**6, 10**6), "f8", raw(bytes(8))), "another size than its bytes"),
-        (array((2**62, 2**62), "f8", raw(bytes(8))), "another size than its bytes"),
-        (array((-1,), "f8", raw(bytes(8))), "another size than its bytes"),
+        (array((1,), "f4", const([1.0])), "not numeric"),
+        (array((10**6, 10**6), "f8", raw(bytes(8))), "does not match its bytes"),
+        (array((2**62, 2**62), "f8", raw(bytes(8))), "does not match its bytes"),
+        (array((-1,), "f8", raw(bytes(8))), "does not match its bytes"),
         (call("numpy.core.multiarray.scalar", dtype("O8"), const(1)), "type 'O8'"),
         (call("numpy.core.multiarray.scalar", dtype("f8"), raw(b"1234")), "ValueError"),
         (tensor(0, (5,), (1,)), "larger than its storage"),
@@ -272,21 +272,21 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
         (tensor(0, (2**62, 4), (1, 1)), "larger than its storage"),
         (tensor(0, "ab", (1,)), "Error"),
         (storage(b"hello"), "a storage in it cannot be read"),
-        (storage(b"}."), "hold all of its values"),
+        (storage(b"}."), "is truncated"),
         (storage(nested_stream(const(5))), "a storage in it cannot be read"),
         (storage(nested_stream(const(1) * 6 + b"(112233tQ")), "a storage in it "),
-        (storage(claimed_storage(10)), "hold all of its values"),  # 40 bytes never written
-        (storage(claimed_storage(10**6)), "hold all of its values"),
-        (storage(claimed_storage(10**16)), "hold all of its values"),
-        (storage(claimed_storage(2) + struct.pack("<q", 2) + bytes(4)), "hold all of its values"),
-        (storage(claimed_storage(1) + struct.pack("<q", 2) + bytes(8)), "hold all of its values"),
-        (storage(claimed_storage(-1) + struct.pack("<q", -1)), "hold all of its values"),
-        (storage(torch_storage(4)[:-5]), "hold all of its values"),
+        (storage(claimed_storage(10)), "is truncated"),  # 40 bytes never written
+        (storage(claimed_storage(10**6)), "is truncated"),
+        (storage(claimed_storage(10**16)), "is truncated"),
+        (storage(claimed_storage(2) + struct.pack("<q", 2) + bytes(4)), "is truncated"),
+        (storage(claimed_storage(1) + struct.pack("<q", 2) + bytes(8)), "is truncated"),
+        (storage(claimed_storage(-1) + struct.pack("<q", -1)), "is truncated"),
+        (storage(torch_storage(4)[:-5]), "is truncated"),
         (call("_codecs.encode", const("abc"), const("rot13")), "rot13"),
         (call("torch_utils.persistence._reconstruct_persistent_obj", const([])), "persistent"),
         (
             call("torch_utils.persistence._reconstruct_persistent_obj", const({"type": "class"})),
-            "the name of a class is not a text",
+            "a class name is not a string",
         ),
         (
             call(
@@ -299,7 +299,7 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
     ids=words,
 )
 def test_malformed_objects_are_refused_in_one_sentence(load, body, reason):
-    with pytest.raises(ValueError, match="cannot be read safely|can be read safely") as error:
+    with pytest.raises(ValueError, match="cannot be read safely") as error:
         load(body)
     assert reason in sentence(error)
 
@@ -333,7 +333,7 @@ def test_no_view_outlives_the_memory_of_an_array(load):
     """Array, a view of it, then the array again with other memory: the view would dangle."""
     target = array((4,), "u1", raw(b"abcd")) + b"q\x01"
     view = call("numpy.core.numeric._frombuffer", b"h\x01", dtype("u1"), const((4,)), const("C"))
-    with pytest.raises(ValueError, match="plain numbers"):
+    with pytest.raises(ValueError, match="not numeric"):
         load(target + b"0" + view)
 
 
@@ -371,7 +371,7 @@ def test_a_cut_at_any_place_tells_how_much_is_missing(tmp_path):
     random = np.random.RandomState(0).randint(40, len(data), 60).tolist()
     for cut in [*range(1, 40), *random, *range(len(data) - 20, len(data))]:
         path.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="ends too early: at least [0-9]+ bytes") as error:
+        with pytest.raises(ValueError, match="is truncated: at least [0-9]+ bytes") as error:
             pickles.load(path)
         words = sentence(error).removeprefix(str(path)).split()
         missing, end = int(words[words.index("least") + 1]), int(words[-4].rstrip(";"))

@@ -167,7 +167,7 @@ def test_statistics_that_no_format_may_hold(tmp_path, part, message):
     write_pickle(tmp_path / "edm2.pkl", {"num_images": 9, "fid": moments(2), "fd_dinov2": part})
     for name in ("edm.npz", "adm.npz", "our.npz", "edm2.pkl"):
         if name == "edm2.pkl" and "no array of real" in message:
-            message = "is not a pickle that can be read safely: an array has the type"
+            message = "cannot be read safely as a pickle: an array has the type"
         with pytest.raises(ValueError, match=message) as caught:
             read_reference(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
@@ -233,10 +233,10 @@ class Runs:
 
 def test_pickles_that_are_refused(tmp_path):
     path = write_pickle(tmp_path / "x.pkl", {"fid": moments(3), "more": Runs()})
-    with pytest.raises(ValueError, match=r"x\.pkl .*asks for '\w+\.system', which is not allowed"):
+    with pytest.raises(ValueError, match=r"x\.pkl .*requests '\w+\.system', which is not allowed"):
         read_reference(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"x\.pkl ends too early"):
+    with pytest.raises(ValueError, match=r"x\.pkl is truncated"):
         read_reference(path)
     for content in ([moments(3)], {"mu": 1}):
         with pytest.raises(ValueError, match="must hold a dictionary with 'fid' or 'fd_dinov2'"):
