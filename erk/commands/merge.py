@@ -1,67 +1,74 @@
-"""Put shards together: pictures, features or statistics that were made without communication.
-
-    erk merge a b c --dest all          folders of generate.py (png, zip or npz)
-    erk merge out                       one folder that shards have filled together
-    erk merge cache1 cache2 --dest cache        features of --cache
-    erk merge 1.npz 2.npz --dest all.npz        references of disjoint sets of images
-
-Every seed ends up there once: a picture that lacks, or that differs between two folders, stops it.
-"""
+"""The command `merge`: join the shards of a run, of a feature cache or of a reference."""
 
 from pathlib import Path
 
 import click
+import cloup
 
-from erk.commands.cli import CONTEXT, clean_exit
+from erk.commands.cli import command
 
 
-@click.command(context_settings=CONTEXT)
+@command(
+    "erk merge part0 part1 part2 --dest all         # folders of erk generate",
+    "erk merge out                                  # one folder that shards have filled",
+    "erk merge cache1 cache2 --dest cache           # features of erk evaluate --cache",
+    "erk merge 1.npz 2.npz --dest all.npz           # references of disjoint sets of images",
+)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--dest", metavar="PATH", help="Where all goes.  [default: the only SOURCE]")
-@clean_exit
+@cloup.option("--dest", metavar="PATH", help="Result.  [default: the only SOURCE]")
 def main(sources: tuple[str, ...], dest: str | None) -> None:
-    """Merge folders of pictures, stores of features, or references (.npz) into one.
+    """Merge runs, stores of features, or references (.npz) into one.
 
-    The sources stay as they are. After an interruption the same command goes on.
+    A missing image, or one that differs between two runs, is an error. The sources are not
+    changed. After an interruption the same command goes on.
     """
-    places = [_run_folder(Path(source)) for source in sources]
-    lacking = next((place for place in places if not place.exists()), None)
-    if lacking is not None:
-        raise FileNotFoundError(f"{lacking} does not exist: give folders or .npz files")
-    if len({place.resolve() for place in places}) < len(places):
-        raise ValueError("a source is named twice: name each once")
-    runs = [(place / "run.json").is_file() for place in places]
-    if dest is None and not (len(places) == 1 and runs[0]):
-        raise ValueError("say by --dest where all goes")
-    if dest is not None and Path(dest).resolve() in {place.resolve() for place in places}:
-        raise ValueError(f"--dest {dest} is one of the sources: choose another place")
+    paths = [_run_folder(Path(source)) for source in sources]
+    _check_paths(paths, dest)
+    runs = [_is_run(path) for path in paths]
+    if dest is None and not (len(paths) == 1 and runs[0]):
+        raise ValueError("several sources need a result: add --dest PATH")
     if all(runs):
-        _merge_runs(places, dest)
-    elif all(place.is_dir() for place in places) and not any(runs):
+        _merge_runs(paths, dest)
+    elif all(path.is_dir() for path in paths) and not any(runs):
         from metrics.merging import merge_stores
 
-        added, there = merge_stores(places, Path(str(dest)))
-        click.echo(f"{dest}: {added} files of features added, {there} were there")
-    elif all(place.suffix == ".npz" for place in places):
+        added, existing = merge_stores(paths, Path(str(dest)))
+        click.echo(f"{dest}: {added} files of features added, {existing} existed")
+    elif all(path.suffix == ".npz" for path in paths):
         from metrics.merging import merge_references
 
-        click.echo(f"wrote {merge_references(places, Path(str(dest)))}")
+        click.echo(f"wrote {merge_references(paths, Path(str(dest)))}")
     else:
         raise ValueError("merge folders of runs, stores of features or .npz references, not a mix")
 
 
+def _check_paths(paths: list[Path], dest: str | None) -> None:
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{missing} does not exist: give folders or .npz files")
+    resolved = {path.resolve() for path in paths}
+    if len(resolved) < len(paths):
+        raise ValueError("a source is named twice: name each once")
+    if dest is not None and Path(dest).resolve() in resolved:
+        raise ValueError(f"--dest {dest} is one of the sources: choose another path")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file()
+
+
 def _run_folder(source: Path) -> Path:
-    """An archive in a run's folder stands for the folder, where its manifest is."""
+    """Return the folder of a run for an archive in it: the manifest is in the folder."""
     is_archive = source.name in ("images.zip", "images.npz")
-    return source.parent if is_archive and (source.parent / "run.json").is_file() else source
+    return source.parent if is_archive and _is_run(source.parent) else source
 
 
-def _merge_runs(places: list[Path], dest: str | None) -> None:
+def _merge_runs(paths: list[Path], dest: str | None) -> None:
     from erk.generation.merge import finish_run, merge_runs
 
-    done = finish_run(places[0]) if dest is None else merge_runs(places, Path(dest))
-    copies = f", {done.copies} of them in several folders" if done.copies else ""
-    click.echo(f"{done.folder}: {done.pictures} pictures, each seed once{copies}")
+    merged = finish_run(paths[0]) if dest is None else merge_runs(paths, Path(dest))
+    copies = f", {merged.copies} of them in several folders" if merged.copies else ""
+    click.echo(f"{merged.folder}: {merged.pictures} images, each seed once{copies}")
 
 
 if __name__ == "__main__":

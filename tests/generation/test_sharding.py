@@ -112,7 +112,7 @@ def test_without_a_last_shard(kind, last, run, undisturbed):
     else:
         run(main, *job, "--shard", "1/2")
         unfinish(Path("out"), undisturbed / kind)
-        assert "out: 20 pictures, each seed once" in run(merge_command, "out")
+        assert "out: 20 images, each seed once" in run(merge_command, "out")
     check_run(Path("out"), undisturbed / kind)
 
 
@@ -164,7 +164,7 @@ def test_folders_become_one(kind, run, parts, undisturbed):
     """Unfinished archives and, merged a second time, finished ones; the sources stay."""
     names = parts(kind)
     before = [files(Path(name)) for name in names]
-    assert "all: 20 pictures, each seed once\n" in run(merge_command, *names, "--dest", "all")
+    assert "all: 20 images, each seed once\n" in run(merge_command, *names, "--dest", "all")
     check_run(Path("all"), undisturbed / kind)
     assert [files(Path(name)) for name in names] == before
     run(merge_command, undisturbed / kind, *names, "--dest", "more")
@@ -181,7 +181,7 @@ def test_ranges_of_seeds_become_one(kind, run, undisturbed):
     run(main, *job, "--seeds", "8-19", "--outdir", "b")
     name = {"png": "b", "zip": "b/images.zip", "npz": "b/images.npz"}[kind]
     told = run(merge_command, "a", name, "--dest", "all")
-    assert "20 pictures, each seed once, 4 of them in several folders" in told
+    assert "20 images, each seed once, 4 of them in several folders" in told
     check_run(Path("all"), undisturbed / kind)
 
 
@@ -265,7 +265,7 @@ def killed_merge(arguments, number):
     ("arguments", "message"),
     [
         (["nowhere", "--dest", "all"], "nowhere does not exist"),
-        (["a"], "say by --dest where all goes"),
+        (["a"], "several sources need a result: add --dest"),
         (["a", "./a", "--dest", "all"], "a source is named twice"),
         (["a", "b", "--dest", "b"], "--dest b is one of the sources"),
         (["a", "b", "--dest", "all"], "holds no features: give the folder of --cache"),
@@ -295,12 +295,12 @@ def test_stores_with_a_broken_file_or_other_outputs(run, monkeypatch, tmp_path):
     kept = torch.arange(3)
     store("a", {"kept": kept, "features": torch.ones(3, 2)})
     store("b", {"kept": kept, "logits": torch.zeros(3, 4)})
-    assert "2 files of features added, 0 were there" in run(
+    assert "2 files of features added, 0 existed" in run(
         merge_command, "a", "b", "--dest", "all"
     )
     (merged,) = Path("all").rglob("*.safetensors")
     assert {*load_file(merged)} == {"kept", "features", "logits"}
-    assert "0 files of features added, 2 were there" in run(
+    assert "0 files of features added, 2 existed" in run(
         merge_command, "a", "b", "--dest", "all"
     )
     broken = store("c", {"kept": kept})

@@ -10,7 +10,7 @@ import torch
 from golden_data import pickle_paths
 
 from erk import load_model
-from erk.commands import ema as phema
+from erk.commands import ema
 from erk.io.download import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
@@ -142,7 +142,7 @@ def training(tmp_path_factory):
 
 
 def run(*arguments):
-    result = click.testing.CliRunner().invoke(phema.main, [str(a) for a in arguments])
+    result = click.testing.CliRunner().invoke(ema.main, [str(a) for a in arguments])
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -212,7 +212,7 @@ def test_released_pickles_are_snapshots_by_their_names(tmp_path):
                                rtol=1e-3, atol=1e-6)  # fmt: skip
 
 
-def test_phema_refuses_in_one_sentence(training, tmp_path):
+def test_ema_refuses_in_one_sentence(training, tmp_path):
     folder, out = training[0][torch.float16], tmp_path / "a.safetensors"
     lone = tmp_path / "net.pkl"
     lone.write_bytes(pickle_paths("edm2_auto")[0].read_bytes())
@@ -237,4 +237,4 @@ def test_a_width_far_from_what_was_stored_is_told(training, tmp_path):
     folder = training[0][torch.float16]
     code, _, errors = run("--in", f"{folder}/*-0.050.safetensors", "--std", 0.01, "--out",
                           tmp_path / "a.safetensors")  # fmt: skip
-    assert code == 0 and "warning: 0.01 lies too far from what was stored" in errors
+    assert code == 0 and "warning: 0.01 lies too far from the stored widths" in errors

@@ -1,0 +1,135 @@
+"""Snapshots of a training run, and their sums: networks averaged over other lengths.
+
+A snapshot is an average of power-function profile, as EDM2's training stores them at two widths:
+NAME-KIMG-STD.pkl, or safetensors whose card says training: {images, ema_std}. The sums use the
+coefficients of erk/models/ema.py.
+"""
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from erk.io.download import sha256_of
+from erk.io.untrusted import parse_json
+from erk.models.checkpoint import Checkpoint, build, read, write_safetensors
+from erk.models.ema import Combination, Profile
+
+SUFFIXES = (".pkl", ".safetensors")
+
+
+class Snapshot(NamedTuple):
+    """A stored average."""
+
+    path: Path
+    profile: Profile  # its time in images
+
+
+def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
+    """Return the snapshots that patterns, files or folders name.
+
+    Files that are themselves such sums are left out. Raises FileNotFoundError for a source without
+    a network file, ValueError for a file whose average is unknown or if only sums are named.
+    """
+    files: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        listed = path.iterdir() if path.is_dir() else map(Path, glob.glob(source))
+        networks = sorted(name for name in listed if name.suffix in SUFFIXES)
+        if not networks:
+            raise FileNotFoundError(f"--in {source} names no {' or '.join(SUFFIXES)} file")
+        files += networks
+    snapshots = [_snapshot(path) for path in dict.fromkeys(files)]
+    stored = [snapshot for snapshot in snapshots if snapshot is not None]
+    if not stored:
+        raise ValueError("--in names reconstructions only: give the snapshots of a training")
+    return stored
+
+
+def _snapshot(path: Path) -> Snapshot | None:
+    """Return what a file averages, by its card, else by its name; None for a reconstruction."""
+    card = path.with_suffix(".json")
+    if path.suffix == ".safetensors" and card.is_file():
+        try:
+            content = parse_json(card.read_bytes())
+            if "snapshots" in content:  # a sum of others, written by `write_sum`
+                return None
+            training = content.get("training")
+            if isinstance(training, dict) and {"images", "ema_std"} <= training.keys():
+                profile = Profile(float(training["ema_std"]), float(training["images"]))
+                return Snapshot(path, profile)
+        except (ValueError, AttributeError, TypeError):
+            raise ValueError(f"{card} is not a card: restore it") from None
+    name = re.search(r"-(\d+)-(\d\.\d+)$", path.stem)
+    if name is None:
+        raise ValueError(
+            f"{path} does not say what it averages: name it ...-KIMG-STD{path.suffix}, such as "
+            "net-0134217-0.050.pkl, or add training: {images, ema_std} to its card"
+        )
+    return Snapshot(path, Profile(float(name[2]), 1000 * float(name[1])))
+
+
+def sums(
+    snapshots: Sequence[Snapshot], plans: Sequence[Combination], dtype: str | None = None
+) -> Iterator[Checkpoint]:
+    """Yield a checkpoint for each plan; every snapshot is read once and summed in float32.
+
+    Only parameters are averaged; buffers, which never change, are the first snapshot's. `dtype`
+    names the stored type of the tensors; None keeps that of the snapshots.
+    """
+    first, trained = None, set[str]()
+    totals = [dict[str, torch.Tensor]() for _ in plans]
+    for i, snapshot in enumerate(tqdm(snapshots, "Reading", mininterval=0.5, unit="net")):
+        checkpoint = read(snapshot.path)
+        if first is None:
+            first = checkpoint
+            network, _ = build(checkpoint, str(snapshot.path))
+            trained = {name for name, _ in network.named_parameters()}
+        _check_same(first, checkpoint, snapshots[0].path, snapshot.path)
+        for name in trained:
+            wide = checkpoint.tensors[name].to(torch.float32)
+            for total, plan in zip(totals, plans, strict=True):
+                part = wide * plan.coefficients[i].item()
+                total[name] = total[name].add_(part) if name in total else part
+    assert first is not None
+    for total in totals:
+        tensors = {n: total.pop(n) if n in trained else t for n, t in first.tensors.items()}
+        yield first._replace(
+            tensors={
+                name: tensor.to(getattr(torch, dtype) if dtype else first.tensors[name].dtype)
+                for name, tensor in tensors.items()
+            }
+        )
+
+
+def _check_same(first: Checkpoint, other: Checkpoint, first_path: Path, path: Path) -> None:
+    shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (first, other)]
+    if first.architecture.name != other.architecture.name or shapes[0] != shapes[1]:
+        raise ValueError(f"{path} is another network than {first_path}: give snapshots of one run")
+
+
+def write_sum(
+    path: Path,
+    checkpoint: Checkpoint,
+    snapshots: Sequence[Snapshot],
+    plan: Combination,
+    profile: Profile,
+) -> None:
+    """Write a sum of snapshots, and a card that names them and their coefficients."""
+    parts = [
+        {"file": s.path.name, "sha256": sha256_of(s.path), "ema_std": s.profile.std,
+         "images": s.profile.time, "coefficient": float(x)}
+        for s, x in zip(snapshots, plan.coefficients, strict=True)
+    ]  # fmt: skip
+    card = {
+        "licence": checkpoint.card.get("licence", "unknown"),
+        "source": "post-hoc EMA by erk ema (Karras et al. 2024, Sec. 3.2)",
+        "training": {"images": profile.time, "ema_std": profile.std},
+        "misfit": plan.misfit,
+        "snapshots": parts,
+    }
+    write_safetensors(path, checkpoint._replace(card=card))
