@@ -13,6 +13,7 @@ from erk.commands import generate, nearest
 from erk.commands import trace as plot_trace
 from erk.generation.images import png_bytes, read_png
 from erk.generation.sheets import Cell, captioned_sheet, fitted
+from metrics import nearest as nearest_images
 from metrics.images import open_images
 from metrics.references import real_digits
 
@@ -259,12 +260,12 @@ def test_the_nearest_are_those_of_brute_force():
     queries, real = (torch.randn(n, 5, generator=draw) for n in (20, 100))
     real[37] = queries[3]
     blocks = ((i, real[i : i + 30]) for i in range(0, 100, 30))  # the last one has 10
-    found = nearest.nearest(queries, blocks, 12)
+    found = nearest_images.nearest(queries, blocks, 12)
     distances = (queries[:, None] - real).square().sum(2).sqrt()
     expected, order = distances.sort(dim=1)
     torch.testing.assert_close(found.distances, expected[:, :12])
-    assert torch.equal(found.places, order[:, :12])
-    assert found.distances[3, 0] == 0 and found.places[3, 0] == 37
+    assert torch.equal(found.indices, order[:, :12])
+    assert found.distances[3, 0] == 0 and found.indices[3, 0] == 37
     assert found.ratios[3] == 0
 
 
@@ -291,7 +292,7 @@ def test_copies_of_training_pictures_are_found(runs, tmp_path, monkeypatch):
         code, told, error = run(nearest, folder, "--train", train, "--space", space, "--out", out,
                                 "--num", 4, "--device", "cpu")  # fmt: skip
         assert code == 0, error
-        assert "14 pictures" in told and "; 4 copied" in told
+        assert "14 images" in told and "; 4 copied" in told
         assert ("3 equal to one" in told) == (space == "pixels")
         page = read_png(out)
         for i in (5, 700, 1500):  # as generated, and as its neighbour
@@ -309,9 +310,9 @@ def test_nearest_refuses_in_one_sentence(runs, tmp_path, monkeypatch):
     for arguments, reason in [
         ((tmp_path / "none", "--train", "digits"), "does not exist"),
         ((runs / "off", "--train", tmp_path / "none"), "does not exist"),
-        ((runs / "off", "--train", large), "compare pictures of one size, or take another --space"),
+        ((runs / "off", "--train", large), "compare images of one size, or choose another --space"),
         ((large, "--train", "digits", "--space", "digits"), "digits extractor takes"),
-        ((runs / "off", "--train", large, "--k", 6), "holds 5 pictures, fewer than --k 6"),
+        ((runs / "off", "--train", large, "--k", 6), "holds 5 images, fewer than --k 6"),
     ]:
         code, told, error = run(nearest, *arguments, "--out", out, "--device", "cpu")
         assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error

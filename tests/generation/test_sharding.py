@@ -128,7 +128,7 @@ def test_streamed_shards_give_the_numbers_of_one_run(run, monkeypatch, tmp_path)
     measure = [*JOB, "--evaluate", "digits", "--json", "row.json"]
     for shard in (0, 1):
         monkeypatch.setenv("ERK_CACHE", str(tmp_path / f"cache{shard}"))
-        assert "its features are in" in run(main, *measure, "--shard", f"{shard}/2")
+        assert "done, features in" in run(main, *measure, "--shard", f"{shard}/2")
         assert not Path("row.json").exists()
     told = run(merge_command, "cache0/features", "cache1/features", "--dest", "all/features")
     assert "all/features: 5 files of features added" in told

@@ -174,7 +174,7 @@ def test_the_card_says_how_it_was_made(training, tmp_path):
     out = tmp_path / "ema-{std}.safetensors"
     snapshots = f"{folder}/*.safetensors"
     code, told, _ = run("--in", snapshots, "--std", 0.08, "--std", 0.1, "--out", out)
-    assert code == 0 and told.count("of its profile is not met") == 2
+    assert code == 0 and told.count("of the profile is not met") == 2
     made = tmp_path / "ema-0.080.safetensors"
     card = json.loads(made.with_suffix(".json").read_text())
     assert card["training"] == {"images": STEPS * BATCH, "ema_std": 0.08}
@@ -220,7 +220,7 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
     other.write_bytes(lone.read_bytes())
     for arguments, reason in [
         (("--in", tmp_path / "x*", "--std", 0.1, "--out", out), "names no .pkl or .safetensors"),
-        (("--in", lone, "--std", 0.1, "--out", out), "does not tell its average: name it"),
+        (("--in", lone, "--std", 0.1, "--out", out), "does not say what it averages: name it"),
         (("--in", folder, "--std", 0.3, "--out", out), "std lies between 0 and 0.2887"),
         (("--in", folder, "--std", 0.1, "--out", tmp_path / "a.pkl"), "must end in .safetensors"),
         (("--in", folder, "--std", 0.1, "--std", 0.2, "--out", out), "write {std} in --out"),

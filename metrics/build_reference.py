@@ -1,0 +1,147 @@
+"""Build a reference from real images: mean and covariance under one or more extractors.
+
+The images are shown to the networks once; features are cached, so an interrupted run resumes.
+Memory does not grow with the number of images, unless all features are kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from erk.runtime.distributed import gather, join
+from erk.runtime.memory import keep_freed_memory
+from metrics.extraction import Pass, assemble, first_shape, image_chunks, work
+from metrics.extractors import load_extractor
+from metrics.extractors.weights import refuse_random
+from metrics.images import ImageSource
+from metrics.protocols import find_protocol
+from metrics.reference_files import write_reference
+from metrics.references import Statistics
+from metrics.statistics import Moments
+from metrics.store import default_folder
+
+SPATIAL = "inception-spatial"
+PROTOCOLS = {
+    ("inception",): "edm",
+    ("dinov2", "inception"): "edm2",
+    ("inception", SPATIAL): "adm",
+    ("dinov2-pil",): "dgm-eval",
+    ("dinov2",): "kynkaat-dinov2",
+    ("digits",): "digits",
+}
+"""The protocol that needs just these statistics."""
+
+Chunks = list[tuple[int, str, int]]  # (start, key, size), see metrics/extraction.py
+
+
+def build_reference(
+    source: ImageSource,
+    dest: Path,
+    plan: Pass,
+    names: Sequence[str],
+    *,
+    protocol: str | None = None,
+    keep_features: bool = False,
+) -> str | None:
+    """Write the statistics of a set of images to a reference file.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The real images.
+    dest : Path
+        The .npz file to write.
+    plan : Pass
+        Extractors and cache, from `extraction_plan`.
+    names : sequence of str
+        The statistics: names of extractors, or inception-spatial.
+    protocol : str, optional
+        The protocol that the reference is for; None derives it from `names`.
+    keep_features : bool
+        Also store the features, for precision and recall.
+
+    Returns
+    -------
+    str or None
+        One line on the file; None in all ranks but the first.
+    """
+    if protocol is not None:
+        find_protocol(protocol)
+    height, width, _ = first_shape(source, plan.skip_corrupt)
+    with join(torch.device(plan.device)) as world:
+        chunks = image_chunks(source, plan)(world.rank, world.size)
+        share = [(c.start, c.key, c.size) for c in work(plan, chunks, world, len(source.names))]
+        every = sorted(chunk for part in gather(world, share) for chunk in part)
+    if world.rank > 0:
+        return None
+    statistics, kept = _statistics(plan, every, names, keep_features)
+    labels = source.labels if keep_features else None
+    protocol = protocol or PROTOCOLS.get(tuple(sorted(statistics)))
+    write_reference(
+        dest,
+        statistics,
+        protocol=protocol,
+        labels=None if labels is None else torch.tensor(labels)[kept],
+        image_size=height if height == width else None,
+    )
+    content = f"{len(kept)} images of {width}x{height}, {', '.join(statistics)}"
+    return f"{dest}: {content}, protocol {protocol or 'unknown (evaluate needs --protocol)'}"
+
+
+def extraction_plan(
+    names: Sequence[str],
+    weights: Mapping[str, str],
+    device: torch.device,
+    *,
+    allow_random: bool = False,
+    cache: str | None = None,
+    batch: int = 64,
+    skip_corrupt: bool = False,
+    offline: bool = False,
+) -> Pass:
+    """Load the extractors of some statistics. Raises ValueError or OSError with one sentence."""
+    refuse_random(weights, allow_random)
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        outputs = wanted.setdefault(name.removesuffix("-spatial"), ["features"])
+        outputs += ["spatial"] if name == SPATIAL else []
+    extractors = {
+        name: load_extractor(name, str(device), weights.get(name), offline) for name in wanted
+    }
+    if device.type == "cpu":
+        keep_freed_memory()
+    folder = default_folder() if cache is None else Path(cache)
+    return Pass(extractors, wanted, folder, batch, skip_corrupt, device)
+
+
+def _statistics(
+    plan: Pass, chunks: Chunks, names: Sequence[str], keep_features: bool
+) -> tuple[dict[str, Statistics], list[int]]:
+    """Return the statistics by name and the indices of the readable images, chunk by chunk."""
+    moments: dict[str, Moments] = {}
+    rows: dict[str, list[torch.Tensor]] = {}
+    kept: list[int] = []
+    for chunk in chunks:
+        found = assemble(plan, [chunk])
+        kept += found.kept.tolist()
+        for name, outputs in plan.wanted.items():
+            for output in outputs:
+                key = SPATIAL if output == "spatial" else name
+                if key not in names:
+                    continue
+                part = getattr(found.features[name], output)
+                moments.setdefault(key, Moments(part.shape[1])).add(part)
+                if keep_features:
+                    rows.setdefault(key, []).append(part)
+    statistics = {
+        key: Statistics(
+            sums.mean,
+            sums.cov,
+            sums.n,
+            torch.cat(rows[key]) if keep_features else None,
+            plan.extractors[key.removesuffix("-spatial")].sha256,
+        )
+        for key, sums in moments.items()
+    }
+    return statistics, kept
