@@ -1,17 +1,12 @@
-"""Settings: everything that decides a sample beside the networks, the noise and the labels.
-
-Every option of the sampler is declared here once, with its help: the command line, YAML rows, the
-identity of a run, the recipe of a card and the table in the docs derive from `fields()`.
-"""
+"""Settings: everything that decides a sample beside the networks, the noise and the labels."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +14,18 @@ from torch import Tensor
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import Card, Correction, auto, networks
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
+from erk.method.fields import FIELDS, check_names, field, fields
 from erk.method.guidance import SCALES, ErkGuid
 from erk.method.point import Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
 from erk.method.solvers import (
-    SOLVERS,
     analytic_first,
     default_options,
     make_solver,
     published_schedule,
 )
+
+__all__ = ["RECIPE", "Settings", "Twin", "check_names", "fields"]
 
 Twin = Callable[[Step, Step | None], tuple[Point | None, Tensor | None]]
 """(step, the previous step or None) -> (twin, h): a pair for ERK-Guid chosen by the caller."""
@@ -40,47 +37,12 @@ RECIPE = (
 """The settings that a correction depends on."""
 
 
-class Field(NamedTuple):
-    """One declared setting, for whatever derives from it (see `fields`)."""
-
-    name: str
-    default: Any
-    kind: type  # of one value: str, int, float or bool
-    help: str  # one sentence
-    group: str  # heading under which help pages and tables show it
-    symbol: str  # the paper's or EDM's symbol, "" if none
-    unit: str  # "sigma", "intervals", ... or ""
-    option: str  # spelling on the command line, "" if only Python can set it
-    metavar: str  # of the option, "" if it follows from kind and choices
-    choices: tuple[str, ...]  # the only values, or () if there are others
-    multiple: bool  # whether the option may be repeated
-
-
-def _setting(
-    default: Any,
-    help: str,
-    group: str,
-    *,
-    kind: type = float,
-    symbol: str = "",
-    unit: str = "",
-    option: str | None = None,
-    metavar: str = "",
-    choices: Iterable[str] = (),
-    multiple: bool = False,
-) -> Any:
-    """Declare a setting; `option` None: the name with dashes."""
-    metadata = {
-        "help": help, "group": group, "kind": kind, "symbol": symbol, "unit": unit,
-        "option": option, "metavar": metavar, "choices": tuple(choices), "multiple": multiple,
-    }  # fmt: skip
+def _setting(name: str) -> Any:
+    """Return the dataclass field of a declared setting."""
+    default = field(name).default
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-SOLVER, MODEL_GUIDANCE, ERK_GUID = "Solver and schedule", "Model guidance", "ERK-Guid"
-BASELINES, CHURN, PYTHON = "Baselines", "Stochastic sampling", "In Python only"
+        return dataclasses.field(default_factory=dict)
+    return dataclasses.field(default=torch.float32 if name == "dtype" else default)
 
 
 @dataclass(frozen=True)
@@ -93,84 +55,31 @@ class Settings:
     one sentence, for values out of range and for parts that do not go together.
     """
 
-    solver: str | Solver = _setting(
-        "heun", "Solver of the ODE (docs/solvers.md).", SOLVER, kind=str, choices=SOLVERS,
-        metavar="NAME",
-    )  # fmt: skip
-    schedule: str | Sequence[float] | None = _setting(
-        None, "Noise schedule, or noise levels 80,20,5,0; default: the one that the solver is "
-        "published with.", SOLVER, kind=str, metavar="NAME|LIST", symbol="sigma_i",
-    )  # fmt: skip
-    steps: int = _setting(
-        32, "Intervals of the schedule.", SOLVER, kind=int, symbol="N", unit="intervals"
-    )
-    sigma_min: float = _setting(
-        0.002, "Lowest noise level above 0.", SOLVER, symbol="sigma_min", unit="sigma"
-    )
-    sigma_max: float = _setting(
-        80.0, "Highest noise level.", SOLVER, symbol="sigma_max", unit="sigma"
-    )
-    rho: float | None = _setting(
-        None, "Exponent of the schedule; default: that of the schedule.", SOLVER, symbol="rho"
-    )
-    guidance: float = _setting(
-        1.0, "Weight of model guidance (CFG, Autoguidance); 1 is off.", MODEL_GUIDANCE, symbol="w"
-    )
-    guidance_interval: tuple[float, float] | None = _setting(
-        None, "Apply model guidance only for LO < sigma <= HI.", MODEL_GUIDANCE, kind=str,
-        unit="sigma", metavar="LO,HI",
-    )  # fmt: skip
-    w_stiff: float = _setting(0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff")
-    w_con: float = _setting(
-        0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con", unit="rho"
-    )
-    erk_scale: str = _setting(
-        "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, kind=str,
-        choices=SCALES,
-    )  # fmt: skip
-    erk_proj: bool = _setting(
-        False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, kind=bool
-    )
-    erk: str | Card | Correction | None = _setting(
-        None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference; FILE is a "
-        "card of erk calibrate (docs/beyond.md).", ERK_GUID, kind=str, metavar="auto|FILE",
-    )  # fmt: skip
-    twin: Twin | None = _setting(
-        None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON, option=""
-    )
-    S_churn: float = _setting(
-        0.0, "Noise injection of EDM; 0 is off.", CHURN, symbol="S_churn", option="--S-churn"
-    )
-    S_min: float = _setting(
-        0.0, "Lowest noise level that is churned.", CHURN, unit="sigma", option="--S-min"
-    )
-    S_max: float = _setting(
-        math.inf, "Highest noise level that is churned.", CHURN, unit="sigma", option="--S-max"
-    )
-    S_noise: float = _setting(1.0, "Scale of the injected noise.", CHURN, option="--S-noise")
-    afs: bool = _setting(False, "Analytic first step: one evaluation less.", SOLVER, kind=bool)
-    denoise_to_zero: bool = _setting(
-        False, "Add a last Euler step to sigma = 0.", SOLVER, kind=bool
-    )
-    adaptive_tau: float | None = _setting(
-        None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).", BASELINES,
-        symbol="tau", metavar="TAU",
-    )  # fmt: skip
-    pc_snr: float = _setting(
-        0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).", BASELINES,
-        symbol="r",
-    )  # fmt: skip
-    pc_stochastic: bool = _setting(
-        True, "The Langevin corrector without its noise.", BASELINES, kind=bool,
-        option="--pc-deterministic",
-    )  # fmt: skip
-    solver_options: dict[str, Any] = _setting(
-        {}, "An option of the solver, such as order=3; may be repeated.", SOLVER, kind=str,
-        option="--solver-option", metavar="NAME=VALUE", multiple=True,
-    )  # fmt: skip
-    dtype: torch.dtype = _setting(
-        torch.float32, "dtype of the state; networks see float32.", PYTHON, option=""
-    )
+    solver: str | Solver = _setting("solver")
+    schedule: str | Sequence[float] | None = _setting("schedule")
+    steps: int = _setting("steps")
+    sigma_min: float = _setting("sigma_min")
+    sigma_max: float = _setting("sigma_max")
+    rho: float | None = _setting("rho")
+    guidance: float = _setting("guidance")
+    guidance_interval: tuple[float, float] | None = _setting("guidance_interval")
+    w_stiff: float = _setting("w_stiff")
+    w_con: float = _setting("w_con")
+    erk_scale: str = _setting("erk_scale")
+    erk_proj: bool = _setting("erk_proj")
+    erk: str | Card | Correction | None = _setting("erk")
+    twin: Twin | None = _setting("twin")
+    S_churn: float = _setting("S_churn")
+    S_min: float = _setting("S_min")
+    S_max: float = _setting("S_max")
+    S_noise: float = _setting("S_noise")
+    afs: bool = _setting("afs")
+    denoise_to_zero: bool = _setting("denoise_to_zero")
+    adaptive_tau: float | None = _setting("adaptive_tau")
+    pc_snr: float = _setting("pc_snr")
+    pc_stochastic: bool = _setting("pc_stochastic")
+    solver_options: dict[str, Any] = _setting("solver_options")
+    dtype: torch.dtype = _setting("dtype")
 
     def __post_init__(self) -> None:
         check_schedule(self.levels, self.steps, self.sigma_min, self.sigma_max, self.rho)
@@ -202,7 +111,7 @@ class Settings:
                 "card with erk.calibration.card.read_card."
             )
         for name in ("w_stiff", "w_con", "erk_scale"):
-            usual = self.__dataclass_fields__[name].default
+            usual = field(name).default
             if getattr(self, name) != usual:
                 raise ValueError(f"erk brings its coefficients: leave {name} at {usual}.")
         if isinstance(self.erk, Card):
@@ -294,7 +203,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Return all settings as JSON holds them: equal for equal samples from equal inputs."""
-        plain = {one.name: _plain(getattr(self, one.name)) for one in dataclasses.fields(self)}
+        plain = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
         return plain | {"schedule": _plain(self.levels)}
 
     def recipe(self) -> dict[str, Any]:
@@ -363,37 +272,6 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     ),
 )
 """Combinations that are refused, each with its sentence."""
-
-
-def fields() -> tuple[Field, ...]:
-    """Return all settings as `Field` rows, in the order of their declaration.
-
-    `option` is the spelling on the command line ("" for settings of Python alone). A `bool` is a
-    flag that sets the opposite of its default: `--pc-deterministic` sets pc_stochastic to False.
-    `help` is one sentence without the default. Where `choices` is not empty no other text is
-    valid. Options of `kind` str whose values are not text are parsed by the caller: `schedule`
-    (a name or noise levels with commas), `guidance_interval` (two numbers with a comma),
-    `solver_options` (NAME=VALUE, `multiple`) and `erk` (auto or the path of a card).
-    """
-    return tuple(_field_of(one) for one in dataclasses.fields(Settings))
-
-
-def _field_of(one: dataclasses.Field[Any]) -> Field:
-    default = {} if one.default is dataclasses.MISSING else one.default
-    declared = dict(one.metadata)
-    if declared["option"] is None:
-        declared["option"] = "--" + one.name.replace("_", "-")
-    return Field(one.name, default, **declared)
-
-
-def check_names(names: Iterable[str], caller: str) -> None:
-    """Raise TypeError for the first name that is no setting, with the nearest one."""
-    known = [one.name for one in dataclasses.fields(Settings)]
-    unknown = next((name for name in names if name not in known), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from erk.method.coefficients import (
     unipc_weights,
     vp_time,
 )
+from erk.method.fields import PUBLISHED_SCHEDULES
 from erk.method.point import Drift, Point, Solver, Step
 
 
@@ -290,17 +291,6 @@ SOLVERS: dict[str, Callable[..., Step]] = {
     "dpmpp": dpmpp,
     "unipc": unipc,
 }
-PUBLISHED_SCHEDULES = {
-    "euler": "polynomial",
-    "heun": "edm",
-    "dpm2": "polynomial",
-    "ipndm": "polynomial",
-    "ipndm_v": "polynomial",
-    "deis": "time_uniform",
-    "dpmpp": "logsnr",
-    "unipc": "logsnr",
-}
-"""The schedule that each solver is published with."""
 BOUND = ("sigmas", "ends")  # keywords that the run fills in; no options of the user's
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 

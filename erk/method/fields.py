@@ -1,0 +1,121 @@
+"""The declaration of all settings: names, defaults, help. Imports no torch, so help is fast.
+
+The dataclass `Settings` takes its defaults from here. The command line, YAML rows, the identity
+of a run, the recipe of a card and the table in the docs derive from `fields()`.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+PUBLISHED_SCHEDULES = {
+    "euler": "polynomial",
+    "heun": "edm",
+    "dpm2": "polynomial",
+    "ipndm": "polynomial",
+    "ipndm_v": "polynomial",
+    "deis": "time_uniform",
+    "dpmpp": "logsnr",
+    "unipc": "logsnr",
+}
+"""The schedule that each solver is published with."""
+SCHEDULE_NAMES = ("edm", "polynomial", "logsnr", "time_uniform", "discrete")
+SCALE_NAMES = ("quadratic", "abs", "alpha")
+
+SOLVER, MODEL_GUIDANCE, ERK_GUID = "Sampling", "Model guidance", "ERK-Guid"
+BASELINES, CHURN, PYTHON = "Baselines", "Stochastic sampling", "In Python only"
+
+
+class Field(NamedTuple):
+    """The declaration of one setting."""
+
+    name: str
+    default: Any
+    help: str  # one sentence, without the default
+    group: str  # heading of help pages and tables
+    kind: type = float  # of one value: str, int, float or bool
+    symbol: str = ""  # of the paper or of EDM
+    unit: str = ""  # "sigma", "intervals", ...
+    spelling: str | None = None  # on the command line; None: the name with dashes; "": Python only
+    metavar: str = ""  # of the option; "": follows from kind and choices
+    choices: tuple[str, ...] = ()  # the only text that is valid; (): any
+    multiple: bool = False  # whether the option may be repeated
+    note: str = ""  # the default in words, where help pages need them
+
+    @property
+    def option(self) -> str:
+        """The spelling on the command line; "" for settings of Python alone."""
+        if self.spelling is None:
+            return "--" + self.name.replace("_", "-")
+        return self.spelling
+
+
+FIELDS = (
+    Field("solver", "heun", "Solver of the ODE (docs/solvers.md).", SOLVER, str,
+          choices=tuple(PUBLISHED_SCHEDULES)),
+    Field("schedule", None, f"Noise schedule ({', '.join(SCHEDULE_NAMES)}), or noise levels "
+          "80,20,5,0.", SOLVER, str, "sigma_i", metavar="NAME|LIST",
+          note="the solver's published one"),
+    Field("steps", 32, "Intervals of the schedule.", SOLVER, int, "N", "intervals"),
+    Field("sigma_min", 0.002, "Lowest noise level above 0.", SOLVER, symbol="sigma_min",
+          unit="sigma"),
+    Field("sigma_max", 80.0, "Highest noise level.", SOLVER, symbol="sigma_max", unit="sigma"),
+    Field("rho", None, "Exponent of the schedule.", SOLVER, symbol="rho", note="the schedule's"),
+    Field("guidance", 1.0, "Weight of model guidance (CFG, Autoguidance); 1 is off.",
+          MODEL_GUIDANCE, symbol="w"),
+    Field("guidance_interval", None, "Apply model guidance only for LO < sigma <= HI.",
+          MODEL_GUIDANCE, str, unit="sigma", metavar="LO,HI"),
+    Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff"),
+    Field("w_con", 0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con",
+          unit="rho"),
+    Field("erk_scale", "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, str,
+          choices=SCALE_NAMES),
+    Field("erk_proj", False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, bool),
+    Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference; "
+          "FILE is a card of erk calibrate (docs/beyond.md).", ERK_GUID, str, metavar="auto|FILE"),
+    Field("twin", None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON,
+          spelling=""),
+    Field("S_churn", 0.0, "Noise injection of EDM; 0 is off.", CHURN, symbol="S_churn"),
+    Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma"),
+    Field("S_max", math.inf, "Highest noise level that is churned.", CHURN, unit="sigma"),
+    Field("S_noise", 1.0, "Scale of the injected noise.", CHURN),
+    Field("afs", False, "Analytic first step: one evaluation less.", SOLVER, bool),
+    Field("denoise_to_zero", False, "End with an Euler step to sigma = 0.", SOLVER, bool),
+    Field("adaptive_tau", None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).",
+          BASELINES, symbol="tau", metavar="TAU"),
+    Field("pc_snr", 0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).",
+          BASELINES, symbol="r"),
+    Field("pc_stochastic", True, "Use the Langevin corrector without its noise.", BASELINES, bool,
+          spelling="--pc-deterministic"),
+    Field("solver_options", {}, "An option of the solver, such as order=3; may be repeated.",
+          SOLVER, str, spelling="--solver-option", metavar="NAME=VALUE", multiple=True),
+    Field("dtype", "float32", "dtype of the state; networks see float32.", PYTHON, spelling=""),
+)  # fmt: skip
+
+
+def fields() -> tuple[Field, ...]:
+    """Return the declarations of all settings, in the order of `Settings`.
+
+    A `bool` is a flag that sets the opposite of its default: `--pc-deterministic` sets
+    pc_stochastic to False. Text that is not the value itself is parsed by
+    `erk.generation.options`: `schedule` (a name, or noise levels with commas),
+    `guidance_interval` (two numbers with a comma), `solver_options` (NAME=VALUE, `multiple`) and
+    `erk` (auto, or the path of a card).
+    """
+    return FIELDS
+
+
+def field(name: str) -> Field:
+    """Return the declaration of one setting; KeyError for an unknown name."""
+    return {one.name: one for one in FIELDS}[name]
+
+
+def check_names(names: Iterable[str], caller: str) -> None:
+    """Raise TypeError for the first name that is no setting, with the nearest one."""
+    known = [one.name for one in FIELDS]
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
