@@ -32,30 +32,14 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 )
 @shared.sampling_options(
     32,
-    cloup.option("--S-churn", "S_churn", type=float, default=0.0, help="EDM's stochasticity."),
-    cloup.option("--S-min", "S_min", type=float, default=0.0, help="Lowest sigma with churn."),
-    cloup.option("--S-max", "S_max", type=float, default=float("inf"),
-                 help="Highest sigma with churn."),
-    cloup.option("--S-noise", "S_noise", type=float, default=1.0, help="Scale of churn noise."),
+    *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise")),
 )  # fmt: skip
 @cloup.option_group(
-    "ERK-Guid",
-    cloup.option("--w-stiff", type=float, default=0.0, help="Strength of ERK-Guid; 0 is off."),
-    cloup.option("--w-con", type=float, default=0.5, help="Stiffness above which ERK-Guid acts."),
-    cloup.option("--erk-scale", type=click.Choice(["quadratic", "abs", "alpha"]),
-                 default="quadratic", help="Growth of the correction with z (Fig. 6b)."),
-    cloup.option("--erk", metavar="auto|FILE", help="Correction without weights: 'auto' weighs "
-                 "the solver's embedded difference; FILE is a card of erk calibrate "
-                 "(docs/beyond.md)."),
-)  # fmt: skip
+    "ERK-Guid", *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk"))
+)
 @cloup.option_group(
     "Baselines of the paper",
-    cloup.option("--erk-proj", is_flag=True, help="ERK-Proj instead of ERK-Guid (Eq. 59-61)."),
-    cloup.option("--adaptive-tau", type=float, metavar="TAU",
-                 help="Halve Heun's steps where stiffness exceeds TAU (Table 10)."),
-    cloup.option("--pc-snr", type=float, default=0.0,
-                 help="Signal-to-noise ratio of a Langevin corrector; 0 is off (Table 11)."),
-    cloup.option("--pc-deterministic", is_flag=True, help="The corrector without its noise."),
+    *map(shared.setting, ("erk_proj", "adaptive_tau", "pc_snr", "pc_stochastic")),
 )  # fmt: skip
 @cloup.option_group(
     "Output",

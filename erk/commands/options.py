@@ -9,6 +9,8 @@ from typing import Any
 import click
 import cloup
 
+from erk.method.fields import field
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
@@ -34,6 +36,23 @@ noise_option = cloup.option(
 dry_run_option = cloup.option("--dry-run", is_flag=True, help="Print the cost and stop.")
 
 
+def setting(name: str, **changes: Any) -> Decorator:
+    """Declare the option of one setting, as `erk.method.fields` declares it, with `changes`."""
+    one = field(name)
+    options: dict[str, Any] = {"help": one.help}
+    if one.note:
+        options["help"] += f"  [default: {one.note}]"
+    if one.kind is bool:
+        options["is_flag"] = True
+    else:
+        options |= {"default": None if one.multiple else one.default, "multiple": one.multiple}
+        options |= {"metavar": one.metavar} if one.metavar else {}
+        named = one.choices and not one.metavar
+        options["type"] = click.Choice(one.choices) if named else one.kind
+    variable = one.option.lstrip("-").replace("-", "_")
+    return cloup.option(one.option, variable, **(options | changes))
+
+
 def network_options(*more: Decorator) -> Decorator:
     """Declare the options of the network, the guide and model guidance, before `more`."""
     return cloup.option_group(
@@ -50,14 +69,9 @@ def network_options(*more: Decorator) -> Decorator:
             "--gnet", metavar="FILE",
             help="Guide: an unconditional network for CFG, a weaker one for Autoguidance.",
         ),
-        cloup.option(
-            "--guidance", type=float,
-            help="Weight of model guidance; 1 is off.  [default: the preset's, else 1]",
-        ),
-        cloup.option(
-            "--guidance-interval", metavar="LO,HI",
-            help="Apply model guidance only for LO < sigma <= HI.",
-        ),
+        setting("guidance", default=None, help=field("guidance").help
+                + "  [default: the preset's, else 1]"),
+        setting("guidance_interval"),
         *more,
     )  # fmt: skip
 
@@ -66,28 +80,11 @@ def sampling_options(steps: int, *more: Decorator) -> Decorator:
     """Declare the options of the solver and its noise levels, before `more`."""
     return cloup.option_group(
         "Sampling",
-        cloup.option(
-            "--solver", default="heun", metavar="NAME",
-            help="euler, heun, dpm2, ipndm, ipndm_v, deis, dpmpp or unipc (docs/solvers.md).",
-        ),
-        cloup.option(
-            "--solver-option", multiple=True, metavar="NAME=VALUE",
-            help="An option of the solver, such as order=3; may be repeated.",
-        ),
-        cloup.option(
-            "--schedule", default="edm", metavar="NAME|LIST",
-            help="edm, polynomial, logsnr, time_uniform, discrete, or noise levels 80,20,5,0.",
-        ),
-        cloup.option("--steps", type=int, default=steps, help="Intervals of the schedule."),
-        cloup.option("--sigma-min", type=float, default=0.002, help="Lowest noise level above 0."),
-        cloup.option("--sigma-max", type=float, default=80.0, help="Highest noise level."),
-        cloup.option(
-            "--rho", type=float, help="Exponent of the schedule.  [default: the schedule's]"
-        ),
-        cloup.option("--afs", is_flag=True, help="Analytic first step: one evaluation less."),
-        cloup.option(
-            "--denoise-to-zero", is_flag=True, help="End with an Euler step to sigma = 0."
-        ),
+        setting("solver"),
+        setting("solver_options"),
+        setting("schedule"),
+        setting("steps", default=steps),
+        *map(setting, ("sigma_min", "sigma_max", "rho", "afs", "denoise_to_zero")),
         *more,
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ class Field(NamedTuple):
     unit: str = ""  # "sigma", "intervals", ...
     spelling: str | None = None  # on the command line; None: the name with dashes; "": Python only
     metavar: str = ""  # of the option; "": follows from kind and choices
-    choices: tuple[str, ...] = ()  # the only text that is valid; (): any
+    choices: tuple[str, ...] = ()  # the only names that are valid; (): any text
     multiple: bool = False  # whether the option may be repeated
     note: str = ""  # the default in words, where help pages need them
 
@@ -52,9 +52,9 @@ class Field(NamedTuple):
 
 
 FIELDS = (
-    Field("solver", "heun", "Solver of the ODE (docs/solvers.md).", SOLVER, str,
-          choices=tuple(PUBLISHED_SCHEDULES)),
-    Field("schedule", None, f"Noise schedule ({', '.join(SCHEDULE_NAMES)}), or noise levels "
+    Field("solver", "heun", f"Solver: {', '.join(PUBLISHED_SCHEDULES)} (docs/solvers.md).", SOLVER,
+          str, metavar="NAME", choices=tuple(PUBLISHED_SCHEDULES)),
+    Field("schedule", None, f"Noise schedule: {', '.join(SCHEDULE_NAMES)}; or noise levels "
           "80,20,5,0.", SOLVER, str, "sigma_i", metavar="NAME|LIST",
           note="the solver's published one"),
     Field("steps", 32, "Intervals of the schedule.", SOLVER, int, "N", "intervals"),

@@ -48,7 +48,8 @@ def test_options_reach_the_solver(tmp_path):
 
 def test_auto_is_recorded_and_says_where_it_can_do_nothing(tmp_path):
     for solver, is_idle in (("heun", False), ("deis", True)):
-        result = run(tmp_path / solver, "--steps", "4", "--solver", solver, "--erk", "auto")
+        how = ["--steps", "4", "--solver", solver, "--schedule", "edm", "--erk", "auto"]
+        result = run(tmp_path / solver, *how)
         assert result.exit_code == 0, result.output
         assert ("has no effect for" in result.stderr) == is_idle
         told = settings(tmp_path / solver)["correction"]
