@@ -1,0 +1,164 @@
+"""The code and the commands of every document run, and print what the document shows."""
+
+from contextlib import suppress
+from types import SimpleNamespace
+
+import click
+import nbformat
+import pytest
+import torch
+from click.exceptions import Exit
+from documents import PAGES, ROOT, commands, execute, python_blocks, run_commands, run_page, same
+from nbclient import NotebookClient
+from PIL import Image
+
+from erk.commands.main import main as erk
+
+
+def test_same_forgives_rounding_and_nothing_else():
+    assert same("a 0.65, b nan", "a 0.66,\nb nan")
+    assert not same("a 0.65", "a 0.70") and not same("a 0.65", "a") and not same("a 1", "b 1")
+
+
+@pytest.mark.parametrize("page", ["docs/howto/solver.md", "docs/howto/data.md", "docs/solvers.md"])
+def test_a_page_of_python_runs(page):
+    run_page(page)
+
+
+def test_the_tutorial(tmp_path, monkeypatch):
+    run_page("docs/tutorial.md")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    assert "beyond noise" in run_commands("docs/tutorial.md")[-1]
+    assert (tmp_path / "on/grid.png").is_file()
+
+
+def test_the_page_without_knobs(tmp_path, monkeypatch):
+    run_page("docs/howto/without-knobs.md")
+    monkeypatch.chdir(tmp_path)
+    assert "recommended: --w-stiff" in run_commands("docs/howto/without-knobs.md")[-1]
+    assert len([*(tmp_path / "calibrated").glob("*.png")]) >= 16
+
+
+def test_the_page_on_guidance():
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+
+    def network(x, t, labels):  # exact for Gaussian data of deviation 1
+        return x * (1 - table[t.round().long()]).sqrt()[:, None]
+
+    space = {"network": network, "labels": torch.ones(3, 1), "no_labels": torch.zeros(3, 1)}
+    space["noise"] = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    space["weaker"] = lambda x, sigma, labels: x / (1 + sigma**2) * 0.9
+    run_page("docs/howto/guidance.md", space)
+    assert space["x0"].isfinite().all()
+
+
+class Pipeline:
+    """A diffusers pipeline whose network is exact for Gaussian data."""
+
+    def __init__(self):
+        from diffusers import DPMSolverMultistepScheduler
+
+        self.scheduler = DPMSolverMultistepScheduler()
+
+    def __call__(self, prompt, num_inference_steps):
+        table = self.scheduler.alphas_cumprod
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in self.scheduler.timesteps:
+            noise = x * (1 - table[t]).sqrt()  # data of deviation 1
+            x = self.scheduler.step(noise, t, x).prev_sample
+        return SimpleNamespace(images=[x])
+
+
+def test_the_page_on_integrations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(run_commands("docs/integrations.md")) == 2 and not [*tmp_path.iterdir()]
+    page = "docs/integrations.md"
+    diffusers, edm2, k_diffusion, any_model = python_blocks(page)
+    space = {"pipe": Pipeline()}
+    execute(diffusers, page, space)
+    assert space["pipe"].scheduler.config.w_stiff == 1 and space["image"].isfinite().all()
+    execute(edm2, page, space)
+    assert len(space["images"]) == 3 and (tmp_path / "out/digits-pipeline").is_dir()
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    space = {"noise": noise, "sigmas": torch.tensor([5.0, 1.0, 0.3, 0.0])}
+    space["model"] = lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2)
+    execute(k_diffusion, page, space)
+    assert space["x0"].isfinite().all()
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    space |= {"alphas_cumprod": table, "labels": torch.ones(2, 1), "no_labels": torch.zeros(2, 1)}
+    space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt()[:, None]
+    execute(any_model, page, space)
+    assert space["x0"].isfinite().all()
+
+
+def test_the_page_on_images_and_traces(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    assert len(run_commands("docs/looking.md")) == 6
+    for name in ("off/grid.png", "film.gif", "trace.png", "differences.png", "nearest.png",
+                 "nearest-features.png"):  # fmt: skip
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 100
+    (block,) = python_blocks("docs/looking.md")
+    assert execute(block, "docs/looking.md", {}).startswith("0.23%")
+
+
+def test_the_page_on_metrics():
+    (block,) = python_blocks("docs/evaluation.md")
+    space = {}
+    execute(block, "docs/evaluation.md", space)
+    assert space["result"].values["fd"] > 100 and space["result"].errors["fd"] > 0
+
+
+def test_the_readme(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    api, loop, scheduler = python_blocks("README.md")
+    space = {}
+    execute(api, "README.md", space)
+    assert space["images"].shape == (16, 1, 8, 8)
+    x, f = torch.ones(2, 3), torch.full((2, 3), 0.5)
+    space = {"x": x, "f": f, "sigma": torch.tensor(2.0), "sigma_next": torch.tensor(1.5)}
+    space |= {"f_euler": f * 0.9, "x_euler": x - 0.25, "twin": None}
+    execute(loop, "README.md", space)
+    execute(loop, "README.md", space)  # now with a twin
+    assert space["x"].shape == (2, 3)
+    space = {"pipe": Pipeline()}
+    execute(scheduler, "README.md", space)
+    assert space["pipe"].scheduler.config.w_stiff == 1
+    assert space["pipe"]("a fox", 5).images[0].isfinite().all()
+
+
+def test_every_command_of_the_documents_has_known_options(monkeypatch):
+    seen = 0
+    for page in PAGES:
+        for words in commands(page):
+            if not words or words[0].startswith("-"):  # erk --help
+                continue
+            name, *given = words
+            with click.Context(erk) as parent:
+                command = erk.get_command(parent, name)
+            assert command is not None, (page, name)
+            for option in command.params:
+                if "..." in given or "$job" in given:  # the reader's own options
+                    monkeypatch.setattr(option, "required", False)
+                if isinstance(option.type, click.Path):  # the reader's files
+                    monkeypatch.setattr(option.type, "exists", False)
+            with suppress(Exit):  # --list and --list-presets
+                command.make_context(name, [word for word in given if word not in ("...", "$job")])
+            seen += 1
+    assert seen > 30
+
+
+def test_the_notebook():
+    shown = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+    executed = nbformat.from_dict(shown)
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(executed, timeout=600, resources=resources, coalesce_streams=True).execute()
+    for before, after in zip(shown.cells, executed.cells, strict=True):
+        pairs = [*zip(before.get("outputs", ()), after.get("outputs", ()), strict=True)]
+        for a, b in pairs:
+            assert a.output_type == b.output_type
+            assert same(b.get("text", ""), a.get("text", "")), (a, b)
+    assert (ROOT / "docs/tour.ipynb").stat().st_size < 150_000
