@@ -8,9 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erk.commands import compare as compare_runs
-from erk.commands import generate, nearest
-from erk.commands import trace as plot_trace
+from erk.commands import compare, generate, nearest, trace
 from erk.generation.images import png_bytes, read_png
 from erk.generation.sheets import Cell, captioned_sheet, fitted
 from metrics import nearest as nearest_images
@@ -149,18 +147,18 @@ def test_films_refuse_in_one_sentence(tmp_path, monkeypatch, options, reason):
 def test_a_trace_becomes_a_picture(runs, tmp_path):
     out = tmp_path / "trace.png"
     traces = runs / "on.npz", runs / "off.npz"
-    code, told, error = run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
+    code, told, error = run(trace, *traces, "--w-con", 0.3, "--out", out)
     assert (code, told) == (0, f"wrote {out}\n"), error
     image = np.asarray(Image.open(out))
     assert image.shape[1] > 1000 and 200 < image.shape[0] < 900 and image.std() > 10
     first = out.read_bytes()
-    run(plot_trace, *traces, "--w-con", 0.3, "--out", out)
+    run(trace, *traces, "--w-con", 0.3, "--out", out)
     assert out.read_bytes() == first
 
 
 def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
     """Medians as drawn, read back from matplotlib's own lines."""
-    from erk.analysis import plots
+    from erk.analysis import trace_plot
 
     drawn = {}
 
@@ -169,35 +167,36 @@ def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
             drawn[axes.get_title()] = [line.get_xydata() for line in axes.get_lines()]
         return b""
 
-    monkeypatch.setattr(plots, "png", keep)
-    trace = plot_trace.read_trace(runs / "on.npz")
-    plot_trace.plot({"on": trace})
-    known = ~np.isnan(trace["stiffness"]).any(1)
+    monkeypatch.setattr(trace_plot, "png", keep)
+    content = trace.read_trace(runs / "on.npz")
+    trace_plot.plot_trace(content)
+    known = ~np.isnan(content["stiffness"]).any(1)
     (stiffness,) = drawn["estimated stiffness"]
-    np.testing.assert_allclose(stiffness[:, 0], trace["sigmas"][known])
-    np.testing.assert_allclose(stiffness[:, 1], np.median(trace["stiffness"][known], 1), rtol=1e-6)
+    np.testing.assert_allclose(stiffness[:, 0], content["sigmas"][known])
+    medians = np.median(content["stiffness"][known], 1)
+    np.testing.assert_allclose(stiffness[:, 1], medians, rtol=1e-6)
     (gate,) = drawn["share of samples corrected"]
-    np.testing.assert_allclose(gate[:, 1], trace["gate"][known].mean(1), rtol=1e-6)
+    np.testing.assert_allclose(gate[:, 1], content["gate"][known].mean(1), rtol=1e-6)
     assert len(drawn["embedded error of the pair"]) == 2
 
 
 def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
     no_pair = tmp_path / "short.npz"
-    zeros = {n: np.full((1, 2), np.nan) for n in plot_trace.COLUMNS}
+    zeros = {n: np.full((1, 2), np.nan) for n in trace.COLUMNS}
     np.savez(no_pair, sigmas=np.ones(1), seeds=np.arange(2), **zeros)
     broken = tmp_path / "broken.npz"
     broken.write_bytes((runs / "on.npz").read_bytes()[:300])
     out = tmp_path / "a.png"
     for arguments, reason in [
         ((tmp_path / "none.npz", "--out", out), "there is no file"),
-        ((broken, "--out", out), "is no trace: make one with generate.py --trace"),
+        ((broken, "--out", out), "is no trace: write one with erk generate --trace"),
         ((runs / "on" / "images.npz", "--out", out), "is no trace"),
         ((no_pair, "--out", out), "has no step with a pair"),
         ((runs / "on.npz", "--out", tmp_path / "a.pdf"), "must end in .png"),
-        ((runs / "on.npz", "--out", out, "--w-con", 0), "has no place on a logarithmic axis"),
+        ((runs / "on.npz", "--out", out, "--w-con", 0), "is not on a logarithmic axis"),
         ((runs / "on.npz", runs / "on.npz", "--out", out), "two traces have one name"),
     ]:
-        code, told, error = run(plot_trace, *arguments)
+        code, told, error = run(trace, *arguments)
         assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
 
@@ -208,7 +207,7 @@ def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
 def test_the_largest_differences_come_first(runs, tmp_path):
     out, table = tmp_path / "d.png", tmp_path / "d.csv"
     pair = runs / "off", runs / "on"
-    code, told, error = run(compare_runs, *pair, "--out", out, "--num", 3, "--csv", table)
+    code, told, error = run(compare, *pair, "--out", out, "--num", 3, "--csv", table)
     assert code == 0, error
     assert "w_stiff 0.0 / 0.5" in told and "w_con 0.5 / 0.3" in told and told.startswith("settings")
     with open(table) as file:
@@ -228,7 +227,7 @@ def test_the_largest_differences_come_first(runs, tmp_path):
 
 
 def test_a_run_equals_itself(runs, tmp_path):
-    code, told, _ = run(compare_runs, runs / "off", runs / "off", "--out", tmp_path / "d.png")
+    code, told, _ = run(compare, runs / "off", runs / "off", "--out", tmp_path / "d.png")
     assert code == 0 and "the same" in told and "20 equal" in told
 
 
@@ -241,13 +240,13 @@ def test_compare_refuses_in_one_sentence(runs, tmp_path):
             (folder / f"{name}.png").write_bytes(png_bytes(np.zeros((1, size, size), np.uint8)))
     out = tmp_path / "a.png"
     for arguments, reason in [
-        ((runs / "off", small, "--out", out), "compare pictures of one size"),
+        ((runs / "off", small, "--out", out), "compare images of one size"),
         ((runs / "off", unnamed, "--out", out), "without a seed in their name"),
         ((runs / "off", other, "--out", out), "share no seed"),
         ((runs / "off", tmp_path / "none", "--out", out), "does not exist"),
         ((runs / "off", runs / "on", "--out", tmp_path / "a.jpg"), "must end in .png"),
     ]:
-        code, told, error = run(compare_runs, *arguments)
+        code, told, error = run(compare, *arguments)
         assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
 

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from erk.commands import prepare_imagenet
+from erk.commands import imagenet_archive
 from erk.commands.prepare_imagenet import main
 from erk.io import untrusted
 from erk.io.untrusted import PNG
@@ -34,7 +34,7 @@ SHAPES = [  # width, height: portrait, landscape, square, small, exact, large, t
 ]
 
 
-def picture(width, height, mode="RGB", seed=0):
+def draw(width, height, mode="RGB", seed=0):
     """Smooth colours with noise on top, like a photograph."""
     rng = np.random.default_rng([width, height, seed])
     coarse = rng.integers(0, 256, (2 + height // 8, 2 + width // 8, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def expected(image, size):
 @pytest.mark.parametrize("size", [SIZE, 1, 21])
 def test_the_crop_is_adms(size, mode):
     for width, height in SHAPES:
-        image = picture(width, height, mode)
+        image = draw(width, height, mode)
         found = np.asarray(centre_crop(image, size))
         assert found.shape == (size, size, 3)
         np.testing.assert_array_equal(found, expected(image, size))
@@ -72,11 +72,11 @@ def test_the_crop_is_adms(size, mode):
 
 def test_halving_a_square_takes_means():
     """Without Pillow: means of two neighbours, halves rounded up, along rows and then columns."""
-    pixels = np.asarray(picture(64, 64)).astype(int)
+    pixels = np.asarray(draw(64, 64)).astype(int)
     for _ in range(2):
         pixels = (pixels[:, ::2] + pixels[:, 1::2] + 1) // 2
         pixels = (pixels[::2] + pixels[1::2] + 1) // 2
-    np.testing.assert_array_equal(centre_crop(picture(64, 64), SIZE), pixels)
+    np.testing.assert_array_equal(centre_crop(draw(64, 64), SIZE), pixels)
 
 
 def encoded(image):
@@ -88,7 +88,7 @@ def encoded(image):
 CLASSES = ("n02000001", "n01000009", "n01000001")
 TREE = {
     f"{folder}/{folder}_{i}.JPEG": encoded(
-        picture(20 + 3 * i, 30 + 7 * number, "CMYK" if i == 2 else "RGB", seed=number)
+        draw(20 + 3 * i, 30 + 7 * number, "CMYK" if i == 2 else "RGB", seed=number)
     )
     for number, folder in enumerate(CLASSES)
     for i in (10, 2, 1)
@@ -144,21 +144,21 @@ def prepare(tmp_path):
 
 
 def content(path):
-    """The pictures and the labels of an archive."""
+    """The images and the labels of an archive."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".png")]
-        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
-        return names, pictures, json.loads(archive.read("dataset.json"))["labels"]
+        images = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
+        return names, images, json.loads(archive.read("dataset.json"))["labels"]
 
 
 def test_pixels_names_and_labels(prepare, train):
     result, path = prepare(train)
     assert result.exit_code == 0, result.output
-    assert "9 pictures of 16x16, 3 classes" in result.stdout and "0 left out" in result.stdout
-    names, pictures, labels = content(path)
+    assert "9 images of 16x16, 3 classes" in result.stdout and "0 left out" in result.stdout
+    names, images, labels = content(path)
     assert names == [f"00000/img{i:08d}.png" for i in range(9)]
     assert labels == [[name, i // 3] for i, name in enumerate(names)]
-    for name, pixels in zip(ORDER, pictures, strict=True):
+    for name, pixels in zip(ORDER, images, strict=True):
         source = Image.open(io.BytesIO(TREE[name]))
         np.testing.assert_array_equal(pixels, expected(source, SIZE))
     with zipfile.ZipFile(path) as archive:
@@ -190,19 +190,19 @@ def test_every_source_and_any_number_of_workers_give_the_same_bytes(prepare, tra
     assert len(made) == 1
 
 
-def test_a_part_of_the_pictures_keeps_their_classes(prepare, train):
+def test_a_part_of_the_images_keeps_their_classes(prepare, train):
     _, first = prepare(train, "--per-class", "2", dest="first.zip")
-    _, pictures, labels = content(first)
+    _, images, labels = content(first)
     assert [label for _, label in labels] == [0, 0, 1, 1, 2, 2]
     chosen = [ORDER[i] for i in (0, 1, 3, 4, 6, 7)]
     source = [Image.open(io.BytesIO(TREE[name])) for name in chosen]
-    np.testing.assert_array_equal(pictures, [expected(image, SIZE) for image in source])
+    np.testing.assert_array_equal(images, [expected(image, SIZE) for image in source])
     _, second = prepare(train, "--per-class", "2", "--max-images", "3", dest="second.zip")
     assert content(second)[2] == labels[:3]
 
 
-def test_more_than_a_thousand_pictures(prepare, tmp_path):
-    data = encoded(picture(4, 4))
+def test_more_than_a_thousand_images(prepare, tmp_path):
+    data = encoded(draw(4, 4))
     tree = {f"{folder}/{i}.jpg": data for folder in "ab" for i in range(501)}
     _, path = prepare(write_zip(tmp_path / "many.zip", tree), "--size", "1")
     names, _, labels = content(path)
@@ -227,14 +227,14 @@ def test_a_flat_folder_has_no_labels(prepare, tmp_path):
 
 
 BROKEN = {
-    "no picture": b"junk",
+    "no image": b"junk",
     "truncated": TREE[ORDER[4]][:-300],
 }
 
 
 @pytest.mark.parametrize("reason", BROKEN)
 @pytest.mark.parametrize("write", [write_folder, write_tar_of_tars, write_zip])
-def test_corrupt_pictures(prepare, tmp_path, reason, write):
+def test_corrupt_images(prepare, tmp_path, reason, write):
     source = write(tmp_path / "train", TREE | {ORDER[4]: BROKEN[reason]})
     result, path = prepare(source)
     assert result.exit_code == 2
@@ -249,7 +249,7 @@ def test_corrupt_pictures(prepare, tmp_path, reason, write):
     assert [label for _, label in labels] == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
-def test_a_damaged_member_of_a_zip_is_a_corrupt_picture(prepare, tmp_path):
+def test_a_damaged_member_of_a_zip_is_a_corrupt_image(prepare, tmp_path):
     path = tmp_path / "train.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in TREE.items():
@@ -263,7 +263,7 @@ def test_a_damaged_member_of_a_zip_is_a_corrupt_picture(prepare, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_picture_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, monkeypatch):
+def test_a_image_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, monkeypatch):
     """The 170 megapixels that Pillow lets pass with a warning are refused unread."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 17_000, 10_000, 8, 0, 0, 0, 0)
     huge = PNG + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -276,17 +276,17 @@ def test_a_picture_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path,
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # where Pillow would warn
     result, _ = prepare(write_folder(tmp_path / "train", TREE))
     assert result.exit_code == 0 and "Warning" not in result.stderr
-    monkeypatch.setattr(prepare_imagenet, "MAX_PIXELS", 9331 * 6530)
-    for module in (untrusted, prepare_imagenet):
+    monkeypatch.setattr(imagenet_archive, "MAX_PIXELS", 9331 * 6530)
+    for module in (untrusted, imagenet_archive):
         monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 100)
     for train in (source, write_tar(tmp_path / "train.tar", TREE)):
         result, _ = prepare(train, "--skip-corrupt", dest="other.zip")
         assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
 
 
-def test_a_picture_of_endless_passes_is_refused(prepare, tmp_path):
+def test_a_image_of_endless_passes_is_refused(prepare, tmp_path):
     data = io.BytesIO()
-    picture(64, 64).save(data, "JPEG", progressive=True)
+    draw(64, 64).save(data, "JPEG", progressive=True)
     start = data.getvalue().index(b"\xff\xda")
     end = data.getvalue().index(b"\xff\xda", start + 2)
     scan = data.getvalue()[start:end]
@@ -295,10 +295,10 @@ def test_a_picture_of_endless_passes_is_refused(prepare, tmp_path):
     assert result.exit_code == 2 and "a JPEG with more than 100 scans" in result.stderr
 
 
-def test_nothing_but_corrupt_pictures(prepare, tmp_path):
+def test_nothing_but_corrupt_images(prepare, tmp_path):
     source = write_folder(tmp_path / "train", dict.fromkeys(TREE, b"junk"))
     result, path = prepare(source, "--skip-corrupt")
-    assert result.exit_code == 2 and "no picture of" in result.stderr
+    assert result.exit_code == 2 and "no image of" in result.stderr
     assert not path.exists()
 
 
@@ -332,11 +332,11 @@ def test_sources_that_make_no_sense(prepare, train, tmp_path):
     (empty / "n1").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("no archive")
     cases = {
-        empty: "holds no pictures",
+        empty: "holds no images",
         tmp_path / "nothing": "there is no",
         tmp_path / "notes.txt": "is no readable zip or uncompressed tar",
         write_folder(tmp_path / "deep", {"a/x.png": b"", "b/c/x.png": b""}): "a and in",
-        write_folder(tmp_path / "stray", {"x.png": b"", "b/x.png": b""}): "pictures in . and in b",
+        write_folder(tmp_path / "stray", {"x.png": b"", "b/x.png": b""}): "images in . and in b",
         prepare(train, dest="done.zip")[1]: "has been prepared already",
     }
     for source, message in cases.items():
@@ -353,7 +353,7 @@ def test_a_destination_that_cannot_be_written(prepare, train, tmp_path):
 
 
 def test_a_killed_run_leaves_nothing_under_the_name(prepare, tmp_path):
-    data = encoded(picture(900, 900))
+    data = encoded(draw(900, 900))
     source = write_folder(tmp_path / "train", {f"n{i % 2}/{i}.jpg": data for i in range(400)})
     dest = tmp_path / "out.zip"
     command = [sys.executable, "-m", "erk", "prepare-imagenet", "--source", source, "--dest", dest]

@@ -1,0 +1,68 @@
+"""Plot a trace of sampling: stiffness, gate and error along sigma."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from erk.analysis.plots import GREY, look, panels, png
+
+Trace = Mapping[str, np.ndarray]
+"""sigmas [S] and stiffness, gate, df, push [S, N], for S steps and N samples."""
+
+
+def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) -> bytes:
+    """Plot traces in three panels over sigma, which falls from left to right.
+
+    Curves are medians over the samples, bands reach from quartile to quartile.
+
+    Parameters
+    ----------
+    traces : mapping
+        One trace (sigmas [S]; stiffness, gate, df, push [S, N]), or several by name.
+    w_con : float, optional
+        Draw this threshold of the stiffness.
+
+    Returns
+    -------
+    bytes
+        The figure as a PNG file.
+    """
+    named: Mapping[str, Trace] = (
+        {"trace": traces} if "stiffness" in traces else traces  # type: ignore[assignment, dict-item]
+    )
+    with panels(3, 3.0) as (figure, ((stiffness, gate, error),)):
+        for i, (name, trace) in enumerate(named.items()):
+            colour = look(i)["color"]
+            _curve(stiffness, trace, "stiffness", name, color=colour)
+            known, share = ~np.isnan(trace["gate"]).any(1), trace["gate"].mean(1)
+            gate.plot(trace["sigmas"][known], share[known], color=colour, marker=".")
+            _curve(error, trace, "df", "drift difference", color=colour)
+            _curve(error, trace, "push", "correction", color=colour, linestyle=":")
+        if w_con is not None:
+            stiffness.axhline(w_con, color=GREY, linestyle="--", linewidth=1, label="w_con")
+        stiffness.set(title="estimated stiffness", yscale="log")
+        gate.set(title="share of samples corrected", ylim=(-0.04, 1.04))
+        error.set(title="embedded error of the pair", yscale="log")
+        for panel in (stiffness, gate, error):
+            panel.set(xscale="log", xlabel="noise level sigma")
+            panel.invert_xaxis()
+        stiffness.legend()
+        error.legend()
+        return png(figure)
+
+
+def _curve(panel: Any, trace: Trace, name: str, label: str, **style: Any) -> None:
+    """Draw median and quartiles; a logarithmic axis has no steps where all are 0 or NaN.
+
+    A panel's legend names each label once.
+    """
+    values = trace[name]
+    known = (values > 0).any(1)
+    sigmas, values = trace["sigmas"][known], values[known]
+    if not len(sigmas):
+        return
+    low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=1)
+    is_named = label in panel.get_legend_handles_labels()[1]
+    panel.plot(sigmas, middle, marker=".", label=None if is_named else label, **style)
+    panel.fill_between(sigmas, low, high, color=style["color"], alpha=0.18, linewidth=0)
