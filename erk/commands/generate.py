@@ -28,19 +28,13 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 )  # fmt: skip
 @shared.label_options(
     cloup.option("--seeds", metavar="LIST", default="0-49999", help="One image per seed: 0-9,12."),
-    title="Seeds and labels",
-)
-@shared.sampling_options(
-    32,
-    *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise")),
 )  # fmt: skip
-@cloup.option_group(
-    "ERK-Guid", *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk"))
-)
+@shared.sampling_options(32, *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise")))
+@cloup.option_group("ERK-Guid", *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk")))
 @cloup.option_group(
     "Baselines of the paper",
     *map(shared.setting, ("erk_proj", "adaptive_tau", "pc_snr", "pc_stochastic")),
-)  # fmt: skip
+)
 @cloup.option_group(
     "Output",
     cloup.option("--outdir", metavar="DIR", default="out", help="Folder of the images."),
