@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erk.calibration.card import opened
+from erk.calibration.card import open_card
 from erk.method.churn import Noise
 from erk.method.corrections import Card, Correction
 from erk.method.drift import Denoiser, GuidedDrift
@@ -158,7 +158,7 @@ def _prepare(
 ) -> tuple[GuidedDrift, Settings]:
     """Return the drift and the checked settings; open a card's file; warn of a useless card."""
     check_names(settings, caller)
-    plan = Settings(**settings | {"erk": opened(settings.get("erk"))})
+    plan = Settings(**settings | {"erk": open_card(settings.get("erk"))})
     if isinstance(plan.erk, Card) and plan.erk.warning:
         warnings.warn(plan.erk.warning, stacklevel=4)
     return plan.drift(model, labels, guide_model, guide_labels), plan

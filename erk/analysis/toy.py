@@ -1,10 +1,11 @@
-"""The 2-D toy: a tree of Gaussians whose score and Hessian are known in closed form.
+"""The 2-D toy: a tree of Gaussians with closed-form score and Hessian.
 
 The distribution is that of Autoguidance's toy example (Karras et al. 2024, "Guiding a Diffusion
 Model with a Bad Version of Itself"), on which the paper studies stiffness (Sec. 4.1, App. B.1).
 All in float64: in the gaps between branches log p falls below -100, where float32 gives 0/0.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erk.analysis.oracles import Dominant
+from erk.analysis.oracles import Dominant, dominant_of
 from erk.method.drift import Denoiser
-from erk.method.point import Drift, Point, dot
+from erk.method.point import Drift, Point
 
 DEPTHS = 7  # generations of branches: 2^7 - 1 = 127 per class
 PER_BRANCH = 8  # Gaussians along a branch
@@ -23,22 +24,22 @@ SCALE = np.array([1.3136, 1.3844])
 ORIGIN = np.array([0.0030, 0.0325])
 ANGLES = {"A": math.pi / 4, "B": 5 * math.pi / 4}  # of the trunks, in the order of generation
 SEED = 2
-VIEW = ((-0.9, 1.5), (-0.9, 1.5))  # 0.3 +- 1.2, as the figures show it
-ROWS = 64  # states at a time: the table of all components, 0.5 MB, stays in the cache
+VIEW = ((-0.9, 1.5), (-0.9, 1.5))  # axis limits of the figures, 0.3 +- 1.2
+ROWS = 64  # states per block: the table of all components, 0.5 MB, fits the CPU cache
 
 
 class Mixture(NamedTuple):
-    """p(x) = sum_k w_k N(x; mu_k, Sigma_k), float64 throughout."""
+    """p(x) = sum_k w_k N(x; mu_k, Sigma_k), in float64."""
 
     log_weights: Tensor  # [K], the weights sum to 1
     means: Tensor  # [K, 2]
     covariances: Tensor  # [K, 2, 2]
     depth: Tensor  # generation of the branch, 0: the trunk   [K] int64
-    label: Tensor  # place of the class in ANGLES             [K] int64
+    label: Tensor  # index of the class in ANGLES             [K] int64
 
 
 class Branch(NamedTuple):
-    """One straight piece of the tree, before scaling."""
+    """One straight segment of the tree, before scaling."""
 
     depth: int
     start: np.ndarray  # [2]
@@ -47,18 +48,18 @@ class Branch(NamedTuple):
 
 
 def tree(classes: str = "A") -> Mixture:
-    """The distribution of class "A", "B" or of both, "AB": 1016 components per class.
+    """Build the distribution of class "A", "B" or both, "AB": 1016 components per class.
 
-    Parameters are rounded to float32, as in the original. ValueError for another class.
+    Parameters are rounded to float32, as in the original. Raises ValueError for another class.
     """
     unknown = set(classes) - set(ANGLES)
     if unknown or not classes:
         raise ValueError(f"the toy's classes are A, B and AB, not '{classes}'.")
     draw, parts = np.random.RandomState(SEED), []
     for label, (name, angle) in enumerate(ANGLES.items()):
-        grown = list(_grow(draw, 0, ORIGIN, angle))  # also if not asked for: one random stream
+        branches = list(_grow(draw, 0, ORIGIN, angle))  # every class: they share a random stream
         if name in classes:
-            parts += [(*_gaussians(branch), branch.depth, label) for branch in grown]
+            parts += [(*_gaussians(branch), branch.depth, label) for branch in branches]
     weights, means, covariances, depth, label = zip(*parts, strict=True)
     w = _rounded(np.concatenate(weights))
     return Mixture(
@@ -73,25 +74,25 @@ def tree(classes: str = "A") -> Mixture:
 def _grow(
     draw: np.random.RandomState, depth: int, start: np.ndarray, angle: float
 ) -> Iterator[Branch]:
-    """A branch and all that grows from it, depth first."""
+    """Yield a branch and all its descendants, depth first."""
     direction = np.array([np.cos(angle), np.sin(angle)])
     length = 0.292 * 0.8**depth * (draw.randn() * 0.2 + 1)
     yield Branch(depth, start, direction, length)
     for sign in (1, -1):
-        turn = sign * 0.7**depth * (draw.randn() * 0.2 + 1)  # the last branches draw theirs too
+        turn = sign * 0.7**depth * (draw.randn() * 0.2 + 1)  # drawn at the last depth as well
         if depth + 1 < DEPTHS:
             yield from _grow(draw, depth + 1, start + direction * length, angle + turn)
 
 
 def _gaussians(branch: Branch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights [8], means [8, 2] and covariances [8, 2, 2] of one branch."""
+    """Return weights [8], means [8, 2] and covariances [8, 2, 2] of one branch."""
     depth, start, direction, length = branch
     thickness = 0.2 * 0.8**depth / length
     size = SCALE * length * 0.06
     along = np.outer(direction, direction)
     covariance = (along + (np.eye(2) - along) * thickness**2) * np.outer(size, size)
-    places = np.linspace(0.07, 0.93, PER_BRANCH)
-    means = (start + np.outer(places, direction * length)) * SCALE
+    fractions = np.linspace(0.07, 0.93, PER_BRANCH)
+    means = (start + np.outer(fractions, direction * length)) * SCALE
     weights = np.full(PER_BRANCH, length * 0.5**depth)
     return weights, means, np.broadcast_to(covariance, (PER_BRANCH, 2, 2))
 
@@ -101,7 +102,7 @@ def _rounded(values: np.ndarray) -> Tensor:
 
 
 def draw_samples(mixture: Mixture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Exact samples [count, 2] float64 and the classes they belong to [count] int64."""
+    """Draw exact samples [count, 2] float64 and their classes [count] int64."""
     k = torch.multinomial(mixture.log_weights.exp(), count, True, generator=generator)
     noise = torch.randn(count, 2, 1, generator=generator, dtype=torch.float64)
     spread = torch.linalg.cholesky(mixture.covariances)[k] @ noise
@@ -109,11 +110,11 @@ def draw_samples(mixture: Mixture, count: int, generator: torch.Generator) -> tu
 
 
 def _at_level(mixture: Mixture, sigma: Tensor) -> Tensor:
-    """The mixture with noise of deviation sigma [...] added, as polynomials in x: [..., 6, K].
+    """Return the mixture at noise level sigma [...] as polynomials in x: [..., 6, K].
 
     log(w_k N(x; mu_k, P_k^-1)) = c_k + b_k'x - x'P_k x / 2 with P_k = (Sigma_k + sigma^2 I)^-1 and
-    b_k = P_k mu_k; the six rows are c, b_x, b_y, P_xx, P_xy, P_yy. So the table of all components
-    at all states is one matrix product, three times as fast as element by element.
+    b_k = P_k mu_k; the six rows are c, b_x, b_y, P_xx, P_xy, P_yy. The table of all components at
+    all states is then one matrix product, three times as fast as element by element.
     """
     variance = sigma.square().unsqueeze(-1)
     xx, yy = (mixture.covariances[:, i, i] + variance for i in (0, 1))
@@ -128,7 +129,7 @@ def _at_level(mixture: Mixture, sigma: Tensor) -> Tensor:
 
 
 def _log_terms(level: Tensor, x: Tensor) -> Tensor:
-    """log of every weighted component at every state: [..., n, 2] -> [..., n, K]."""
+    """Compute the log of every weighted component at every state: [..., n, 2] -> [..., n, K]."""
     h, v = x.unbind(-1)
     features = [torch.ones_like(h), h, v, -0.5 * h * h, -h * v, -0.5 * v * v]
     return torch.stack(features, -1) @ level
@@ -139,7 +140,7 @@ def _log_density(level: Tensor, x: Tensor) -> Tensor:
 
 
 def _score(level: Tensor, x: Tensor) -> Tensor:
-    """sum_k r_k (b_k - P_k x), r_k the component's share of p."""
+    """Compute sum_k r_k (b_k - P_k x), with r_k the posterior of component k."""
     shares = _log_terms(level, x).softmax(-1)
     bx, by, p, q, r = (shares @ level[..., 1:, :].mT).unbind(-1)
     h, v = x.unbind(-1)
@@ -147,7 +148,7 @@ def _score(level: Tensor, x: Tensor) -> Tensor:
 
 
 def _hessian(level: Tensor, x: Tensor) -> Tensor:
-    """Cov_r[b_k - P_k x] - sum_k r_k P_k, as [..., n, 2, 2]."""
+    """Compute Cov_r[b_k - P_k x] - sum_k r_k P_k, [..., n, 2, 2]."""
     shares = _log_terms(level, x).softmax(-1)
     _, bx, by, p, q, r = (row.unsqueeze(-2) for row in level.unbind(-2))
     h, v = x[..., :1], x[..., 1:]
@@ -160,10 +161,10 @@ def _hessian(level: Tensor, x: Tensor) -> Tensor:
     return torch.stack([xx, xy, xy, yy], -1).unflatten(-1, (2, 2))
 
 
-def _by_rows(
+def _in_blocks(
     function: Callable[[Tensor, Tensor], Tensor], mixture: Mixture, x: Tensor, sigma: Tensor | float
 ) -> Tensor:
-    """`function` at x [B, 2], sigma [] or [B], a few rows at a time."""
+    """Evaluate `function` at x [B, 2], sigma [] or [B], in blocks of ROWS states."""
     x, sigma = x.double(), torch.as_tensor(sigma, dtype=torch.float64)
     if sigma.ndim == 0:
         level = _at_level(mixture, sigma)
@@ -173,22 +174,22 @@ def _by_rows(
 
 
 def log_density(mixture: Mixture, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """log p(x; sigma), [B] for x [B, 2]; sigma [] or [B]."""
-    return _by_rows(_log_density, mixture, x, sigma)
+    """Compute log p(x; sigma), [B] for x [B, 2]; sigma [] or [B]."""
+    return _in_blocks(_log_density, mixture, x, sigma)
 
 
 def score(mixture: Mixture, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """grad log p(x; sigma), [B, 2] for x [B, 2]; sigma [] or [B]."""
-    return _by_rows(_score, mixture, x, sigma)
+    """Compute grad log p(x; sigma), [B, 2] for x [B, 2]; sigma [] or [B]."""
+    return _in_blocks(_score, mixture, x, sigma)
 
 
 def hessian(mixture: Mixture, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """grad^2 log p(x; sigma), [B, 2, 2] for x [B, 2]; sigma [] or [B]."""
-    return _by_rows(_hessian, mixture, x, sigma)
+    """Compute grad^2 log p(x; sigma), [B, 2, 2] for x [B, 2]; sigma [] or [B]."""
+    return _in_blocks(_hessian, mixture, x, sigma)
 
 
 def drift(mixture: Mixture) -> Drift:
-    """f(x; sigma) = -sigma grad log p (Eq. 1) in float64, for `erk.method.sampler.steps` and solvers."""
+    """Return f(x; sigma) = -sigma grad log p (Eq. 1) in float64, for solvers and `steps`."""
 
     def field(x: Tensor, sigma: Tensor) -> Point:
         return Point(x, -sigma * score(mixture, x, sigma), sigma)
@@ -197,9 +198,9 @@ def drift(mixture: Mixture) -> Drift:
 
 
 def denoiser(mixture: Mixture) -> Denoiser:
-    """D(x; sigma) = x + sigma^2 grad log p, for `erk.sample`, in x's dtype; labels are not read.
+    """Return D(x; sigma) = x + sigma^2 grad log p for `erk.sample`, in x's dtype.
 
-    `erk.sample` shows networks float32 states; `drift` keeps float64 where that matters.
+    Labels are ignored. `erk.sample` shows networks float32 states; `drift` keeps float64.
     """
 
     def denoise(x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -211,12 +212,22 @@ def denoiser(mixture: Mixture) -> Denoiser:
 
 
 def dominant(mixture: Mixture, x: Tensor, sigma: Tensor | float) -> Dominant:
-    """Stiffness and dominant eigenvector of df/dx in closed form (`analysis.exact_dominant`)."""
-    f = -sigma * score(mixture, x, sigma)
-    values, vectors = torch.linalg.eigh(-sigma * hessian(mixture, x, sigma))
-    place = values.abs().argmax(1)
-    rows = torch.arange(len(x))
-    v = vectors[rows, :, place]
-    v = torch.where(dot(f, v) < 0, -v, v)
-    rho = values[rows, place].abs()
-    return Dominant(rho, v, rho[None])
+    """Compute stiffness and dominant eigenvector of df/dx = -sigma grad^2 log p in closed form."""
+    return dominant_of(-sigma * hessian(mixture, x, sigma), -sigma * score(mixture, x, sigma))
+
+
+class ExactToy:
+    """The exact denoiser of class A from sigma 5 down, with the attributes of a model."""
+
+    sample_shape, label_dim, device = (2,), 0, torch.device("cpu")
+    sigma_min, sigma_max = 0.002, 5.0
+    name, licence = "the exact toy, class A", "Apache-2.0"
+
+    def __init__(self) -> None:
+        mixture = tree("A")
+        content = b"".join(part.numpy().tobytes() for part in mixture)
+        self.sha256, self._denoise = hashlib.sha256(content).hexdigest(), denoiser(mixture)
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return D(x; sigma), [B, 2] as x."""
+        return self._denoise(x, sigma, labels)

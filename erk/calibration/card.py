@@ -1,51 +1,124 @@
-"""Cards: a correction in a small JSON file, with what it was made for (erk calibrate).
+"""Calibration cards: a correction in a small JSON file, with the settings and networks it is for.
 
-A card acts for its own network, solver, noise levels and model guidance alone. Cards come from
-strangers: nothing of a file is believed before it is checked.
+Cards are shared files: nothing in one is used before it is validated.
 """
 
-import json
-import math
 import os
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from erk.method.corrections import DIRECTIONS, Card, Correction, networks, no_gain
-from erk.method.settings import RECIPE, Settings
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-__all__ = ["Card", "networks", "no_gain", "opened", "read_card", "recipe"]
+from erk.io.atomic import write_file
+from erk.io.cache import save_json
+from erk.io.untrusted import parse_json
+from erk.method.corrections import DIRECTIONS, Card, Correction
+from erk.method.settings import RECIPE
 
-FORMAT = "erk-guid card 1"
+FORMAT: Literal["erk-guid card 1"] = "erk-guid card 1"
 MOST_BYTES, MOST_LEVELS = 1 << 20, 4096
-NETWORKS = ("network", "guide")
-"""What a card is made for: the settings RECIPE and the sha256 of these files ("": unnamed)."""
+NETWORKS = ("network", "guide")  # sha256 of the files; "" for a network without a file
+CONTENT = ("sigmas", "directions", "weights")
+
+Row = list[FiniteFloat]
 
 
-def recipe(settings: Settings) -> dict[str, Any]:
-    """Return what of the sampling settings a correction depends on, as JSON holds it."""
-    return settings.recipe()
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
-def read_card(place: str | os.PathLike[str]) -> Card:
-    """The card in a file. Raises OSError, or ValueError if the file is not a whole, sane card."""
-    path = Path(place)
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} is larger than any card: it is none.")
-    data = path.read_bytes()
+class _Ratio(_Strict):
+    value: FiniteFloat
+    error: FiniteFloat
+
+
+class _HeldOut(_Strict):
+    ratio: _Ratio
+
+
+class CardFile(_Strict):
+    """The content of a card's file that is used for sampling."""
+
+    format: Literal["erk-guid card 1"]
+    recipe: dict[str, Any] = Field(alias="for")
+    sigmas: Annotated[Row, Field(min_length=2, max_length=MOST_LEVELS)]
+    directions: Annotated[list[str], Field(min_length=1)]
+    weights: list[Row]
+    held_out: _HeldOut | None = None
+
+    @field_validator("recipe")
+    @classmethod
+    def _names_every_setting(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = {*value} ^ {*RECIPE, *NETWORKS}
+        if wrong:
+            raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
+        return value
+
+    @field_validator("sigmas")
+    @classmethod
+    def _decreases(cls, value: Row) -> Row:
+        if value[-1] <= 0 or any(a <= b for a, b in pairwise(value)):
+            raise ValueError("noise levels must be positive and strictly decreasing")
+        return value
+
+    @field_validator("directions")
+    @classmethod
+    def _are_known(cls, value: list[str]) -> list[str]:
+        if len({*value} & {*DIRECTIONS}) < len(value):
+            raise ValueError(f"must be different ones of {', '.join(DIRECTIONS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "CardFile":
+        steps, width = len(self.sigmas) - 1, len(self.directions)
+        if len(self.weights) != steps or any(len(row) != width for row in self.weights):
+            raise ValueError(f"weights must be {steps} rows of {width} numbers")
+        return self
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """Read a card. Raises OSError, or ValueError if the file is not a valid card."""
+    path = Path(path)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} is {size} bytes; calibration cards are at most 1 MiB.")
     try:
-        row = json.loads(data, parse_constant=_refuse)
-        if row["format"] != FORMAT:
-            raise ValueError
-        return Card(_correction(row), _made_for(row["for"]), _ratio(row.get("held_out")))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        row = parse_json(path.read_bytes())
+        content = CardFile.model_validate(row)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a card of erk calibrate ('{FORMAT}'), or it is damaged: make it anew."
+            f"{path} is not a card of erk calibrate ('{FORMAT}'): {_reason(error)}; calibrate "
+            "again, or give another file."
         ) from None
+    correction = Correction(
+        tuple(content.sigmas), tuple(content.directions), tuple(map(tuple, content.weights))
+    )
+    ratio = content.held_out and (content.held_out.ratio.value, content.held_out.ratio.error)
+    report = {name: row[name] for name in row if name not in ("format", "for", *CONTENT)}
+    return Card(correction, content.recipe, ratio, report)
 
 
-def opened(erk: Any) -> Any:
-    """What `erk=` names: "auto", a Card or a Correction as they are, a file's card; ValueError."""
+def write_card(path: str | os.PathLike[str], card: Card) -> None:
+    """Write a card and its report to a JSON file, atomically. Raises OSError."""
+    content = {"format": FORMAT, "for": card.recipe, **asdict(card.correction), **card.report}
+    write_file(Path(path), save_json(content))
+
+
+def open_card(erk: Any) -> Any:
+    """Resolve `erk=`: read a card's path; "auto", a Card, a Correction and None stay as they are.
+
+    Raises ValueError for a missing or invalid file.
+    """
     if erk == "auto" or not isinstance(erk, str | os.PathLike):
         return erk
     if not Path(erk).is_file():
@@ -56,40 +129,10 @@ def opened(erk: Any) -> Any:
     return read_card(erk)
 
 
-def _correction(row: dict[str, Any]) -> Correction:
-    sigmas, names = _numbers(row["sigmas"]), tuple(row["directions"])
-    weights = tuple(_numbers(weights) for weights in row["weights"])
-    sane = (
-        2 <= len(sigmas) <= MOST_LEVELS
-        and sigmas[-1] > 0
-        and all(a > b for a, b in pairwise(sigmas))
-        and 1 <= len(names) == len({*names} & {*DIRECTIONS})
-        and len(weights) == len(sigmas) - 1
-        and all(len(row) == len(names) for row in weights)
-    )
-    if not sane:
-        raise ValueError
-    return Correction(sigmas, names, weights)
-
-
-def _made_for(row: dict[str, Any]) -> dict[str, Any]:
-    if {*row} != {*RECIPE, *NETWORKS}:
-        raise ValueError
-    return row
-
-
-def _ratio(row: Any) -> tuple[float, ...] | None:
-    return None if row is None else _numbers([row["ratio"]["value"], row["ratio"]["error"]])
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    if not (
-        isinstance(values, list)
-        and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-    ):
-        raise ValueError
-    return tuple(float(v) for v in values)
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(constant)
+def _reason(error: ValueError) -> str:
+    """Shorten an error of validation to its first fault."""
+    if not isinstance(error, ValidationError):
+        return "it is not JSON"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "content"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,99 +1,136 @@
-"""What a solver's own error is measured on: networks, settings and noise, and where the ODE ends.
-
-The converged solution from the same noise is the yardstick (`solver_error`): it knows nothing of
-how good the model is, only of how well the solver follows it, and needs no real images.
-"""
+"""The ODE that a solver's error is measured on: networks, settings, and noise from seeds."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from erk.analysis import toy
-from erk.calibration.solver_error import EVALUATIONS, converged
-from erk.method.drift import GuidedDrift
+from erk.method.corrections import networks
+from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.guidance import unguided
 from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
+from erk.models.noise import noise_and_labels
 
-Start = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
-"""seeds -> unit noise [B, ...] and labels, as `erk.noise_and_labels` gives them."""
+Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
+"""seeds -> unit-variance noise [B, ...] and labels, as `erk.noise_and_labels`."""
 
 
 class Problem(NamedTuple):
-    """An ODE, and the solver that is looked at."""
+    """An ODE and the plain solver that approximates it."""
 
-    model: Any
-    guide: Any  # the guiding network, or None
-    settings: Settings  # without ERK-Guid
-    start: Start
-    batch: int = 64  # samples at a time
+    model: Denoiser
+    guide_model: Denoiser | None
+    settings: Settings  # without a correction
+    draw: Draw
+    batch: int = 64  # samples per evaluation
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels, [N + 1]."""
+        return self.settings.sigmas(self.model)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings and networks (by sha256) that a card of this problem applies to."""
+        s = self.settings
+        return s.recipe() | networks(self.model, self.guide_model, s.guidance)
+
+    def drift(self, labels: Tensor | None) -> GuidedDrift:
+        """Return the drift of the networks, with model guidance."""
+        return self.settings.drift(self.model, labels, self.guide_model)
+
+    def exact_drift(self, labels: Tensor | None) -> GuidedDrift:
+        """Return the drift with model guidance and nothing else: the right side of the ODE."""
+        s = self.settings
+        return GuidedDrift(self.model, labels, self.guide_model, s.guidance, s.guidance_interval)
+
+    def batches(self, seeds: Sequence[int]) -> list[Sequence[int]]:
+        """Split the seeds into batches."""
+        return [seeds[i : i + self.batch] for i in range(0, len(seeds), self.batch)]
+
+    def key(self, *seeds: Sequence[int]) -> dict[str, Any]:
+        """Return all that numbers of this problem depend on, as JSON, for `erk.io.cache`.
+
+        The noise and labels of the seed lists are in it by content. Raises ValueError if a network
+        has no sha256 to be identified by.
+        """
+        identity = self.identity
+        if "" in (identity["network"], identity["guide"]):
+            raise ValueError("results can be kept only for networks that have a sha256.")
+        return identity | {
+            "dtype": str(self.settings.dtype),
+            "batch": self.batch,
+            "device": torch.device(getattr(self.model, "device", "cpu")).type,
+            "compute_dtype": str(getattr(self.model, "compute_dtype", None)),
+            "samples": [self._fingerprint(part) for part in seeds],
+        }
+
+    def _fingerprint(self, seeds: Sequence[int]) -> str:
+        """Hash the noise and labels of the seeds."""
+        content = hashlib.sha256()
+        for group in self.batches(seeds):
+            for tensor in self.draw(group):
+                content.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
+        return content.hexdigest()
+
+    @torch.inference_mode()
+    def run(
+        self,
+        noise: Tensor,
+        labels: Tensor | None,
+        guidance: Guidance = unguided,
+        watch: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Solve with a guidance in place of that of the settings; return the last state [B, ...].
+
+        `watch` is called with every step.
+        """
+        drift, sigmas = self.drift(labels), self.sigmas
+        end = noise.to(self.settings.dtype) * sigmas[0]
+        for x, step in loop(drift, end, sigmas, self.settings, guidance=guidance):
+            end = x
+            if watch is not None:
+                watch(step)
+        return end
 
 
-class ExactToy:
-    """The 2-D toy of class A in place of a network: its exact denoiser, from sigma 5 down."""
+def problem_for(
+    model: Any,
+    settings: Settings,
+    guide_model: Any = None,
+    draw: Draw | None = None,
+    batch: int = 64,
+) -> Problem:
+    """Return the problem of a model whose noise and labels come from `erk.noise_and_labels`.
 
-    sample_shape, label_dim, device = (2,), 0, torch.device("cpu")
-    sigma_min, sigma_max = 0.002, 5.0
-    name, licence = "the exact toy, class A", "Apache-2.0"
-
-    def __init__(self) -> None:
-        mixture = toy.tree("A")
-        told = b"".join(part.numpy().tobytes() for part in mixture)
-        self.sha256, self._denoise = hashlib.sha256(told).hexdigest(), toy.denoiser(mixture)
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x; sigma), [B, 2] as x."""
-        return self._denoise(x, sigma, labels)
-
-
-def drift_of(problem: Problem, labels: Tensor | None) -> GuidedDrift:
-    """The drift of the problem's networks, with its model guidance."""
-    return problem.settings.drift(problem.model, labels, problem.guide)
+    `draw` replaces that rule. Raises ValueError for a guidance without a guide.
+    """
+    draw = partial(noise_and_labels, model=model) if draw is None else draw
+    problem = Problem(model, guide_model, settings, draw, batch)
+    problem.exact_drift(None)
+    return problem
 
 
-@torch.inference_mode()
-def ends_of(problem: Problem, seeds: Sequence[int], evaluations: int = EVALUATIONS) -> Tensor:
-    """Where the ODE itself ends from the noise of the seeds, [B, ...]."""
-    noise, labels = problem.start(seeds)
-    plan, guide = problem.settings, problem.guide
-    return converged(plan, problem.model, noise, labels, guide, evaluations)
+def with_levels(settings: Settings, model: Any) -> Settings:
+    """Replace the schedule by its noise levels for this model.
 
-
-@torch.inference_mode()
-def run(
-    problem: Problem,
-    noise: Tensor,
-    labels: Tensor | None,
-    guidance: Guidance = unguided,
-    watch: Callable[[Tensor, Step], None] | None = None,
-) -> Tensor:
-    """Where the solver ends with another guidance, [B, ...]; `watch` sees every step."""
-    drift, plan = drift_of(problem, labels), problem.settings
-    sigmas = plan.sigmas(problem.model)
-    end = noise.to(plan.dtype) * sigmas[0]
-    for x, step in loop(drift, end, sigmas, plan, guidance=guidance):
-        end = x
-        if watch is not None:
-            watch(x, step)
-    return end
-
-
-def leveled(settings: Settings, model: Any) -> Settings:
-    """The settings with the model's noise levels written out, for a stand-in that has none."""
+    The result needs no model to compute its levels, so a stand-in can take the model's part.
+    """
     levels = settings.sigmas(model).tolist()
     return replace(settings, schedule=levels, rho=None, denoise_to_zero=False)
 
 
 def count_nfe(settings: Settings) -> tuple[float, float]:
-    """Evaluations per sample of the network and of its guide, counted on a stand-in for both.
+    """Count evaluations per sample of the network and of its guide, without loading either.
 
-    The stand-in is the exact denoiser of a Gaussian in place of a network's weights. Only adaptive
-    steps (``adaptive_tau``) depend on what a network answers.
+    A Gaussian's exact denoiser takes their part. Only adaptive steps (``adaptive_tau``) depend on
+    what a network returns.
     """
     drift = settings.drift(gaussian, None, None if settings.guidance == 1 else gaussian)
     noise = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
@@ -102,5 +139,5 @@ def count_nfe(settings: Settings) -> tuple[float, float]:
 
 
 def gaussian(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    """D(x; sigma) for data of mean 0 and standard deviation 0.5."""
+    """Return D(x; sigma) for data of mean 0 and standard deviation 0.5."""
     return x * 0.25 / (0.25 + sigma**2)

@@ -1,5 +1,9 @@
-"""A solver's own error: how far its samples end from the converged solution from the same noise."""
+"""A solver's own error: the distance of its samples to the converged solution from the same noise.
 
+It says how well a solver follows the model, not how good the model is, and needs no real images.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,14 +16,15 @@ from erk.method.schedule import polynomial
 from erk.method.settings import Settings
 from erk.method.solvers import make_solver
 
-EVALUATIONS = 128  # of the network on a reference path; digits: 1e-4 from the exact end, against
-# 0.03 of the best 15-step solver and 0.006 of 64 Heun steps (tests/calibration/test_solver_error.py)
+EVALUATIONS = 128
+"""Network evaluations on a reference path. On digits its error is 1e-4, the best 15-step solver's
+0.03 and that of 64 Heun steps 0.006 (tests/calibration/test_solver_error.py)."""
 BLOCKS = 16  # of seeds, for standard errors
-WARP = 7.0  # levels of the reference path are even in sigma^(1/7), as in EDM's schedule
+RHO = 7.0  # levels of the reference path are even in sigma^(1/7), as in EDM's schedule
 
 
 class Ratio(NamedTuple):
-    """A mean over another one, of the same seeds."""
+    """The ratio of two means over the same seeds."""
 
     value: float
     error: float  # standard error
@@ -29,79 +34,102 @@ class Ratio(NamedTuple):
 def reference_path(
     drift: GuidedDrift, noise: Tensor, sigmas: Tensor, evaluations: int = EVALUATIONS
 ) -> Tensor:
-    """The solution from unit-variance noise [B, ...] at the noise levels `sigmas` [N + 1].
+    """Solve the ODE from unit-variance noise and return its states at given noise levels.
 
-    Returns [N + 1, B, ...] in noise's dtype. DEIS of order 4 goes through `evaluations` levels of
-    its own, whatever `sigmas` are; between two of them the path is the cubic of their states and
-    drifts. At sigma = 0 it is D, as in every sampler here.
+    DEIS of order 4 runs on a fine schedule of its states alone; between two fine levels the path
+    is the cubic Hermite interpolant of their states and drifts. At sigma = 0 it is D, as in every
+    sampler here.
+
+    Parameters
+    ----------
+    drift : GuidedDrift
+        The right side of the ODE.
+    noise : Tensor [B, ...]
+        Unit-variance noise; its dtype is that of the path.
+    sigmas : Tensor [N + 1]
+        Strictly decreasing noise levels, the last one may be 0.
+    evaluations : int
+        Network evaluations, whatever `sigmas` are.
+
+    Returns
+    -------
+    Tensor [N + 1, B, ...]
     """
     levels = sigmas.to(noise.dtype).double()
     waiting = levels[levels > 0].tolist()
-    fine = polynomial(evaluations - 1, waiting[-1], waiting[0], WARP)
+    fine = polynomial(evaluations - 1, waiting[-1], waiting[0], RHO)
     fine = torch.cat([fine, fine.new_zeros(1)]).to(noise.dtype)
     solver = make_solver("deis", sigmas=fine, ends=(waiting[-1], waiting[0]))
-    kept, before, end = [], None, noise * fine[0]
+    states, previous, end = [], None, noise * fine[0]
     for end, step in steps(drift, end, fine, solver):  # noqa: B007, B020
         while waiting and waiting[0] >= step.start.sigma:
-            kept.append(_between(before or step.start, step.start, waiting.pop(0)))
-        before = step.start
-    return torch.stack([*kept, end] if levels[-1] == 0 else kept)
+            states.append(_between(previous or step.start, step.start, waiting.pop(0)))
+        previous = step.start
+    return torch.stack([*states, end] if levels[-1] == 0 else states)
 
 
 def _between(a: Point, b: Point, sigma: float) -> Tensor:
-    """Cubic Hermite interpolation from a.sigma to b.sigma, [B, ...]."""
+    """Interpolate (cubic Hermite) between two points at a.sigma >= sigma >= b.sigma, [B, ...]."""
     h = b.sigma.item() - a.sigma.item()
     t = (sigma - a.sigma.item()) / h if h else 1.0
     x = b.x.lerp(a.x, (1 + 2 * t) * (1 - t) ** 2)
     return x + h * (t * (1 - t) ** 2 * a.f + t**2 * (t - 1) * b.f)
 
 
-def exact_drift(
-    plan: Settings, model: Denoiser, labels: Tensor | None, guide_model: Denoiser | None = None
-) -> GuidedDrift:
-    """The drift that `plan` solves, with its model guidance and nothing else."""
-    return GuidedDrift(model, labels, guide_model, plan.guidance, plan.guidance_interval)
-
-
 def converged(
-    plan: Settings,
+    settings: Settings,
     model: Denoiser,
     noise: Tensor,
     labels: Tensor | None = None,
     guide_model: Denoiser | None = None,
     evaluations: int = EVALUATIONS,
 ) -> Tensor:
-    """Where every solver would end with `plan`'s first and last noise levels, [B, ...]."""
-    drift, levels = exact_drift(plan, model, labels, guide_model), ends(plan.sigmas(model))
-    return reference_path(drift, noise.to(plan.dtype), levels, evaluations)[-1]
+    """Compute the converged solution from unit-variance noise [B, ...], [B, ...].
+
+    Every convergent solver tends to it between the first and last noise levels of `settings`, with
+    their model guidance. Nothing else of `settings` matters.
+    """
+    drift = GuidedDrift(model, labels, guide_model, settings.guidance, settings.guidance_interval)
+    levels = ends(settings.sigmas(model))
+    return reference_path(drift, noise.to(settings.dtype), levels, evaluations)[-1]
 
 
 def ends(sigmas: Tensor) -> Tensor:
-    """The first and the last positive noise level and the 0 behind it, if any: [2] or [3]."""
+    """Return the first and the last positive noise level, and the trailing 0 if any: [2] or [3]."""
     positive = sigmas[sigmas > 0]
     return torch.cat([positive[:1], positive[-1:], sigmas[sigmas == 0]])
 
 
 @torch.no_grad()
 def errors(
-    plan: Settings,
+    settings: Settings,
     model: Denoiser,
     noise: Tensor,
     labels: Tensor | None,
     exact: Tensor,
     guide_model: Denoiser | None = None,
 ) -> Tensor:
-    """Distance of every sample from its converged solution `exact` [B, ...], [B] float64."""
-    x0 = solve(plan.drift(model, labels, guide_model), noise, plan)
+    """Sample, and compute each sample's distance to its converged solution `exact`, [B] float64."""
+    x0 = solve(settings.drift(model, labels, guide_model), noise, settings)
     return norm(x0 - exact).flatten().double()
 
 
-def ratio(own: Tensor, plain: Tensor, blocks: int = BLOCKS) -> Ratio:
-    """Mean own / mean plain, of [B] each from the same seeds; the error leaves out seed blocks."""
-    parts = torch.stack([own, plain]).double().chunk(blocks, 1)
+def ratio(numerator: Tensor, denominator: Tensor, blocks: int = BLOCKS) -> Ratio:
+    """Compute mean / mean of values [B] of the same seeds, with its standard error.
+
+    The standard error is the jackknife's over contiguous blocks of seeds.
+    """
+    parts = torch.stack([numerator, denominator]).double().chunk(blocks, 1)
     sums = torch.stack([part.sum(1) for part in parts])
     without = (sums.sum(0) - sums).unbind(1)
-    left = without[0] / without[1]
+    left_out = without[0] / without[1]
     n = len(sums)
-    error = ((n - 1) / n * (left - left.mean()).square().sum()).sqrt()
-    return Ratio((own.double().mean() / plain.double().mean()).item(), error.item())
+    error = ((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt()
+    value = numerator.double().mean() / denominator.double().mean()
+    return Ratio(value.item(), error.item())
+
+
+def mean_with_error(values: Sequence[float] | Tensor) -> dict[str, float]:
+    """Return the mean of values [n] and its standard error."""
+    values = torch.as_tensor(values)
+    return {"value": values.mean().item(), "error": (values.std() / len(values) ** 0.5).item()}

@@ -1,204 +1,192 @@
-"""ERK-Guid's two knobs chosen without FID: by the solver's error on noise of its own.
-
-All (w_stiff, w_con) of a grid start on a few seeds; whoever is in the better half goes on to twice
-as many (successive halving, Jamieson & Talwalkar 2016). All of them see the same noise, so that
-what a seed adds to every error cancels; weights that differ are mates in one batch, as gate and
-weight act per sample.
-"""
+"""Tune w_stiff and w_con: search on some seeds, judge the choice on others."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+from erk.calibration.parts import Parts
+from erk.calibration.problem import Draw, Problem, count_nfe, problem_for, with_levels
+from erk.calibration.search import (
+    FIRST,
+    THRESHOLDS,
+    WEIGHTS,
+    Search,
+    Trial,
+    converged_ends,
+    measure,
+    most_runs,
+    ratio_of,
+    search,
+)
+from erk.calibration.solver_error import EVALUATIONS, Ratio
+from erk.method.settings import Settings
 
-from erk.calibration.problem import Problem, ends_of, run
-from erk.calibration.solver_error import Ratio, ratio
-from erk.method.guidance import erk_guid, memoryless
-from erk.method.point import Guidance, Step, norm
-from erk.method.stiffness import stiffness
-
-WEIGHTS = tuple(round(0.1 * 10 ** (i / 8), 2) for i in range(13))  # w_stiff, 0.1 to 3.16
-BETWEEN = 10 ** (1 / 16)  # from a w_stiff half way to the next
-THRESHOLDS = 8  # values of w_con, at most
-FIRST, LAST = 8, 4  # seeds of the first round, candidates of the last
-BLOWN = 1e12  # the error of a sample that weights have sent to infinity
-SURE = 2.0  # standard errors by which ERK-Guid must win to be recommended
-
-Keep = Callable[[str, Callable[[], Tensor]], Tensor]
-"""(name, make) -> what `make` gives, or gave in an earlier run."""
+VERSION = 1  # of the numbers of a tuning; raise it when they change
+SEEDS, HELD_OUT = range(200_000, 200_256), range(210_000, 210_256)
+FINER = 4  # evaluations of the converged solution per step of the solver, at least
+OFF = "--w-stiff 0"
 
 
-class Trial(NamedTuple):
-    """A pair of weights and what was measured of it."""
+class Tuning(NamedTuple):
+    """Weights for one model, solver and schedule: `erk.sample(..., w_stiff=..., w_con=...)`."""
 
-    w_stiff: float  # 0: the plain solver
+    w_stiff: float  # 0: no weights beat the plain solver beyond noise, on both lists of seeds
     w_con: float
-    errors: Tensor  # distance to the converged solution of the first n seeds, [n] float64
-
-
-class Tuned(NamedTuple):
-    """What the search found."""
-
-    trials: list[Trial]  # the plain solver first; those that were given up have fewer seeds
-    choice: Trial  # the plain solver, where no weights beat it by SURE standard errors
-
-
-def ratio_of(one: Trial, plain: Trial) -> Ratio:
-    """Mean error relative to the plain solver's on the same seeds."""
-    n = min(len(one.errors), len(plain.errors))
-    return ratio(one.errors[:n], plain.errors[:n])
-
-
-def rounds(candidates: int, seeds: int) -> Iterator[tuple[int, int]]:
-    """(candidates that take part, seeds that they have had afterwards) of every round."""
-    seen = min(FIRST, seeds)
-    while True:
-        yield candidates, seen
-        if seen == seeds:
-            return
-        candidates, seen = min(candidates, max(LAST, -(-candidates // 2))), min(2 * seen, seeds)
-
-
-def most_runs(seeds: int) -> int:
-    """The most trajectories that `tune` follows with the solver for all WEIGHTS."""
-    runs, before = min(FIRST, seeds), 0  # those that tell the thresholds
-    for candidates, seen in rounds(len(WEIGHTS) * THRESHOLDS, seeds):
-        runs += (candidates + 1) * (seen - before)  # and the plain solver
-        before = seen
-    return runs + 2 * seeds  # refined
+    ratio: Ratio  # error over the plain solver's, on the held-out seeds
+    report: dict[str, Any]  # the curve and the held-out errors, as JSON
 
 
 def tune(
+    model: Any,
+    *,
+    solver: str = "heun",
+    steps: int = 32,
+    seeds: Sequence[int] = SEEDS,
+    held_out: Sequence[int] = HELD_OUT,
+    guide_model: Any = None,
+    evaluations: int | None = None,
+    check: bool = False,
+    batch: int = 64,
+    draw: Draw | None = None,
+    folder: Path | None = None,
+    **settings: Any,
+) -> Tuning:
+    """Choose ERK-Guid's w_stiff and w_con for a denoiser, a solver and a number of steps.
+
+    The criterion is the distance to the converged solution of the ODE from the same noise: no FID,
+    no real images.
+
+    Parameters
+    ----------
+    model : denoiser
+        D(x, sigma, labels) with `sample_shape`; an `erk.Model` or an adapter (`erk.from_v`, ...).
+    solver, steps, **settings
+        Fields of `erk.Settings`.
+    seeds, held_out : sequence of int
+        Seeds to choose on, and other seeds to judge the choice on; at least 8 each.
+    guide_model : denoiser, optional
+        The guiding network, for guidance other than 1.
+    evaluations : int, optional
+        Network evaluations of a converged solution; default: 4 per step, at least 128.
+    check : bool
+        Also measure the whole grid on the held-out seeds.
+    batch : int
+        Samples per network evaluation.
+    draw : callable, optional
+        seeds -> unit-variance noise [B, ...] and labels; default: `erk.noise_and_labels`.
+    folder : Path, optional
+        Keeps intermediate results, so that a stopped tuning continues. Networks are identified by
+        their `sha256`.
+
+    Raises
+    ------
+    ValueError
+        For seeds in both lists, too few of them, settings that do not go together, and where no
+        step has a pair.
+    """
+    problem = problem_for(
+        model, Settings(solver=solver, steps=steps, **settings), guide_model, draw, batch
+    )
+    evaluations = evaluations or usual_evaluations(problem.settings)
+    key = None if folder is None else tuning_key(problem, seeds, held_out, evaluations, check)
+    return tune_problem(problem, seeds, held_out, evaluations, check, Parts(folder, key, VERSION))
+
+
+def usual_evaluations(settings: Settings) -> int:
+    """Return the evaluations of a converged solution unless another number is given."""
+    return max(EVALUATIONS, FINER * settings.steps)
+
+
+def tuning_key(
+    problem: Problem, seeds: Sequence[int], held_out: Sequence[int], evaluations: int, check: bool
+) -> list[Any]:
+    """Return all that the numbers of a tuning depend on, as JSON."""
+    return [problem.key(seeds, held_out), evaluations, check]
+
+
+def tune_problem(
     problem: Problem,
     seeds: Sequence[int],
-    ends: Tensor,
-    keep: Keep,
-    weights: Sequence[float] = WEIGHTS,
-) -> Tuned:
-    """The best weights for the problem's solver, noise levels and model guidance.
+    held_out: Sequence[int],
+    evaluations: int,
+    check: bool,
+    parts: Parts,
+) -> Tuning:
+    """Search on `seeds`, judge on `held_out`; intermediate results are kept in `parts`."""
+    check_seeds(seeds, held_out)
+    ends = converged_ends(problem, seeds, evaluations, parts, "converged")
+    result = search(problem, seeds, ends, parts)
+    ends = converged_ends(problem, held_out, evaluations, parts, "held-out-converged")
+    blank = result.choice.errors[:0]
+    grid = [trial for trial in result.trials if check or trial is result.choice]
+    rest = [trial for trial in grid[1:] if trial is not result.choice]
+    fresh = [t._replace(errors=blank) for t in (result.trials[0], result.choice, *rest)]
+    plain, choice, *others = measure(problem, held_out, ends, fresh, parts, "held-out")
+    report = _search_report(result)
+    report["held_out"] = _row(choice, plain) | {"plain_error": plain.errors.mean().item()}
+    held_out_ratio = ratio_of(choice, plain)
+    if held_out_ratio.value >= 1:  # the held-out seeds do not confirm the choice
+        report["flags"] = OFF
+    if check:
+        best = min((plain, choice, *others), key=lambda trial: trial.errors.mean().item())
+        report["grid_best"] = _row(best, plain)
+        report["over_grid_best"] = (choice.errors.mean() / best.errors.mean()).item()
+    default = Settings.__dataclass_fields__["w_con"].default
+    w_stiff, w_con = (0.0, default) if report["flags"] == OFF else choice[:2]
+    return Tuning(w_stiff, w_con, held_out_ratio, report)
 
-    `weights` are the grid's w_stiff; `ends` [n, ...] are the converged solutions of the seeds.
-    Raises ValueError where no step has a pair, and with it nothing to be tuned.
-    """
-    grid = candidates(problem, seeds[:FIRST], keep, weights)
-    none = torch.empty(0, dtype=torch.float64)
-    trials = [Trial(0.0, math.inf, none), *(Trial(*pair, none) for pair in grid)]
-    alive = list(range(1, len(trials)))
-    for number, (count, seen) in enumerate(rounds(len(grid), len(seeds))):
-        if number:
-            alive = sorted(sorted(alive, key=lambda i: _mean(trials[i]))[:count])
-        part = [trials[i] for i in (0, *alive)]
-        found = measure(problem, seeds[:seen], ends, part, keep, f"round{number}")
-        for i, one in zip((0, *alive), found, strict=True):
-            trials[i] = one
-    best = min((trials[i] for i in alive), key=_mean)
-    near = [Trial(_short(best.w_stiff * f), best.w_con, none) for f in (1 / BETWEEN, BETWEEN)]
-    trials += measure(problem, seeds, ends, near, keep, "refined")
-    best = min((best, *trials[-2:]), key=_mean)
-    value, error = ratio_of(best, trials[0])
-    return Tuned(trials, best if value + SURE * error < 1 else trials[0])
 
-
-def candidates(
-    problem: Problem, seeds: Sequence[int], keep: Keep, weights: Sequence[float] = WEIGHTS
-) -> list[tuple[float, float]]:
-    """The grid: every w_stiff with every w_con that makes a difference to these noise levels.
-
-    A threshold acts by which steps exceed it, so one between the median stiffnesses of two steps
-    stands for all others there. THRESHOLDS of them at most, from one that lets every step pass.
-    """
-    seen = keep("stiffness", lambda: _stiffnesses(problem, seeds)).unique().tolist()
-    if not seen:
+def check_seeds(seeds: Sequence[int], held_out: Sequence[int]) -> None:
+    """Raise ValueError for too few seeds, or seeds that are in both lists."""
+    if min(len(seeds), len(held_out)) < FIRST:
+        raise ValueError(f"--seeds and --held-out need {FIRST} seeds or more each.")
+    both = {*seeds} & {*held_out}
+    if both:
         raise ValueError(
-            "no step of this solver has a pair at these noise levels, so that ERK-Guid never "
-            "acts: take more --steps."
+            f"seed {min(both)} is in --seeds and in --held-out: choose other held-out seeds."
         )
-    edges = [seen[0] / 2, *(math.sqrt(a * b) for a, b in zip(seen, seen[1:], strict=False))]
-    places = torch.linspace(0, len(edges) - 1, min(len(edges), THRESHOLDS)).round().long()
-    levels = dict.fromkeys(_short(edges[i]) for i in places.tolist())
-    return [(w, c) for c in levels for w in weights]
 
 
-def measure(
-    problem: Problem,
-    seeds: Sequence[int],
-    ends: Tensor,
-    trials: Sequence[Trial],
-    keep: Keep,
-    name: str,
-) -> list[Trial]:
-    """The trials with the errors of all seeds; those that they have are not measured again."""
-    had = len(trials[0].errors)
-    pairs = [(t, s) for s in range(had, len(seeds)) for t in range(len(trials))]
-    parts = []
-    for start in range(0, len(pairs), problem.batch):
-        own = pairs[start : start + problem.batch]
-        parts.append(
-            keep(f"{name}-{start}", lambda own=own: _distances(problem, seeds, ends, trials, own))  # type: ignore[misc]
-        )
-    new = torch.cat(parts).reshape(-1, len(trials)) if parts else torch.empty(0, len(trials))
-    return [
-        t._replace(errors=torch.cat([t.errors, column]))
-        for t, column in zip(trials, new.unbind(1), strict=True)
-    ]
+def count_runs(seeds: int, held_out: int, check: bool) -> int:
+    """Bound the trajectories of the solver in the search and on the held-out seeds."""
+    judged = len(WEIGHTS) * THRESHOLDS + 3 if check else 2
+    return most_runs(seeds) + held_out * judged
 
 
-def converged(
-    problem: Problem, seeds: Sequence[int], evaluations: int, keep: Keep, name: str
-) -> Tensor:
-    """Where the ODE itself ends from the seeds' noise, a batch at a time: [n, ...]."""
-    parts = []
-    for start in range(0, len(seeds), problem.batch):
-        own = seeds[start : start + problem.batch]
-        parts.append(keep(f"{name}-{start}", lambda own=own: ends_of(problem, own, evaluations)))  # type: ignore[misc]
-    return torch.cat(parts)
+def cost_of(problem: Problem, seeds: int, held_out: int, evaluations: int, check: bool) -> str:
+    """Describe the cost in network evaluations."""
+    nfe = count_nfe(with_levels(problem.settings, problem.model))
+    runs, ends = count_runs(seeds, held_out, check), seeds + held_out
+    fine = (evaluations, evaluations if nfe[1] else 0)
+    spent = [ends * f + runs * n for f, n in zip(fine, nfe, strict=True)]
+    guide = f" and {spent[1]:,.0f} of the guide" if spent[1] else ""
+    return (
+        f"at most {spent[0]:,.0f} evaluations of the network{guide}, as many as "
+        f"{sum(spent) / sum(nfe):,.0f} samples of this solver take: {ends} converged solutions of "
+        f"{evaluations} evaluations, {runs} runs of {nfe[0]:g}"
+    )
 
 
-def weighted(w_stiff: Tensor, w_con: Tensor) -> Guidance:
-    """Return ERK-Guid with weights [B], one pair per sample."""
-
-    def guide(step: Step) -> Tensor:
-        shape = (-1, *[1] * (step.x.ndim - 1))
-        w, c = (value.to(step.x).reshape(shape) for value in (w_stiff, w_con))
-        return erk_guid(step, w, c)  # type: ignore[arg-type]
-
-    return memoryless(guide)
-
-
-def _distances(
-    problem: Problem,
-    seeds: Sequence[int],
-    ends: Tensor,
-    trials: Sequence[Trial],
-    pairs: Sequence[tuple[int, int]],
-) -> Tensor:
-    """Distances to the converged solution of pairs (trial, place of the seed), [n] float64."""
-    which, places = (list(column) for column in zip(*pairs, strict=True))
-    noise, labels = problem.start([seeds[place] for place in places])
-    weights = torch.tensor([trials[i][:2] for i in which], dtype=torch.float64)
-    x = run(problem, noise, labels, weighted(*weights.unbind(1)))
-    found = norm(x.double() - ends[places].to(x.device).double()).flatten().cpu()
-    return found.nan_to_num(nan=BLOWN, posinf=BLOWN)
+def _search_report(result: Search) -> dict[str, Any]:
+    w_stiff, w_con = result.choice.w_stiff, result.choice.w_con
+    return {
+        "w_stiff": w_stiff,
+        "w_con": w_con if w_stiff else None,
+        "flags": f"--w-stiff {w_stiff:g} --w-con {w_con:g}" if w_stiff else OFF,
+        "curve": [_row(trial, result.trials[0]) for trial in result.trials],
+    }
 
 
-def _stiffnesses(problem: Problem, seeds: Sequence[int]) -> Tensor:
-    """The median stiffness of every step that has a pair, [steps] float64."""
-    found = []
-
-    def watch(_: Tensor, step: Step) -> None:
-        if step.twin is not None and step.h is not None:
-            found.append(stiffness(step.start, step.twin).rho.median().double().cpu())
-
-    run(problem, *problem.start(seeds), watch=watch)
-    return torch.stack(found) if found else torch.empty(0, dtype=torch.float64)
-
-
-def _mean(one: Trial) -> float:
-    return one.errors.mean().item()
-
-
-def _short(value: float) -> float:
-    """Two significant digits: what people type."""
-    return float(f"{value:.2g}")
+def _row(trial: Trial, plain: Trial) -> dict[str, Any]:
+    """Return mean error and its ratio to the plain solver's, with their standard errors."""
+    ratio, ratio_se = ratio_of(trial, plain)
+    return {
+        "w_stiff": trial.w_stiff,
+        "w_con": trial.w_con if trial.w_stiff else None,
+        "seeds": len(trial.errors),
+        "error": trial.errors.mean().item(),
+        "error_se": (trial.errors.std() / math.sqrt(len(trial.errors))).item(),
+        "ratio": ratio,
+        "ratio_se": ratio_se,
+    }

@@ -39,9 +39,9 @@ def main(**options: Any) -> None:
     converged solution from the same noise; the error before and after is measured on other seeds.
     After an interruption the same command goes on and gives the same card.
     """
-    from erk.calibration.job import run
+    from erk.commands.calibrating import run_calibration
 
-    run(options)
+    run_calibration(options)
 
 
 if __name__ == "__main__":

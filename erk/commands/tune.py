@@ -1,13 +1,12 @@
 """The command `tune`: choose w_stiff and w_con by the solver's held-out error, without FID."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 import cloup
 
 from erk.commands import options as shared
-from erk.commands.cli import command, require_suffix
+from erk.commands.cli import command
 
 
 @command(
@@ -40,12 +39,9 @@ def main(**options: Any) -> None:
     no real images. Pairs of weights compete on some seeds; the winner is judged on others.
     After an interruption the same command goes on.
     """
-    from erk.calibration.tune_job import run
+    from erk.commands.calibrating import run_tuning
 
-    out = options.pop("out")
-    if out is not None:
-        require_suffix("--out", out, ".json")
-    run(options, None if out is None else Path(out))
+    run_tuning(options)
 
 
 if __name__ == "__main__":

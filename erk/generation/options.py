@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from erk.calibration.card import opened
+from erk.calibration.card import open_card
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.download import sha256_of
@@ -139,7 +139,7 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
         solver_options=dict(_solver_option(text) for text in options["solver_option"]),
-        **{name: options[name] for name in DIRECT} | {"erk": opened(options["erk"])},
+        **{name: options[name] for name in DIRECT} | {"erk": open_card(options["erk"])},
     )
     if settings.guidance_interval is not None and guidance == 1:
         raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")

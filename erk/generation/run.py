@@ -11,7 +11,6 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from erk.calibration.card import Card
 from erk.generation.archives import write_grid
 from erk.generation.job import Job
 from erk.generation.options import plan_job
@@ -20,6 +19,7 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import ImageBatch, generate
 from erk.generation.writer import beside, spare_cores, threads
 from erk.io.atomic import write_file
+from erk.method.corrections import Card
 from erk.runtime.distributed import World, barrier, broadcast, gather, join
 from erk.runtime.shards import shard_of
 from erk.runtime.timing import OFF, Timer

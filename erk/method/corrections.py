@@ -128,6 +128,7 @@ class Card(NamedTuple):
     correction: Correction
     recipe: dict[str, Any]  # `Settings.recipe()` and `networks(...)`
     ratio: tuple[float, ...] | None = None  # held-out errors after / before; standard error
+    report: dict[str, Any] = {}  # the computation and its errors, as JSON; not used in sampling
 
     @property
     def key(self) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import click
 import torch
 
-from erk.calibration.fit import USUAL, Batch, Fit, fit
-from erk.calibration.solver_error import converged, errors, exact_drift, ratio, reference_path
+from erk.calibration.fit import USUAL, Fit, ReferenceBatch, fit
+from erk.calibration.solver_error import converged, errors, ratio, reference_path
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.method.corrections import Correction, auto
 from erk.method.settings import Settings
@@ -43,9 +43,9 @@ class Bench:
         """A calibration of Heun on the first `seeds` of OWN."""
         noise, labels = self.data.start(OWN[:seeds])
         plan = self.plan(steps)
-        drift = exact_drift(plan, self.data.model, labels, self.data.guide)
-        batch = Batch(noise, labels, reference_path(drift, noise, plan.sigmas(self.data.model)))
-        return fit(plan, self.data.model, [batch], directions, self.data.guide)
+        problem = self.data.problem(plan)
+        path = reference_path(problem.exact_drift(labels), noise, problem.sigmas)
+        return fit(problem, [ReferenceBatch(noise, labels, path)], directions)
 
     def ratio(self, steps: int, correction: Correction) -> tuple[float, float]:
         """The error with a correction relative to without."""

@@ -19,8 +19,8 @@ import click
 import torch
 from torch import Tensor
 
-from erk.calibration.fit import USUAL, Batch, fit
-from erk.calibration.solver_error import converged, exact_drift, ratio, reference_path
+from erk.calibration.fit import USUAL, ReferenceBatch, fit
+from erk.calibration.solver_error import converged, ratio, reference_path
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import write_file
 from erk.method.corrections import auto
@@ -97,7 +97,7 @@ def row_of(data: Data, plan: Settings) -> dict[str, Any]:
         if name == "auto":
             own = rule if any(any(row) for row in rule.weights) else None
         elif name == "calibrated" or plan.solver in IN_PARTS:
-            own = fit(plan, data.model, [calibrating], directions, data.guide).correction
+            own = fit(data.problem(plan), [calibrating], directions).correction
         else:
             own = None
         if own is not None:
@@ -129,7 +129,7 @@ def end_of(data: Data, plan: Settings) -> Tensor:
     return KEPT[key]
 
 
-def batch_of(data: Data, plan: Settings) -> Batch:
+def batch_of(data: Data, plan: Settings) -> ReferenceBatch:
     """The calibration seeds with their reference path at the noise levels of `plan`.
 
     The paths at all noise levels of all cases are solved at once, and kept.
@@ -141,10 +141,10 @@ def batch_of(data: Data, plan: Settings) -> Batch:
     levels = torch.cat([p.sigmas() for p in plans]).unique().flip(0)
     key = data.name, "paths"
     if key not in KEPT:
-        drift = exact_drift(plan, data.model, labels, data.guide)
+        drift = data.problem(plan).exact_drift(labels)
         KEPT[key] = reference_path(drift, noise, levels)
     places = [(levels - sigma).abs().argmin().item() for sigma in plan.sigmas(data.model)]
-    return Batch(noise, labels, [KEPT[key][place] for place in places])
+    return ReferenceBatch(noise, labels, [KEPT[key][place] for place in places])
 
 
 def save(place: Path, rows: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erk.analysis import toy_results
-from erk.calibration.problem import gaussian, run
+from erk.calibration.problem import gaussian
 from erk.calibration.solver_error import EVALUATIONS
 from erk.generation.job import plain
 from erk.generation.seeds import format_seeds
@@ -124,7 +124,7 @@ def _made(cell: Cell, results: Path) -> dict[str, Any]:
     with torch.inference_mode():
         for start in range(0, cell.num, BATCH):
             own = cell.seeds[start : start + BATCH]
-            parts.append(run(problem, *problem.start(own), guide or unguided))
+            parts.append(problem.run(*problem.draw(own), guide or unguided))
     x, exact = torch.cat(parts), ends_from(cell, FIRST, cell.num)
     errors = [float(f"{value:.6g}") for value in norm(x - exact).flatten().tolist()]
     return {

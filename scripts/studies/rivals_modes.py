@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from erk.calibration import fit as calibration
-from erk.calibration import tune as tuning
-from erk.calibration.problem import Problem, drift_of
+from erk.calibration import search as tuning
+from erk.calibration.parts import Parts
+from erk.calibration.problem import Problem
 from erk.calibration.solver_error import reference_path
 from erk.method.corrections import Correction, auto
 from erk.method.guidance import ErkGuid
@@ -72,7 +73,7 @@ def _tuned(cell: Cell, problem: Problem) -> dict[str, Any]:
     seeds = range(TUNED_FROM, TUNED_FROM + TUNED)
     ends = ends_from(cell, TUNED_FROM, TUNED)
     try:
-        best = tuning.tune(problem, seeds, ends, lambda _, make: make(), WEIGHTS).choice
+        best = tuning.search(problem, seeds, ends, Parts(), WEIGHTS).choice
     except ValueError:  # no step has a pair
         return {"w_stiff": 0.0, "w_con": None}
     return {"w_stiff": best.w_stiff, "w_con": best.w_con if best.w_stiff else None}
@@ -84,22 +85,24 @@ def _calibrated(cell: Cell, problem: Problem, _: Read) -> Made:
     levels, whole = _paths(cell.data, BUDGETS if cell.budget in BUDGETS else (cell.budget,))
     places = [levels.index(sigma) for sigma in plan.sigmas(model).tolist()]
     batch = whole._replace(path=[whole.path[place] for place in places])
-    found = calibration.fit(plan, model, [batch], calibration.USUAL, problem.guide)
+    found = calibration.fit(problem, [batch], calibration.USUAL)
     return _of(found.correction, plan.sigmas(model))
 
 
 @functools.cache
-def _paths(data: str, budgets: tuple[int, ...]) -> tuple[list[float], calibration.Batch]:
+def _paths(data: str, budgets: tuple[int, ...]) -> tuple[list[float], calibration.ReferenceBatch]:
     """The converged solution at the noise levels of all solvers and budgets; these levels."""
     cells = [cell for cell in cells_of((data,), budgets, (), None) if cell.mode == "calibrated"]
     found = {s for cell in cells for s in cell.settings.sigmas(networks(data)[0]).tolist()}
     levels = sorted(found, reverse=True)
     problem = problem_of(cells[0])
     count = CALIBRATED_TOY if data == "toy" else CALIBRATED
-    noise, labels = problem.start(range(CALIBRATED_FROM, CALIBRATED_FROM + count))
+    noise, labels = problem.draw(range(CALIBRATED_FROM, CALIBRATED_FROM + count))
     noise = noise.to(problem.settings.dtype)
-    path = reference_path(drift_of(problem, labels), noise, torch.tensor(levels, dtype=noise.dtype))
-    return levels, calibration.Batch(noise, labels, path)
+    path = reference_path(
+        problem.exact_drift(labels), noise, torch.tensor(levels, dtype=noise.dtype)
+    )
+    return levels, calibration.ReferenceBatch(noise, labels, path)
 
 
 GUIDES: dict[str, Callable[[Cell, Problem, Read], Made]] = {

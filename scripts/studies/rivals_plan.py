@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.calibration import tune as tuning
-from erk.calibration.problem import ExactToy, Problem, count_nfe, ends_of
+from erk.analysis.toy import ExactToy
+from erk.calibration import search as tuning
+from erk.calibration.parts import Parts
+from erk.calibration.problem import Problem, count_nfe
+from erk.calibration.solver_error import EVALUATIONS
 from erk.method.settings import Settings
 from erk.models.noise import noise_and_labels
 from erk.models.presets import find_preset
@@ -145,4 +148,5 @@ def ends_from(cell: Cell, first: int, num: int) -> Tensor:
 def _ends(data: str, to_zero: bool, first: int, num: int) -> Tensor:
     method = next(m for m in METHODS if (m.schedule == "edm") == to_zero)
     problem = problem_of(Cell(data, method, 8, "plain", 8, 8, num))
-    return ends_of(problem, range(first, first + num))
+    seeds = range(first, first + num)
+    return tuning.converged_ends(problem, seeds, EVALUATIONS, Parts(), "")

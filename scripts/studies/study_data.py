@@ -12,6 +12,7 @@ from torch import Tensor
 
 import erk
 from erk.analysis import toy
+from erk.calibration.problem import Problem, problem_for
 from erk.generation.job import plain
 from erk.io.download import sha256_of
 from erk.method.settings import Settings
@@ -53,6 +54,10 @@ class Data(NamedTuple):
     def plan(self, **settings: Any) -> Settings:
         """Sampling settings with this data's guidance and highest noise level."""
         return Settings(guidance=self.guidance, sigma_max=self.sigma_max, **settings)
+
+    def problem(self, settings: Settings) -> Problem:
+        """The networks with a plain solver."""
+        return problem_for(self.model, settings, self.guide, self.start)
 
 
 @cache
