@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from erk.api import sample as sample
     from erk.api import trajectory as trajectory
+    from erk.calibration.calibrate import calibrate as calibrate
+    from erk.calibration.tune import tune as tune
     from erk.method.guidance import erk_guid as erk_guid
     from erk.method.point import Point as Point
     from erk.method.point import Step as Step
@@ -32,6 +34,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",
+    "calibrate": ".calibration.calibrate",
+    "tune": ".calibration.tune",
     "Settings": ".method.settings",
     "from_denoiser": ".models.adapters",
     "from_epsilon": ".models.adapters",
