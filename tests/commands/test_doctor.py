@@ -49,7 +49,7 @@ def test_a_sound_installation():
     assert len(lines) <= 24 and lines[-1].startswith("sound, ")
     assert {line.split()[1] for line in lines[:-1]} >= {
         "python", "torch", "cpu", "gpu", "disk", "cache", "checkpoints", "random", "networks",
-        "images", "judge", "extractors",
+        "images", "classifier", "extractors",
     }  # fmt: skip
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "note"}
 
@@ -112,8 +112,8 @@ def test_packages_that_lack_are_old_or_not_the_locked_ones(monkeypatch):
 @pytest.mark.parametrize(
     ("requirement", "torchs", "build", "text"),
     [
-        ("torch (==2.14.0)", "2.15.0+cpu", "0.29+cpu", "made for torch==2.14.0, not 2.15.0+cpu:"),
-        ("torch (>=2.14.0)", "2.13.1", "0.29", "made for torch>=2.14.0, not 2.13.1:"),
+        ("torch (==2.14.0)", "2.15.0+cpu", "0.29+cpu", "built for torch==2.14.0, not 2.15.0+cpu:"),
+        ("torch (>=2.14.0)", "2.13.1", "0.29", "built for torch>=2.14.0, not 2.13.1:"),
         ("torch==2.15.0", "2.15.0+cpu", "0.29+cu132", "0.29+cu132 is another build than torch"),
         ("torch==2.15.0", "2.15.0+cu132", "0.29+cu132", None),
         ("torch (>=2.14.0)", "2.15.0+cpu", "0.29+cpu", None),
@@ -123,7 +123,7 @@ def test_torchvision_of_another_torch(requirement, torchs, build, text, monkeypa
     monkeypatch.setattr(machine, "requires", lambda _: ["numpy", requirement])
     monkeypatch.setattr(torch, "__version__", torchs)
     monkeypatch.setattr(machine, "import_module", lambda _: SimpleNamespace(__version__=build))
-    rows = found(machine.torch_and_mates)
+    rows = found(machine.torch_build)
     if text is None:
         assert [*rows] == [("ok", "torch")]
     else:
@@ -135,7 +135,7 @@ def test_a_torch_that_knows_another_numpy(monkeypatch):
         raise RuntimeError("Numpy is not available")
 
     monkeypatch.setattr(torch, "from_numpy", failing)
-    assert "do not work together" in found(machine.torch_and_mates)["FAIL", "numpy"]
+    assert "do not work together" in found(machine.torch_build)["FAIL", "numpy"]
 
 
 @pytest.mark.parametrize(("lacking", "state"), [("zlib", "FAIL"), ("jpg", "note")])
@@ -159,7 +159,7 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, tmp_path):
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("PyTorch sees a GPU here")
     monkeypatch.setattr(machine, "NVIDIA", tmp_path)
-    for build, text in ((None, "build is for the CPU only"), ("13.2", "must know CUDA 13.2")):
+    for build, text in ((None, "build is CPU-only"), ("13.2", "must support CUDA 13.2")):
         monkeypatch.setattr(torch.version, "cuda", build)
         assert text in found(machine.devices)["note", "gpu"]
 
@@ -215,12 +215,12 @@ def test_a_cache_that_is_not_there_read_only_or_a_file(cache, monkeypatch):
     assert "writable, locks work" in found(stored.cache)["ok", "cache"]
     assert list(cache.iterdir()) == []
     monkeypatch.setenv("ERK_CACHE", str(cache / "deeper" / "down"))
-    assert "not there yet" in found(stored.cache)["ok", "cache"]
+    assert "does not exist yet" in found(stored.cache)["ok", "cache"]
     (cache / "deeper").write_text("a file")
-    assert "lies below a file: name another one" in found(stored.cache)["note", "cache"]
+    assert "is below a file: set ERK_CACHE" in found(stored.cache)["note", "cache"]
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     monkeypatch.setenv("ERK_CACHE", str(cache))
-    assert "cannot be written to: name another one" in found(stored.cache)["note", "cache"]
+    assert "cannot be written to: set ERK_CACHE" in found(stored.cache)["note", "cache"]
 
 
 def test_a_download_that_goes_on(cache):
@@ -265,8 +265,8 @@ def test_a_cache_that_is_as_recorded(cache):
     (cache / "a.host" / "foreign.bin").write_bytes(b"whose?")
     rows = list(guarded("check", stored.downloads))
     assert [row.state for row in rows] == ["note", "note", "ok"]
-    assert "goes on with it: other.pkl.part" in rows[0].text
-    assert "nothing is recorded to check these by: foreign.bin" in rows[1].text
+    assert "resumes it: other.pkl.part" in rows[0].text
+    assert "not checked: foreign.bin" in rows[1].text
     assert rows[2].text == "6 files as recorded"
 
 
@@ -302,7 +302,7 @@ def test_a_file_of_the_cache_that_cannot_be_read(cache, monkeypatch):
 def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CHECKPOINTS", tmp_path / "checkpoints")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
-    assert found(stored.checkpoints)["ok", "checkpoints"] == "7 networks as their cards say"
+    assert found(stored.checkpoints)["ok", "checkpoints"] == "7 networks match their cards"
     weights = tmp_path / "checkpoints" / "digits.safetensors"
     if fault == "byte":
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
@@ -315,7 +315,7 @@ def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
     else:
         shutil.rmtree(tmp_path / "checkpoints")
     told = found(stored.checkpoints)["FAIL", "checkpoints"]
-    assert told.endswith("git restore checkpoints")
+    assert told.endswith("git restore checkpoints, or install erk-guid again")
     assert fault == "empty" or told.startswith("digits.safetensors ")
 
 
@@ -324,21 +324,21 @@ def computed():
     return golden.computed("cpu")
 
 
-@pytest.mark.parametrize("part", ["random", "networks", "images", "judge"])
+@pytest.mark.parametrize("part", ["random", "networks", "images", "classifier"])
 def test_numbers_that_are_not_the_golden_ones(part, computed, monkeypatch, tmp_path):
     monkeypatch.setattr(golden, "computed", lambda _: computed)
     assert {state for state, _ in found(golden.compared, "cpu")} == {"ok"}
-    recorded = json.loads(golden.PLACE.read_text())
+    recorded = json.loads(golden.GOLDEN.read_text())
     name, numbers = next(iter(recorded["golden"][part].items()))
     numbers[-1] += 1.1 * golden.ALLOWED.get(part, golden.TOLERANCE)
     (tmp_path / "golden.json").write_text(json.dumps(recorded))
-    monkeypatch.setattr(golden, "PLACE", tmp_path / "golden.json")
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path / "golden.json")
     rows = found(golden.compared, "cpu")
-    assert rows["FAIL", part].startswith(f"{name} on cpu: at most ")
+    assert rows["FAIL", part].startswith(f"{name} on cpu: largest difference ")
     assert [key for key in rows if key[0] == "FAIL"] == [("FAIL", part)]
     del recorded["golden"][part][name]
     (tmp_path / "golden.json").write_text(json.dumps(recorded))
-    assert "inf apart" in found(golden.compared, "cpu")["FAIL", part]
+    assert "difference inf" in found(golden.compared, "cpu")["FAIL", part]
 
 
 @pytest.mark.gpu
@@ -347,7 +347,7 @@ def test_golden_numbers_on_a_gpu():
 
 
 def test_golden_vectors_come_from_a_committed_command():
-    recorded = json.loads(golden.PLACE.read_text())
+    recorded = json.loads(golden.GOLDEN.read_text())
     assert recorded["command"].endswith("checks/golden.py")
     assert len(recorded["commit"]) == 40  # and no "-dirty"
 
@@ -396,5 +396,5 @@ def test_a_released_network_of_the_cache(monkeypatch):
 
     monkeypatch.setattr(golden, "fetch", cached)
     rows = found(golden.released, "cpu")
-    assert "finite and repeatable on cpu; no golden" in rows["ok", "digits.safetensors"]
+    assert "finite and repeatable on cpu; it has no golden" in rows["ok", "digits.safetensors"]
     assert "is a folder" in rows["FAIL", "network"] and len(rows) == 2

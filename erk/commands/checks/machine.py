@@ -1,4 +1,4 @@
-"""Python, its packages and their traps; the devices. Nothing here needs a package to import."""
+"""Check Python, its packages and the devices; importing this module needs no package."""
 
 import os
 import platform
@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from erk.commands.checks.row import SETUP, Row, failed, few, told
+from erk.commands.checks.row import SETUP, Row, describe, failed, few
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}  # package -> its import
-NVIDIA = Path("/proc/driver/nvidia/version")  # of a driver that is loaded
+NVIDIA = Path("/proc/driver/nvidia/version")  # exists if the driver is loaded
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
-MATE = re.compile(r"torch \(?(==|>=)([\d.]+)")  # what torchvision requires
+TORCH = re.compile(r"torch \(?(==|>=)([\d.]+)")  # what torchvision requires
 PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;]+)", re.MULTILINE)
 
 # Variables that change numbers or speed, and what to do about them.
@@ -34,56 +34,69 @@ VARIABLES = {
 
 
 def python() -> Iterator[Row]:
-    """The interpreter."""
-    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    """Check the interpreter's version."""
+    text = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     number = tuple(numbers(platform.python_version())[:2])
     if number < (3, 11):
-        yield Row("FAIL", "python", f"{found}: 3.11 or newer is needed")
+        yield Row("FAIL", "python", f"{text}: 3.11 or newer is needed")
     elif number >= (3, 14):
-        yield Row("note", "python", f"{found}: tried with 3.11 to 3.13 only")
+        yield Row("note", "python", f"{text}: tested with 3.11 to 3.13 only")
     else:
-        yield Row("ok", "python", found)
+        yield Row("ok", "python", text)
 
 
 def packages() -> Iterator[Row]:
-    """Each direct dependency: there, new enough, importable; whether it is the locked one."""
-    lock = PIN.findall((ROOT / "requirements.txt").read_text("utf-8"))
-    names, moved = declared(), []
-    for name, least in names.items():
+    """Check that each direct dependency is installed, recent enough, importable and locked."""
+    lock = locked()
+    names, unlocked = declared(), []
+    for name, lowest in names.items():
         try:
-            here = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             yield Row("FAIL", name, f"is not installed: {SETUP}")
             continue
-        if numbers(here) < numbers(least):
-            yield Row("FAIL", name, f"{here} is older than {least}: {SETUP}")
-        if here.partition("+")[0] not in {pin for known, pin in lock if known == name}:
-            moved.append(f"{name} {here}")
+        if numbers(installed) < numbers(lowest):
+            yield Row("FAIL", name, f"{installed} is older than {lowest}: {SETUP}")
+        if lock is not None and (name, installed.partition("+")[0]) not in lock:
+            unlocked.append(f"{name} {installed}")
         try:
             import_module(MODULES.get(name, name.replace("-", "_")))
-        except Exception as error:  # a library that lacks, a build that does not fit
-            yield Row("FAIL", name, f"{here} cannot be imported, {told(error)}: {SETUP}")
-    if moved:
-        yield Row("note", "packages", f"not as in requirements.txt: {few(moved)}")
+        except Exception as error:  # a missing library, an incompatible build
+            text = f"{installed} cannot be imported, {describe(error)}: {SETUP}"
+            yield Row("FAIL", name, text)
+    if unlocked:
+        yield Row("note", "packages", f"not as in requirements.txt: {few(unlocked)}")
+    elif lock is None:
+        yield Row("ok", "packages", f"{len(names)} as erk-guid declares them")
     else:
         yield Row("ok", "packages", f"{len(names)} as in requirements.txt")
 
 
-def declared() -> dict[str, str]:
-    """{package: its lowest version} of pyproject.toml."""
-    import tomllib  # late: Python 3.10 lacks it, and is told of before
+def locked() -> set[tuple[str, str]] | None:
+    """Return the (package, version) pairs of requirements.txt; None outside of a checkout."""
+    path = ROOT / "requirements.txt"
+    return set(PIN.findall(path.read_text("utf-8"))) if path.is_file() else None
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return dict(line.split(">=") for line in project["dependencies"])
+
+def declared() -> dict[str, str]:
+    """Return {package: lowest version} of pyproject.toml, or of the installed erk-guid."""
+    path = ROOT / "pyproject.toml"
+    if path.is_file():
+        import tomllib  # late: Python 3.10, which `python` reports, does not have it
+
+        lines = tomllib.loads(path.read_text("utf-8"))["project"]["dependencies"]
+    else:
+        lines = [line for line in requires("erk-guid") or [] if "extra ==" not in line]
+    return dict(line.replace(" ", "").split(">=") for line in lines)
 
 
 def numbers(text: str) -> list[int]:
-    """'2.15.0+cu130' -> [2, 15, 0]."""
+    """Return the numbers of a version: '2.15.0+cu130' -> [2, 15, 0]."""
     return [int(part) for part in re.match(r"[\d.]*\d", text)[0].split(".")]  # type: ignore[index]
 
 
-def torch_and_mates() -> Iterator[Row]:
-    """PyTorch's build, and what must fit it: torchvision, numpy, the GPU's driver."""
+def torch_build() -> Iterator[Row]:
+    """Check PyTorch's build and whether torchvision and numpy fit it."""
     import torch
 
     yield Row("ok", "torch", f"{torch.__version__}, CPU kernels for {cpu_kernels(torch)}")
@@ -93,19 +106,21 @@ def torch_and_mates() -> Iterator[Row]:
 
         torch.from_numpy(np.zeros(1)).numpy()
     except Exception as error:
-        text = f"torch and numpy {version('numpy')} do not work together, {told(error)}: {SETUP}"
+        text = (
+            f"torch and numpy {version('numpy')} do not work together, {describe(error)}: {SETUP}"
+        )
         yield Row("FAIL", "numpy", text)
 
 
 def torchvision(torch: Any) -> Iterator[Row]:
-    """Whether it is made for this torch, and for the same devices."""
-    words = [MATE.match(line) for line in requires("torchvision") or []]
+    """Check that torchvision was built for this torch and for the same devices."""
+    words = [TORCH.match(line) for line in requires("torchvision") or []]
     for kind, wanted in (word.groups() for word in words if word):
         here, there = numbers(torch.__version__), numbers(wanted)
         if (here[: len(there)] != there) if kind == "==" else (here < there):
-            text = f"is made for torch{kind}{wanted}, not {torch.__version__}: {SETUP}"
+            text = f"was built for torch{kind}{wanted}, not {torch.__version__}: {SETUP}"
             yield Row("FAIL", "torchvision", text)
-    with suppress(Exception):  # `packages` tells why it cannot be imported
+    with suppress(Exception):  # `packages` reports why it cannot be imported
         build = import_module("torchvision").__version__
         if ("+cpu" in build) != ("+cpu" in torch.__version__):
             text = f"{build} is another build than torch {torch.__version__}: {SETUP}"
@@ -113,23 +128,23 @@ def torchvision(torch: Any) -> Iterator[Row]:
 
 
 def cpu_kernels(torch: Any) -> str:
-    """What PyTorch computes with on this CPU, such as AVX512."""
+    """Return the CPU instructions that PyTorch uses, such as AVX512."""
     return torch.backends.cpu.get_cpu_capability()
 
 
 def pillow() -> Iterator[Row]:
-    """The formats that images come in."""
+    """Check that Pillow reads and writes the image formats."""
     from PIL import features
 
-    lacking = [name for name in ("zlib", "jpg") if not features.check(name)]
-    if "zlib" in lacking:
+    missing = [name for name in ("zlib", "jpg") if not features.check(name)]
+    if "zlib" in missing:
         yield Row("FAIL", "pillow", "was built without zlib and writes no PNG: " + SETUP)
-    elif lacking:
+    elif missing:
         yield Row("note", "pillow", "was built without libjpeg and reads no JPEG: " + SETUP)
 
 
 def variables() -> Iterator[Row]:
-    """Variables of the environment that change results or speed unseen."""
+    """Report environment variables that change results or speed."""
     for name, advice in VARIABLES.items():
         value = os.environ.get(name, "")
         if value and (name, value) != ("OMP_NUM_THREADS", "1"):
@@ -137,7 +152,7 @@ def variables() -> Iterator[Row]:
 
 
 def devices() -> Iterator[Row]:
-    """CPU and memory; the GPUs, each tried with a small product."""
+    """Report CPU and memory; check each GPU with a small matrix product."""
     yield Row("ok", "cpu", cpu())
     import torch
 
@@ -148,16 +163,16 @@ def devices() -> Iterator[Row]:
         yield Row("ok", "gpu", "Apple MPS")
     elif NVIDIA.exists() or shutil.which("nvidia-smi"):
         if torch.version.cuda is None:
-            text = "there is one of NVIDIA, but PyTorch's build is for the CPU only: " + SETUP
+            text = "this machine has an NVIDIA GPU, but PyTorch's build is CPU-only: " + SETUP
         else:
-            text = f"PyTorch cannot use it: its driver must know CUDA {torch.version.cuda}"
+            text = f"PyTorch cannot use it: its driver must support CUDA {torch.version.cuda}"
         yield Row("note", "gpu", text)
     else:
-        yield Row("ok", "gpu", "none; the CPU does the work")
+        yield Row("ok", "gpu", "none; the CPU is used")
 
 
 def gpu(torch: Any, number: int) -> Row:
-    """Name, memory and whether it computes."""
+    """Return name and memory of a GPU, or why it cannot compute."""
     try:
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
@@ -165,20 +180,20 @@ def gpu(torch: Any, number: int) -> Row:
         ones = torch.ones(64, 64, device=f"cuda:{number}")
         is_wrong = bool((ones @ ones != 64).any())
     except Exception as error:  # of the driver, of CUDA's libraries
-        return failed("gpu", error, f"{number}: cannot compute, {told(error)}: {SETUP}")
+        return failed("gpu", error, f"{number}: cannot compute, {describe(error)}: {SETUP}")
     if is_wrong:
-        return Row("FAIL", "gpu", f"{text}; it computes wrongly: have it checked")
+        return Row("FAIL", "gpu", f"{text}; its matrix product is wrong: have the GPU checked")
     return Row("ok", "gpu", text)
 
 
 def cpu() -> str:
-    """Name, cores that this process may use, kinds of arithmetic, memory."""
+    """Return the name, usable cores, vector instructions and free memory."""
     name, flags = platform.processor() or platform.machine(), []
-    place, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    if place.exists():
+    cpuinfo, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    if cpuinfo.exists():
         about = dict(
             (part.strip() for part in line.split(":", 1))
-            for line in place.read_text("utf-8").split("\n\n")[0].splitlines() if ":" in line
+            for line in cpuinfo.read_text("utf-8").split("\n\n")[0].splitlines() if ":" in line
         )  # fmt: skip
         name = about.get("model name", name)
         flags = [flag for flag in FLAGS if flag in about.get("flags", "").split()]

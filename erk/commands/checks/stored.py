@@ -1,4 +1,4 @@
-"""Files that must be what they were: the cache, the weights that come with the repository."""
+"""Check stored files: free space, the cache, the checkpoints that come with the code."""
 
 import hashlib
 import json
@@ -9,42 +9,43 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from erk.commands.checks.row import Row, few, told
+from erk.commands.checks.row import Row, describe, few
 from erk.io.download import cache_dir, hash_record, sha256_of
+from erk.io.resources import data
 
-CHECKPOINTS = Path(__file__).resolve().parents[3] / "checkpoints"
-RESTORE = "git restore checkpoints"
+CHECKPOINTS = data("checkpoints")
+RESTORE = "git restore checkpoints, or install erk-guid again"
 FULL, SCARCE = 2**30, 10 * 2**30  # bytes free: too few to work; few for images or large networks
 
 
 def space() -> Iterator[Row]:
-    """Free bytes where downloads and images go."""
+    """Check the free space for downloads and images."""
     rows = []
-    for what, place in (("the cache", cache_dir()), ("this folder", Path.cwd())):
-        free = shutil.disk_usage(standing(place)).free
-        text = f"{free / 2**30:.1f} GiB free for {what}"
+    for name, folder in (("the cache", cache_dir()), ("this folder", Path.cwd())):
+        free = shutil.disk_usage(existing(folder)).free
+        text = f"{free / 2**30:.1f} GiB free for {name}"
         state = "FAIL" if free < FULL else "note" if free < SCARCE else "ok"
-        rows.append(Row(state, "disk", text if state == "ok" else f"{text}: make room"))
+        rows.append(Row(state, "disk", text if state == "ok" else f"{text}: free some space"))
     if all(row.state == "ok" for row in rows):
         rows = [Row("ok", "disk", ", ".join(row.text for row in rows))]
     yield from rows
 
 
-def standing(place: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
-    return next(one for one in (place, *place.absolute().parents) if one.exists())
+def existing(folder: Path) -> Path:
+    """Return a folder, or its nearest parent that exists."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
 
 
 def cache() -> Iterator[Row]:
-    """Whether downloads and features can go there, and whether locks work and are free."""
+    """Check that the cache can be written and that its locks work and are free."""
     root = cache_dir()
-    there = standing(root)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written to" if there.is_dir() else "lies below a file"
-        yield Row("note", "cache", f"{root} {what}: name another one by ERK_CACHE")
+    folder = existing(root)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is below a file"
+        yield Row("note", "cache", f"{root} {reason}: set ERK_CACHE to another folder")
         return
-    if there != root:
-        yield Row("ok", "cache", f"{root}, not there yet")
+    if folder != root:
+        yield Row("ok", "cache", f"{root}, does not exist yet")
         return
     from filelock import FileLock, Timeout
 
@@ -53,7 +54,9 @@ def cache() -> Iterator[Row]:
         with FileLock(probe, timeout=1):
             pass
     except (OSError, NotImplementedError) as error:
-        yield Row("note", "cache", f"{root} has no locks ({told(error)}): let one process download")
+        yield Row(
+            "note", "cache", f"{root} has no locks ({describe(error)}): let one process download"
+        )
         return
     finally:
         probe.unlink(missing_ok=True)
@@ -70,53 +73,55 @@ def cache() -> Iterator[Row]:
 
 
 def downloads() -> Iterator[Row]:
-    """Every file of the cache against the hash that is recorded of it, or against its own sums."""
+    """Check every file of the cache against its recorded hash or its checksums."""
     good, unknown, parts = 0, [], []
     for path in files(cache_dir(), "*"):
-        if is_ours(path):
+        if is_auxiliary(path):
             if path.suffix == ".part":
                 parts.append(path.name)
             continue
         try:
             fault = damage(path)
         except OSError as error:
-            fault = f"cannot be read ({told(error)})"
+            fault = f"cannot be read ({describe(error)})"
         if fault is None:
             unknown.append(path.name)
         elif fault:
-            yield Row("FAIL", "cache", f"{path} {fault}: delete it, it will come anew")
+            yield Row(
+                "FAIL", "cache", f"{path} {fault}: delete it, the next run downloads it again"
+            )
         else:
             good += 1
     if parts:
-        yield Row("note", "cache", f"unfinished, the next run goes on with it: {few(parts)}")
+        yield Row("note", "cache", f"unfinished, the next run resumes it: {few(parts)}")
     if unknown:
-        yield Row("note", "cache", f"nothing is recorded to check these by: {few(unknown)}")
+        yield Row("note", "cache", f"without a recorded hash, not checked: {few(unknown)}")
     yield Row("ok", "cache", f"{good} files as recorded")
 
 
 def files(root: Path, pattern: str) -> list[Path]:
-    """The files in a folder and below; of links only the file that they lead to."""
+    """Return the files in a folder and below, without links."""
     return sorted(p for p in root.rglob(pattern) if p.is_file() and not p.is_symlink())
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file only tells of others: locks, records, drafts, the hub's notes."""
+def is_auxiliary(path: Path) -> bool:
+    """Return whether a file is a lock, a record, a draft or one of the hub's notes."""
     known = (".lock", ".sha256", ".part", ".tag", ".tmp", ".incomplete")
     notes = path.parent.name == "refs" or path.name == "CACHEDIR.TAG" or ".no_exist" in path.parts
     return path.suffix in known or notes
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file, "" if nothing; None: nothing says what it should be."""
+    """Return what is wrong with a file, "" if nothing; None without a hash or checksum."""
     record = hash_record(path)
     named = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", path.name):
-        return "" if hub_name(path) == path.name else "is not what its name says (hash)"
+        return "" if hub_name(path) == path.name else "does not have the hash in its name"
     if record.is_file():
         expected = record.read_text("utf-8", errors="replace").strip()
         return "" if sha256_of(path) == expected else f"is not as recorded in {record.name}"
     if named:
-        return "" if sha256_of(path).startswith(named[1]) else "is not what its name says (hash)"
+        return "" if sha256_of(path).startswith(named[1]) else "does not have the hash in its name"
     if path.suffix == ".safetensors":
         return readable(path)
     if zipfile.is_zipfile(path):  # .pth, .npz: each member has its checksum
@@ -127,7 +132,7 @@ def damage(path: Path) -> str | None:
 
 
 def hub_name(path: Path) -> str:
-    """What the hub's cache calls the bytes of a file: their SHA-256, or git's hash if small."""
+    """Return the hub's name for a file's bytes: their SHA-256, or git's hash if small."""
     if len(path.name) == 64:
         return sha256_of(path)
     data = path.read_bytes()
@@ -135,32 +140,32 @@ def hub_name(path: Path) -> str:
 
 
 def readable(path: Path) -> str:
-    """What is wrong with the form of a .safetensors file; of features nothing else is recorded."""
+    """Return what is wrong with the form of a .safetensors file, "" if nothing."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             file.keys()
-    except Exception as error:  # a class of its own for each fault
-        return f"cannot be read ({told(error)})"
+    except Exception as error:  # safetensors has one class per fault
+        return f"cannot be read ({describe(error)})"
     return ""
 
 
 def checkpoints() -> Iterator[Row]:
-    """The weights of the repository against the cards beside them."""
+    """Check the checkpoints that come with the code against their cards."""
     weights = sorted(CHECKPOINTS.glob("*.safetensors"))
     cards = {p.with_suffix(".safetensors") for p in CHECKPOINTS.glob("*.json")}
-    bad = [path for path in {*weights, *cards} if not as_its_card(path)]
+    bad = [path for path in {*weights, *cards} if not matches_card(path)]
     for path in sorted(bad):
-        yield Row("FAIL", "checkpoints", f"{path.name} is not what its card says: {RESTORE}")
+        yield Row("FAIL", "checkpoints", f"{path.name} does not match its card: {RESTORE}")
     if not weights:
-        yield Row("FAIL", "checkpoints", f"there are none in {CHECKPOINTS}: {RESTORE}")
+        yield Row("FAIL", "checkpoints", f"{CHECKPOINTS} has none: {RESTORE}")
     elif not bad:
-        yield Row("ok", "checkpoints", f"{len(weights)} networks as their cards say")
+        yield Row("ok", "checkpoints", f"{len(weights)} networks match their cards")
 
 
-def as_its_card(path: Path) -> bool:
-    """Whether a file of weights has the sha256 that its card tells."""
+def matches_card(path: Path) -> bool:
+    """Return whether a checkpoint has the sha256 of its card."""
     try:
         card = json.loads(path.with_suffix(".json").read_text("utf-8"))
         return sha256_of(path) == card["sha256"]
