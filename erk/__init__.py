@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from erk.api import animate as animate
+    from erk.api import plot_trace as plot_trace
     from erk.api import sample as sample
+    from erk.api import save_images as save_images
     from erk.api import trajectory as trajectory
     from erk.calibration.calibrate import calibrate as calibrate
     from erk.calibration.tune import tune as tune
@@ -29,28 +32,31 @@ if TYPE_CHECKING:
     from erk.models.model import load_model as load_model
     from erk.models.noise import noise_and_labels as noise_and_labels
 
-# The hub's libraries, which read this when they are imported, shall tell nobody what runs here.
+# The libraries of the Hugging Face hub read this on import: no telemetry.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",
-    "calibrate": ".calibration.calibrate",
-    "tune": ".calibration.tune",
+    "Point": ".method.point",
     "Settings": ".method.settings",
+    "State": ".method.sampler",
+    "Step": ".method.point",
+    "Trace": ".method.sampler",
+    "animate": ".api",
+    "calibrate": ".calibration.calibrate",
+    "erk_guid": ".method.guidance",
     "from_denoiser": ".models.adapters",
     "from_epsilon": ".models.adapters",
     "from_flow": ".models.adapters",
     "from_v": ".models.adapters",
     "load_model": ".models.model",
-    "sample": ".api",
-    "trajectory": ".api",
-    "Point": ".method.point",
-    "State": ".method.sampler",
-    "Step": ".method.point",
-    "Trace": ".method.sampler",
-    "erk_guid": ".method.guidance",
-    "steps": ".method.sampler",
     "noise_and_labels": ".models.noise",
+    "plot_trace": ".api",
+    "sample": ".api",
+    "save_images": ".api",
+    "steps": ".method.sampler",
+    "trajectory": ".api",
+    "tune": ".calibration.tune",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -6,19 +6,22 @@ They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter (`erk
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from erk.calibration.card import open_card
+from erk.io.atomic import write_file
 from erk.method.churn import Noise
 from erk.method.corrections import Card, Correction
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Solver
-from erk.method.sampler import Callback, State, integrate, solve
+from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings, check_names
+from erk.models.encoders import PixelEncoder
 
 
 @torch.no_grad()
@@ -162,3 +165,139 @@ def _prepare(
     if isinstance(plan.erk, Card) and plan.erk.warning:
         warnings.warn(plan.erk.warning, stacklevel=4)
     return plan.drift(model, labels, guide_model, guide_labels), plan
+
+
+def save_images(
+    images: Tensor, folder: str | os.PathLike[str], seeds: Sequence[int] | None = None
+) -> list[Path]:
+    """Write images as PNG files, 000000.png for seed 0.
+
+    Parameters
+    ----------
+    images
+        uint8 [B, C, H, W] with C = 1 or 3, such as `model.decode(x0)`; or floats, of which -1..1
+        becomes 0..255.
+    folder
+        Created if it does not exist.
+    seeds
+        One number per image, for the file names; default: 0, 1, ...
+
+    Returns
+    -------
+    list[Path]
+        The files, in the order of the images.
+
+    Raises
+    ------
+    ValueError
+        For another shape, or another number of seeds.
+    """
+    from erk.generation.images import image_path, png_bytes
+
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images must be [B, C, H, W] with C = 1 or 3, not {list(images.shape)}; decode "
+            "latents first (model.decode)."
+        )
+    seeds = range(len(images)) if seeds is None else seeds
+    if len(seeds) != len(images):
+        raise ValueError(f"{len(images)} images need as many seeds, not {len(seeds)}.")
+    pixels = images if images.dtype == torch.uint8 else PixelEncoder().decode(images)
+    paths = [image_path(Path(folder), seed) for seed in seeds]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, pixels.cpu().numpy(), strict=True):
+        write_file(path, png_bytes(image))
+    return paths
+
+
+def plot_trace(
+    trace: Trace | Iterable[State] | Mapping[str, Any],
+    path: str | os.PathLike[str] | None = None,
+    w_con: float | None = None,
+) -> bytes:
+    """Plot stiffness, gate and correction along the noise level.
+
+    Curves are medians over the samples, bands reach from quartile to quartile.
+
+    Parameters
+    ----------
+    trace
+        An `erk.Trace` after a run, the states of `erk.trajectory`, or the arrays that
+        `erk generate --trace` writes: sigmas [S]; stiffness, gate, df, push [S, B].
+    path
+        A PNG file to write.
+    w_con
+        Draw this threshold of the stiffness.
+
+    Returns
+    -------
+    bytes
+        The figure as a PNG file.
+
+    Raises
+    ------
+    ValueError
+        If no step has a pair, so that there is nothing to plot.
+    """
+    from erk.analysis import trace_plot
+
+    if not isinstance(trace, Mapping):
+        trace = _arrays(trace)
+    if not (trace["stiffness"] >= 0).any():
+        raise ValueError("no step has a pair, so there is nothing to plot: take more steps.")
+    image = trace_plot.plot_trace(trace, w_con)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_file(Path(path), image)
+    return image
+
+
+def _arrays(trace: Trace | Iterable[State]) -> dict[str, Any]:
+    """Return the telemetry of a run as NumPy arrays, with the noise levels."""
+    if not isinstance(trace, Trace):
+        states, trace = trace, Trace()
+        for state in states:
+            trace(state)
+    rows = {name: values.float().cpu().numpy() for name, values in trace.result().items()}
+    return {"sigmas": trace.sigmas.float().numpy(), **rows}
+
+
+def animate(
+    states: Iterable[State],
+    path: str | os.PathLike[str],
+    decode: Callable[[Tensor], Tensor] | None = None,
+    captions: Sequence[str] | None = None,
+) -> Path:
+    """Write x and D along a trajectory as a .gif or .webp animation, a frame per step.
+
+    Parameters
+    ----------
+    states
+        The states of `erk.trajectory`, of a few samples: all are shown.
+    path
+        The file, .gif or .webp.
+    decode
+        Samples [B, ...] float32 -> images uint8 [B, C, H, W], such as `model.decode`; default:
+        pixels, of which -1..1 becomes 0..255.
+    captions
+        One per sample; default: its number.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        For another kind of file, or a folder that cannot be written.
+    """
+    from erk.generation.film import check_film, render_frames, write_frames
+
+    check_film(str(path))
+    listed = list(states)
+    if not listed:
+        raise ValueError("a trajectory without states cannot be animated.")
+    captions = [str(i) for i in range(len(listed[0].x))] if captions is None else captions
+    write_frames(Path(path), render_frames(listed, decode or PixelEncoder().decode, captions))
+    return Path(path)

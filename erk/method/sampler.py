@@ -205,11 +205,18 @@ class Trace:
     """A callback that collects telemetry step by step."""
 
     def __init__(self) -> None:
+        self.levels: list[Tensor] = []
         self.rows: list[dict[str, Tensor]] = []
 
     def __call__(self, state: State) -> None:
         """Append the telemetry of one step."""
+        self.levels.append(state.sigma)
         self.rows.append(state.telemetry)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels at which the steps began, [steps]."""
+        return torch.stack(self.levels)
 
     def result(self) -> dict[str, Tensor]:
         """Return {name: [steps, B]} for the names of `guidance.TELEMETRY`."""

@@ -1,19 +1,20 @@
 """Any network as a denoiser D(x; sigma): predictors of noise, of v, of a flow's velocity, of D.
 
-An adapter hands the network the state and the time that it was trained with and works D out of
+An adapter passes the network the state and the time that it was trained with and computes D from
 its answer. With x = data + sigma noise, a variance-preserving network sees x / sqrt(1 + sigma^2), a
 flow x / (1 + sigma). All have the same probability-flow ODE (Karras et al. 2022, Eq. 4), so every
-solver and guide here takes them.
+solver and every correction applies.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from erk.method.point import level_for
+from erk.models.encoders import PixelEncoder
 
 Network = Callable[..., Tensor]
 """(state [B, ...], time [B] float) or (state, time, labels), where there are any -> [B, ...]."""
@@ -32,7 +33,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 class Times(NamedTuple):
-    """A network's own time."""
+    """The time that a network was trained with."""
 
     of: Callable[[Tensor], Tensor]  # sigma -> time, elementwise
     to: Callable[[Tensor], Tensor]  # time -> sigma
@@ -40,27 +41,44 @@ class Times(NamedTuple):
     sigma_max: float = math.inf
 
 
+class Data(TypedDict, total=False):
+    """What a network generates, for functions that start from seeds."""
+
+    sample_shape: Sequence[int]  # of one sample, (C, H, W)
+    label_dim: int  # number of classes; default: 0
+    device: torch.device | str  # default: the CPU
+
+
 class Adapter:
     """A denoiser (x [B, ...], sigma [] or [B], labels) -> D [B, ...] that knows its noise levels.
 
-    Named schedules stay within sigma_min and sigma_max; `sigma` and `sigma_inv` are the network's
-    time and back, for the schedule `discrete`. A level outside is seen by the network as the
-    nearest end. ValueError if the network answers in another shape than that of x.
+    Named schedules stay within `sigma_min` and `sigma_max`; `sigma` and `sigma_inv` are the
+    network's time and back, for the schedule `discrete`. A level outside is seen by the network as
+    the nearest end. `sample_shape`, `label_dim` and `device` are read by `erk.noise_and_labels`.
     """
 
     def __init__(
-        self, model: Network, times: Times, scale: Callable[[Tensor], Tensor], denoised: Prediction
+        self,
+        model: Network,
+        times: Times,
+        scale: Callable[[Tensor], Tensor],
+        denoised: Prediction,
+        **data: Unpack[Data],
     ):
         self.model, self._scale, self._denoised = model, scale, denoised
         self.sigma, self.sigma_inv = times.to, times.of
         self.sigma_min, self.sigma_max = times.sigma_min, times.sigma_max
+        self.sample_shape = data.get("sample_shape")
+        self.label_dim = data.get("label_dim", 0)
+        self.device = torch.device(data.get("device", "cpu"))
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Return D(x; sigma), [B, ...]; ValueError if the network answers in another shape."""
         level = torch.as_tensor(sigma).to(x.dtype)
         time = level_for(x, self.sigma_inv(level)).flatten().expand(len(x))
         level = level_for(x, level)
-        given = () if labels is None else (labels,)
-        answer = self.model(x * self._scale(level), time, *given)
+        more = () if labels is None else (labels,)
+        answer = self.model(x * self._scale(level), time, *more)
         if answer.shape != x.shape:
             raise ValueError(
                 f"the network answers {list(answer.shape)} to a state of {list(x.shape)}; give a "
@@ -68,29 +86,65 @@ class Adapter:
             )
         return self._denoised(x, level, answer)
 
+    def decode(self, x: Tensor) -> Tensor:
+        """Return samples in -1..1, [B, C, H, W], as images uint8."""
+        return PixelEncoder().decode(x)
 
-def from_epsilon(model: Network, alphas_cumprod: Sequence[float] | Tensor) -> Adapter:
-    """The denoiser of a noise predictor such as DDPM, DiT or Stable Diffusion (Ho et al. 2020).
 
-    `model(x_t, t)` or `model(x_t, t, labels)` predicts the noise in x_t = sqrt(a_t) data +
-    sqrt(1 - a_t) noise; t [B] counts steps from 0 and is not a whole number between the levels
-    that `alphas_cumprod` [T] names (a_t, falling within (0, 1)); levels in between are
-    interpolated in ln sigma, as by diffusers. ValueError for another table.
+def from_epsilon(
+    model: Network, alphas_cumprod: Sequence[float] | Tensor, **data: Unpack[Data]
+) -> Adapter:
+    """Return the denoiser of a noise predictor: DDPM, DiT, Stable Diffusion (Ho et al. 2020).
+
+    Parameters
+    ----------
+    model
+        `model(x_t, t)` or `model(x_t, t, labels)`: the noise in x_t = sqrt(a_t) data +
+        sqrt(1 - a_t) noise. t [B] counts steps from 0; it is fractional between the levels of
+        `alphas_cumprod`, interpolated in ln sigma as in diffusers.
+    alphas_cumprod
+        a_t, [T], decreasing within (0, 1).
+    **data
+        sample_shape (C, H, W), label_dim (0), device ("cpu"), for `erk.noise_and_labels`.
+
+    Raises
+    ------
+    ValueError
+        For another table.
     """
-    return Adapter(model, discrete_times(alphas_cumprod), _vp_scale, PREDICTIONS["epsilon"])
+    times = discrete_times(alphas_cumprod)
+    return Adapter(model, times, _vp_scale, PREDICTIONS["epsilon"], **data)
 
 
-def from_v(model: Network, alphas_cumprod: Sequence[float] | Tensor) -> Adapter:
-    """As `from_epsilon`, for a predictor of v = sqrt(a_t) noise - sqrt(1 - a_t) data."""
-    return Adapter(model, discrete_times(alphas_cumprod), _vp_scale, PREDICTIONS["v_prediction"])
+def from_v(
+    model: Network, alphas_cumprod: Sequence[float] | Tensor, **data: Unpack[Data]
+) -> Adapter:
+    """Return the denoiser of a predictor of v = sqrt(a_t) noise - sqrt(1 - a_t) data.
+
+    Parameters
+    ----------
+    model, alphas_cumprod, **data
+        As for `from_epsilon`.
+    """
+    times = discrete_times(alphas_cumprod)
+    return Adapter(model, times, _vp_scale, PREDICTIONS["v_prediction"], **data)
 
 
-def from_flow(model: Network, data_at: int = 0) -> Adapter:
-    """The denoiser of a rectified flow (Liu et al. 2022; Lipman et al. 2022), t from 0 to 1.
+def from_flow(model: Network, data_at: int = 0, **data: Unpack[Data]) -> Adapter:
+    """Return the denoiser of a rectified flow (Liu et al. 2022; Lipman et al. 2022).
 
-    `model(x_t, t)` or `model(x_t, t, labels)` predicts dx_t/dt on the straight line between data
-    and noise; `data_at` is the end at which the data lie: 0 as in SD3, Flux and diffusers, 1 as in
-    the two papers and SiT. sigma = (share of noise) / (share of data). ValueError for other ends.
+    sigma = (share of noise) / (share of data).
+
+    Parameters
+    ----------
+    model
+        `model(x_t, t)` or `model(x_t, t, labels)`: dx_t/dt on the straight line between data and
+        noise, t from 0 to 1.
+    data_at
+        The end at which the data lie: 0 as in SD3, Flux and diffusers, 1 as in the two papers and
+        SiT. Others raise ValueError.
+    **data
+        As for `from_epsilon`.
     """
     if data_at not in (0, 1):
         raise ValueError(f"data_at must be 0 or 1, the time at which the data lie, not {data_at}.")
@@ -105,20 +159,30 @@ def from_flow(model: Network, data_at: int = 0) -> Adapter:
     def denoised(x: Tensor, sigma: Tensor, answer: Tensor) -> Tensor:
         return (x - sign * sigma * answer) / (1 + sigma)
 
-    return Adapter(model, Times(time, level), lambda sigma: 1 / (1 + sigma), denoised)
+    times = Times(time, level)
+    return Adapter(model, times, lambda sigma: 1 / (1 + sigma), denoised, **data)
 
 
-def from_denoiser(model: Network, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Adapter:
-    """The denoiser `model(x, sigma)` or `model(x, sigma, labels)`, which gets sigma as [B].
+def from_denoiser(
+    model: Network, sigma_min: float = 0.0, sigma_max: float = math.inf, **data: Unpack[Data]
+) -> Adapter:
+    """Return the denoiser `model(x, sigma)` or `model(x, sigma, labels)`, which gets sigma as [B].
 
-    `sigma_min` and `sigma_max` are the noise levels that it was trained for.
+    Parameters
+    ----------
+    model
+        D(x; sigma), [B, ...].
+    sigma_min, sigma_max
+        The noise levels that it was trained for.
+    **data
+        As for `from_epsilon`.
     """
     times = Times(_same, _same, sigma_min, sigma_max)
-    return Adapter(model, times, torch.ones_like, PREDICTIONS["sample"])
+    return Adapter(model, times, torch.ones_like, PREDICTIONS["sample"], **data)
 
 
 def discrete_times(alphas_cumprod: Sequence[float] | Tensor) -> Times:
-    """The steps 0, 1, ... of a variance-preserving process, continuous in between."""
+    """Return the steps 0, 1, ... of a variance-preserving process, continuous in between."""
     a = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
     if a.ndim != 1 or len(a) < 2 or not (a[-1] > 0 and a[0] < 1 and (a.diff() < 0).all()):
         raise ValueError(
@@ -135,11 +199,11 @@ def discrete_times(alphas_cumprod: Sequence[float] | Tensor) -> Times:
     return Times(of, to, levels[0].exp().item(), levels[-1].exp().item())
 
 
-def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The piecewise linear function through rising (x, y), level beyond its ends."""
-    x, y = x.to(at.device), y.to(at.device)
-    right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
-    share = ((at - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+def _interpolate(points: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Evaluate the piecewise linear function through rising (x, y), constant beyond its ends."""
+    x, y = x.to(points.device), y.to(points.device)
+    right = torch.searchsorted(x, points.contiguous()).clamp(1, len(x) - 1)
+    share = ((points - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
     return torch.lerp(y[right - 1], y[right], share)
 
 

@@ -20,7 +20,7 @@ class SeededNoise:
         ]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Unit normal numbers [B, *shape], row b from the generator of seed b."""
+        """Draw unit normal numbers [B, *shape], row b from the generator of seed b."""
         rows = [
             torch.randn(list(shape), generator=g, device=self.device, dtype=dtype)
             for g in self.generators
@@ -28,11 +28,11 @@ class SeededNoise:
         return torch.stack(rows)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """`randn` in the shape, type and place of x [B, ...]."""
+        """Draw unit normal numbers in the shape, dtype and device of x [B, ...]."""
         return self.randn(x.shape[1:], x.dtype).to(x.device)
 
     def randint(self, high: int) -> Tensor:
-        """Integers below `high`, [B] int64."""
+        """Draw integers below `high`, [B] int64."""
         rows = [torch.randint(high, [], generator=g, device=self.device) for g in self.generators]
         return torch.stack(rows)
 
@@ -40,20 +40,44 @@ class SeededNoise:
 def noise_and_labels(
     seeds: Sequence[int], model: Any, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The original per-seed rule: unit noise [B, C, H, W] and random one-hot labels, or None.
+    """Draw the noise and the class of each seed, as EDM and EDM2 do.
 
-    Uses only model.sample_shape, model.label_dim and model.device. Random numbers are drawn on
-    `device` (default: the model's, as published; GPU and CPU streams differ) and end up on the
-    model's. Labels are [B, label_dim] float32; None if the model has no classes.
+    Parameters
+    ----------
+    seeds
+        One sample per seed; a sample depends on its seed alone.
+    model
+        Anything with a `sample_shape` (C, H, W): an `erk.Model`, an adapter that was given one.
+        `label_dim` defaults to 0 and `device` to the CPU.
+    device
+        Where random numbers are drawn, which changes them; default: the model's device.
+
+    Returns
+    -------
+    tuple
+        Unit-variance noise, [B, *sample_shape] float32, and random one-hot labels,
+        [B, label_dim] float32 (None without classes), on the model's device.
+
+    Raises
+    ------
+    ValueError
+        If the model has no sample_shape.
     """
-    source = SeededNoise(seeds, model.device if device is None else device)
-    noise = source.randn(model.sample_shape).to(model.device)
-    if model.label_dim == 0:
+    shape = getattr(model, "sample_shape", None)
+    if shape is None:
+        raise ValueError(
+            "the model has no sample_shape: give it one, such as "
+            "erk.from_denoiser(network, sample_shape=(3, 32, 32))."
+        )
+    target = getattr(model, "device", "cpu")
+    source = SeededNoise(seeds, target if device is None else device)
+    noise = source.randn(shape).to(target)
+    if not getattr(model, "label_dim", 0):
         return noise, None
     return noise, one_hot(source.randint(model.label_dim), model)
 
 
 def one_hot(classes: Tensor, model: Any) -> Tensor:
-    """Class numbers [B] -> float32 [B, label_dim] on the model's device."""
+    """Return class numbers [B] as float32 [B, label_dim] on the model's device."""
     vectors = torch.nn.functional.one_hot(classes.long(), model.label_dim)
-    return vectors.to(torch.float32).to(model.device)
+    return vectors.to(torch.float32).to(getattr(model, "device", "cpu"))

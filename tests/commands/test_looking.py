@@ -128,7 +128,7 @@ def test_films_of_shards_and_ranks_are_made_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--animate", "film.mp4"], "--animate writes a .gif or .webp film"),
+        (["--animate", "film.mp4"], "an animation is a .gif or .webp file"),
         (["--animate", "file/film.gif"], "cannot write to"),
         (["--animate", "film.gif", "--evaluate", "digits"], "exclude each other"),
     ],

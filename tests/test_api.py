@@ -1,0 +1,165 @@
+"""The public functions: for an `erk.Model`, an adapter and a function of the user's."""
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import erk
+from erk.method.fields import field, fields
+from erk.method.guidance import TELEMETRY
+
+STD = 0.5
+
+
+def gaussian(x, sigma, labels=None):
+    """D(x; sigma) for data of deviation STD."""
+    level = torch.as_tensor(sigma).reshape(-1, *[1] * (x.ndim - 1))
+    return STD**2 / (STD**2 + level**2) * x
+
+
+def adapter(**data):
+    return erk.from_denoiser(gaussian, **{"sample_shape": (3, 8, 8)} | data)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    model = erk.load_model("digits")
+    return model, *erk.noise_and_labels(range(4), model)
+
+
+def test_every_public_name_is_importable():
+    for name in erk.__all__:
+        assert callable(getattr(erk, name)), name
+
+
+def test_defaults_of_sample_are_those_of_the_settings():
+    for name, parameter in inspect.signature(erk.sample).parameters.items():
+        if name in {one.name for one in fields()} - {"dtype"}:
+            assert parameter.default == field(name).default, name
+
+
+def test_the_visible_signature_of_sample():
+    names = list(inspect.signature(erk.sample).parameters)
+    assert names[:17] == [
+        "model", "noise", "labels", "solver", "schedule", "steps", "sigma_min", "sigma_max",
+        "rho", "guide_model", "guidance", "guidance_interval", "w_stiff", "w_con", "erk", "dtype",
+        "callback",
+    ]  # fmt: skip
+
+
+def test_sample_returns_the_last_state_of_the_trajectory(digits):
+    model, noise, labels = digits
+    chosen = dict(steps=6, w_stiff=0.5, w_con=0.3)
+    trace = erk.Trace()
+    x0 = erk.sample(model, noise, labels, callback=trace, **chosen)
+    states = list(erk.trajectory(model, noise, labels, **chosen))
+    assert torch.equal(states[-1].x, x0) and len(states) == 6
+    assert set(trace.result()) == set(TELEMETRY)
+    stiffness = torch.stack([state.stiffness for state in states])
+    assert torch.equal(trace.result()["stiffness"].nan_to_num(), stiffness.nan_to_num())
+    assert torch.equal(trace.sigmas, erk.Settings(steps=6).sigmas(model)[:-1])
+
+
+def test_every_state_is_complete(digits):
+    model, noise, labels = digits
+    sigmas = erk.Settings(steps=5).sigmas(model)
+    x = noise * sigmas[0]
+    for i, state in enumerate(erk.trajectory(model, noise, labels, steps=5, w_stiff=0.5)):
+        assert state.index == i and state.sigma == sigmas[i] and state.sigma_next == sigmas[i + 1]
+        assert torch.equal(state.step.start.x, x)
+        assert torch.allclose(state.denoised, model(x, sigmas[i], labels), atol=1e-4)
+        assert torch.equal(state.x, state.step.x + state.correction)
+        assert state.stiffness.shape == state.gate.shape == (4,)
+        x = state.x
+
+
+def test_a_trajectory_needs_no_gradients_and_checks_settings_at_once():
+    weight = torch.ones((), requires_grad=True)
+    states = erk.trajectory(lambda x, s, y: weight * gaussian(x, s), torch.ones(2, 3), steps=3)
+    assert not any(state.x.requires_grad for state in states)
+    with pytest.raises(ValueError, match="unknown solver"):
+        erk.trajectory(gaussian, torch.ones(2, 3), solver="heum")
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match="did you mean 'solver_options'"):
+        erk.sample(gaussian, torch.ones(2, 3), solver_option={})
+    with pytest.raises(TypeError, match="trajectory.. got an unexpected argument 'trace'"):
+        erk.trajectory(gaussian, torch.ones(2, 3), trace=True)
+
+
+def test_noise_and_labels_of_an_adapter():
+    """device defaults to the CPU, label_dim to 0; the draws are an erk.Model's."""
+    noise, labels = erk.noise_and_labels([3, 4], adapter())
+    assert noise.shape == (2, 3, 8, 8) and labels is None
+    assert torch.equal(noise[1], erk.noise_and_labels([4], adapter())[0][0])
+    _, labels = erk.noise_and_labels([3, 4], adapter(label_dim=10))
+    assert labels.shape == (2, 10) and labels.sum() == 2
+    with pytest.raises(ValueError, match="no sample_shape: give it one"):
+        erk.noise_and_labels([3], erk.from_denoiser(gaussian))
+
+
+def test_images_are_saved_by_seed(tmp_path, digits):
+    model, noise, labels = digits
+    images = model.decode(erk.sample(model, noise, labels, steps=4))
+    paths = erk.save_images(images, tmp_path / "out", seeds=[7, 8, 9, 10])
+    assert [path.name for path in paths] == [f"{seed:06d}.png" for seed in (7, 8, 9, 10)]
+    assert np.array_equal(np.asarray(Image.open(paths[1])), images[1, 0].numpy())
+    floats = torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 3, 1, 1)
+    (path,) = erk.save_images(floats, tmp_path)
+    assert np.asarray(Image.open(path)).tolist() == [[[0, 128, 255]]]
+    with pytest.raises(ValueError, match="must be .B, C, H, W."):
+        erk.save_images(torch.zeros(1, 4, 8, 8), tmp_path)
+    with pytest.raises(ValueError, match="4 images need as many seeds, not 2"):
+        erk.save_images(images, tmp_path, seeds=[1, 2])
+
+
+def test_a_card_lowers_the_held_out_error(digits):
+    model, noise, labels = digits
+    card = erk.calibrate(model, steps=5, seeds=range(24), held_out=range(100, 116))
+    ratio, error = card.ratio
+    assert ratio + 3 * error < 1 and card.warning == ""
+    x0 = erk.sample(model, noise, labels, steps=5, erk=card)
+    assert not torch.equal(x0, erk.sample(model, noise, labels, steps=5))
+    with pytest.raises(ValueError, match="steps 5 there, 6 here"):
+        erk.sample(model, noise, labels, steps=6, erk=card)
+
+
+def test_a_card_for_an_adapter():
+    card = erk.calibrate(
+        adapter(), solver="dpm2", steps=4, seeds=range(8), held_out=(8, 9), evaluations=40
+    )
+    assert card.ratio[0] < 1 and card.recipe["schedule"] == "polynomial"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erk.sample(adapter(), torch.ones(1, 3, 8, 8), solver="dpm2", steps=4, erk=card)
+
+
+def test_a_trace_is_plotted_from_states_or_a_collected_one(tmp_path, digits):
+    model, noise, labels = digits
+    chosen = dict(steps=6, w_stiff=0.5, w_con=0.3)
+    trace = erk.Trace()
+    erk.sample(model, noise, labels, callback=trace, **chosen)
+    image = erk.plot_trace(trace, tmp_path / "a.png", w_con=0.3)
+    states = erk.trajectory(model, noise, labels, **chosen)
+    assert erk.plot_trace(states, w_con=0.3) == image == (tmp_path / "a.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="nothing to plot"):
+        erk.plot_trace(erk.trajectory(model, noise, labels, steps=2))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_a_trajectory_is_animated(tmp_path, suffix, digits):
+    model, noise, labels = digits
+    path = tmp_path / f"a{suffix}"
+    states = erk.trajectory(model, noise, labels, steps=4)
+    assert erk.animate(states, path, model.decode) == path
+    assert Image.open(path).n_frames == 5
+    states = erk.trajectory(adapter(), torch.randn(2, 3, 8, 8), steps=3)
+    erk.animate(states, path)
+    with pytest.raises(ValueError, match=".gif or .webp"):
+        erk.animate(states, tmp_path / "a.mp4")
