@@ -25,10 +25,18 @@ SERVER = "https://nvlabs-fi-cdn.nvidia.com"
 HASHES = "hashes.json"
 WIDTHS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 """model_channels of EDM2's sizes (Karras et al. 2024, Table 6)."""
-DDPMPP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1,
-          "resample_filter": [1, 1]}  # fmt: skip
-NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2,
-          "resample_filter": [1, 3, 3, 1]}  # fmt: skip
+DDPMPP: dict[str, Any] = {
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "channel_mult_noise": 1,
+    "resample_filter": [1, 1],
+}
+NCSNPP: dict[str, Any] = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
 CLASSES = {"cifar10-uncond": 0, "cifar10-cond": 10, "ffhq": 0, "afhqv2": 0, "imagenet": 1000}
 BASELINES = {"vp": "VPPrecond", "ve": "VEPrecond", "adm": "iDDPMPrecond"}
 
@@ -75,7 +83,7 @@ def released_architecture(name: str) -> Part:
     """Return the network in a released file, from the file's name. Raises ValueError."""
     if match := re.fullmatch(r"edm2-img(64|512)-(\w+?)(-uncond)?-\d+-[\d.]+\.pkl", name):
         kind, size, uncond = match.groups()
-        kwargs = {"img_resolution": 64, "img_channels": 4 if kind == "512" else 3,
+        kwargs: dict[str, Any] = {"img_resolution": 64, "img_channels": 4 if kind == "512" else 3,
                   "label_dim": 0 if uncond else 1000, "model_channels": WIDTHS[size]}  # fmt: skip
         return Part("Precond", kwargs)
     match = re.fullmatch(r"(edm|baseline)-(\w+)-(\d+)x\d+-(\w+)-(vp|ve|adm)\.pkl", name)

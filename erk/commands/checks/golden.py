@@ -10,6 +10,7 @@ ones twice.
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,7 @@ def extractors(device: str) -> Iterator[Row]:
     for name in (name for name in NAMES if name != "digits"):
         try:
             extractor = load_extractor(name, device, offline=True)
-            images = patterns(2, 3, 64)
-            yield repeated(name, lambda x=extractor, y=images: x(y).features, device)
+            yield repeated(name, partial(_features, extractor), device)
         except FileNotFoundError:
             missing.append(name)
         except Exception as exception:  # a damaged file, a device error
@@ -143,9 +143,14 @@ def released(device: str) -> Iterator[Row]:
             continue
         try:
             model = load_model(path, device)
-            yield repeated(path.name, lambda m=model: one_step(m), device)
+            yield repeated(path.name, partial(one_step, model), device)
         except Exception as exception:  # a damaged file, a device error
             yield failed("network", exception, describe(exception))
+
+
+def _features(extractor: Any) -> Tensor:
+    features: Tensor = extractor(patterns(2, 3, 64)).features
+    return features
 
 
 def one_step(model: Model) -> Tensor:

@@ -191,10 +191,8 @@ def cpu() -> str:
     name, flags = platform.processor() or platform.machine(), []
     cpuinfo, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     if cpuinfo.exists():
-        about = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in cpuinfo.read_text("utf-8").split("\n\n")[0].splitlines() if ":" in line
-        )  # fmt: skip
+        first = cpuinfo.read_text("utf-8").split("\n\n")[0]
+        about = dict(re.findall(r"^([^:\n]*?)\s*: (.*)$", first, re.MULTILINE))
         name = about.get("model name", name)
         flags = [flag for flag in FLAGS if flag in about.get("flags", "").split()]
     able = hasattr(os, "sched_getaffinity")
