@@ -84,7 +84,8 @@ def test_the_readme_shows_the_results_of_the_demo():
     assert len(table) == 14 and all(line in read("README.md") for line in table)
 
 
-def test_every_test_that_the_page_on_reliability_names_exists():
-    names = set(re.findall(r"`(test_\w+)`", read("docs/reliability.md")))
+def test_every_test_that_the_documents_name_exists():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    names = set(re.findall(r"`(test_\w+)`", text))
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(names) > 25 and {n for n in names if f"def {n}(" not in sources} == set()
