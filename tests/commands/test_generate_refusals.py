@@ -1,0 +1,138 @@
+"""`erk generate` refuses bad input in one sentence, and leaves nothing behind."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from command_runs import NETS, ROOT, SMALL, check_refusal, files, finish, record, start
+
+from erk.models.checkpoint import read, write_safetensors
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """Files that must be refused."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    whole = (NETS / "edm2_pixel.pkl").read_bytes()
+    (folder / "short.pkl").write_bytes(whole[: len(whole) // 2])
+    (folder / "foreign.pkl").write_bytes(pickle.dumps({"ema": Path("x")}))
+    weights = ROOT / "checkpoints" / "digits.safetensors"
+    shutil.copy(weights, folder / "cardless.safetensors")
+    (folder / "short.safetensors").write_bytes(weights.read_bytes()[:-100])
+    shutil.copy(weights.with_suffix(".json"), folder / "short.json")
+    (folder / "labels.txt").write_text("0 3\n1 three\n")
+    (folder / "few.txt").write_text("0 3\n")
+    return folder
+
+
+NET = ["--net", NETS / "edm2_pixel.pkl"]
+UNCOND = ["--net", NETS / "edm2_uncond.pkl"]
+BAD = [
+    (["--preset", "digitz"], "unknown preset 'digitz'; did you mean digits"),
+    (["--preset", "edm2-img512-q"], "did you mean edm2-img512-"),
+    ([], "no network: give --preset NAME or --net FILE"),
+    (["--net", "nowhere.pkl"], "nowhere.pkl"),
+    (["--net", "{spoilt}/short.pkl"], "short.pkl"),
+    (["--net", "{spoilt}/foreign.pkl"], "pathlib"),
+    (["--net", "{spoilt}/cardless.safetensors"], "has no card"),
+    (["--net", "{spoilt}/short.safetensors"], "100 bytes are missing"),
+    (["--preset", "edm2-img512-s", "--offline"], "edm2-img512-s-2147483-0.130.pkl"),
+    ([*NET, "--guidance", "1.5"], "--guidance 1.5 needs a guiding network"),
+    ([*NET, "--S-churn", "5", "--w-stiff", "1"], "set S_churn to 0"),
+    ([*NET, "--steps", "1"], "needs at least 2 steps, not 1"),
+    ([*NET, "--steps", "0"], "needs at least 2 steps, not 0"),
+    ([*NET, "--steps", "0", "--schedule", "polynomial"], "steps, not 0"),
+    ([*NET, "--sigma-min", "-1"], "sigma_min = -1"),
+    ([*NET, "--sigma-min", "80"], "sigma_min < sigma_max"),
+    ([*NET, "--sigma-max", "nan"], "sigma_max = nan"),
+    ([*NET, "--class", "10"], "class 10 is out of range; this model has 0 to 9"),
+    ([*NET, "--class", "-1"], "class -1 is out of range"),
+    ([*UNCOND, "--class", "0"], "this model has no classes"),
+    ([*NET, "--class", "1", "--labels", "balanced"], "exclude each other"),
+    ([*NET, "--labels", "even"], "random, balanced or a file; 'even' does not exist"),
+    ([*NET, "--labels", "{spoilt}/labels.txt"], "labels.txt:2 is not 'SEED CLASS'"),
+    ([*NET, "--labels", "{spoilt}/few.txt", "--seeds", "0-2"], "no line for seed 1"),
+    ([*NET, "--seeds", ""], "is not a list of seeds"),
+    ([*NET, "--seeds", "1-"], "'1-' is not a list of seeds"),
+    ([*NET, "--seeds", "9-3"], "write 3-9"),
+    ([*NET, "--solver", "leapfrog"], "unknown solver 'leapfrog'"),
+    ([*NET, "--schedule", "flat"], "unknown schedule 'flat'"),
+    ([*NET, "--w-stiff", "nan"], "w_stiff must be a finite number"),
+    ([*NET, "--w-stiff", "-1"], "w_stiff must not be negative"),
+    ([*NET, "--guidance-interval", "3"], "wants LO,HI in sigma, not '3'"),
+    ([*NET, "--guidance-interval", "3,1"], "0 <= lo < hi"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_input_is_one_sentence(arguments, message, generate, spoilt, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(Path("cache").absolute()))
+    arguments = [str(argument).format(spoilt=spoilt) for argument in arguments]
+    seeds = [] if "--seeds" in arguments else ["--seeds", "0-1"]
+    refused = generate("--device", "cpu", *seeds, *arguments)
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr, message)
+    assert not Path("out").exists()
+    assert [*Path("cache").rglob("*.pkl")] == []
+
+
+def test_an_output_folder_below_a_file(generate):
+    Path("file").write_text("mine")
+    refused = generate(*SMALL, "--seeds", "0-1", "--outdir", "file/deep")
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr, "cannot write to file")
+    assert os.listdir() == ["file"] and Path("file").read_text() == "mine"
+
+
+def test_a_folder_of_another_run_or_of_others(generate):
+    assert generate(*SMALL, "--seeds", "0-1").exit_code == 0
+    before = files(Path("out")), record(Path("out"))
+    refused = generate(*SMALL, "--seeds", "0-3", "--w-stiff", "1", "--steps", "5")
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr,
+                  "(steps 3 there, 5 here; w_stiff 0.0 there, 1.0 here)")  # fmt: skip
+    assert (files(Path("out")), record(Path("out"))) == before
+    Path("out/run.json").unlink()
+    refused = generate(*SMALL, "--seeds", "7")
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr, "holds pictures but no run")
+    assert files(Path("out")) == before[0]
+
+
+def nan_checkpoint(folder):
+    """The digits network with one weight that is not a number."""
+    checkpoint = read(ROOT / "checkpoints" / "digits.safetensors")
+    name = next(n for n, value in checkpoint.tensors.items() if value.ndim == 4)
+    checkpoint.tensors[name][0, 0, 0, 0] = float("nan")
+    card = {k: v for k, v in checkpoint.card.items() if k != "sha256"}
+    write_safetensors(folder / "nan.safetensors", checkpoint._replace(card=card))
+    return folder / "nan.safetensors"
+
+
+def test_another_network_of_the_same_name(generate):
+    Path("nets").mkdir()
+    bad = nan_checkpoint(Path("nets"))
+    for suffix in (".safetensors", ".json"):
+        good = ROOT / "checkpoints" / f"digits{suffix}"
+        Path(f"nan{suffix}").write_bytes(good.read_bytes())
+    some = ["--device", "cpu", "--steps", "2", "--seeds"]
+    assert generate("--net", "./nan.safetensors", *some, "0").exit_code == 0
+    refused = generate("--net", bad, *some, "0-1")
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr, "another network of the same")
+
+
+def test_nan_names_seed_and_step_and_leaves_nothing(generate):
+    Path("nets").mkdir()
+    bad = nan_checkpoint(Path("nets"))
+    for kind in ("png", "zip"):
+        refused = generate("--net", bad, "--device", "cpu", "--seeds", "40-43", "--steps", "4",
+                           "--format", kind)  # fmt: skip
+        assert refused.exit_code == 2
+        last = refused.stderr.splitlines()[-1]
+        assert "NaN or infinity for seed 40 at step 0 (sigma 80)" in last
+        assert "Traceback" not in refused.stderr
+        assert not Path("out").exists()
+
+
+def test_bad_input_as_the_user_sees_it(tmp_path):
+    out, err = finish(start(tmp_path, "--preset", "digitz", "--seeds", "0-1"), code=2)
+    check_refusal(2, out, err, "unknown preset 'digitz'; did you mean digits")
+    assert os.listdir(tmp_path) == []
