@@ -1,118 +1,167 @@
-"""The end of a run: its archive, if one was asked for, and one manifest of all pictures."""
+"""Archives of a run's images, packed from their PNG files in the order of seeds."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from erk.generation.images import pack_npz, pack_zip, png_bytes, read_png, row_bytes, sheet
-from erk.generation.manifest import WHOLE, Entry, Lines, entries, pictures_of, to_line
-from erk.io.atomic import attach_path, fsync_folder, replacing, write_file
+from erk.generation.images import image_path, read_png, row_bytes
+from erk.generation.manifest import UNKNOWN, ImageRecord, record_of, write_manifest
+from erk.io.atomic import fsync_folder, replacing, write_file
 
+Array = np.ndarray
 ARCHIVES = {"zip": "images.zip", "npz": "images.npz"}
-ROUNDING = "at most 1 grey level between pictures of different batch sizes"
+ROUNDING = "at most 1 grey level between images of different batch sizes"
 
 
-class Tally:
-    """What the entries of a run say together, for run.json."""
+class ImageFiles(NamedTuple):
+    """The PNG files of a run."""
 
-    def __init__(self) -> None:
-        self.batches: Counter[int] = Counter()
-        self.counted = 0
-        self.sums = [0.0, 0.0]
+    root: Path
+    subdirs: bool  # 1000 images per sub-folder
+    kind: str  # "png", or the archive that they are packed into: "zip" or "npz"
 
-    def add(self, entry: Entry) -> None:
-        """Count one picture."""
-        if entry.batch is not None:
-            self.batches[entry.batch] += 1
-        if entry.nfe is not None and entry.guide_nfe is not None:
-            self.counted += 1
-            self.sums = [self.sums[0] + entry.nfe, self.sums[1] + entry.guide_nfe]
+    def path(self, seed: int) -> Path:
+        """Return the path of a seed's file."""
+        return image_path(self.root, seed, self.subdirs)
 
-    def facts(self, batch: int | None) -> dict[str, Any]:
-        """Mean evaluations per picture, where known; batch sizes if they are not all ``batch``."""
-        if not self.counted:
-            return batch_sizes(self.batches, batch)
-        nfe, guide_nfe = (total / self.counted for total in self.sums)
-        return {"nfe": nfe, "guide_nfe": guide_nfe} | batch_sizes(self.batches, batch)
+    def name(self, seed: int) -> str:
+        """Return the path of a seed's file below the root, as an archive names it."""
+        return self.path(seed).relative_to(self.root).as_posix()
+
+    def record(self, seed: int, png: bytes) -> ImageRecord:
+        """Return the record of a PNG file; settings, batch size and NFE are still unknown."""
+        sha256 = hashlib.sha256(hashed_bytes(png, self.kind)).hexdigest()
+        return ImageRecord(seed, self.name(seed), sha256, "")
+
+    def write(self, record: ImageRecord, png: bytes) -> None:
+        """Write a PNG file atomically."""
+        path = self.root / record.file
+        if self.subdirs:
+            path.parent.mkdir(exist_ok=True)
+        write_file(path, png)
+
+    def read(self, row: Any) -> bytes:
+        """Read the PNG file of a row of `manifest.TABLE`. Raises ValueError if it is damaged."""
+        seed = int(row["seed"])
+        path = self.path(seed)
+        png = path.read_bytes()
+        check_sha256(hashed_bytes(png, self.kind), row["sha256"].decode(), seed, path)
+        return png
 
 
-def batch_sizes(sizes: Counter[int], batch: int | None) -> dict[str, Any]:
-    """Pictures by batch size, and what that means, unless all were made at the size asked for."""
-    if not set(sizes) - {batch}:
-        return {}
-    told = {str(size): n for size, n in sorted(sizes.items())}
-    return {"batches": told, "rounding": ROUNDING}
+def pack(folder: Path, files: ImageFiles, records: Array, settings: str) -> None:
+    """Write the archive of a run, if it has one, and its manifest, in the order of seeds.
 
+    Parameters
+    ----------
+    folder : path
+        The run's folder.
+    files : ImageFiles
+        The PNG files.
+    records : array
+        dtype `manifest.TABLE`, in the order of seeds.
+    settings : str
+        The hash of the settings, for the manifest.
 
-def put_together(folder: Path, kind: str, lines: Lines, batch: int | None = None) -> dict[str, Any]:
-    """Write the archive of a run, in order of seeds, and its manifest; what they say together.
-
-    Each is there whole or not at all, and the same pictures give the same bytes. ``batch``: the
-    size that was asked for. Raises OSError, and ValueError if a picture is not the one that its
-    line tells of.
+    Raises
+    ------
+    ValueError
+        If an image is not the one that its record describes.
+    OSError
+        If a file cannot be read or written.
     """
-    tally = Tally()
-    with replacing(folder / WHOLE) as manifest:
+    if files.kind == "zip":
+        members = ((files.name(int(row["seed"])), files.read(row)) for row in records)
+        pack_zip(folder / ARCHIVES["zip"], members)
+    elif files.kind == "npz":
+        images = (read_png(files.read(row)) for row in records)
+        pack_npz(folder / ARCHIVES["npz"], images, records["seed"])
 
-        def listed() -> Iterator[tuple[Entry, Path]]:
-            for row, (entry, place) in enumerate(entries(lines)):
-                file = f"arr_0[{row}]" if kind == "npz" else entry.file
-                manifest.write(to_line(entry._replace(file=file, at=None, bytes=None)))
-                tally.add(entry)
-                yield entry, place
+    def manifest() -> Iterator[ImageRecord]:
+        for number, row in enumerate(records):
+            is_row = files.kind == "npz"
+            name = f"arr_0[{number}]" if is_row else files.name(int(row["seed"]))
+            yield record_of(row, name, settings)
 
-        if kind == "zip":
-            pack_zip(folder / ARCHIVES[kind], (_member(*one) for one in listed()))
-        elif kind == "npz":
-            pack_npz(folder / ARCHIVES[kind], (_row(*one) for one in listed()), lines.seeds)
-        else:
-            for _ in listed():
-                pass
+    write_manifest(folder, manifest())
     fsync_folder(folder)
-    return tally.facts(batch)
 
 
-def write_grid(folder: Path, images: Sequence[np.ndarray]) -> None:
-    """grid.png, a contact sheet of pictures uint8 [C, H, W]."""
-    pages = np.stack(images)
-    scale = max(1, 48 // pages.shape[2])
-    write_file(folder / "grid.png", png_bytes(sheet(pages, scale=scale)))
+def pack_zip(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write PNG files, (name, bytes) each, to an uncompressed archive (PNG is compressed).
+
+    The same files give the same bytes: the archive has no time stamps.
+    """
+    with replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files:
+            archive.writestr(zipfile.ZipInfo(name), data)
 
 
-def read_packed(entry: Entry, manifest: Path) -> bytes:
-    """A picture, as a PNG file's bytes, from the file beside its manifest."""
-    assert entry.at is not None and entry.bytes is not None
-    with attach_path(pictures_of(manifest)), open(pictures_of(manifest), "rb") as file:
-        file.seek(entry.at)
-        return file.read(entry.bytes)
+def pack_npz(target: Path, images: Iterable[Array], seeds: Sequence[int] | Array) -> None:
+    """Write images uint8 [C, H, W], one per seed, as arr_0 [N, H, W, C] with their seeds [N].
+
+    One image is in memory at a time.
+    """
+    rest = iter(images)
+    first = next(rest)
+    header = {
+        "descr": "|u1",
+        "fortran_order": False,
+        "shape": (len(seeds), *first.shape[1:], first.shape[0]),
+    }
+    with replacing(target) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for image in chain([first], rest):
+                stream.write(row_bytes(image))
+        with archive.open(zipfile.ZipInfo("seeds.npy"), "w") as stream:
+            np.lib.format.write_array(stream, np.asarray(seeds, dtype=np.int64))
 
 
-def check_bytes(data: bytes, entry: Entry, place: Path) -> None:
-    """ValueError unless the bytes of a picture are those that its line tells of."""
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+def hashed_bytes(png: bytes, kind: str) -> bytes:
+    """Return the bytes that a record's sha256 is of: the PNG file, for an npz the row's.
+
+    A damaged PNG file gives bytes that no record is of.
+    """
+    if kind != "npz":
+        return png
+    try:
+        return row_bytes(read_png(png))
+    except ValueError:
+        return b""
+
+
+def check_sha256(data: bytes, sha256: str, seed: int, path: Path) -> None:
+    """Raise ValueError unless the bytes of an image have the sha256 of its record."""
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(
-            f"the picture of seed {entry.seed} in {place} is damaged (its sha256 is not that of "
-            "its manifest): delete the file, then run the same command again"
+            f"the image of seed {seed} in {path} is damaged (its sha256 is not that of its "
+            "manifest): delete the file, then run the same command again"
         )
 
 
-def _member(entry: Entry, manifest: Path) -> tuple[str, bytes]:
-    """Name and bytes of a picture in a zip."""
-    data = read_packed(entry, manifest)
-    check_bytes(data, entry, pictures_of(manifest))
-    return entry.file, data
+def summarize_records(records: Array, batch: int | None) -> dict[str, Any]:
+    """Summarize records (dtype `manifest.TABLE`) for run.json.
+
+    Gives mean evaluations per image where they are known, and batch sizes if they are not all
+    the requested ``batch``.
+    """
+    known = records[~(np.isnan(records["nfe"]) | np.isnan(records["guide_nfe"]))]
+    means = {name: known[name].mean().item() for name in ("nfe", "guide_nfe")} if len(known) else {}
+    sizes, counts = np.unique(records["batch"], return_counts=True)
+    by_size = dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+    by_size.pop(UNKNOWN, None)
+    return means | batch_sizes(by_size, batch)
 
 
-def _row(entry: Entry, manifest: Path) -> np.ndarray:
-    """A picture of an .npz, uint8 [C, H, W]."""
-    data = read_packed(entry, manifest)
-    try:
-        image = read_png(data)
-    except ValueError:
-        image = np.zeros((1, 0, 0), np.uint8)  # as damaged as another picture
-    check_bytes(row_bytes(image), entry, pictures_of(manifest))
-    return image
+def batch_sizes(sizes: Mapping[int, int], batch: int | None) -> dict[str, Any]:
+    """Describe {batch size: images}; empty if all images have the requested size."""
+    if not set(sizes) - {batch}:
+        return {}
+    counts = {str(size): n for size, n in sorted(sizes.items())}
+    return {"batches": counts, "rounding": ROUNDING}

@@ -1,30 +1,107 @@
-"""Pictures on disk: one PNG per seed, written whole or not at all; archives; contact sheets."""
+"""Images on disk: one PNG per seed, written atomically; contact sheets."""
 
 import io
 import math
 import os
-import zipfile
-from collections.abc import Iterable, Sequence
-from itertools import chain
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from erk.io.atomic import replacing
+from erk.io.atomic import write_file
 from erk.io.untrusted import decode_image, read_image_file
 
 Array = np.ndarray
+IMAGE_NAME = re.compile(r"(\d{6,18})\.png")
+PER_SUBDIR = 1000
+
+
+def save_images(
+    images: Any, path: str | os.PathLike[str], seeds: Sequence[int] | None = None
+) -> list[Path]:
+    """Write images as PNG files named by seed: 000123.png.
+
+    Parameters
+    ----------
+    images : Tensor or array
+        uint8 [N, C, H, W] with C = 1 or 3, as `model.decode` returns them.
+    path : path
+        The folder; it is created if needed, and existing files of the same names are replaced.
+    seeds : sequence of int, optional
+        The number in each file name; default: 0 to N - 1.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order of the images.
+
+    Raises
+    ------
+    ValueError
+        If the images are not uint8 [N, C, H, W], or do not match the seeds.
+    OSError
+        If a file cannot be written.
+    """
+    array = images.cpu().numpy() if hasattr(images, "cpu") else np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images must be uint8 [N, C, H, W] with C = 1 or 3, not {array.dtype} "
+            f"{list(array.shape)}: decode samples by model.decode."
+        )
+    numbers = range(len(array)) if seeds is None else seeds
+    if len(numbers) != len(array):
+        raise ValueError(f"there are {len(array)} images but {len(numbers)} seeds: give as many.")
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [image_path(folder, int(number)) for number in numbers]
+    for file, image in zip(paths, array, strict=True):
+        write_file(file, png_bytes(image))
+    return paths
 
 
 def image_path(folder: Path, seed: int, subdirs: bool = False) -> Path:
-    """Where the picture of a seed lies: 000123.png, with `subdirs` 000000/000123.png."""
-    place = folder / f"{seed // 1000 * 1000:06d}" if subdirs else folder
-    return place / f"{seed:06d}.png"
+    """Return the path of a seed's image: 000123.png, with `subdirs` 000000/000123.png."""
+    parent = folder / _subdir(seed) if subdirs else folder
+    return parent / f"{seed:06d}.png"
+
+
+def _subdir(seed: int) -> str:
+    return f"{seed // PER_SUBDIR * PER_SUBDIR:06d}"
+
+
+def stored_seeds(folder: Path, subdirs: bool) -> Array:
+    """List the seeds whose PNG file exists at its path, int64 [N] in increasing order."""
+
+    def seeds() -> Iterator[int]:
+        for file in image_files(folder):
+            match = IMAGE_NAME.fullmatch(file.name)
+            if match is not None:
+                seed = int(match[1])
+                parent = os.path.basename(os.path.dirname(file.path)) if subdirs else None
+                if file.name == f"{seed:06d}.png" and parent in (None, _subdir(seed)):
+                    yield seed
+
+    return np.unique(np.fromiter(seeds(), np.int64))
+
+
+def image_files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """List the files of a folder and of its numbered sub-folders; none if it does not exist."""
+    folders = [os.fspath(folder)]
+    while folders:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.isdecimal() and entry.is_dir():
+                    folders.append(entry.path)
+                else:
+                    yield entry
 
 
 def png_bytes(image: Array) -> bytes:
-    """uint8 [C, H, W] (C = 1 or 3) as a PNG file.
+    """Encode an image uint8 [C, H, W] (C = 1 or 3) as a PNG file.
 
     compress_type 3 (run lengths) at level 1 spares zlib the search for matches; the files are at
     most 1.3 times as large as with Pillow's default.
@@ -36,60 +113,48 @@ def png_bytes(image: Array) -> bytes:
 
 
 def read_png(source: Path | bytes) -> Array:
-    """The picture in a PNG file, or in its bytes, as uint8 [C, H, W].
+    """Read a PNG file, or its bytes, as uint8 [C, H, W].
 
-    Raises OSError, or ValueError if it is broken or not of 8-bit grey or RGB pixels.
+    Raises OSError, or ValueError if it is damaged or not of 8-bit grey or RGB pixels.
     """
     data = source if isinstance(source, bytes) else read_image_file(source)
     return decode_image(data).transpose(2, 0, 1)
 
 
 def row_bytes(image: Array) -> bytes:
-    """A picture uint8 [C, H, W] as a row of an .npz holds it, [H, W, C]."""
+    """Return the bytes of an image uint8 [C, H, W] as a row of an .npz holds it, [H, W, C]."""
     return image.transpose(1, 2, 0).tobytes()
 
 
-def is_whole_png(path: Path) -> bool:
-    """Whether a file begins and ends as a PNG does; others may have put it there in part."""
+def is_complete_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; others may have copied a part of it."""
     with open(path, "rb") as file:
         start, length = file.read(8), file.seek(0, os.SEEK_END)
         file.seek(max(0, length - 8))
         return start == b"\x89PNG\r\n\x1a\n" and file.read() == b"IEND\xaeB`\x82"
 
 
-def pack_zip(target: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
-    """Gather PNG files, (name, bytes) each, in an uncompressed archive (PNG is compressed).
-
-    The same pictures give the same bytes: the archive carries no time stamps.
-    """
-    with replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in pictures:
-            archive.writestr(zipfile.ZipInfo(name), data)
-
-
-def pack_npz(target: Path, pictures: Iterable[Array], seeds: Sequence[int]) -> None:
-    """Gather pictures uint8 [C, H, W], one per seed, as arr_0 [N, H, W, C] with their seeds [N].
-
-    One picture is in memory at a time, so 50 000 of them need no more than one.
-    """
-    rest = iter(pictures)
-    first = next(rest)
-    header = {
-        "descr": "|u1",
-        "fortran_order": False,
-        "shape": (len(seeds), *first.shape[1:], first.shape[0]),
-    }
-    with replacing(target) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for picture in chain([first], rest):
-                stream.write(row_bytes(picture))
-        with archive.open(zipfile.ZipInfo("seeds.npy"), "w") as stream:
-            np.lib.format.write_array(stream, np.asarray(seeds, dtype=np.int64))
+def write_grid(path: Path, images: Sequence[Array]) -> None:
+    """Write a contact sheet of images uint8 [C, H, W]; small ones are enlarged."""
+    pages = np.stack(images)
+    scale = max(1, 48 // pages.shape[2])
+    write_file(path, png_bytes(sheet(pages, scale=scale)))
 
 
 def sheet(images: Array, columns: int | None = None, scale: int = 1, gap: int = 1) -> Array:
-    """Contact sheet: uint8 [N, C, H, W] -> [C, H', W'], row by row, on white."""
+    """Arrange images uint8 [N, C, H, W] row by row on white, uint8 [C, H', W'].
+
+    Parameters
+    ----------
+    images : array
+        uint8 [N, C, H, W].
+    columns : int, optional
+        Default: as many as make the sheet about square.
+    scale : int
+        Each pixel becomes scale x scale pixels.
+    gap : int
+        White pixels between images.
+    """
     n, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     h, w = h * scale, w * scale

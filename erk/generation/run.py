@@ -1,6 +1,5 @@
 """What `erk generate` does: options in, a finished folder out, spread over processes."""
 
-import functools
 import io
 import os
 import sys
@@ -11,84 +10,71 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from erk.generation.archives import write_grid
 from erk.generation.job import Job
-from erk.generation.options import plan_job
-from erk.generation.record import check_writable
-from erk.generation.run_folder import RunFolder
-from erk.generation.sampling import ImageBatch, generate
-from erk.generation.writer import beside, spare_cores, threads
+from erk.generation.metadata import check_writable
+from erk.generation.options import JobPlan, plan_job
+from erk.generation.run_folder import GRID, RunFolder
+from erk.generation.sampling import generate
 from erk.io.atomic import write_file
 from erk.method.corrections import Card
-from erk.runtime.distributed import World, barrier, broadcast, gather, join
+from erk.runtime.distributed import World, gather, join
 from erk.runtime.shards import shard_of
 from erk.runtime.timing import OFF, Timer
 
+Shard = tuple[int, int] | None
+
 
 def run(**options: Any) -> None:
-    """Make all pictures that `options` (those of generate.py) ask for and that are not there yet.
+    """Sample all missing images that the options of `erk generate` ask for.
 
-    Everything that can be checked is checked before weights are read, and everything else before
-    anything is written. Raises ValueError, OSError or NonFiniteError, each with one sentence.
+    Options and folder are checked before weights are read, and everything else before anything is
+    written. Raises ValueError, OSError, MemoryError or NonFiniteError with one sentence.
     """
     plan, shard = plan_job(options), shard_of(options["shard"])
     if shard is not None:
         click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
-    place = Path(options["outdir"])
-    folder = RunFolder(place, options["kind"], options["subdirs"], plan.identity, shard)
-    pending = folder.check(plan.seeds)
+    folder = RunFolder.open(options["outdir"], plan, shard, grid=options["grid"])
     if options["trace"] is not None:
         check_writable(Path(options["trace"]).absolute().parent)
-    if not pending and folder.record:
-        if os.environ.get("RANK", "0") == "0":
-            _nothing_to_make(folder, plan.seeds, options)
+    if folder.metadata and not folder.pending:
+        if _is_first():
+            _finish(folder, plan, options)
         return
     card = plan.settings.erk
-    if isinstance(card, Card) and card.warning and os.environ.get("RANK", "0") == "0":
+    if isinstance(card, Card) and card.warning and _is_first():
         click.echo(card.warning, err=True)
     job = plan.load()
-    folder.check_networks(job.metadata)
     with join(plan.device) as world:
-        folder.rank = world.rank
-        folder.profile = Timer(plan.device) if options["profile"] else OFF
-        pending = broadcast(world, pending)
+        profile = Timer(plan.device) if options["profile"] else OFF
+        folder = RunFolder.open(
+            options["outdir"], job, shard, world, grid=options["grid"], profile=profile
+        )
+        with folder:
+            _sample(folder, job, world, options["trace"], profile)
         if world.rank == 0:
-            folder.begin({**job.metadata, "processes": world.size})
-        barrier(world)
-        try:
-            _make(world, folder, pending, job, options["trace"])
-        except Exception:  # bad weights, no VAE, a full disk: no empty run stays behind
-            if world.size == 1 and shard is None:  # others may be writing there still
-                folder.abandon()
-            raise
-        barrier(world)
-        if world.rank == 0:
-            _end(folder, job.seeds, options)
+            _report(folder, options)
             if options["profile"]:
-                click.echo(folder.profile.table())
+                click.echo(profile.table())
 
 
-def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: str | None) -> None:
-    """This process's share: every size-th batch of the pending seeds.
+def _is_first() -> bool:
+    """Whether this is the first process of the run, before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"
 
-    Batches are encoded and written while the next ones are sampled.
-    """
-    size = job.batch
-    batches = [pending[i : i + size] for i in range(0, len(pending), size)]
-    own = [seed for batch in batches[world.rank :: world.size] for seed in batch]
-    made = generate(job, own, trace=trace is not None, profile=folder.profile)
+
+def _sample(
+    folder: RunFolder, job: Job, world: World, trace: str | None, profile: Timer
+) -> None:
+    """Sample this process's share; write the trace of all processes."""
+    interval = 0.5 if sys.stderr.isatty() else 30  # seconds between lines; a log needs few
     traces = []
-    quiet = 0.5 if sys.stderr.isatty() else 30  # a log file needs no line every moment
-    with (
-        tqdm(
-            total=len(own), desc="Sampling", unit="img", mininterval=quiet, disable=world.rank > 0
-        ) as bar,
-        folder.profile.host("wall"),
-        threads(spare_cores()) as folder.each,
-        beside(functools.partial(folder.profile.host, "waited")) as hand_over,
-    ):
-        for batch in made:
-            hand_over(_store, folder, batch, bar)
+    with tqdm(
+        total=len(folder.pending), desc="Sampling", unit="img", mininterval=interval,
+        disable=world.rank > 0,
+    ) as bar:  # fmt: skip
+        for batch in generate(job, folder.pending, trace=trace is not None, profile=profile):
+            folder.write(batch)
+            bar.update(len(batch.seeds))
             if batch.trace is not None:
                 traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
     if trace is not None:
@@ -97,48 +83,43 @@ def _make(world: World, folder: RunFolder, pending: list[int], job: Job, trace: 
             _write_trace(Path(trace), parts, job.settings.sigmas(job.model)[:-1].numpy())
 
 
-def _store(folder: RunFolder, batch: ImageBatch, bar: Any) -> None:
-    """Write a batch; runs in a thread."""
-    folder.add(
-        batch.seeds, batch.wait().numpy(), batch=batch.size, nfe=batch.nfe,
-        guide_nfe=batch.guide_nfe,
-    )  # fmt: skip
-    bar.update(len(batch.seeds))
+def _finish(folder: RunFolder, plan: JobPlan, options: dict[str, Any]) -> None:
+    """Finish a run whose images all exist, without loading networks."""
+    if options["trace"] is not None:
+        click.echo("no trace was written: it covers the images that a run samples, and none was.")
+    was_complete, had_grid = folder.is_complete, (folder.path / GRID).exists()
+    with folder:
+        pass
+    if not was_complete:
+        _report(folder, options)
+        return
+    click.echo(f"{folder.path}: all {len(plan.seeds)} images exist; nothing to do.")
+    if not had_grid and (folder.path / GRID).exists():
+        click.echo(f"wrote {folder.path / GRID}")
 
 
-def _end(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
-    """Complete the run, or, as one of several shards, leave that to the one that ends last."""
-    grid_of = seeds[:100] if options["grid"] else []
-    if folder.shard is None:
-        folder.finish(grid_of)
-    elif not folder.finish_together(grid_of):
+def _report(folder: RunFolder, options: dict[str, Any]) -> None:
+    """Print what was written, or that other shards still work on the run."""
+    if not folder.is_complete:
+        assert folder.shard is not None
         i, n = folder.shard
-        click.echo(f"{folder.folder}: shard {i} of {n} is done; the shard that ends last completes "
+        click.echo(f"{folder.path}: shard {i} of {n} is done; the shard that ends last completes "
                    "the run, and so does this command with --shard 0/1")  # fmt: skip
         return
-    if grid_of:
-        click.echo(f"wrote {folder.folder / 'grid.png'}")
-    _report(folder, seeds)
+    if options["grid"]:
+        click.echo(f"wrote {folder.path / GRID}")
+    metadata = folder.metadata
+    nfe = f", NFE {metadata['nfe']:g}" if "nfe" in metadata else ""  # else the log was lost
+    if metadata.get("guide_nfe"):
+        nfe += f" + {metadata['guide_nfe']:g} of the guide"
+    click.echo(f"{folder.path}: {len(folder.seeds)} images{nfe}{' per image' if nfe else ''}.")
+    if "batches" in metadata:
+        sizes = ", ".join(f"{n} at {size}" for size, n in metadata["batches"].items())
+        click.echo(f"batch sizes: {sizes}; {metadata['rounding']}")
 
 
-def _nothing_to_make(folder: RunFolder, seeds: list[int], options: dict[str, Any]) -> None:
-    if options["trace"] is not None:
-        click.echo("no trace was written: it covers the pictures that a run makes, and none was.")
-    if not folder.record["complete"]:  # stopped before its last words, or made by shards
-        if folder.shard is None:
-            folder.resume(seeds)
-        _end(folder, seeds, options)
-        return
-    folder.tidy()
-    click.echo(f"{folder.folder}: all {len(seeds)} pictures are there; nothing to do.")
-    place = folder.folder / "grid.png"
-    if options["grid"] and folder.kind == "png" and not place.exists():
-        write_grid(folder.folder, folder.images(seeds[:100]))
-        click.echo(f"wrote {place}")
-
-
-def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
-    """Telemetry [steps, N] of the N seeds made in this run, in seed order, with the sigmas."""
+def _write_trace(path: Path, parts: list[dict[str, Any]], sigmas: np.ndarray) -> None:
+    """Write telemetry [steps, N] of the N seeds sampled in this run, in seed order, and sigmas."""
     seeds = np.concatenate([part["seeds"] for part in parts])
     order = np.argsort(seeds)
     names = [name for name in parts[0] if name != "seeds"]
@@ -147,17 +128,6 @@ def _write_trace(place: Path, parts: list[dict[str, Any]], sigmas: Any) -> None:
     rows = {name: values[:, order] for name, values in joined.items()}
     content: dict[str, Any] = {"seeds": seeds[order], "sigmas": sigmas, **rows}
     np.savez_compressed(stream, **content)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_file(place, stream.getvalue())
-    click.echo(f"wrote {place}")
-
-
-def _report(folder: RunFolder, seeds: list[int]) -> None:
-    told = folder.record
-    nfe = f", NFE {told['nfe']:g}" if "nfe" in told else ""  # else their lines were lost
-    if told.get("guide_nfe"):
-        nfe += f" + {told['guide_nfe']:g} of the guide"
-    click.echo(f"{folder.folder}: {len(seeds)} pictures{nfe}{' per picture' if nfe else ''}.")
-    if "batches" in told:
-        sizes = ", ".join(f"{n} at {size}" for size, n in told["batches"].items())
-        click.echo(f"batch sizes: {sizes}; {told['rounding']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, stream.getvalue())
+    click.echo(f"wrote {path}")

@@ -1,309 +1,448 @@
-"""A run's folder: pictures named by seed, a manifest of them, and run.json on how they were made.
+"""The folder of a run: images named by seed, a log of them, and run.json.
 
-A picture counts as made when its line stands in a manifest (see manifest.py), which it does only
-when it is whole on the disk; a run that was stopped makes the others. run.json fixes the settings:
-a folder never mixes two.
+PNG files are the truth. An image counts as present when its file is complete; run.json fixes the
+settings, so a folder never mixes two. An archive is packed from the PNG files, which lie in
+`.parts` until then.
 """
 
-import hashlib
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from erk.generation.archives import ARCHIVES, put_together, read_packed, write_grid
-from erk.generation.images import image_path, is_whole_png, png_bytes, read_png, row_bytes
+import numpy as np
+import torch
+
+from erk.generation.archives import (
+    ARCHIVES,
+    ImageFiles,
+    pack,
+    summarize_records,
+)
+from erk.generation.images import (
+    IMAGE_NAME,
+    image_files,
+    is_complete_png,
+    png_bytes,
+    read_png,
+    stored_seeds,
+    write_grid,
+)
 from erk.generation.job import plain
-from erk.generation.listing import PICTURE, STRAY, files_in, listed_seeds, seeds_there
-from erk.generation.manifest import PARTS, Entry, Marks, Writer, entries, in_order, manifests, scan
-from erk.generation.record import (
-    NAME,
+from erk.generation.manifest import (
+    MANIFEST,
+    PARTS,
+    TABLE,
+    ImageLog,
+    ImageRecord,
+    has_records,
+    log_files,
+    read_records,
+)
+from erk.generation.metadata import (
+    RUN,
+    Metadata,
     check_same,
     check_writable,
     claim,
-    read_record,
+    read_metadata,
     settings_hash,
-    write_record,
+    write_metadata,
 )
-from erk.generation.seeds import few, format_seeds, parse_seeds
-from erk.io.atomic import uninterrupted, write_file
-from erk.runtime.timing import OFF
+from erk.generation.sampling import ImageBatch
+from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
+from erk.generation.writer import Submit, background, spare_cores, thread_map
+from erk.io.atomic import draft_target, uninterrupted
+from erk.runtime.distributed import World, barrier, broadcast
+from erk.runtime.timing import OFF, Timer
 
-TOLD = ("nfe", "guide_nfe", "batches", "rounding")  # facts of a record that its pictures tell
-LOCK = ".lock"  # of shards that end at the same time
-PATIENCE = 3600  # seconds that a shard waits for one that is packing an archive
-GROUP = 256  # pictures found without a line that are listed at a time
+ALONE = World(0, 1, torch.device("cpu"))
+GRID = "grid.png"
+GRID_IMAGES = 100
+LOCK = ".lock"  # for shards that end at the same time
+LOCK_TIMEOUT = 3600  # seconds that a shard waits for another one that packs an archive
+GROUP = 256  # images whose records are written at a time
+DERIVED = ("nfe", "guide_nfe", "batches", "rounding")  # metadata that the records give
 
 
 class RunFolder:
-    """The output folder of one generation run; `check` looks at it and writes nothing.
+    """The output folder of a run, as a context manager.
 
-    ``shard`` (i, n): this run makes every n-th seed, others the rest, perhaps in the same folder.
-    ``rank``: of this process among those of the run.
+    Entering it claims the folder; leaving it finishes the run (packs archives, writes the
+    manifest, marks it complete), or, if an exception leaves the block before the first image is
+    written, removes what this process created::
+
+        with RunFolder.open(path, job) as run:
+            for batch in generate(job, run.pending):
+                run.write(batch)
+
+    Attributes
+    ----------
+    pending : list of int
+        The seeds that this process still has to sample.
+    metadata : dict
+        The content of run.json.
     """
 
     def __init__(
         self,
-        folder: Path,
-        kind: str,
-        subdirs: bool,
-        settings: dict[str, Any],
-        shard: tuple[int, int] | None = None,
-    ):
-        self.folder, self.kind, self.subdirs, self.shard = folder, kind, subdirs, shard
-        self.settings = json.loads(json.dumps(plain(settings)))
-        self.rank = 0
-        self.each: Callable[..., Any] = map  # over pictures that are encoded and written
-        self.profile = OFF
-        self.record: dict[str, Any] = {}
-        self.is_new = False
-        self.made = Marks([])
-        self.unlisted: list[int] = []  # whole pictures without a line
-        self._key = ""  # of the settings and networks, in the lines
-        self._writer: Writer | None = None
-
-    def check(self, seeds: Sequence[int]) -> list[int]:
-        """The seeds of this shard still to make. Raises ValueError or OSError if this run may not
-        use the folder."""
-        check_writable(self.folder)
-        if (self.folder / PARTS).is_symlink():
-            raise ValueError(
-                f"{self.folder / PARTS} is a link, so the run would write elsewhere: delete it"
-            )
-        self.record = read_record(self.folder) or {}
-        if self.record:
-            check_same(self.record, {"settings": self.settings}, self.folder / NAME)
-        elif manifests(self.folder) or next(self.folder.rglob("*.png"), None) is not None:
-            raise ValueError(
-                f"{self.folder} holds pictures but no run.json that says how they were made; "
-                "choose another --outdir."
-            )
-        if self.kind in ARCHIVES and self.record.get("complete"):
-            self._check_finished(seeds)
-            return []
-        self._look(seeds)
-        return [seed for seed in _share(seeds, self.shard) if seed not in self.made]
-
-    def path(self, seed: int) -> Path:
-        """Where the picture of a seed lies; an archive calls it so, below this folder."""
-        return image_path(self.folder, seed, self.subdirs)
-
-    def check_networks(self, facts: dict[str, Any]) -> None:
-        """ValueError if the pictures that are there come from files of other content."""
-        mine = facts | {"settings": self.settings}
-        if self.record:
-            check_same(self.record, mine, self.folder)
-        self._key = settings_hash(mine)
-
-    def begin(self, facts: dict[str, Any]) -> None:
-        """Make the folder and write run.json, marked incomplete; seeds made earlier stay listed.
-
-        ValueError if a run of other settings has begun in the folder meanwhile.
-        """
-        self.is_new = not self.folder.exists()
-        (self.folder / PARTS).mkdir(parents=True, exist_ok=True)
-        if not self.record and not claim(self.folder, self._begun(facts)):
-            self.check(parse_seeds(facts["seeds"]))
-            self.check_networks(facts)
-        self.record = self._begun(facts)
-        write_record(self.folder, self.record)
-        self._list_found(self.unlisted)
-
-    def add(
-        self,
+        path: Path,
+        identity: dict[str, Any],
         seeds: Sequence[int],
-        images: Any,
+        metadata: Metadata | None = None,
         *,
-        batch: int | None = None,
-        nfe: float | None = None,
-        guide_nfe: float | None = None,
+        batch: int = 1,
+        shard: tuple[int, int] | None = None,
+        world: World = ALONE,
+        grid: bool = False,
+        profile: Timer = OFF,
     ) -> None:
-        """Write pictures, uint8 [n, C, H, W], made ``batch`` at a time, as `put` does."""
-        with self.profile.host("encode"):
-            data = list(self.each(png_bytes, images))
-        hashed = map(row_bytes, images) if self.kind == "npz" else data
-        listed = [
-            self._entry(seed, one)._replace(batch=batch, nfe=nfe, guide_nfe=guide_nfe)
-            for seed, one in zip(seeds, hashed, strict=True)
-        ]
-        with self.profile.host("write"):
-            self.put(listed, data)
+        self.path, self.seeds, self.batch, self.shard = path, seeds, batch, shard
+        self.world, self.grid, self.profile = world, grid, profile
+        self.settings = json.loads(json.dumps(plain(identity)))
+        self.kind, subdirs = self.settings.get("format", "png"), self.settings.get("subdirs", False)
+        root = path / PARTS if self.kind in ARCHIVES else path
+        self.files = ImageFiles(root, subdirs, self.kind)
+        self.metadata: Metadata = {}
+        self.pending: list[int] = []
+        self._new = metadata or {}  # {}: the networks are not loaded
+        self._key = ""  # hash of the settings and networks, in the records
+        self._created: list[Path] = []
+        self._present = np.empty(0, np.int64)  # seeds whose image is complete
+        self._unlisted = np.empty(0, np.int64)  # those of them without a record
+        self._records = np.empty(0, TABLE)
+        self._stack = ExitStack()
+        self._map: Callable[..., Any] = map
+        self._submit: Submit = _call
+        self._log = ImageLog(path / PARTS, f"{'-of-'.join(map(str, shard or (0, 1)))}.{world.rank}")
 
-    def put(self, listed: Sequence[Entry], data: Sequence[bytes]) -> None:
-        """Write PNG files under the names of their seeds, then their entries; signals wait.
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        job: Any,
+        shard: tuple[int, int] | None = None,
+        world: World = ALONE,
+        *,
+        grid: bool = False,
+        profile: Timer = OFF,
+    ) -> "RunFolder":
+        """Look at a folder without writing to it.
 
-        Raises OSError, among them FileNotFoundError if the folder has vanished.
+        Parameters
+        ----------
+        path : path
+            The folder; it need not exist.
+        job : Job or JobPlan
+            What to sample. A plan, whose networks are not loaded, finishes a run whose images all
+            exist; a run with missing images needs a Job.
+        shard : (i, n), optional
+            Sample every n-th seed from the i-th on; other shards sample the rest, in this folder
+            or another one.
+        world : World
+            The processes that share this run; the first one creates and finishes it.
+        grid : bool
+            Also write grid.png, a sheet of the first 100 images.
+        profile : Timer
+            Where to add up times.
+
+        Raises
+        ------
+        ValueError
+            If the folder cannot be used: other settings or networks, images of unknown origin,
+            not writable, or an archive that is complete with other seeds.
         """
-        listed = [self._named(entry) for entry in listed]
-        with uninterrupted(), self._still_there():
-            if self.kind not in ARCHIVES:
-                list(self.each(self._write, listed, data))
-            self._list(listed, data)
+        run = cls(
+            Path(path), job.identity, job.seeds, job.metadata, batch=job.batch, shard=shard,
+            world=world, grid=grid, profile=profile,
+        )  # fmt: skip
+        run.look()
+        return run
 
-    def images(self, seeds: Sequence[int]) -> list[Any]:
-        """Pictures, uint8 [C, H, W] each, of a run that is not packed yet."""
-        if self.kind not in ARCHIVES:
-            return [read_png(self.path(seed)) for seed in seeds]
-        lines = in_order(manifests(self.folder), True, Marks.of(seeds))
-        found = {entry.seed: read_png(read_packed(entry, place)) for entry, place in entries(lines)}
-        return [found[seed] for seed in seeds]
-
-    def resume(self, seeds: Sequence[int]) -> None:
-        """`begin` where nothing is left to sample, so that nobody has loaded the networks."""
-        facts = self.record | {"seeds": format_seeds(seeds)}
-        self.check_networks(facts)
-        self.begin(facts)
-
-    def finish(self, grid_of: Sequence[int] = ()) -> None:
-        """Pack an archive if one was asked for, in order of seeds, and mark the run complete.
-
-        ``grid_of``: seeds of a contact sheet. Raises ValueError if pictures are missing.
-        """
-        self._key = settings_hash(self.record)
-        seeds = parse_seeds(self.record["seeds"])
-        self._look(seeds, everyone=True)
-        missing = [seed for seed in seeds if seed not in self.made]
-        if missing:
+    def look(self) -> None:
+        """Read run.json and find out which seeds are pending. Raises ValueError or OSError."""
+        check_writable(self.path)
+        if (self.path / PARTS).is_symlink():
             raise ValueError(
-                f"{self.folder} lacks the pictures of the seeds {few(missing)}: run the same "
-                "command again to make them"
+                f"{self.path / PARTS} is a link, so the run would write elsewhere: delete it"
             )
-        self._list_found(self.unlisted)
-        if grid_of:
-            write_grid(self.folder, self.images(grid_of))
-        lines = in_order(manifests(self.folder), self.kind in ARCHIVES, self.made)
-        told = put_together(self.folder, self.kind, lines, self.record.get("batch"))
-        self.record = {k: v for k, v in self.record.items() if k not in TOLD} | told
-        self.record["complete"] = True
-        write_record(self.folder, self.record)
-        self.tidy()
+        self.metadata = read_metadata(self.path) or {}
+        if self.metadata:
+            check_same(self.metadata, self._new | {"settings": self.settings}, self.path / RUN)
+        elif log_files(self.path) or next(self.path.rglob("*.png"), None) is not None:
+            raise ValueError(
+                f"{self.path} holds images but no run.json with their settings; choose another "
+                "--outdir."
+            )
+        if self.is_complete and self.kind in ARCHIVES:
+            self._check_archived()
+            self.pending = []
+            return
+        self._find_images(self.seeds)
+        share = np.asarray(_share(self.seeds, self.shard), np.int64)
+        self.pending = share[~np.isin(share, self._present)].tolist()
 
-    def finish_together(self, grid_of: Sequence[int] = ()) -> bool:
-        """Of shards in one folder the one that ends last finishes it; whether it is finished."""
-        from filelock import FileLock, Timeout  # late: a tenth of a second
+    @property
+    def is_complete(self) -> bool:
+        """Whether run.json says that all images exist and, of an archive, that it exists."""
+        archive = self.path / ARCHIVES[self.kind] if self.kind in ARCHIVES else None
+        return bool(self.metadata.get("complete")) and (archive is None or archive.is_file())
 
-        with suppress(Timeout), FileLock(self.folder / LOCK, timeout=PATIENCE):
-            self.record = read_record(self.folder) or self.record
-            if self.record["complete"]:  # another shard was quicker
-                self.tidy()
-                return True
-            self._look(parse_seeds(self.record["seeds"]), everyone=True)
-            if len(self.made) == len(self.made.seeds):
-                self.finish(grid_of)
-                return True
-        return False
+    def __enter__(self) -> "RunFolder":
+        if self.pending and not self._new:
+            raise ValueError("images are missing and the networks are not loaded: load the plan")
+        self._has_work = bool(self.pending) or not self.is_complete
+        self._key = settings_hash((self._new or self.metadata) | {"settings": self.settings})
+        barrier(self.world)  # until every process has looked at the folder
+        if self.world.rank == 0 and self._has_work:
+            self._begin()
+        pending = broadcast(self.world, self.pending)  # also waits until the folder exists
+        self.pending = _rank_share(pending, self.batch, self.world)
+        try:
+            self._stack.enter_context(self.profile.host("wall"))
+            if self.pending:
+                self._map = self._stack.enter_context(thread_map(spare_cores()))
+                waiting = functools.partial(self.profile.host, "waited")
+                self._submit = self._stack.enter_context(background(waiting))
+        except BaseException:
+            self._stack.close()
+            self._abandon()
+            raise
+        self._records = np.empty(0, TABLE)
+        return self
 
-    def tidy(self) -> None:
-        """Remove what a process that was killed left: temporary files, packed pictures."""
-        if self.record.get("complete"):
-            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-            (self.folder / LOCK).unlink(missing_ok=True)
-        for place in files_in(self.folder):
-            if STRAY.fullmatch(place.name):
-                with suppress(OSError):
-                    os.unlink(place.path)
+    def write(self, batch: ImageBatch) -> None:
+        """Encode and write a batch in the background; blocks while two others wait.
 
-    def abandon(self) -> None:
-        """Leave nothing behind of a run that failed before its first picture."""
-        with suppress(OSError):  # a folder that holds something stays
-            parts = manifests(self.folder)
-            is_empty = not any(PICTURE.fullmatch(place.name) for place in files_in(self.folder))
-            if is_empty and not any(True for path in parts for _ in scan(path)):
-                shutil.rmtree(self.folder / PARTS)
-                (self.folder / NAME).unlink()
-                if self.is_new:
-                    self.folder.rmdir()
-
-    def _begun(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """The record of a run that begins: its seeds, and those that were made before.
-
-        The seeds that other shards are to make stay in it, too.
+        Raises what writing an earlier batch raised: OSError, among them FileNotFoundError if the
+        folder has been removed.
         """
-        asked = parse_seeds(facts["seeds"])
-        wanted = Marks.of(asked, among=self.made.seeds)
-        earlier = self.made if self.shard is None else self.made.seeds
-        for seed in earlier:
-            wanted.add(seed)
-        return {
-            **facts,
-            "seeds": format_seeds(list(wanted)),
-            "images": len(wanted),
-            "complete": False,
-            "settings": self.settings,
-        }
+        self._submit(self._store, batch)
 
-    def _look(self, seeds: Sequence[int], everyone: bool = False) -> None:
-        """Find out which of these seeds and of the record's are made, and which lack their line.
+    def add(self, records: Sequence[ImageRecord], data: Sequence[bytes]) -> None:
+        """Write PNG files, then their records; signals are deferred. Raises as `write`."""
+        records = [
+            one._replace(file=self.files.name(one.seed), settings=self._key) for one in records
+        ]
+        with uninterrupted(), self._still_exists():
+            list(self._map(self.files.write, records, data))
+            self._log.append(records)
 
-        ``everyone``: also those that are another shard's to list.
-        """
-        every: Sequence[int] = seeds
-        if self.record:
-            earlier = parse_seeds(self.record["seeds"])
-            every = seeds if earlier == seeds else sorted({*earlier, *seeds})
-        key = settings_hash(self.record) if self.record else ""
-        self.made, self.unlisted = listed_seeds(self.folder, key, self.kind in ARCHIVES, every), []
-        if self.kind not in ARCHIVES:
-            there, listed = seeds_there(self.folder, self.subdirs, every), self.made
-            mine = there if everyone or self.shard is None else Marks.of(_share(seeds, self.shard))
-            self.unlisted = [
-                seed for seed in there
-                if seed not in listed and seed in mine and is_whole_png(self.path(seed))
-            ]  # fmt: skip
-            self.made = there & listed
-            for seed in self.unlisted:
-                self.made.add(seed)
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        try:
+            self._stack.__exit__(kind, error, traceback)  # writes what was submitted
+            if error is None:
+                barrier(self.world)
+        except Exception:
+            self._abandon()
+            raise
+        if error is None and self.world.rank == 0:
+            self._end()
+        elif isinstance(error, Exception):
+            self._abandon()
+
+    def _store(self, batch: ImageBatch) -> None:
+        """Encode a batch and write it."""
+        images = batch.wait().numpy()
+        with self.profile.host("encode"):
+            data = list(self._map(png_bytes, images))
+        with self.profile.host("write"):
+            records = [
+                self.files.record(seed, png)._replace(
+                    batch=batch.size, nfe=batch.nfe, guide_nfe=batch.guide_nfe
+                )
+                for seed, png in zip(batch.seeds, data, strict=True)
+            ]
+            self.add(records, data)
 
     @contextmanager
-    def _still_there(self) -> Iterator[None]:
+    def _still_exists(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{self.folder} has been removed or renamed while the run wrote to it: what it "
-                "held is lost unless you put it back; then run the same command again"
+                f"{self.path} has been removed or renamed while the run wrote to it: its images "
+                "are lost unless you put it back; then run the same command again"
             ) from error
 
-    def _write(self, entry: Entry, data: bytes) -> None:
-        place = self.folder / entry.file
-        if self.subdirs:
-            place.parent.mkdir(exist_ok=True)
-        write_file(place, data)
+    def _begin(self) -> None:
+        """Create the folder and run.json, marked incomplete; list images without a record.
 
-    def _entry(self, seed: int, data: bytes) -> Entry:
-        return self._named(Entry(seed, "", hashlib.sha256(data).hexdigest(), ""))
+        Raises ValueError if a run of other settings has begun in the folder meanwhile.
+        """
+        new = self._new or self.metadata | {"seeds": format_seeds(self.seeds)}
+        for folder in (self.path, self.path / PARTS):
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._created.append(folder)
+        if not self.metadata:
+            if claim(self.path, self._incomplete(new)):
+                self._created.append(self.path / RUN)
+            else:
+                self.look()
+        self.metadata = self._incomplete(new)
+        write_metadata(self.path, self.metadata)
+        self._list_unlisted()
 
-    def _named(self, entry: Entry) -> Entry:
-        """The entry as it stands in this folder's manifests."""
-        file = self.path(entry.seed).relative_to(self.folder).as_posix()
-        return entry._replace(file=file, settings=self._key, at=None, bytes=None)
+    def _incomplete(self, new: Metadata) -> Metadata:
+        """Return the metadata of a run that begins, with the seeds of earlier runs.
 
-    def _list(self, listed: Sequence[Entry], data: Sequence[bytes]) -> None:
-        if self._writer is None:
-            i, n = self.shard or (0, 1)
-            name = f"{i}-of-{n}.{self.rank}"
-            self._writer = Writer(self.folder / PARTS, name, self.kind in ARCHIVES)
-        self._writer.add(listed, data)
+        Of a shard, these include the seeds that other shards are to sample.
+        """
+        earlier: Any = self._present
+        if self.shard is not None and self.metadata:
+            earlier = parse_seeds(self.metadata["seeds"])
+        seeds = np.union1d(np.asarray(self.seeds, np.int64), np.asarray(earlier, np.int64))
+        return {
+            "processes": self.world.size,
+            **new,
+            "seeds": format_seeds(seeds),
+            "images": len(seeds),
+            "complete": False,
+            "settings": self.settings,
+        }
 
-    def _list_found(self, seeds: Sequence[int]) -> None:
-        """Give pictures that are there their lines; what made them is not known any more."""
+    def _find_images(self, seeds: Sequence[int], every_shard: bool = False) -> None:
+        """Find the images of these seeds and of run.json's, and those without a record.
+
+        ``every_shard``: list also images without a record that belong to another shard.
+        """
+        wanted = np.unique(np.asarray(seeds, np.int64))
+        if self.metadata:
+            wanted = np.union1d(wanted, np.asarray(parse_seeds(self.metadata["seeds"]), np.int64))
+            self._records = read_records(self.path, settings_hash(self.metadata))
+        stored = stored_seeds(self.files.root, self.files.subdirs)
+        stored = stored[np.isin(stored, wanted)]
+        is_listed = np.isin(stored, self._records["seed"])
+        unlisted = stored[~is_listed]
+        if not every_shard and self.shard is not None:
+            unlisted = unlisted[np.isin(unlisted, _share(seeds, self.shard))]
+        complete = [is_complete_png(self.files.path(seed)) for seed in unlisted.tolist()]
+        self._unlisted = unlisted[np.asarray(complete, bool)]
+        self._present = np.union1d(stored[is_listed], self._unlisted)
+
+    def _list_unlisted(self) -> None:
+        """Add records for unlisted images; batch size and NFE stay unknown."""
+        seeds = self._unlisted.tolist()
         for i in range(0, len(seeds), GROUP):
             group = seeds[i : i + GROUP]
-            self._list([self._entry(s, self.path(s).read_bytes()) for s in group], [])
-        self.unlisted = []
+            records = [self.files.record(s, self.files.path(s).read_bytes()) for s in group]
+            self._log.append([one._replace(settings=self._key) for one in records])
+        self._unlisted = np.empty(0, np.int64)
 
-    def _check_finished(self, seeds: Sequence[int]) -> None:
-        there = Marks.of(parse_seeds(self.record["seeds"]))
-        if not all(seed in there for seed in seeds):
+    def _end(self) -> None:
+        """Finish the run unless other shards still work on it; write the grid; tidy up."""
+        if not self._has_work:
+            grid = self.path / GRID
+            if self.grid and self.kind not in ARCHIVES and not grid.exists():
+                self._write_grid()
+            self._tidy()
+        elif self.shard is None:
+            self._finish()
+        else:
+            self._finish_if_last()
+
+    def _finish(self) -> None:
+        """Pack the archive, write the manifest and mark the run complete.
+
+        Raises ValueError if images are missing.
+        """
+        seeds = np.unique(np.asarray(parse_seeds(self.metadata["seeds"]), np.int64))
+        self._find_images(seeds.tolist(), every_shard=True)
+        missing = np.setdiff1d(seeds, self._present)
+        if len(missing):
             raise ValueError(
-                f"{self.folder / ARCHIVES[self.kind]} is finished with the seeds "
-                f"{self.record['seeds']}; choose another --outdir for other seeds."
+                f"the images of the seeds {format_seeds_short(missing)} are missing in "
+                f"{self.path}: run the same command again"
+            )
+        if len(self._unlisted):
+            self._list_unlisted()
+            self._find_images(seeds.tolist())
+        if self.grid:
+            self._write_grid()
+        records = self._records[np.isin(self._records["seed"], seeds)]
+        pack(self.path, self.files, records, self._key)
+        summary = summarize_records(records, self.metadata.get("batch"))
+        kept = {name: value for name, value in self.metadata.items() if name not in DERIVED}
+        self.metadata = kept | summary | {"complete": True}
+        write_metadata(self.path, self.metadata)
+        self._tidy()
+
+    def _finish_if_last(self) -> None:
+        """Finish the run if this shard is the last one to end."""
+        from filelock import FileLock, Timeout  # late: a tenth of a second
+
+        with suppress(Timeout), FileLock(self.path / LOCK, timeout=LOCK_TIMEOUT):
+            self.metadata = read_metadata(self.path) or self.metadata
+            if self.is_complete:  # another shard was faster
+                self._tidy()
+                return
+            seeds = parse_seeds(self.metadata["seeds"])
+            self._find_images(seeds, every_shard=True)
+            if np.isin(seeds, self._present).all():
+                self._finish()
+
+    def _write_grid(self) -> None:
+        seeds = self.seeds[:GRID_IMAGES]
+        write_grid(self.path / GRID, [read_png(self.files.path(int(seed))) for seed in seeds])
+
+    def _tidy(self) -> None:
+        """Remove drafts of processes that were killed and, of a complete run, `.parts`."""
+        if self.is_complete:
+            shutil.rmtree(self.path / PARTS, ignore_errors=True)
+            (self.path / LOCK).unlink(missing_ok=True)
+        for file in image_files(self.path):
+            target = draft_target(Path(file.path))
+            if target is not None and _is_ours(target):
+                with suppress(OSError):
+                    os.unlink(file.path)
+
+    def _abandon(self) -> None:
+        """Remove what this process created of a run that failed before its first image.
+
+        Other shards and processes may be writing to the folder, so only a single one does this.
+        """
+        if self.world.size > 1 or self.shard is not None or (self.path / RUN) not in self._created:
+            return
+        with suppress(OSError):  # a folder that is not empty stays
+            is_empty = not any(IMAGE_NAME.fullmatch(f.name) for f in image_files(self.files.root))
+            if is_empty and not has_records(self.path):
+                if self.path / PARTS in self._created:
+                    shutil.rmtree(self.path / PARTS)
+                (self.path / RUN).unlink()
+                if self.path in self._created:
+                    self.path.rmdir()
+
+    def _check_archived(self) -> None:
+        """Raise ValueError if a complete archive lacks one of the seeds."""
+        archived = parse_seeds(self.metadata["seeds"])
+        if not np.isin(np.asarray(self.seeds), archived).all():
+            raise ValueError(
+                f"{self.path / ARCHIVES[self.kind]} is complete with the seeds "
+                f"{self.metadata['seeds']}; choose another --outdir for other seeds."
             )
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a file of a run's folder has this name."""
+    names = (GRID, RUN, MANIFEST, *ARCHIVES.values())
+    return name in names or IMAGE_NAME.fullmatch(name) is not None
+
+
+def _call(function: Callable[..., Any], *args: Any) -> None:
+    function(*args)
+
+
 def _share(seeds: Sequence[int], shard: tuple[int, int] | None) -> Sequence[int]:
-    """Every n-th of the seeds, for the shard (i, n); None: all of them."""
+    """Return every n-th seed for the shard (i, n); all of them for None."""
     return seeds if shard is None else seeds[shard[0] :: shard[1]]
+
+
+def _rank_share(seeds: Sequence[int], batch: int, world: World) -> list[int]:
+    """Return the seeds of every size-th batch, for this rank."""
+    starts = range(world.rank * batch, len(seeds), world.size * batch)
+    return [seed for start in starts for seed in seeds[start : start + batch]]

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-MOST_SEEDS = 10_000_000  # in one run; a slip of the keyboard must not fill the memory
+import numpy as np
+
+MAX_SEEDS = 10_000_000  # in one run, so that a typing error does not fill the memory
+MAX_SEED = 10**18 - 1  # 18 digits: seeds are kept as 64-bit integers
+MAX_LENGTH = 60  # characters of a list in a message
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-9,12' -> [0, ..., 9, 12]; ValueError if it is empty, malformed or names a seed twice."""
+    """Read '0-9,12' as [0, ..., 9, 12].
+
+    Raises ValueError if the list is empty or malformed, or names a seed twice.
+    """
     seeds: list[int] = []
     ranges: list[tuple[int, int]] = []
     for part in text.split(","):
@@ -17,8 +24,10 @@ def parse_seeds(text: str) -> list[int]:
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise ValueError(f"the seed range {part.strip()} runs backwards; write {high}-{low}.")
-        if len(seeds) + high - low >= MOST_SEEDS:
-            raise ValueError(f"'{text}' names more than {MOST_SEEDS:,} seeds; split the job.")
+        if high > MAX_SEED:
+            raise ValueError(f"the seed {high} is too large; the largest seed is {MAX_SEED}.")
+        if len(seeds) + high - low >= MAX_SEEDS:
+            raise ValueError(f"'{text}' names more than {MAX_SEEDS:,} seeds; split the job.")
         seeds.extend(range(low, high + 1))
         ranges.append((low, high))
     if any(after[0] <= before[1] for before, after in pairwise(sorted(ranges))):
@@ -26,18 +35,17 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def format_seeds(seeds: Sequence[int]) -> str:
-    """[0, 1, 2, 7] -> '0-2,7'."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
+def format_seeds(seeds: Sequence[int] | np.ndarray) -> str:
+    """Write [0, 1, 2, 7] as '0-2,7'."""
+    ordered = np.sort(np.asarray(seeds, np.int64))
+    gaps = np.flatnonzero(np.diff(ordered) != 1) + 1
+    ranges = [(part[0], part[-1]) for part in np.split(ordered, gaps) if len(part)]
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
 
 
-def few(seeds: Sequence[int]) -> str:
-    """Seeds for a sentence."""
+def format_seeds_short(seeds: Sequence[int] | np.ndarray) -> str:
+    """Format seeds for a message, truncated to 60 characters."""
     text = format_seeds(seeds)
-    return text if len(text) <= 60 else f"{text[:60].rpartition(',')[0]},... ({len(seeds)} in all)"
+    if len(text) <= MAX_LENGTH:
+        return text
+    return f"{text[:MAX_LENGTH].rpartition(',')[0]},... ({len(seeds)} in all)"

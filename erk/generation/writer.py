@@ -1,4 +1,4 @@
-"""Work that runs beside the caller's: pictures go to the disk while the next ones are sampled."""
+"""Threads that encode and write images while the next ones are sampled."""
 
 import os
 from collections import deque
@@ -10,23 +10,29 @@ from typing import Any
 
 from erk.io.atomic import uninterrupted
 
-DEPTH = 2  # pieces of work that wait, beside the one that is being done
-MOST = 8  # threads; more encode faster than a disk takes it
+DEPTH = 2  # tasks that wait, in addition to the running one
+MAX_THREADS = 8  # more encode faster than a disk writes
 
-HandOver = Callable[..., None]
-"""hand_over(function, *args, **kwargs): it is called later, in a thread."""
+Submit = Callable[..., None]
+"""submit(function, *args, **kwargs): call the function later, in the background thread."""
 
 
 @contextmanager
-def beside(
+def background(
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext, depth: int = DEPTH
-) -> Iterator[HandOver]:
-    """Does what is handed over one after the other, in order, in a thread of its own.
+) -> Iterator[Submit]:
+    """Run submitted tasks one after the other, in order, in one background thread.
 
-    Handing over waits while ``depth`` others do, so that the memory stays bounded. An error is
-    raised by the next ``hand_over``, or at the end, and what was to come after it is dropped. If
-    the block ends by an error of its own or by a signal, what was handed over is still done.
-    ``waiting`` is entered while the caller waits.
+    `submit` blocks while ``depth`` tasks wait, so memory stays bounded. An error of a task is
+    raised by the next `submit` or at the end of the block, and later tasks are dropped. If the
+    block itself raises, all submitted tasks are still run.
+
+    Parameters
+    ----------
+    waiting : callable
+        Gives a context manager that is entered while the caller waits.
+    depth : int
+        Tasks that may wait.
     """
     pending: deque[Future[Any]] = deque()
 
@@ -38,15 +44,15 @@ def beside(
             runner.shutdown(cancel_futures=True)
             raise
 
-    def hand_over(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        with uninterrupted():  # a signal between the lines must not lose what is handed over
+    def submit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        with uninterrupted():  # a signal between these lines must not lose the task
             while len(pending) > depth or (pending and pending[0].done()):
                 finish_first()
             pending.append(runner.submit(function, *args, **kwargs))
 
-    with _running(1) as runner:
+    with _started(1) as runner:
         try:
-            yield hand_over
+            yield submit
             with uninterrupted():
                 while pending:
                     finish_first()
@@ -56,34 +62,36 @@ def beside(
 
 
 @contextmanager
-def threads(count: int) -> Iterator[Callable[..., Any]]:
-    """``map`` over that many threads, in order; a single one would only cost its switches."""
+def thread_map(count: int) -> Iterator[Callable[..., Any]]:
+    """Give a `map` over this many threads, in order. With one thread, use plain `map`."""
     if count == 1:
         yield map
         return
-    with _running(count) as pool:
+    with _started(count) as pool:
         yield pool.map
 
 
 @contextmanager
-def _running(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads run from the start: later the sampler may leave no memory for them."""
+def _started(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Start all threads of a pool at once: later the sampler may leave no memory for them."""
     with ThreadPoolExecutor(count) as pool:
-        meeting = Barrier(count)
+        barrier = Barrier(count)
         try:
-            for thread in [pool.submit(meeting.wait) for _ in range(count)]:
+            for thread in [pool.submit(barrier.wait) for _ in range(count)]:
                 thread.result()
         except RuntimeError as error:
-            raise MemoryError("no thread can be started here: end other programs") from error
+            raise MemoryError("no thread can be started: end other programs") from error
         finally:
-            meeting.abort()  # whoever came while others did not goes on
+            barrier.abort()  # releases the threads that wait for others
         yield pool
 
 
 def spare_cores() -> int:
-    """Threads that may work beside this process's own: its share of the machine's cores, less one,
-    and from 1 to ``MOST``."""
-    ours = getattr(os, "sched_getaffinity", None)  # Linux tells which cores we may use
-    cores = len(ours(0)) if ours else os.cpu_count() or 1
+    """Return the threads that may work beside this process's sampler, 1 to `MAX_THREADS`.
+
+    These are the process's share of the machine's cores, less one.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that we may use
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MOST, max(1, cores // processes - 1))
+    return min(MAX_THREADS, max(1, cores // processes - 1))
