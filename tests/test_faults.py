@@ -31,9 +31,11 @@ from faults import (
 
 import erk.generation.options
 import erk.generation.run
+import erk.generation.run_folder
 import metrics.extraction
 from erk.commands import evaluate
 from erk.commands.generate import main
+from erk.generation.run_folder import RunFolder
 from metrics.extractors import digits
 
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",
@@ -73,7 +75,7 @@ def refused(done, message):
 @contextmanager
 def after(batches, fault):
     """Within, ``fault(monkeypatch)`` comes when so many batches are written."""
-    original, store = erk.generation.run.generate, erk.generation.run._store
+    original, store = erk.generation.run.generate, RunFolder._store
     written = threading.Semaphore(0)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -90,7 +92,7 @@ def after(batches, fault):
             written.release()
 
         patch.setattr(erk.generation.run, "generate", watched)
-        patch.setattr(erk.generation.run, "_store", counted)
+        patch.setattr(RunFolder, "_store", counted)
         yield
 
 
@@ -137,7 +139,7 @@ def test_writing_fails_in_the_middle(kind, code, run, undisturbed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_with_many_threads_that_write(kind, run, undisturbed, monkeypatch):
     """All have ended when the command does; the order of lines stays that of the batches."""
-    monkeypatch.setattr(erk.generation.run, "spare_cores", lambda: 4)
+    monkeypatch.setattr(erk.generation.run_folder, "spare_cores", lambda: 4)
     with after(2, no_more_writing(errno.ENOSPC)):
         refused(run(*JOB, kind=kind), "No space left on device")
     assert not list(Path("out").rglob("*.tmp"))
@@ -181,7 +183,7 @@ def test_pictures_vanish_while_the_run_goes_on(run, undisturbed):
             Path(f"out/{seed:06d}.png").unlink()
 
     with after(4, fault):
-        refused(run(*JOB), "out lacks the pictures of the seeds 1,5")
+        refused(run(*JOB), "the images of the seeds 1,5 are missing in out")
     assert run(*JOB).exit_code == 0
     check_run(Path("out"), undisturbed / "png")
 
@@ -199,7 +201,7 @@ def test_without_the_right_to_write(memory_path):
     log = memory_path / "log"
     assert ended(start(as_nobody, JOB, cwd=memory_path, log=log)) == 2
     lines = log.read_text().splitlines()
-    assert len(lines) == 1 and "is not writable; choose another place" in lines[0]
+    assert len(lines) == 1 and "is not writable; choose another folder" in lines[0]
     assert os.listdir(memory_path) == ["log"]
 
 
@@ -373,7 +375,7 @@ def test_a_signal_lets_the_batch_be_written(kind, signum, code, tmp_path, undist
     """All pictures of the batch, and of those that were sampled while it was written, are there
     with their lines, and the run goes on after them."""
     job, log = [*JOB, "--format", kind], tmp_path / "log"
-    number = 1 + (5 if kind == "png" else 2) + 1  # run.json, a batch, into the next one
+    number = 1 + 5 + 1  # run.json, a batch, into the next one
     process = start(stopped_while_writing, job, number, signum, cwd=tmp_path, log=log)
     assert ended(process) == code
     assert log.read_text().splitlines()[-1] == "Stopped. Run the same command again to go on."
@@ -381,9 +383,8 @@ def test_a_signal_lets_the_batch_be_written(kind, signum, code, tmp_path, undist
     (manifest,) = (tmp_path / "out" / ".parts").glob("*.jsonl")
     listed = [json.loads(line)["seed"] for line in manifest.read_text().splitlines()]
     assert listed == [*range(len(listed))] and len(listed) in (8, 12, 16, 20)
-    if kind == "png":
-        there = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-        assert there == [f"{seed:06d}.png" for seed in listed]
+    files = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
+    assert files == [f"{seed:06d}.png" for seed in listed]
     assert ended(start(command, job, cwd=tmp_path)) == 0
     check_run(tmp_path / "out", undisturbed / kind)
 

@@ -81,7 +81,7 @@ def main(**options: Any) -> None:
     run, and measuring again takes seconds.
     """
     from erk.commands.result_rows import report
-    from erk.generation.record import check_writable
+    from erk.generation.metadata import check_writable
     from erk.runtime.distributed import join, pick_device
     from erk.runtime.shards import shard_of
     from metrics.images import open_images, subset

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from erk.generation.job import plain
+from erk.generation.metadata import check_writable
 from erk.generation.options import open_job
-from erk.generation.record import check_writable
 from erk.generation.stream import image_chunks, summarize
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of

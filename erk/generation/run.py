@@ -45,16 +45,16 @@ def run(**options: Any) -> None:
         click.echo(card.warning, err=True)
     job = plan.load()
     with join(plan.device) as world:
-        profile = Timer(plan.device) if options["profile"] else OFF
+        timer = Timer(plan.device) if options["profile"] else OFF
         folder = RunFolder.open(
-            options["outdir"], job, shard, world, grid=options["grid"], profile=profile
+            options["outdir"], job, shard, world, grid=options["grid"], timer=timer
         )
         with folder:
-            _sample(folder, job, world, options["trace"], profile)
+            _sample(folder, job, world, options["trace"], timer)
         if world.rank == 0:
             _report(folder, options)
             if options["profile"]:
-                click.echo(profile.table())
+                click.echo(timer.table())
 
 
 def _is_first() -> bool:
@@ -62,9 +62,7 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _sample(
-    folder: RunFolder, job: Job, world: World, trace: str | None, profile: Timer
-) -> None:
+def _sample(folder: RunFolder, job: Job, world: World, trace: str | None, timer: Timer) -> None:
     """Sample this process's share; write the trace of all processes."""
     interval = 0.5 if sys.stderr.isatty() else 30  # seconds between lines; a log needs few
     traces = []
@@ -72,7 +70,7 @@ def _sample(
         total=len(folder.pending), desc="Sampling", unit="img", mininterval=interval,
         disable=world.rank > 0,
     ) as bar:  # fmt: skip
-        for batch in generate(job, folder.pending, trace=trace is not None, profile=profile):
+        for batch in generate(job, folder.pending, trace=trace is not None, timer=timer):
             folder.write(batch)
             bar.update(len(batch.seeds))
             if batch.trace is not None:

@@ -99,10 +99,10 @@ class RunFolder:
         shard: tuple[int, int] | None = None,
         world: World = ALONE,
         grid: bool = False,
-        profile: Timer = OFF,
+        timer: Timer = OFF,
     ) -> None:
         self.path, self.seeds, self.batch, self.shard = path, seeds, batch, shard
-        self.world, self.grid, self.profile = world, grid, profile
+        self.world, self.grid, self.timer = world, grid, timer
         self.settings = json.loads(json.dumps(plain(identity)))
         self.kind, subdirs = self.settings.get("format", "png"), self.settings.get("subdirs", False)
         root = path / PARTS if self.kind in ARCHIVES else path
@@ -129,7 +129,7 @@ class RunFolder:
         world: World = ALONE,
         *,
         grid: bool = False,
-        profile: Timer = OFF,
+        timer: Timer = OFF,
     ) -> "RunFolder":
         """Look at a folder without writing to it.
 
@@ -147,7 +147,7 @@ class RunFolder:
             The processes that share this run; the first one creates and finishes it.
         grid : bool
             Also write grid.png, a sheet of the first 100 images.
-        profile : Timer
+        timer : Timer
             Where to add up times.
 
         Raises
@@ -158,7 +158,7 @@ class RunFolder:
         """
         run = cls(
             Path(path), job.identity, job.seeds, job.metadata, batch=job.batch, shard=shard,
-            world=world, grid=grid, profile=profile,
+            world=world, grid=grid, timer=timer,
         )  # fmt: skip
         run.look()
         return run
@@ -192,21 +192,25 @@ class RunFolder:
         archive = self.path / ARCHIVES[self.kind] if self.kind in ARCHIVES else None
         return bool(self.metadata.get("complete")) and (archive is None or archive.is_file())
 
+    def settings_key(self) -> str:
+        """Hash the settings and networks, as the records of this run hold them."""
+        return settings_hash((self._new or self.metadata) | {"settings": self.settings})
+
     def __enter__(self) -> "RunFolder":
         if self.pending and not self._new:
             raise ValueError("images are missing and the networks are not loaded: load the plan")
         self._has_work = bool(self.pending) or not self.is_complete
-        self._key = settings_hash((self._new or self.metadata) | {"settings": self.settings})
+        self._key = self.settings_key()
         barrier(self.world)  # until every process has looked at the folder
         if self.world.rank == 0 and self._has_work:
             self._begin()
         pending = broadcast(self.world, self.pending)  # also waits until the folder exists
         self.pending = _rank_share(pending, self.batch, self.world)
         try:
-            self._stack.enter_context(self.profile.host("wall"))
+            self._stack.enter_context(self.timer.host("wall"))
             if self.pending:
                 self._map = self._stack.enter_context(thread_map(spare_cores()))
-                waiting = functools.partial(self.profile.host, "waited")
+                waiting = functools.partial(self.timer.host, "waited")
                 self._submit = self._stack.enter_context(background(waiting))
         except BaseException:
             self._stack.close()
@@ -248,9 +252,9 @@ class RunFolder:
     def _store(self, batch: ImageBatch) -> None:
         """Encode a batch and write it."""
         images = batch.wait().numpy()
-        with self.profile.host("encode"):
+        with self.timer.host("encode"):
             data = list(self._map(png_bytes, images))
-        with self.profile.host("write"):
+        with self.timer.host("write"):
             records = [
                 self.files.record(seed, png)._replace(
                     batch=batch.size, nfe=batch.nfe, guide_nfe=batch.guide_nfe
@@ -279,13 +283,15 @@ class RunFolder:
             if not folder.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 self._created.append(folder)
-        if not self.metadata:
-            if claim(self.path, self._incomplete(new)):
-                self._created.append(self.path / RUN)
-            else:
+        begun = self._incomplete(new)
+        if not self.metadata and claim(self.path, begun):
+            self._created.append(self.path / RUN)
+        else:
+            if not self.metadata:  # another process has begun meanwhile
                 self.look()
-        self.metadata = self._incomplete(new)
-        write_metadata(self.path, self.metadata)
+                begun = self._incomplete(new)
+            write_metadata(self.path, begun)
+        self.metadata = begun
         self._list_unlisted()
 
     def _incomplete(self, new: Metadata) -> Metadata:

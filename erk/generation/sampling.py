@@ -57,7 +57,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     *,
     trace: bool = False,
-    profile: Timer = OFF,
+    timer: Timer = OFF,
 ) -> Iterator[ImageBatch]:
     """Sample images in batches; each image depends on its seed and the settings only.
 
@@ -73,7 +73,7 @@ def generate(
         Which seeds to sample; default: those of the job.
     trace : bool
         Also record telemetry per step.
-    profile : Timer
+    timer : Timer
         Where to add up times.
 
     Raises
@@ -90,7 +90,7 @@ def generate(
     size, first = job.batch, 0
     while first < len(seeds):
         group = [int(seed) for seed in seeds[first : first + size]]
-        batch = fitting(_sample_batch, job, group, size, trace, profile)
+        batch = fitting(_sample_batch, job, group, size, trace, timer)
         if batch is None:
             size = halved(size, "sampling")
             continue
@@ -126,18 +126,16 @@ def draw_inputs(
 
 
 @torch.inference_mode()
-def _sample_batch(
-    job: Job, seeds: list[int], size: int, trace: bool, profile: Timer
-) -> ImageBatch:
+def _sample_batch(job: Job, seeds: list[int], size: int, trace: bool, timer: Timer) -> ImageBatch:
     n = len(seeds)
     padded = seeds + seeds[-1:] * (size - n)
     telemetry = Trace() if trace else None
     try:
-        with profile.part("network"):
+        with timer.part("network"):
             inputs = draw_inputs(job.model, padded, job.labels, job.noise_device)
             drift = job.settings.drift(job.model, inputs.labels, job.guide)
             x0 = solve(drift, inputs.noise, job.settings, inputs.source.randn_like, telemetry)
-        with profile.part("VAE"):
+        with timer.part("VAE"):
             images = job.model.decode(x0)[:n]
     except (NonFiniteError, DecodeError) as error:
         raise error.named(f"seed {padded[error.sample]}") from error
@@ -146,7 +144,7 @@ def _sample_batch(
         name: values[:, :n].cpu().numpy() for name, values in telemetry.result().items()
     }  # fmt: skip
     nfe, guide_nfe = (_mean(count, n) for count in (drift.nfe, drift.guide_nfe))
-    with profile.part("copy"):
+    with timer.part("copy"):
         pixels, copied = _to_host(images)
     return ImageBatch(seeds, pixels, classes, nfe, guide_nfe, size, rows, copied)
 

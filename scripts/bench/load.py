@@ -14,13 +14,13 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import numpy as np
 
-from erk.generation.images import image_path, png_bytes
-from erk.generation.manifest import Entry, to_line
+from erk.generation.images import png_bytes
 from erk.generation.run_folder import RunFolder
 from erk.generation.seeds import parse_seeds
 from scripts.bench.paired import Row, Setup, bench, in_subprocess, resident_peak
@@ -33,38 +33,37 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 IMAGE = png_bytes(np.zeros((1, 8, 8), np.uint8))
 
 
+def opened(folder: Path, kind: str, n: int) -> RunFolder:
+    """Return a run of n seeds, before it looks at its folder."""
+    metadata = {"seeds": f"0-{n - 1}", "batch": 32, "network": None, "guide": None}
+    settings = SETTINGS | {"format": kind}
+    return RunFolder(folder, settings, parse_seeds(f"0-{n - 1}"), metadata, batch=32)
+
+
 def interrupted(folder: Path, kind: str, n: int) -> None:
     """Write a run of n seeds that was interrupted before its last one."""
-    run = RunFolder(folder, kind, True, SETTINGS | {"format": kind})
-    facts = {"seeds": f"0-{n - 1}", "batch": 32, "network": None, "guide": None}
-    run.check([0])
-    run.check_networks(facts)
-    run.begin(facts)
-    run.add([0], [np.zeros((1, 8, 8), np.uint8)], batch=32, nfe=63.0, guide_nfe=0.0)
-    (log,) = (folder / ".parts").glob("*.jsonl")
-    first = Entry(**json.loads(log.read_text("utf-8")))
-    with open(log, "wb") as lines:
+    run = opened(folder, kind, n)
+    run.look()
+    with suppress(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    record = run.files.record(0, IMAGE)._replace(
+        settings=run.settings_key(), batch=32, nfe=63.0, guide_nfe=0.0
+    )
+    with open(folder / ".parts" / "0-of-1.0.0.jsonl", "wb") as log:
         for seed in range(n - 1):
-            path = image_path(folder, seed, True)
-            name = path.relative_to(folder).as_posix()
-            at = None if kind == "png" else seed * len(IMAGE)
-            lines.write(to_line(first._replace(seed=seed, file=name, at=at)))
-            if kind == "png":
-                if seed % 1000 == 0:
-                    path.parent.mkdir(exist_ok=True)
-                path.write_bytes(IMAGE)
-    if kind != "png":
-        with open(log.with_suffix(".pictures"), "wb") as images:
-            for _ in range(n - 1):
-                images.write(IMAGE)
+            log.write(record._replace(seed=seed, file=run.files.name(seed)).to_line())
+            path = run.files.path(seed)
+            if seed % 1000 == 0:
+                path.parent.mkdir(exist_ok=True)
+            path.write_bytes(IMAGE)
 
 
 def resume(folder: Path, kind: str, n: int) -> Row:
     """Measure the search for the one missing seed; memory of the list of seeds does not count."""
-    seeds = parse_seeds(f"0-{n - 1}")
-    run = RunFolder(folder, kind, True, SETTINGS | {"format": kind})
+    run = opened(folder, kind, n)
     before, start, cpu = resident_peak(), time.perf_counter(), time.process_time()
-    assert run.check(seeds) == [n - 1]
+    run.look()
+    assert run.pending == [n - 1]
     spent = {"seconds": time.perf_counter() - start, "CPU s": time.process_time() - cpu}
     return spent | {"MiB": resident_peak() - before, "load": os.getloadavg()[0]}
 

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from erk.generation.archives import ImageFiles
 from erk.generation.images import png_bytes
 from erk.generation.job import Job
-from erk.generation.run_folder import RunFolder
+from erk.generation.manifest import ImageLog
 from erk.generation.sampling import generate
-from erk.generation.writer import beside, threads
+from erk.generation.writer import background, thread_map
 from erk.method.settings import Settings
 from erk.models.model import load_model
 from scripts.bench.paired import Row, Setup, bench, in_turns, summary
@@ -61,30 +62,35 @@ def sample(images: np.ndarray, seconds: float) -> Iterator[tuple[Sequence[int], 
         yield list(range(start, start + len(part))), part
 
 
-def new_folder(path: Path) -> RunFolder:
-    """Start a run in an empty folder."""
-    shutil.rmtree(path, ignore_errors=True)
-    folder = RunFolder(path, "png", False, {})
-    facts = {"seeds": "0", "batch": BATCH, "network": None, "guide": None}
-    folder.check([0])
-    folder.check_networks(facts)
-    folder.begin(facts)
-    return folder
+class Folder:
+    """An empty folder that images and their records are written to."""
+
+    def __init__(self, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        self.files, self.log = ImageFiles(path, False, "png"), ImageLog(path, "0-of-1.0")
+
+    def add(self, each: Callable[..., Any], seeds: Sequence[int], images: np.ndarray) -> None:
+        """Encode and write images by a `map`, then append their records."""
+        data = list(each(png_bytes, images))
+        records = [self.files.record(seed, png) for seed, png in zip(seeds, data, strict=True)]
+        list(each(self.files.write, records, data))
+        self.log.append(records)
 
 
 def write_inline(path: Path, batches: Batches) -> None:
     """Write each batch before the next one is sampled."""
-    folder = new_folder(path)
+    folder = Folder(path)
     for seeds, part in batches():
-        folder.add(seeds, part)
+        folder.add(map, seeds, part)
 
 
 def write_concurrently(path: Path, batches: Batches, count: int) -> None:
     """Write each batch while the next one is sampled, as erk generate does."""
-    folder = new_folder(path)
-    with threads(count) as folder.each, beside() as hand_over:
+    folder = Folder(path)
+    with thread_map(count) as each, background() as submit:
         for seeds, part in batches():
-            hand_over(folder.add, seeds, part)
+            submit(folder.add, each, seeds, part)
 
 
 def encode(images: np.ndarray, options: dict[str, Any]) -> int:

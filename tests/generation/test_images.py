@@ -1,4 +1,4 @@
-"""Pictures on disk: what goes in comes out, whole, at the size that Pillow's default gives."""
+"""Images on disk: what is written is read back, at about the size that Pillow's default gives."""
 
 import io
 import os
@@ -6,43 +6,52 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from erk.generation.images import image_path, pack_npz, pack_zip, png_bytes, read_png, sheet
+from erk.generation.archives import pack_npz, pack_zip
+from erk.generation.images import (
+    image_path,
+    png_bytes,
+    read_png,
+    save_images,
+    sheet,
+    stored_seeds,
+)
 from erk.io.atomic import write_file
 
 
 def smooth(channels, size=256):
-    """A picture without noise: a slow wave, other in every channel."""
+    """An image without noise: a slow wave, different in every channel."""
     y, x = np.mgrid[:size, :size] / size
     waves = [np.sin(5 * x + k) * np.cos(4 * y - k) for k in range(channels)]
     return ((np.stack(waves) + 1) * 127.5).astype(np.uint8)
 
 
-def random_picture(channels, seed=0, height=9, width=13):
+def random_image(channels, seed=0, height=9, width=13):
     shape = (channels, height, width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip(channels, tmp_path):
-    picture = random_picture(channels)
-    write_file(tmp_path / "a.png", png_bytes(picture))
-    assert (read_png(tmp_path / "a.png") == picture).all()
+    image = random_image(channels)
+    write_file(tmp_path / "a.png", png_bytes(image))
+    assert (read_png(tmp_path / "a.png") == image).all()
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == {1: "L", 3: "RGB"}[channels] and image.size == (13, 9)
         seen = np.asarray(image).reshape(9, 13, channels)
-    assert (seen == picture.transpose(1, 2, 0)).all()
+    assert (seen == image.transpose(1, 2, 0)).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_is_about_as_small_as_pillows_default(channels):
-    picture = smooth(channels)
-    pixels = picture[0] if channels == 1 else picture.transpose(1, 2, 0)
+    image = smooth(channels)
+    pixels = image[0] if channels == 1 else image.transpose(1, 2, 0)
     default = io.BytesIO()
     Image.fromarray(pixels).save(default, "PNG")
-    assert len(png_bytes(picture)) < 1.3 * len(default.getvalue())
-    assert len(png_bytes(picture)) < 0.6 * picture.size
+    assert len(png_bytes(image)) < 1.3 * len(default.getvalue())
+    assert len(png_bytes(image)) < 0.6 * image.size
 
 
 def test_image_path(tmp_path):
@@ -56,19 +65,19 @@ def named(paths, root):
 
 
 @pytest.fixture(params=[1, 3])
-def pictures(request, tmp_path):
-    """Five pictures in sub-folders and what they hold."""
-    arrays = {seed: random_picture(request.param, seed) for seed in (0, 1, 999, 1000, 2500)}
-    root = tmp_path / "pictures"
+def images(request, tmp_path):
+    """Five images in sub-folders and their pixels."""
+    arrays = {seed: random_image(request.param, seed) for seed in (0, 1, 999, 1000, 2500)}
+    root = tmp_path / "images"
     for seed, array in arrays.items():
-        place = image_path(root, seed, subdirs=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_file(place, png_bytes(array))
+        path = image_path(root, seed, subdirs=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, png_bytes(array))
     return root, arrays
 
 
-def test_zip_holds_the_very_files(pictures, tmp_path):
-    root, arrays = pictures
+def test_zip_holds_the_same_files(images, tmp_path):
+    root, arrays = images
     paths = [image_path(root, seed, subdirs=True) for seed in arrays]
     pack_zip(tmp_path / "a.zip", named(paths, root))
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -80,8 +89,8 @@ def test_zip_holds_the_very_files(pictures, tmp_path):
         ]
 
 
-def test_npz_holds_pixels_and_seeds(pictures, tmp_path):
-    root, arrays = pictures
+def test_npz_holds_pixels_and_seeds(images, tmp_path):
+    root, arrays = images
     pack_npz(tmp_path / "a.npz", arrays.values(), list(arrays))
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert sorted(file.files) == ["arr_0", "seeds"]
@@ -92,8 +101,8 @@ def test_npz_holds_pixels_and_seeds(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "npz"])
-def test_archives_carry_no_time(kind, pictures, tmp_path):
-    root, arrays = pictures
+def test_archives_carry_no_time(kind, images, tmp_path):
+    root, arrays = images
     paths = [image_path(root, seed, subdirs=True) for seed in arrays]
 
     def pack(name):
@@ -108,10 +117,10 @@ def test_archives_carry_no_time(kind, pictures, tmp_path):
     for path in paths:
         os.utime(path, (1e9, 1e9))
     assert pack("b") == first
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "pictures"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "images"]
 
 
-def test_sheet_puts_pictures_row_by_row():
+def test_sheet_puts_images_row_by_row():
     images = np.stack([np.full((1, 2, 3), value, np.uint8) for value in (10, 20, 30)])
     page = sheet(images, columns=2, scale=1, gap=1)
     assert page.shape == (1, 2 * (2 + 1) + 1, 2 * (3 + 1) + 1) and page.dtype == np.uint8
@@ -121,8 +130,41 @@ def test_sheet_puts_pictures_row_by_row():
 
 
 def test_sheet_enlarges_and_is_square_by_itself():
-    images = np.stack([random_picture(3, seed, 4, 4) for seed in range(9)])
+    images = np.stack([random_image(3, seed, 4, 4) for seed in range(9)])
     page = sheet(images, scale=2, gap=0)
     assert page.shape == (3, 24, 24)
     assert (page[:, ::2, ::2][:, :4, 4:8] == images[1]).all()
     assert (page[:, 1::2, 1::2][:, 8:, 8:] == images[8]).all()
+
+
+def test_save_images_writes_a_file_per_image(tmp_path):
+    images = np.stack([random_image(3, seed) for seed in range(3)])
+    paths = save_images(torch.from_numpy(images), tmp_path / "a" / "b")
+    assert [path.name for path in paths] == ["000000.png", "000001.png", "000002.png"]
+    assert all((read_png(path) == image).all() for path, image in zip(paths, images, strict=True))
+    save_images(images, str(tmp_path), seeds=[7, 3, 12345678])
+    assert stored_seeds(tmp_path, False).tolist() == [3, 7, 12345678]
+    assert (read_png(tmp_path / "000003.png") == images[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "message"),
+    [(np.zeros((2, 3, 4, 4)), None, r"uint8 \[N, C, H, W\] with C = 1 or 3, not float64"),
+     (np.zeros((4, 4, 3), np.uint8), None, r"not uint8 \[4, 4, 3\]"),
+     (np.zeros((2, 4, 4, 3), np.uint8), None, r"not uint8 \[2, 4, 4, 3\]"),
+     (np.zeros((2, 1, 4, 4), np.uint8), [1], "2 images but 1 seeds")],
+)  # fmt: skip
+def test_save_images_refuses(images, seeds, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save_images(images, tmp_path / "out", seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_stored_seeds_are_those_of_files_at_their_path(tmp_path):
+    save_images(np.zeros((2, 1, 4, 4), np.uint8), tmp_path, seeds=[1, 1001])
+    for name in ("7.png", "000002.jpg", "0000003.png", "1001/000009.png", "001000/001002.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert stored_seeds(tmp_path, False).tolist() == [1, 9, 1001, 1002]
+    assert stored_seeds(tmp_path, True).tolist() == [1002]
+    assert stored_seeds(tmp_path / "none", False).tolist() == []

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from faults import (
     check_run,
     command,
@@ -23,6 +23,7 @@ from faults import (
 )
 
 from erk.generation.run_folder import RunFolder
+from erk.generation.sampling import ImageBatch
 
 ROOT = Path(__file__).parents[2]
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "6", "--batch", "4",
@@ -37,18 +38,14 @@ SEEDS = [0, 1, 2, 1000, 1001]
 def fill(kind, number):
     """A run of SEEDS in two batches, killed before its file operation of that number."""
     die_before(number)
-    folder = RunFolder(Path("out"), kind, True, {"steps": 8, "format": kind, "subdirs": True})
-    pending = folder.check(SEEDS)
-    if folder.record.get("complete"):
-        folder.tidy()
-        return
-    facts = {"seeds": "0-2,1000-1001", "batch": 3, "network": None, "guide": None}
-    folder.check_networks(facts)
-    folder.begin(facts)
-    for own in (pending[:3], pending[3:]):
-        pictures = [np.full((1, 4, 4), seed % 251, np.uint8) for seed in own]
-        folder.add(own, pictures, batch=3, nfe=15.0, guide_nfe=0.0)
-    folder.finish(grid_of=SEEDS)
+    settings = {"steps": 8, "format": kind, "subdirs": True}
+    metadata = {"batch": 3, "network": None, "guide": None}
+    run = RunFolder(Path("out"), settings, SEEDS, metadata, batch=3, grid=True)
+    run.look()
+    with run:
+        for seeds in filter(None, (run.pending[:3], run.pending[3:])):
+            images = [torch.full((1, 4, 4), seed % 251, dtype=torch.uint8) for seed in seeds]
+            run.write(ImageBatch(seeds, torch.stack(images), None, 15.0, 0.0, 3))
 
 
 def sweep(kind):

@@ -12,7 +12,6 @@ from faults import check_run, command, ended, files, in_this_process, start
 
 from erk.commands.generate import main
 from erk.commands.merge import main as merge_command
-from erk.generation.manifest import Marks, entries, in_order, manifests
 from metrics.reference_files import Statistics, read_reference, write_reference
 from metrics.statistics import moments_of
 
@@ -71,7 +70,7 @@ def test_shards_one_after_the_other_fill_one_folder(kind, run, undisturbed):
         if kind == "png" and number == 0:
             there = sorted(path.name for path in Path("out").glob("*.png"))
             assert there == [f"{seed:06d}.png" for seed in range(2, 20, 3)]
-    assert "20 pictures, NFE 5" in told
+    assert "20 images, NFE 5" in told
     Path("out/grid.png").unlink()
     check_run(Path("out"), undisturbed / kind)
 
@@ -87,7 +86,7 @@ def test_tasks_of_srun_at_the_same_time(kind, tmp_path, undisturbed):
     ]  # fmt: skip
     assert [ended(task) for task in tasks] == [0, 0, 0]
     told = "".join((tmp_path / f"log{task}").read_text() for task in range(3))
-    assert told.count("20 pictures, NFE 5 per picture") >= 1 and "Traceback" not in told
+    assert told.count("20 images, NFE 5 per image") >= 1 and "Traceback" not in told
     check_run(tmp_path / "out", undisturbed / kind)
 
 
@@ -187,9 +186,9 @@ def test_ranges_of_seeds_become_one(kind, run, undisturbed):
 
 def test_a_missing_shard_is_named(parts, refuse):
     parts("png")
-    message = "no folder holds the pictures of the seeds 1,4,7,10,13,16,19"
+    message = "no folder holds the images of the seeds 1,4,7,10,13,16,19"
     refuse(merge_command, ["part0", "part2", "--dest", "all"], message)
-    refuse(merge_command, ["part0"], "no folder holds the pictures of the seeds 1-2,4-5")
+    refuse(merge_command, ["part0"], "no folder holds the images of the seeds 1-2,4-5")
 
 
 def test_two_pictures_of_one_seed_are_named(run, refuse):
@@ -201,14 +200,14 @@ def test_two_pictures_of_one_seed_are_named(run, refuse):
     line = json.loads(text[3])
     text[3] = json.dumps(line | {"sha256": "0" * 64, "batch": 8}) + "\n"
     manifest.write_text("".join(text))
-    message = "a and b hold different pictures of seed 3 (batch 4 and 8)"
+    message = "a and b hold different images of seed 3 (batch 4 and 8)"
     refuse(merge_command, ["a", "b", "--dest", "all"], message)
 
 
 def test_other_settings_are_named(run, refuse):
     run(main, *JOB, "--outdir", "a")
     run(main, *JOB, "--outdir", "b", "--w-stiff", "0.5")
-    message = "(w_stiff 0.0 there, 0.5 here); only pictures of the same settings"
+    message = "(w_stiff 0.0 there, 0.5 here); only images of the same settings"
     refuse(merge_command, ["a", "b", "--dest", "all"], message)
 
 
@@ -217,8 +216,8 @@ def test_other_settings_are_named(run, refuse):
 def test_a_damaged_picture_is_found(kind, state, run, parts, undisturbed):
     """One byte of one picture; the rest is merged when it is mended."""
     names = parts(kind)
-    place = Path({"png": "part1/000007.png", "zip": "part1/.parts/1-of-3.0.0.pictures",
-                  "npz": "part1/.parts/1-of-3.0.0.pictures"}[kind])  # fmt: skip
+    place = Path({"png": "part1/000007.png", "zip": "part1/.parts/000007.png",
+                  "npz": "part1/.parts/000007.png"}[kind])  # fmt: skip
     if state == "finished":
         shutil.copytree(undisturbed / kind, "whole")
         names, place = ["whole"], Path("whole") / {
@@ -345,5 +344,5 @@ def test_every_seed_of_a_merged_zip_is_a_member_once(run, parts):
     run(merge_command, *names, "--dest", "all")
     with zipfile.ZipFile("all/images.zip") as archive:
         assert archive.namelist() == [f"000000/{seed:06d}.png" for seed in range(20)]
-    lines = in_order(manifests(Path("all")), False, Marks.of(range(20)))
-    assert [one.file for one, _ in entries(lines)] == [f"000000/{s:06d}.png" for s in range(20)]
+    lines = [json.loads(line) for line in Path("all/manifest.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [f"000000/{seed:06d}.png" for seed in range(20)]

@@ -22,6 +22,7 @@ from erk.generation.job import check_labels
 from erk.generation.merge import merge_runs
 from erk.generation.options import labels_of
 from erk.generation.run_folder import RunFolder
+from erk.generation.sampling import ImageBatch
 from erk.models.edm2 import Precond
 from erk.models.model import load_model
 from metrics import images, store
@@ -168,19 +169,17 @@ def packed_images_npz():
 
 @functools.cache
 def run_folder(kind):
-    """A finished run of three pictures."""
+    """A finished run of three images."""
     import tempfile
 
     settings = RUN["settings"] | {"format": kind, "subdirs": False}
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place) / "run", kind, False, settings)
-        folder.check(range(3))
-        facts = {key: RUN[key] for key in ("seeds", "images", "batch", "network", "guide")}
-        folder.check_networks(facts)
-        folder.begin(facts)
-        pixels = np.arange(36, dtype=np.uint8).reshape(3, 1, 4, 3)
-        folder.add(range(3), pixels, batch=4, nfe=5.0, guide_nfe=0.0)
-        folder.finish()
+        metadata = {key: RUN[key] for key in ("seeds", "images", "batch", "network", "guide")}
+        run = RunFolder(Path(place) / "run", settings, range(3), metadata, batch=4)
+        run.look()
+        with run:
+            pixels = torch.arange(36, dtype=torch.uint8).reshape(3, 1, 4, 3)
+            run.write(ImageBatch([0, 1, 2], pixels, None, 5.0, 0.0, 4))
         return {f"run/{path.name}": path.read_bytes() for path in (Path(place) / "run").iterdir()}
 
 
@@ -261,20 +260,19 @@ def read_images(folder):
 
 def read_run(folder):
     """What a run that goes on, and what merging, make of a folder."""
-    record = json.loads(run_folder("png")["run/run.json"])
-    run = RunFolder(folder / "run", "png", False, record["settings"])
+    settings = json.loads(run_folder("png")["run/run.json"])["settings"]
+    run = RunFolder(folder / "run", settings, range(3), {"network": RUN["network"]})
     with_errors = None
     try:
-        run.check(range(3))
-        run.check_networks({"network": RUN["network"]})
+        run.look()
     except ValueError as error:
         if str(folder) not in str(error):
             raise
         with_errors = str(error)[:50]
     try:
-        return with_errors, merge_runs([folder / "run"], folder / "dest").pictures
+        return with_errors, merge_runs([folder / "run"], folder / "dest").images
     except ValueError as error:
-        if not str(error).startswith("no folder holds the pictures"):  # of several folders
+        if not str(error).startswith("no folder holds the images"):  # of several folders
             raise
         raise ValueError(f"{folder}: {error}") from error
 

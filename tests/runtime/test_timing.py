@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from erk.commands.generate import main
-from erk.generation import run_folder
+from erk.generation import archives, run_folder
 from erk.generation.job import Job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
@@ -41,27 +41,23 @@ class Clock:
 def test_every_second_is_somewhere(tmp_path, monkeypatch):
     """Two batches of a Heun run of 2 steps: 3 evaluations of 5 s, a decode of 7 s, 1 s between."""
     clock, model = Clock(), load_model("digits")
-    profile = Timer(CPU, clock)
+    timer = Timer(CPU, clock)
     monkeypatch.setattr(model.network, "forward", clock.takes(5, model.network.forward))
     monkeypatch.setattr(model.encoder, "decode", clock.takes(7, model.encoder.decode))
-    monkeypatch.setattr(
-        run_folder, "png_bytes", clock.takes(2, run_folder.png_bytes)
-    )
-    monkeypatch.setattr(run_folder, "write_file", clock.takes(3, lambda *_: None))
-    folder = RunFolder(tmp_path, "png", False, {})
-    folder.profile = profile
+    monkeypatch.setattr(run_folder, "png_bytes", clock.takes(2, run_folder.png_bytes))
+    monkeypatch.setattr(archives, "write_file", clock.takes(3, lambda *_: None))
+    folder = RunFolder(tmp_path, {}, range(4), timer=timer)
     (tmp_path / ".parts").mkdir()
-    with profile.host("wall"):
-        made = generate(Job(model, Settings(steps=2), seeds=range(4), batch=2), profile=profile)
-        for batch in made:
+    with timer.host("wall"):
+        for batch in generate(Job(model, Settings(steps=2), seeds=range(4), batch=2), timer=timer):
             clock.takes(1)()
-            with profile.host("waited"):
-                folder.add(batch.seeds, batch.wait().numpy())
-    found = profile.seconds()
+            with timer.host("waited"):
+                folder.write(batch)  # before the block of the run: nothing is in the background
+    found = timer.seconds()
     assert found == {"network": 30, "VAE": 14, "copy": 0, "idle": 22, "wall": 66, "encode": 8,
                      "write": 12, "waited": 20}  # fmt: skip
     assert sum(found[name] for name in (*PARTS, "idle")) == found["wall"]
-    assert re.search(r"network +30\.00 +45\.5%\n.*\n.*\nidle +22\.00 +33\.3%", profile.table())
+    assert re.search(r"network +30\.00 +45\.5%\n.*\n.*\nidle +22\.00 +33\.3%", timer.table())
 
 
 def test_nothing_is_measured_unless_asked_for():

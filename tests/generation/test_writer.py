@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from erk.generation.writer import MOST, beside, spare_cores, threads
+from erk.generation.writer import MAX_THREADS, background, spare_cores, thread_map
 from erk.io.atomic import Stopped
 
 PATIENCE = 60  # seconds; a test that hangs fails
@@ -33,9 +33,9 @@ def test_a_slow_writer_does_not_hold_up_the_sampler_until_the_queue_is_full(gate
         yield
 
     def sample():
-        with beside(waiting, depth=2) as hand_over:
+        with background(waiting, depth=2) as submit:
             for number in range(6):
-                hand_over(write, number)
+                submit(write, number)
                 handed.append(number)
 
     sampler = threading.Thread(target=sample)
@@ -48,9 +48,9 @@ def test_a_slow_writer_does_not_hold_up_the_sampler_until_the_queue_is_full(gate
 
 def test_the_writer_runs_in_another_thread_and_in_order():
     seen = []
-    with beside() as hand_over:
+    with background() as submit:
         for number in range(20):
-            hand_over(lambda n: seen.append((n, threading.current_thread())), number)
+            submit(lambda n: seen.append((n, threading.current_thread())), number)
     assert [number for number, _ in seen] == list(range(20))
     assert {thread for _, thread in seen} == {seen[0][1]} != {threading.main_thread()}
 
@@ -61,17 +61,17 @@ def failing(error):
 
 def test_an_error_ends_the_sampler_and_what_was_to_come_is_dropped():
     done = []
-    with pytest.raises(OSError, match="No space left"), beside(depth=2) as hand_over:
-        hand_over(failing, OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"), background(depth=2) as submit:
+        submit(failing, OSError(28, "No space left on device"))
         for number in range(1000):
-            hand_over(done.append, number)
+            submit(done.append, number)
         raise AssertionError("nobody noticed")
     assert len(done) <= 2
 
 
 def test_an_error_of_the_last_piece_is_not_lost():
-    with pytest.raises(OSError, match="quota"), beside() as hand_over:
-        hand_over(failing, OSError("quota"))
+    with pytest.raises(OSError, match="quota"), background() as submit:
+        submit(failing, OSError("quota"))
 
 
 @pytest.mark.parametrize("stop", [Stopped(15), FloatingPointError("seed 3")])
@@ -82,9 +82,9 @@ def test_what_was_handed_over_is_written_when_the_sampler_ends_early(stop, gate)
         assert gate.wait(PATIENCE)
         done.append(number)
 
-    with pytest.raises(type(stop)), beside() as hand_over:
+    with pytest.raises(type(stop)), background() as submit:
         for number in range(3):
-            hand_over(write, number)
+            submit(write, number)
         gate.set()
         raise stop
     assert done == [0, 1, 2]
@@ -100,13 +100,13 @@ def test_no_thread_to_be_had(monkeypatch):
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", failing)
-    with pytest.raises(MemoryError, match="no thread can be started"), threads(3):
+    with pytest.raises(MemoryError, match="no thread can be started"), thread_map(3):
         raise AssertionError("it began")
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_threads_keep_the_order(count):
-    with threads(count) as each:
+    with thread_map(count) as each:
         assert list(each(lambda x: x * x, range(10))) == [x * x for x in range(10)]
 
 
@@ -116,4 +116,4 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch):
     for processes in ("1", "2", "4", "16", "32"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         found.append(spare_cores())
-    assert found == [MOST, 7, 3, 1, 1]
+    assert found == [MAX_THREADS, 7, 3, 1, 1]
