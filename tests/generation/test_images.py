@@ -38,9 +38,9 @@ def test_png_round_trip(channels, tmp_path):
     image = random_image(channels)
     write_file(tmp_path / "a.png", png_bytes(image))
     assert (read_png(tmp_path / "a.png") == image).all()
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.mode == {1: "L", 3: "RGB"}[channels] and image.size == (13, 9)
-        seen = np.asarray(image).reshape(9, 13, channels)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.mode == {1: "L", 3: "RGB"}[channels] and opened.size == (13, 9)
+        seen = np.asarray(opened).reshape(9, 13, channels)
     assert (seen == image.transpose(1, 2, 0)).all()
 
 
