@@ -192,22 +192,10 @@ def save_images(
     ValueError
         For another shape, or another number of seeds.
     """
-    from erk.generation.images import image_path, png_bytes
+    from erk.generation.images import save_images as write_images
 
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images must be [B, C, H, W] with C = 1 or 3, not {list(images.shape)}; decode "
-            "latents first (model.decode)."
-        )
-    seeds = range(len(images)) if seeds is None else seeds
-    if len(seeds) != len(images):
-        raise ValueError(f"{len(images)} images need as many seeds, not {len(seeds)}.")
     pixels = images if images.dtype == torch.uint8 else PixelEncoder().decode(images)
-    paths = [image_path(Path(folder), seed) for seed in seeds]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for path, image in zip(paths, pixels.cpu().numpy(), strict=True):
-        write_file(path, png_bytes(image))
-    return paths
+    return write_images(pixels, folder, seeds)
 
 
 def plot_trace(

@@ -26,6 +26,7 @@ from erk.calibration.plot import plot_tuning
 from erk.calibration.problem import Problem, count_nfe, problem_for, with_levels
 from erk.calibration.solver_error import EVALUATIONS
 from erk.generation.job import Labels, check_labels
+from erk.generation.metadata import check_writable
 from erk.generation.options import (
     DEFAULTS,
     labels_of,
@@ -33,7 +34,6 @@ from erk.generation.options import (
     networks_of,
     settings_of,
 )
-from erk.generation.record import check_writable
 from erk.generation.sampling import draw_inputs
 from erk.generation.seeds import format_seeds, parse_seeds
 from erk.io.atomic import uninterrupted, write_file

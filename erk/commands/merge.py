@@ -68,7 +68,7 @@ def _merge_runs(paths: list[Path], dest: str | None) -> None:
 
     merged = finish_run(paths[0]) if dest is None else merge_runs(paths, Path(dest))
     copies = f", {merged.copies} of them in several folders" if merged.copies else ""
-    click.echo(f"{merged.folder}: {merged.pictures} images, each seed once{copies}")
+    click.echo(f"{merged.folder}: {merged.images} images, each seed once{copies}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def _sheet(
     title: str,
 ) -> "np.ndarray":
     """Return generated images, each above its neighbours, uint8 [3, H, W]."""
-    from erk.generation.sheets import Cell, captioned_sheet
+    from erk.generation.sheets import SheetCell, captioned_sheet
     from metrics.images import read_image, seeds_of
 
     score = neighbours.ratios if order == "ratio" else neighbours.distances[:, 0]
@@ -104,9 +104,9 @@ def _sheet(
     columns = []
     for i in score.argsort(stable=True)[:num].tolist():
         name = f"seed {seeds[i]}" if seeds else Path(generated.names[i]).stem[:10]
-        column = [Cell(read_image(generated, i).transpose(2, 0, 1), name)]
+        column = [SheetCell(read_image(generated, i).transpose(2, 0, 1), name)]
         pairs = zip(neighbours.indices[i].tolist(), neighbours.distances[i].tolist(), strict=True)
-        columns.append(column + [Cell(read(j), f"{distance:.4g}") for j, distance in pairs])
+        columns.append(column + [SheetCell(read(j), f"{distance:.4g}") for j, distance in pairs])
     names = ["generated", *(f"nearest {j + 1}" for j in range(neighbours.indices.shape[1]))]
     return captioned_sheet(columns, names, title)
 

@@ -7,7 +7,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from erk.generation.sheets import Cell, captioned_sheet
+from erk.generation.sheets import SheetCell, captioned_sheet
 from metrics.images import ImageSource, read_image, seeds_of
 
 
@@ -57,8 +57,8 @@ def sheet(
     ]  # fmt: skip
     factor = 127 / max(1.0, *(float(np.abs(b - a).max()) for a, b in images))
     columns = [
-        [Cell(a.astype(np.uint8), f"seed {pair.seed}"), Cell(b.astype(np.uint8)),
-         Cell((128 + factor * (b - a)).astype(np.uint8), f"{pair.difference:.1f}")]
+        [SheetCell(a.astype(np.uint8), f"seed {pair.seed}"), SheetCell(b.astype(np.uint8)),
+         SheetCell((128 + factor * (b - a)).astype(np.uint8), f"{pair.difference:.1f}")]
         for pair, (a, b) in zip(pairs, images, strict=True)
     ]  # fmt: skip
     title = f"largest differences first; below {factor:.2g} x ({names[1]} - {names[0]}) around grey"

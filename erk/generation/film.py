@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from erk.generation.job import Job
+from erk.generation.metadata import check_writable
 from erk.generation.options import open_job
-from erk.generation.record import check_writable
 from erk.generation.sampling import draw_inputs
-from erk.generation.sheets import Cell, captioned_sheet
+from erk.generation.sheets import SheetCell, captioned_sheet
 from erk.io.atomic import write_file
 from erk.method.sampler import State, integrate
 from erk.runtime.shards import shard_of
 
-KINDS = {".gif": "GIF", ".webp": "WEBP"}
+FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 SEEDS = 8  # the first ones are shown
-PACE, HOLD = 150, 1500  # milliseconds per frame, and of the last frame
+FRAME_MS, LAST_FRAME_MS = 150, 1500  # milliseconds
 
 Decode = Callable[[Tensor], Tensor]
 """Samples float32 [B, ...] -> images uint8 [B, C, H, W]."""
@@ -31,7 +31,7 @@ Decode = Callable[[Tensor], Tensor]
 
 def check_film(path: str) -> None:
     """Raise ValueError unless an animation can be written to `path`."""
-    if Path(path).suffix not in KINDS:
+    if Path(path).suffix not in FORMATS:
         raise ValueError(f"an animation is a .gif or .webp file, not '{path}': rename it.")
     check_writable(Path(path).absolute().parent)
 
@@ -70,8 +70,8 @@ def render_frames(
     for state in states:
         x, sigma = state.step.start.x, state.sigma
         title = f"step {len(frames)}, sigma {float(sigma):.4g}"
-        shrunk = x / (1 + (sigma / 0.5) ** 2) ** 0.5
-        frames.append(_frame(decode, shrunk, state.denoised, captions, title))
+        scaled = x / (1 + (sigma / 0.5) ** 2) ** 0.5
+        frames.append(_frame(decode, scaled, state.denoised, captions, title))
         x0 = state.x
     return [*frames, _frame(decode, x0, x0, captions, "the sample")]
 
@@ -81,7 +81,7 @@ def _frame(
 ) -> np.ndarray:
     parts = [decode(part.to(torch.float32)).cpu().numpy() for part in (x, denoised)]
     columns = [
-        [Cell(state), Cell(image, caption)]
+        [SheetCell(state), SheetCell(image, caption)]
         for state, image, caption in zip(*parts, captions, strict=True)
     ]
     return captioned_sheet(columns, ["x", "D"], title, SEEDS)
@@ -91,10 +91,10 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write frames uint8 [3, H, W] as an animation that loops; the last frame is held."""
     images = [Image.fromarray(np.ascontiguousarray(f.transpose(1, 2, 0))) for f in frames]
     stream = io.BytesIO()
-    pace = [PACE] * (len(images) - 1) + [HOLD]
-    webp = path.suffix == ".webp"
-    options: dict[str, Any] = {"lossless": True} if webp else {"optimize": False}
-    images[0].save(stream, KINDS[path.suffix], save_all=True, append_images=images[1:],
-                   duration=pace, loop=0, **options)  # fmt: skip
+    durations = [FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS]
+    is_webp = path.suffix == ".webp"
+    options: dict[str, Any] = {"lossless": True} if is_webp else {"optimize": False}
+    images[0].save(stream, FORMATS[path.suffix], save_all=True, append_images=images[1:],
+                   duration=durations, loop=0, **options)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, stream.getvalue())

@@ -50,11 +50,11 @@ def save_images(
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(
             f"images must be uint8 [N, C, H, W] with C = 1 or 3, not {array.dtype} "
-            f"{list(array.shape)}: decode samples by model.decode."
+            f"{list(array.shape)}; decode latents first (model.decode)."
         )
     numbers = range(len(array)) if seeds is None else seeds
     if len(numbers) != len(array):
-        raise ValueError(f"there are {len(array)} images but {len(numbers)} seeds: give as many.")
+        raise ValueError(f"{len(array)} images need as many seeds, not {len(numbers)}.")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [image_path(folder, int(number)) for number in numbers]

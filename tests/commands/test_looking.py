@@ -10,7 +10,7 @@ from PIL import Image
 
 from erk.commands import compare, generate, nearest, trace
 from erk.generation.images import png_bytes, read_png
-from erk.generation.sheets import Cell, captioned_sheet, fitted
+from erk.generation.sheets import SheetCell, captioned_sheet, fitted
 from metrics import nearest as nearest_images
 from metrics.images import open_images
 from metrics.references import real_digits
@@ -56,7 +56,8 @@ def runs(tmp_path_factory):
 def test_a_sheet_holds_every_picture_at_its_place():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
-    columns = [[Cell(a, "one"), Cell(b)] for a, b in zip(pictures[:3], pictures[3:], strict=True)]
+    pairs = zip(pictures[:3], pictures[3:], strict=True)
+    columns = [[SheetCell(a, "one"), SheetCell(b)] for a, b in pairs]
     page = captioned_sheet(columns, ["x", "D"], "title", per_line=2)
     assert page.dtype == np.uint8 and page.shape[0] == 3
     found = [places_of(picture, page) for picture in pictures]
@@ -75,8 +76,8 @@ def test_pictures_are_scaled_by_whole_factors(size, shown):
 
 def test_pictures_of_two_sizes_make_no_sheet():
     with pytest.raises(ValueError, match="pictures of one size"):
-        captioned_sheet([[Cell(np.zeros((1, 8, 8), np.uint8))],
-                         [Cell(np.zeros((1, 16, 8), np.uint8))]], ["a"])  # fmt: skip
+        captioned_sheet([[SheetCell(np.zeros((1, 8, 8), np.uint8))],
+                         [SheetCell(np.zeros((1, 16, 8), np.uint8))]], ["a"])  # fmt: skip
 
 
 # Films
