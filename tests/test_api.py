@@ -112,7 +112,7 @@ def test_images_are_saved_by_seed(tmp_path, digits):
     floats = torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 3, 1, 1)
     (path,) = erk.save_images(floats, tmp_path)
     assert np.asarray(Image.open(path)).tolist() == [[[0, 128, 255]]]
-    with pytest.raises(ValueError, match="must be .B, C, H, W."):
+    with pytest.raises(ValueError, match="must be uint8 .N, C, H, W. with C = 1 or 3"):
         erk.save_images(torch.zeros(1, 4, 8, 8), tmp_path)
     with pytest.raises(ValueError, match="4 images need as many seeds, not 2"):
         erk.save_images(images, tmp_path, seeds=[1, 2])
