@@ -41,7 +41,7 @@ def two_commands(tmp_path_factory):
 
 def test_readme_commands(two_commands):
     folder, (out, _), judged = two_commands
-    assert out.splitlines()[-1] == "out: 64 pictures, NFE 63 per picture."
+    assert out.splitlines()[-1] == "out: 64 images, NFE 63 per image."
     names = [f"{seed:06d}.png" for seed in range(64)]
     assert sorted(os.listdir(folder / "out")) == [*names, "manifest.jsonl", "run.json"]
     with Image.open(folder / "out" / "000063.png") as image:
@@ -75,12 +75,12 @@ def test_run_json(two_commands):
 
 def test_again_writes_nothing_and_more_seeds_extend(generate):
     first = generate(*SMALL, "--seeds", "0-5")
-    assert first.exit_code == 0 and "6 pictures, NFE 5" in first.stdout
+    assert first.exit_code == 0 and "6 images, NFE 5" in first.stdout
     out = Path("out")
     for path in out.iterdir():
         os.utime(path, (1e9, 1e9))
     again = generate(*SMALL, "--seeds", "0-5")
-    assert again.exit_code == 0 and "all 6 pictures are there; nothing to do" in again.stdout
+    assert again.exit_code == 0 and "all 6 images exist; nothing to do" in again.stdout
     assert {path.stat().st_mtime for path in out.iterdir()} == {1e9}
     assert generate(*SMALL, "--seeds", "4-8").exit_code == 0
     new = sorted(path.name for path in out.iterdir() if path.stat().st_mtime != 1e9)
@@ -99,7 +99,7 @@ def test_a_run_stopped_before_its_last_words_is_completed(generate):
     unfinished = record(Path("out")) | {"complete": False}
     Path("out/run.json").write_text(json.dumps(unfinished))
     done = generate(*SMALL, "--seeds", "0-3")
-    assert done.exit_code == 0 and "4 pictures, NFE 5" in done.stdout
+    assert done.exit_code == 0 and "4 images, NFE 5" in done.stdout
     assert record(Path("out"))["complete"] is True
 
 

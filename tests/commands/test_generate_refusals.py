@@ -93,7 +93,7 @@ def test_a_folder_of_another_run_or_of_others(generate):
     assert (files(Path("out")), record(Path("out"))) == before
     Path("out/run.json").unlink()
     refused = generate(*SMALL, "--seeds", "7")
-    check_refusal(refused.exit_code, refused.stdout, refused.stderr, "holds pictures but no run")
+    check_refusal(refused.exit_code, refused.stdout, refused.stderr, "holds images but no run")
     assert files(Path("out")) == before[0]
 
 
