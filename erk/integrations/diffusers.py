@@ -1,6 +1,6 @@
 """ERK-Guid for users of diffusers: schedulers for their pipelines, and a pipeline for EDM2."""
 
-from erk.integrations.edm2 import EDM2Network, EDM2Pipeline
+from erk.integrations.edm2_pipeline import EDM2Network, EDM2Pipeline
 from erk.integrations.schedulers import (
     ERKDPMSolverMultistepScheduler,
     ERKDPMSolverSinglestepScheduler,

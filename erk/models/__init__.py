@@ -1,0 +1,1 @@
+"""Networks: architectures, checkpoints, encoders, presets, adapters and post-hoc EMA."""

@@ -1,4 +1,4 @@
-"""Convert a network's pickle to safetensors with a JSON card.
+"""Convert a network's pickle to safetensors with metadata in a JSON file.
 
 No code in the pickle is run, and every tensor keeps its type (float16 stays float16), so the
 written network gives the same outputs bit for bit. It is read back before success is reported.
@@ -16,7 +16,7 @@ from erk.models.model import address_of, fetch_checkpoint
 
 
 def convert(source: str, output: Path, offline: bool = False) -> str:
-    """Write the network of a checkpoint to a .safetensors file, and its card beside it.
+    """Write the network of a checkpoint to a .safetensors file, and its metadata beside it.
 
     Parameters
     ----------
@@ -39,11 +39,13 @@ def convert(source: str, output: Path, offline: bool = False) -> str:
     """
     path = fetch_checkpoint(address_of(source), offline)
     if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is safetensors already; copy it together with its .json card")
+        raise ValueError(f"{path} is safetensors already; copy it together with its .json file")
     checkpoint = read(path)
     network, _ = build(checkpoint, str(path))
     origin = {"file": path.name, "sha256": sha256_of(path)}
-    write_safetensors(output, checkpoint._replace(card=checkpoint.card | {"source": origin}))
+    write_safetensors(
+        output, checkpoint._replace(metadata=checkpoint.metadata | {"source": origin})
+    )
     written = read(output)
     again, _ = build(written, str(output))
     same_parts = written[:2] == checkpoint[:2]  # architecture and encoder

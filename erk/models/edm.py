@@ -27,7 +27,7 @@ from erk.method.point import level_for
 from erk.models.layout import in_fast_layout
 
 CHANNELS_LAST = ("cpu",)  # faster there; on CUDA as released, where group norm is channels first
-MOST_LEVELS = 10_000  # of an iDDPM; the released one has 1000
+MAX_LEVELS = 10_000  # of an iDDPM; the released one has 1000
 
 
 def _check_choice(name: str, value: str, *choices: str) -> None:
@@ -35,7 +35,7 @@ def _check_choice(name: str, value: str, *choices: str) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}.")
 
 
-# Layers. Parameters are float32; a layer computes in the dtype of what it is given.
+# Layers. Parameters are float32; a layer computes in the dtype of its input.
 
 Resample = Callable[..., Tensor]  # halve or double
 
@@ -51,14 +51,14 @@ def filter_padding(taps: Tensor) -> int:
 
 
 def halve(x: Tensor, taps: Tensor, padding: int | None = None) -> Tensor:
-    """Every second value of x [B, C, H, W], each channel filtered."""
+    """Filter each channel of x [B, C, H, W] and keep every second value."""
     padding = filter_padding(taps) if padding is None else padding
     weight = taps.to(x.dtype).expand(x.shape[1], -1, -1, -1)
     return F.conv2d(x, weight, stride=2, padding=padding, groups=x.shape[1])
 
 
 def double(x: Tensor, taps: Tensor) -> Tensor:
-    """x [B, C, H, W] spread out with zeros and filtered; times 4, as 3 of 4 values are zeros."""
+    """Interleave x [B, C, H, W] with zeros and filter it; times 4, as 3 of 4 values are zeros."""
     weight = (4 * taps).to(x.dtype).expand(x.shape[1], -1, -1, -1)
     padding = filter_padding(taps)
     return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=x.shape[1])
@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
 
 
 class FusedDownConv2d(Conv2d):
-    """Convolution, then half the size: all padding comes first, none is left to the filter."""
+    """Convolution, then half the size; all padding is in the convolution, none in the filter."""
 
     def __init__(self, in_channels: int, out_channels: int, resample_filter: Sequence[float]):
         super().__init__(in_channels, out_channels, 3, halve, resample_filter)
@@ -177,7 +177,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 class UNetBlock(nn.Module):
-    """Residual block that sees the noise level, with self-attention if asked.
+    """Residual block conditioned on the noise level, with optional self-attention.
 
     x [B, in, H, W], emb [B or 1, emb_channels] float32 -> [B, out, H', W'].
     """
@@ -186,7 +186,7 @@ class UNetBlock(nn.Module):
     skip_scale: float
     channels_per_head: int | None  # None: one head; fewer channels than this: no attention
     skip_always_convolves: bool  # else only where the number of channels changes
-    affine_outputs: int  # numbers that the embedding gives for each channel
+    affine_outputs: int  # values of the embedding per channel
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class UNetBlock(nn.Module):
         return x
 
     def conditioned(self, h: Tensor, affine: Tensor) -> Tensor:
-        """h normalised by norm1 and told of the noise level."""
+        """Normalize h by norm1 and condition it on the noise level."""
         raise NotImplementedError
 
 
@@ -276,7 +276,9 @@ def encoder(
     block: Callable[..., UNetBlock],
     residual_filter: Sequence[float] | None = None,
 ) -> tuple[nn.ModuleDict, list[int]]:
-    """The encoder and the channels of its skips; `channels`: into and out of its first layer.
+    """Build the encoder and list the channels of its skips.
+
+    `channels`: into and out of the first layer.
 
     `residual_filter` adds the input, convolved and halved, at every lower level (NCSN++).
     """
@@ -303,7 +305,7 @@ def decoder(
     block: Callable[..., UNetBlock],
     attend_once: bool,
 ) -> nn.ModuleDict:
-    """One block for every skip; with `attend_once` only a level's last block has attention."""
+    """Build a block per skip; with `attend_once` only a level's last block has attention."""
     dec, width = nn.ModuleDict(), levels[-1].width
     for level in reversed(levels):
         if level is levels[-1]:
@@ -320,7 +322,7 @@ def decoder(
 
 
 class UNet(nn.Module):
-    """How SongUNet and DhariwalUNet run: embedding, encoder, decoder with skips, head."""
+    """Forward pass of SongUNet and DhariwalUNet: embedding, encoder, decoder with skips, head."""
 
     enc: nn.ModuleDict
     dec: nn.ModuleDict
@@ -331,7 +333,7 @@ class UNet(nn.Module):
         """F [B, C', H, W] in the dtype of x [B, C, H, W].
 
         c_noise [B or 1], labels [B or 1, label_dim] and augment [B, augment_dim] are float32;
-        None: the net does not see them.
+        None: not used.
         """
         emb = self.embedding(c_noise, labels, augment)  # [B or 1, emb_channels] float32
         skips: list[Tensor] = []
@@ -404,7 +406,7 @@ class SongUNet(UNet):
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         cos, sin = self.map_noise(c_noise).chunk(2, dim=1)
-        emb = torch.cat([sin, cos], dim=1)  # the order in which these nets were trained
+        emb = torch.cat([sin, cos], dim=1)  # as these networks were trained
         if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
         if self.map_augment is not None and augment is not None:
@@ -470,7 +472,7 @@ Scales = tuple[Tensor | float, Tensor, Tensor | float, Tensor]  # c_skip, c_out,
 
 
 class Precond(nn.Module):
-    """D(x; sigma), the denoised x: the U-Net F = `model` inside the scales of a subclass.
+    """Denoiser D(x; sigma): the U-Net F = `model` with the scales of a subclass.
 
     F computes in `compute_dtype`; None is the released rule: float16 on CUDA if `use_fp16`, else
     float32. F's noise embedding and everything outside F are float32 always. Further arguments
@@ -534,12 +536,12 @@ class Precond(nn.Module):
                 layer.weight.data = in_fast_layout(layer.weight.data, CHANNELS_LAST)
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What F computes in on a device."""
+        """Return the dtype of F on a device."""
         released = torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
         return self.compute_dtype or released
 
     def label_rows(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
-        """Labels as the U-Net takes them: float32 [B or 1, label_dim], None if it takes none."""
+        """Return labels for the U-Net: float32 [B or 1, label_dim]; None if unconditional."""
         if self.label_dim == 0:
             return None
         if labels is None:
@@ -549,11 +551,11 @@ class Precond(nn.Module):
         return labels.to(x).reshape(-1, self.label_dim)
 
     def scales(self, sigma: Tensor) -> Scales:
-        """Table 1's row for sigma [B or 1, 1, 1, 1]."""
+        """Compute the row of Table 1 for sigma [B or 1, 1, 1, 1]."""
         raise NotImplementedError
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level at which the net was trained; same shape and dtype."""
+        """Round to the nearest noise level of training; same shape and dtype."""
         return torch.as_tensor(sigma)
 
 
@@ -591,19 +593,19 @@ class VPPrecond(Precond):
     ):
         super().__init__(**net)
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
-        with torch.device("cpu"):  # numbers, even where the net is built on the meta device
+        with torch.device("cpu"):  # values are needed on the meta device too
             self.sigma_min, self.sigma_max = self.sigma(torch.tensor([epsilon_t, 1.0])).tolist()
 
     def scales(self, sigma: Tensor) -> Scales:
         return 1.0, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * self.sigma_inv(sigma)
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise level at time t."""
+        """Return the noise level at time t."""
         t = torch.as_tensor(t)
         return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
 
     def sigma_inv(self, sigma: Tensor | float) -> Tensor:
-        """Time at which the noise level is sigma."""
+        """Return the time at which the noise level is sigma."""
         growth = (1 + torch.as_tensor(sigma) ** 2).log()
         return ((self.beta_min**2 + 2 * self.beta_d * growth).sqrt() - self.beta_min) / self.beta_d
 
@@ -620,12 +622,12 @@ class VEPrecond(Precond):
 
 
 def iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
-    """u [M + 1] float32 of Table 1: u[j - 1] follows from u[j], u[M] = 0 (on the CPU).
+    """Compute u [M + 1] float32 of Table 1 on the CPU: u[j - 1] from u[j], with u[M] = 0.
 
-    Raises ValueError for more than MOST_LEVELS, which a file can ask for.
+    Raises ValueError for more than MAX_LEVELS, which a file may request.
     """
-    if not 0 < M <= MOST_LEVELS:
-        raise ValueError(f"M must be between 1 and {MOST_LEVELS}, not {M}")
+    if not 0 < M <= MAX_LEVELS:
+        raise ValueError(f"M must be between 1 and {MAX_LEVELS}, not {M}")
     j = torch.arange(M + 1, dtype=torch.float32, device="cpu")
     alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     growth = (alpha_bar[:-1] / alpha_bar[1:]).clamp(min=C_1)
@@ -638,7 +640,7 @@ def iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
 class iDDPMPrecond(Precond):  # noqa: N801 (the released name)
     """iDDPM (Nichol and Dhariwal 2021): trained only at the M noise levels u, from high to low.
 
-    u is a buffer of the files: recomputed, its values depend on how sin is rounded. F also
+    u is a buffer in the files: recomputed values depend on the rounding of sin. F also
     predicts a variance, in the second half of its channels, which D does not use.
     """
 
@@ -660,7 +662,7 @@ class iDDPMPrecond(Precond):  # noqa: N801 (the released name)
         return float(self.u[0])
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """Index of the entry of u nearest to sigma; same shape."""
+        """Return the index of the entry of u nearest to sigma; same shape."""
         return (sigma.to(self.u)[..., None] - self.u).abs().argmin(dim=-1)
 
     def scales(self, sigma: Tensor) -> Scales:

@@ -1,14 +1,14 @@
 """EDM2's network: magnitude-preserving U-Net and preconditioner (Karras et al. 2024).
 
 "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696. Names of
-parameters and buffers are those of the released files, so their state dicts load as they are.
+parameters and buffers are those of the released files, so their state dicts load unchanged.
 
-Parameters keep the type they are stored in. It matters: released gains are float16, and the
+Parameters keep their stored type, which matters: released gains are float16, and the
 published networks divide a gain by sqrt(fan-in) IN float16; doing it in float32 shifts D by 2e-4.
 
-Written for speed where that costs no clarity (docs/performance.md): constants that stand beside a
-layer are merged into its weight (`MPConv.scale`), results of a layer are changed in place, and
-everything works in either memory layout. Channels last is much the faster one.
+Optimized where clarity does not suffer (docs/performance.md): constants beside a layer are merged
+into its weight (`MPConv.scale`), outputs of a layer are modified in place, and both memory layouts
+work. Channels last is much faster.
 """
 
 import math
@@ -36,14 +36,14 @@ CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md
 
 
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:
-    """x divided by (eps + its root mean square over `dim`), measured in float32; x's dtype."""
+    """Divide x by (eps + its root mean square over `dim`), computed in float32."""
     length = vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
     count = x.numel() // length.numel()
     return x / torch.add(eps, length, alpha=1 / math.sqrt(count)).to(x.dtype)
 
 
 SILU = 0.596
-"""Magnitude of SiLU of a unit normal variable; divided by it, SiLU keeps magnitudes (Eq. 81)."""
+"""Magnitude of SiLU of a unit normal variable (Eq. 81)."""
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def mp_sum_weights(t: float) -> tuple[float, float]:
-    """Weights of a and b in their `mp_sum`, for where they are merged into a layer's."""
+    """Return the weights of a and b in `mp_sum`, to be merged into those of a layer."""
     return (1 - t) / math.hypot(1 - t, t), t / math.hypot(1 - t, t)
 
 
@@ -74,10 +74,10 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
-    """x itself ('keep'), or at half ('down') or twice ('up') its resolution."""
+    """Return x ('keep'), or x at half ('down') or twice ('up') its resolution."""
     if mode == "keep":
         return x
-    if list(kernel) == [1, 1]:  # the filter of every released network has exact short cuts
+    if list(kernel) == [1, 1]:  # the filter of all released networks, exactly
         return avg_pool2d(x, 2) if mode == "down" else interpolate(x, scale_factor=2)
     f = torch.tensor(kernel, dtype=torch.float32)
     f, pad, channels = f / f.sum(), (len(kernel) - 1) // 2, x.shape[1]
@@ -90,8 +90,8 @@ def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
 class MPConv(nn.Module):
     """Convolution, or linear layer for an empty kernel, with weights of unit magnitude (Eq. 47)."""
 
-    scale: float  # of what comes out; the constants before and after the layer are merged into it
-    parts: int  # interleaved sets of output channels: q, k and v; one set comes after the other
+    scale: float  # of the output, with the constants before and after the layer
+    parts: int  # interleaved groups of output channels (q, k, v), which are de-interleaved
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class MPConv(nn.Module):
         return list(range(1, self.weight.ndim))
 
     def effective_weight(self, gain: Tensor | None = None) -> Tensor:
-        """The weight that is applied, float32."""
+        """Compute the applied weight, float32."""
         fan_in = self.weight[0].numel()
         weight = normalize(self.weight.to(torch.float32), self._inputs())
         weight = weight.unflatten(0, (-1, self.parts)).transpose(0, 1).flatten(0, 1)
@@ -119,16 +119,16 @@ class MPConv(nn.Module):
         return weight * ((gain.to(torch.float32) / math.sqrt(fan_in)).to(gain.dtype) * self.scale)
 
     def fold(self, dtype: torch.dtype, gain: Tensor | None = None) -> None:
-        """Compute the applied weight once and for all; `forward` then ignores `gain`."""
+        """Compute the applied weight once; `forward` then ignores `gain`."""
         weight = self.effective_weight(gain).to(dtype)
         is_pointwise = weight.ndim == 4 and weight[0, 0].numel() == 1
-        if is_pointwise and weight.device.type in CHANNELS_LAST:  # a product of matrices there
+        if is_pointwise and weight.device.type in CHANNELS_LAST:  # a matrix product
             weight = weight.flatten(1)
         self.folded = in_fast_layout(weight, CHANNELS_LAST)
 
     @torch.no_grad()
     def force_unit_weight(self) -> None:
-        """Forced weight normalisation of training (Eq. 66)."""
+        """Normalize the weight, as in training (Eq. 66)."""
         self.weight.copy_(normalize(self.weight, self._inputs()))
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
@@ -196,7 +196,7 @@ class Block(nn.Module):
             self.attn_proj = MPConv(out_channels, out_channels, [1, 1], scale=attn_blend)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x [B, in, H, W] -> [B, out, H', W']; emb [B or 1, out], what the embedding adds to 1."""
+        """x [B, in, H, W] -> [B, out, H', W']; emb [B or 1, out] is added to 1."""
         x = resample(x, self.mode, self.filter)
         skip = x if self.conv_skip is None else self.conv_skip(x)
         if self.encoder:
@@ -251,8 +251,8 @@ class UNet(nn.Module):
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.folded: Tensor | None = None
 
-        def add(to: nn.ModuleDict, name: str, c_in: int, c_out: int, **how: Any) -> None:
-            to[name] = Block(c_in, c_out, emb, **how, **block)
+        def add(to: nn.ModuleDict, name: str, c_in: int, c_out: int, **options: Any) -> None:
+            to[name] = Block(c_in, c_out, emb, **options, **block)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         channels, skips = img_channels + 1, []
@@ -304,11 +304,11 @@ class UNet(nn.Module):
         return self.out_conv(x, self.out_gain)
 
     def blocks(self) -> list[Block]:
-        """All blocks, in the order in which they run."""
+        """Return all blocks in forward order."""
         return [b for b in (*self.enc.values(), *self.dec.values()) if isinstance(b, Block)]
 
     def effective_weight(self) -> Tensor:
-        """What the embedding is multiplied by for all blocks together: one product, not dozens."""
+        """Compute the weight that maps the embedding to all blocks in one matrix product."""
         return torch.cat([b.emb_linear.effective_weight(b.emb_gain) for b in self.blocks()])
 
     def fold(self, dtype: torch.dtype) -> None:
@@ -325,7 +325,7 @@ class UNet(nn.Module):
 class Precond(nn.Module):
     """EDM2's denoiser: D = c_skip x + c_out F(c_in x; ln(sigma)/4, labels) (Table 8).
 
-    `compute_dtype` is what F runs in; None means the released rule, float16 on CUDA if
+    `compute_dtype` is the dtype of F; None means the released rule, float16 on CUDA if
     `use_fp16`, else float32. The embedding and everything outside F stay float32.
     """
 
@@ -352,7 +352,7 @@ class Precond(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D(x; sigma) [B, C, R, R] float32; sigma [] or [B]; labels [B, label_dim] float or None.
 
-        A conditional network without labels sees zeros; label_dim 0 ignores labels.
+        Missing labels of a conditional network mean zeros; label_dim 0 ignores labels.
         """
         x = x.to(torch.float32)
         sigma = level_for(x, sigma)
@@ -367,7 +367,7 @@ class Precond(nn.Module):
         return c_skip * x + c_out * f.to(torch.float32).contiguous()
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """u(sigma), the learned log of the loss at each noise level: [N] -> [N, 1, 1, 1]."""
+        """Compute u(sigma), the learned log loss at each noise level: [N] -> [N, 1, 1, 1]."""
         c_noise = sigma.to(torch.float32).flatten().log() / 4
         return self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
 
@@ -377,11 +377,11 @@ class Precond(nn.Module):
         self.logvar_linear.fold(torch.float32)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise level the network knows: itself."""
+        """Return sigma: the network is trained for all noise levels."""
         return sigma
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What F computes in on a device."""
+        """Return the dtype of F on a device."""
         if self.compute_dtype is not None:
             return self.compute_dtype
         return torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32

@@ -1,4 +1,4 @@
-"""Encoders: from a network's data space to uint8 pixels."""
+"""Encoders: conversion of samples to uint8 images."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,33 +11,33 @@ from erk.runtime.precision import RELEASED, tf32_only
 
 
 class DecodeError(FloatingPointError):
-    """A decoder gave NaN or infinity; `sample` is the place in the batch."""
+    """A decoder returned NaN or infinity; `sample` is the index in the batch."""
 
     def __init__(self, decoder: str, sample: int, name: str = ""):
         self.decoder, self.sample = decoder, sample
         super().__init__(
-            f"{decoder} gave NaN or infinity for {name or f'sample {sample} of the batch'}; check "
-            "its weights, and that the network makes latents for it"
+            f"{decoder} returned NaN or infinity for {name or f'sample {sample} of the batch'}; "
+            "check its weights, and that the network generates latents for it"
         )
 
     def named(self, name: str) -> "DecodeError":
-        """The same of a sample that has a name."""
+        """Return a copy of this error that names the sample."""
         return DecodeError(self.decoder, self.sample, name)
 
 
 class Encoder(Protocol):
-    """What a model needs to turn samples into pictures."""
+    """Interface that a model needs to decode samples."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] float, data of standard deviation 0.5 -> uint8 [B, C', H', W']."""
+        """Decode x [B, C, H, W], of standard deviation 0.5, to uint8 [B, C', H', W']."""
         ...
 
 
 class PixelEncoder:
-    """Pixels as they are: -1..1 stands for 0..255 (EDM, EDM2 at 64x64)."""
+    """Pixels: -1..1 maps to 0..255 (EDM, EDM2 at 64x64)."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] float -> uint8 [B, C, H, W], truncating as the published code does."""
+        """Convert [B, C, H, W] float to uint8 of the same shape, truncating as published."""
         return (x.to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
@@ -48,23 +48,34 @@ class DigitsEncoder:
         self.mean, self.std = mean, std
 
     def encode(self, values: Tensor) -> Tensor:
-        """Digit values 0..16 -> float32 of the same shape, mean 0 and standard deviation 0.5."""
+        """Standardize digit values 0..16 to float32 with mean 0 and standard deviation 0.5."""
         return (values.to(torch.float32) / 8 - 1 - self.mean) / self.std * 0.5
 
     def decode(self, x: Tensor) -> Tensor:
-        """[B, 1, 8, 8] float -> uint8 [B, 1, 8, 8]: digit value * 255 / 16, clipped, truncated."""
+        """Convert [B, 1, 8, 8] float to uint8: digit value * 255 / 16, clipped and truncated."""
         values = (x.to(torch.float32) / 0.5 * self.std + self.mean + 1) * 8
         return (values * (255 / 16)).clip(0, 255).to(torch.uint8)
 
 
 class VAEEncoder:
-    """Latents of Stability's VAE, standardised per channel (EDM2 at 512x512).
+    """Latents of Stability's VAE, standardized per channel (EDM2 at 512x512).
 
-    This VAE is applied to pictures in 0..1 (not -1..1, as elsewhere), and the latents carry
-    their own scale and bias in place of the usual factor 0.18215. `vae_name` is a repository on
-    the Hugging Face hub or a local folder in diffusers' format; it is fetched on first use.
-    `dtype` is what the decoder computes in; what surrounds it stays float32. `tf32` names what of
-    it may use TF32 on CUDA, whatever the network may (`erk.runtime.precision`).
+    This VAE is applied to images in 0..1 (not -1..1, as usual), and the latents have a scale and
+    bias per channel in place of the usual factor 0.18215.
+
+    Parameters
+    ----------
+    vae_name : repository on the Hugging Face hub, or a folder in diffusers' format; loaded on first
+        use.
+    raw_mean, raw_std : of the VAE's latents, per channel.
+    final_mean, final_std : of the network's data.
+    batch_size : latents decoded at a time.
+    offline : use the download cache only.
+
+    Attributes
+    ----------
+    dtype : of the decoder's computations; scaling is always float32.
+    tf32 : operations of the decoder that may use TF32 on CUDA (`erk.runtime.precision`).
     """
 
     dtype = torch.float32
@@ -89,16 +100,16 @@ class VAEEncoder:
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """[B, 4, H, W] float -> uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`.
+        """Decode [B, 4, H, W] float to uint8 [B, 3, 8 H, 8 W], in mini-batches of `batch_size`.
 
-        If there are several, the last one is filled up: other sizes round differently.
-        Raises DecodeError where NaN or infinity would become a colour unseen.
+        The last of several mini-batches is padded, since other sizes round differently. Raises
+        DecodeError for NaN or infinity, which would otherwise become a colour silently.
         """
         vae = self._load(x.device)
         raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
-        lacking = -len(x) % self.batch_size if len(x) > self.batch_size else 0
-        filled = torch.cat([raw, raw[-1:].expand(lacking, -1, -1, -1)])
-        parts = filled.to(self.dtype).split(self.batch_size)
+        padding = -len(x) % self.batch_size if len(x) > self.batch_size else 0
+        padded = torch.cat([raw, raw[-1:].expand(padding, -1, -1, -1)])
+        parts = padded.to(self.dtype).split(self.batch_size)
         with tf32_only(self.tf32):
             decoded = [vae.decode(part).sample.to(torch.float32) for part in parts]
         images = torch.cat(decoded)[: len(x)]
@@ -117,16 +128,18 @@ class VAEEncoder:
                     cache_dir=cache_dir() / "huggingface",
                     local_files_only=self.offline,
                     torch_dtype=self.dtype,
-                    use_safetensors=True,  # never a pickle, whatever the repository offers
-                    low_cpu_mem_usage=False,  # else a warning wherever accelerate is missing
+                    use_safetensors=True,  # never load pickles
+                    low_cpu_mem_usage=False,  # else a warning if accelerate is missing
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).strip().partition("\n")[0].rstrip(". ")
                 raise OSError(
                     f"the VAE '{self.vae_name}' could not be loaded ({reason}); connect to the "
-                    "network once to cache it, or give --vae a folder that holds it."
+                    "network once to cache it, or set --vae to a folder that contains it."
                 ) from error
             self.vae.eval().requires_grad_(False)
-            if device.type == "cpu" and self.dtype != torch.float32:  # which rounds worse so
+            if (
+                device.type == "cpu" and self.dtype != torch.float32
+            ):  # lower precision rounds worse otherwise
                 self.vae.to(memory_format=torch.channels_last)
         return self.vae.to(device)

@@ -1,4 +1,4 @@
-"""How a network's numbers lie in memory."""
+"""Memory layout of tensors."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def in_fast_layout(x: Tensor, devices: Sequence[str]) -> Tensor:
-    """x [B, C, H, W] with channels last on these devices, else as it is."""
+    """Convert x [B, C, H, W] to channels last on these devices; return other tensors unchanged."""
     if x.ndim != 4 or x.device.type not in devices:
         return x
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # so spelt, vmap knows it
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap supports this form

@@ -1,16 +1,17 @@
-"""Presets: rows of configs/models.yaml."""
+"""Presets: the rows of configs/models.yaml."""
 
 import difflib
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
+from erk.io.config import read_config
 from erk.io.resources import data
 
 
 class Preset(NamedTuple):
-    """A network, its guiding network if any, and the metric published for the pair."""
+    """A network, an optional guiding network, and the metric published for them."""
 
     name: str
     net: str  # path or URL
@@ -20,39 +21,74 @@ class Preset(NamedTuple):
     licence: str
 
 
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Row(_Checked):
+    """A preset as configs/models.yaml has it."""
+
+    net: str
+    gnet: str | None = None
+    guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
+    fid: float | None = None
+    fd_dinov2: float | None = None
+
+    @model_validator(mode="after")
+    def _guidance_has_a_guide(self) -> "Row":
+        if self.guidance != 1 and self.gnet is None:
+            raise ValueError("guidance other than 1 needs a gnet")
+        return self
+
+    @property
+    def metric(self) -> str | None:
+        """The published metric, for display."""
+        if self.fd_dinov2 is not None:
+            return f"FD-DINOv2 {self.fd_dinov2:.2f}"
+        return None if self.fid is None else f"FID {self.fid:.2f}"
+
+
+class Group(_Checked):
+    """Presets whose files share a folder and a licence."""
+
+    root: str
+    licence: str
+    presets: dict[str, Row]
+
+    def path(self, file: str) -> str:
+        """Return the URL of a file, or its path if it is shipped with the code."""
+        return f"{self.root}/{file}" if "://" in self.root else str(data(self.root) / file)
+
+
+class _Groups(RootModel[dict[str, Group]]):
+    pass
+
+
 @functools.cache
 def presets() -> dict[str, Preset]:
-    """All presets by name, in the order of the file."""
-    groups = yaml.safe_load((data("configs") / "models.yaml").read_text("utf-8"))
+    """Return all presets by name, in the order of the file."""
+    groups = read_config(data("configs") / "models.yaml", _Groups).root.values()
     return {
-        name: _preset(name, row, group)
-        for group in groups.values()
-        for name, row in group["presets"].items()
+        name: Preset(
+            name,
+            group.path(row.net),
+            None if row.gnet is None else group.path(row.gnet),
+            row.guidance,
+            row.metric,
+            group.licence,
+        )
+        for group in groups
+        for name, row in group.presets.items()
     }
 
 
-def _preset(name: str, row: dict[str, Any], group: dict[str, Any]) -> Preset:
-    def place(file: str) -> str:
-        root = group["root"]
-        return f"{root}/{file}" if "://" in root else str(data(root) / file)
-
-    metric = None
-    for key, label in (("fid", "FID"), ("fd_dinov2", "FD-DINOv2")):
-        if key in row:
-            metric = f"{label} {row[key]:.2f}"
-    gnet = place(row["gnet"]) if "gnet" in row else None
-    return Preset(
-        name, place(row["net"]), gnet, row.get("guidance", 1.0), metric, group["licence"]
-    )
-
-
 def short_names() -> dict[str, str]:
-    """Short name -> preset: a name that ends in '-fid' also goes without that ending."""
+    """Map short names to presets: a name that ends in '-fid' also works without that ending."""
     return {name.removesuffix("-fid"): name for name in presets() if name.endswith("-fid")}
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name or short name; ValueError suggests the nearest ones."""
+    """Return a preset by its name or short name. Raises ValueError that suggests similar names."""
     known = presets()
     full = short_names().get(name, name)
     if full in known:
@@ -63,7 +99,7 @@ def find_preset(name: str) -> Preset:
 
 
 def describe() -> list[str]:
-    """One line per preset: name, network, guiding network and weight, published metric."""
+    """Describe each preset in a line: name, networks, guidance weight, published metric."""
     short = {full: name for name, full in short_names().items()}
     lines = []
     for preset in presets().values():

@@ -1,4 +1,4 @@
-"""What the tensors of an EDM2-shaped file tell of its network, where its card does not."""
+"""Infer the arguments of an EDM2 network from the shapes of its tensors."""
 
 import inspect
 import math
@@ -12,27 +12,28 @@ from erk.models import edm2
 
 
 class Part(NamedTuple):
-    """The name of a class and its constructor's arguments."""
+    """A network or encoder: the name of its class and its constructor arguments."""
 
     name: str
     kwargs: dict[str, Any]
 
 
-SETTINGS = {
+ARGUMENTS = {
     name: parameter.default
     for kind in (edm2.Precond, edm2.UNet, edm2.Block)
     for name, parameter in inspect.signature(kind).parameters.items()
     if name not in ("in_channels", "out_channels", "emb_channels", "flavor", "resample_mode",
                     "attention", "unet", "block")
 }  # fmt: skip
-"""EDM2's arguments by name, with their defaults, which are those of all released networks."""
-SILENT = ("sigma_data", "channels_per_head", "resample_filter", "label_balance", "concat_balance",
-          "res_balance", "attn_balance", "clip_act")  # fmt: skip
-"""Arguments that a network's outputs depend on and no shape tells."""
+"""EDM2's arguments with their defaults, which all released networks use."""
+
+DEFAULTED = ("sigma_data", "channels_per_head", "resample_filter", "label_balance",
+             "concat_balance", "res_balance", "attn_balance", "clip_act")  # fmt: skip
+"""Arguments that change the outputs of a network and cannot be inferred from shapes."""
 
 
 def stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by EDM2's names, where all have one prefix before them ("network.", "module.")."""
+    """Remove a prefix that all names share ("network.", "module.") before EDM2's names."""
     prefix = next((k.removesuffix("unet.out_gain") for k in tensors if k.endswith("unet.out_gain")),
                   "")  # fmt: skip
     if not all(key.startswith(prefix) for key in tensors):
@@ -40,43 +41,45 @@ def stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
-def architecture_of(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> Part:
-    """The EDM2 network that has these tensors; what `told` holds of its arguments goes first.
+def architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Part:
+    """Infer the EDM2 network that has these tensors.
 
-    Arguments that no shape tells are those of the released networks. Raises ValueError where the
-    tensors are not EDM2's, or where one of these arguments cannot be right.
+    Arguments in the metadata take precedence; those that no shape determines have the defaults of
+    the released networks. Raises ValueError if the tensors are not EDM2's or contradict an
+    argument.
     """
-    told = {name: value for name, value in told.items() if name in SETTINGS}
+    given = {name: value for name, value in metadata.items() if name in ARGUMENTS}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        kwargs = _told_by_shapes(shapes, told.get("model_channels"))
+        kwargs = _inferred(shapes, given.get("model_channels"))
     except (LookupError, ValueError, ZeroDivisionError, TypeError):
         raise ValueError("its tensors are not those of an EDM2 network") from None
     kwargs["use_fp16"] = tensors["unet.out_conv.weight"].itemsize == 2
-    heads = told.get("channels_per_head", SETTINGS["channels_per_head"])
+    per_head = given.get("channels_per_head", ARGUMENTS["channels_per_head"])
     attended = {shape[0] for name, shape in shapes.items() if name.endswith("attn_proj.weight")}
-    if any(width % heads for width in attended):
+    if any(width % per_head for width in attended):
         raise ValueError(
-            f"attention of {min(attended)} channels does not tell its heads: add channels_per_head"
+            f"attention of {min(attended)} channels does not determine its heads: add "
+            "channels_per_head"
         )
-    return Part("Precond", kwargs | told)
+    return Part("Precond", kwargs | given)
 
 
 def encoder_of(architecture: Part) -> Part:
-    """The encoder of released networks of that shape; ValueError where there is none."""
+    """Return the encoder of released networks of that shape. Raises ValueError if there is none."""
     channels, res = (architecture.kwargs.get(key) for key in ("img_channels", "img_resolution"))
     if channels == 3:
         return Part("StandardRGBEncoder", {})
     if (channels, res) == (4, 64):
         return Part("StabilityVAEEncoder", {})
-    raise ValueError(f"samples of {channels} x {res} x {res} do not tell their encoder")
+    raise ValueError(f"samples of {channels} x {res} x {res} do not determine the encoder: add it")
 
 
-def _told_by_shapes(shapes: Mapping[str, tuple[int, ...]], base: int | None) -> dict[str, Any]:
-    """EDM2's arguments as far as names and shapes of tensors tell them.
+def _inferred(shapes: Mapping[str, tuple[int, ...]], base: int | None) -> dict[str, Any]:
+    """Infer EDM2's arguments from names and shapes.
 
-    `base` is model_channels; None: the narrowest width if it divides all. Only its products with
-    the multipliers are in the file, so any common divisor describes the same network.
+    `base` is model_channels; None: the narrowest width if it divides all others. The file only has
+    its products with the multipliers, so any common divisor describes the same network.
     """
     top = max(int(n) for name in shapes for n in re.findall(r"^unet\.enc\.(\d+)x", name))
     blocks = [n for n in shapes if re.fullmatch(r"unet\.enc\.\d+x\d+_block\d+\.emb_gain", n)]

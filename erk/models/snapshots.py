@@ -1,7 +1,7 @@
 """Snapshots of a training run, and their sums: networks averaged over other lengths.
 
 A snapshot is an average of power-function profile, as EDM2's training stores them at two widths:
-NAME-KIMG-STD.pkl, or safetensors whose card says training: {images, ema_std}. The sums use the
+NAME-KIMG-STD.pkl, or safetensors whose metadata says training: {images, ema_std}. The sums use the
 coefficients of erk/models/ema.py.
 """
 
@@ -51,11 +51,11 @@ def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
 
 
 def _snapshot(path: Path) -> Snapshot | None:
-    """Return what a file averages, by its card, else by its name; None for a reconstruction."""
-    card = path.with_suffix(".json")
-    if path.suffix == ".safetensors" and card.is_file():
+    """Return what a file averages, by its metadata, else by its name; None for a reconstruction."""
+    metadata = path.with_suffix(".json")
+    if path.suffix == ".safetensors" and metadata.is_file():
         try:
-            content = parse_json(card.read_bytes())
+            content = parse_json(metadata.read_bytes())
             if "snapshots" in content:  # a sum of others, written by `write_sum`
                 return None
             training = content.get("training")
@@ -63,12 +63,12 @@ def _snapshot(path: Path) -> Snapshot | None:
                 profile = Profile(float(training["ema_std"]), float(training["images"]))
                 return Snapshot(path, profile)
         except (ValueError, AttributeError, TypeError):
-            raise ValueError(f"{card} is not a card: restore it") from None
+            raise ValueError(f"{metadata} is not the metadata of a network: restore it") from None
     name = re.search(r"-(\d+)-(\d\.\d+)$", path.stem)
     if name is None:
         raise ValueError(
             f"{path} does not say what it averages: name it ...-KIMG-STD{path.suffix}, such as "
-            "net-0134217-0.050.pkl, or add training: {images, ema_std} to its card"
+            "net-0134217-0.050.pkl, or add training: {images, ema_std} to its .json file"
         )
     return Snapshot(path, Profile(float(name[2]), 1000 * float(name[1])))
 
@@ -119,17 +119,17 @@ def write_sum(
     plan: Combination,
     profile: Profile,
 ) -> None:
-    """Write a sum of snapshots, and a card that names them and their coefficients."""
+    """Write a sum of snapshots, with metadata that names them and their coefficients."""
     parts = [
         {"file": s.path.name, "sha256": sha256_of(s.path), "ema_std": s.profile.std,
          "images": s.profile.time, "coefficient": float(x)}
         for s, x in zip(snapshots, plan.coefficients, strict=True)
     ]  # fmt: skip
-    card = {
-        "licence": checkpoint.card.get("licence", "unknown"),
+    metadata = {
+        "licence": checkpoint.metadata.get("licence", "unknown"),
         "source": "post-hoc EMA by erk ema (Karras et al. 2024, Sec. 3.2)",
         "training": {"images": profile.time, "ema_std": profile.std},
         "misfit": plan.misfit,
         "snapshots": parts,
     }
-    write_safetensors(path, checkpoint._replace(card=card))
+    write_safetensors(path, checkpoint._replace(metadata=metadata))

@@ -131,7 +131,7 @@ def test_mistakes_have_one_sentence():
     for message, how in {
         "needs a guide, and this pipeline has none": {"guidance_scale": 2.0},
         "output_type must be pil or np or pt or latent": {"output_type": "jpg"},
-        "class numbers run from 0 to 9": {"class_labels": [10]},
+        "are 0 to 9": {"class_labels": [10]},
         "needs at least 2 steps": {"num_inference_steps": 1},
     }.items():
         with pytest.raises(ValueError, match=message):

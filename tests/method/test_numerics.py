@@ -97,7 +97,7 @@ def test_a_decoder_that_gives_nan_names_the_seed():
     """Casting to uint8 would make a colour of it that nobody notices."""
     encoder = VAEEncoder("a/vae")
     encoder.vae = NaNForSecond()
-    with pytest.raises(DecodeError, match="the VAE 'a/vae' gave NaN or infinity for sample 1 of"):
+    with pytest.raises(DecodeError, match="the VAE 'a/vae' returned NaN or infinity for sample 1 of"):
         encoder.decode(torch.zeros(3, 4, 2, 2))
     model = load_model("digits")
     model.decode = lambda x0: encoder.decode(x0.repeat(1, 4, 1, 1))

@@ -14,7 +14,7 @@ from erk.commands import ema
 from erk.io.download import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
-from erk.models.ema import LARGEST_STD, Profile, combine, exponent_of, inner_product, std_of
+from erk.models.ema import MAX_STD, Profile, combine, exponent_of, inner_product, std_of
 from scripts.train.digits import NETWORK, edm2_loss, load_digits
 
 PAIR = (0.05, 0.10)  # what EDM2's training stores
@@ -85,9 +85,9 @@ def test_what_was_stored_comes_back_and_copies_share():
     assert twice.coefficients[[5, -1]] == pytest.approx([0.5, 0.5], abs=1e-6)
 
 
-@pytest.mark.parametrize("std", [0, -0.1, LARGEST_STD * 1.01, float("nan")])
+@pytest.mark.parametrize("std", [0, -0.1, MAX_STD * 1.01, float("nan")])
 def test_widths_that_no_profile_has_are_refused(std):
-    with pytest.raises(ValueError, match="an average's std lies between 0 and 0.2887"):
+    with pytest.raises(ValueError, match="std must be above 0 and at most 0.2887"):
         exponent_of(std)
 
 
@@ -205,8 +205,8 @@ def test_released_pickles_are_snapshots_by_their_names(tmp_path):
     assert code == 0, told
     made, one = read(out), read(pickle_paths("edm2_cond")[0])
     assert made.architecture == one.architecture and made.encoder == one.encoder
-    assert made.card["training"] == {"images": 200_000, "ema_std": 0.07}
-    total = sum(s["coefficient"] for s in made.card["snapshots"])
+    assert made.metadata["training"] == {"images": 200_000, "ema_std": 0.07}
+    total = sum(s["coefficient"] for s in made.metadata["snapshots"])
     weight = "unet.out_conv.weight"
     torch.testing.assert_close(made.tensors[weight].float(), total * one.tensors[weight].float(),
                                rtol=1e-3, atol=1e-6)  # fmt: skip
@@ -221,7 +221,7 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
     for arguments, reason in [
         (("--in", tmp_path / "x*", "--std", 0.1, "--out", out), "names no .pkl or .safetensors"),
         (("--in", lone, "--std", 0.1, "--out", out), "does not say what it averages: name it"),
-        (("--in", folder, "--std", 0.3, "--out", out), "std lies between 0 and 0.2887"),
+        (("--in", folder, "--std", 0.3, "--out", out), "std must be above 0 and at most 0.2887"),
         (("--in", folder, "--std", 0.1, "--out", tmp_path / "a.pkl"), "must end in .safetensors"),
         (("--in", folder, "--std", 0.1, "--std", 0.2, "--out", out), "write {std} in --out"),
         (("--in", folder, "--std", 0.1, "--kimg", 4, "--out", out), "is not within the training"),

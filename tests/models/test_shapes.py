@@ -8,7 +8,7 @@ from golden_data import manifest, models, pickle_paths, shapes
 
 from erk import load_model
 from erk.models.checkpoint import Part, build, read, write_safetensors
-from erk.models.shapes import SETTINGS, architecture_of, encoder_of, stripped
+from erk.models.shapes import ARGUMENTS, architecture_of, encoder_of, stripped
 
 RELEASED = [name for name, facts in models()["architectures"].items() if facts["cls"] == "Precond"]
 
@@ -27,7 +27,7 @@ def released_like(tmp_path, img=(3, 16), **card):
 
     state = {k: t.to(torch.float16) for k, t in Precond(**kwargs).state_dict().items()}
     checkpoint = read(pickle_paths("edm2_pixel")[0])._replace(
-        architecture=Part("Precond", kwargs), tensors=state, card={}
+        architecture=Part("Precond", kwargs), tensors=state, metadata={}
     )
     path = tmp_path / "net.safetensors"
     write_safetensors(path, checkpoint)
@@ -39,7 +39,7 @@ def released_like(tmp_path, img=(3, 16), **card):
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_networks_are_told_by_their_shapes(name):
     part = architecture_of(tensors_of(name), {})
-    expected = {k: d for k, d in SETTINGS.items() if k in part.kwargs}
+    expected = {k: d for k, d in ARGUMENTS.items() if k in part.kwargs}
     expected |= {**models()["architectures"][name]["kwargs"]}
     expected.pop("dropout")  # of training only
     assert part.kwargs | {"channel_mult": [*part.kwargs["channel_mult"]]} == expected | {
@@ -125,12 +125,12 @@ def test_other_tensors_are_refused(tmp_path, change, reason):
 
 def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
     path, _ = released_like(tmp_path, img=(1, 16))
-    with pytest.raises(ValueError, match="samples of 1 x 16 x 16 do not tell their encoder"):
+    with pytest.raises(ValueError, match="samples of 1 x 16 x 16 do not determine the encoder"):
         load_model(path)
     narrow = tensors_of("edm2-img512-xxs") | {
         "unet.dec.8x8_in0.attn_proj.weight": torch.empty(48, 48, 1, 1, device="meta")
     }
-    with pytest.raises(ValueError, match="does not tell its heads: add channels_per_head"):
+    with pytest.raises(ValueError, match="does not determine its heads: add channels_per_head"):
         architecture_of(narrow, {})
     for golden in ("edm_ddpmpp", "ve_ncsnpp"):  # EDM's preconditioners share all their names
         with pytest.raises(ValueError, match="not those of an EDM2 network"):

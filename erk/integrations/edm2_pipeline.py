@@ -72,7 +72,7 @@ class EDM2Network(ModelMixin, ConfigMixin):
                                ("encoder", checkpoint.encoder))
         }  # fmt: skip
         parts["stored_as"] = str(next(network.parameters()).dtype).removeprefix("torch.")
-        licence = checkpoint.card.get("licence", "unknown")
+        licence = checkpoint.metadata.get("licence", "unknown")
         with torch.device("meta"):  # no memory for weights that are there already
             made = cls(**parts, precision=precision, licence=licence)
         network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
