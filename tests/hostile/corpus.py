@@ -244,7 +244,7 @@ def pickles():
         ),
         "arguments in themselves": (
             network_of({"_init_kwargs": mapping({"channel_mult": b"]q\x65h\x65a"})}),
-            "in an unknown way",
+            "in an unknown format",
         ),
         "a text copied": (
             again("_codecs.encode", const("a" * 10**6), const("latin1")),
@@ -322,12 +322,12 @@ def pickles():
         "wide levels": (network_pickle(channel_mult=[1] * 10**5), "too many items"),
         "a network of petabytes": (network_pickle(model_channels=1 << 20), "does not fit"),
         "a resolution beyond the memory": (network_pickle(img_resolution=1 << 18), "does not fit"),
-        "classes that are none": (network_pickle(label_dim=None), "label_dim is of the wrong kind"),
+        "classes that are none": (network_pickle(label_dim=None), "label_dim has a wrong type"),
         "a text for a number": (
             network_pickle(sigma_data="0.5"),
-            "sigma_data is of the wrong kind",
+            "sigma_data has a wrong type",
         ),
-        "an argument that is infinite": (network_pickle(dropout=float("inf")), "dropout is of"),
+        "an argument that is infinite": (network_pickle(dropout=float("inf")), "dropout has a wrong type"),
         "a state dict that does not match": (
             network_of({"_init_kwargs": const(KWARGS), "_parameters": mapping({})}),
             "Missing key",
