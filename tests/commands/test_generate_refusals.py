@@ -36,7 +36,7 @@ BAD = [
     (["--net", "nowhere.pkl"], "nowhere.pkl"),
     (["--net", "{spoilt}/short.pkl"], "short.pkl"),
     (["--net", "{spoilt}/foreign.pkl"], "pathlib"),
-    (["--net", "{spoilt}/cardless.safetensors"], "has no card"),
+    (["--net", "{spoilt}/cardless.safetensors"], "has no metadata"),
     (["--net", "{spoilt}/short.safetensors"], "100 bytes are missing"),
     (["--preset", "edm2-img512-s", "--offline"], "edm2-img512-s-2147483-0.130.pkl"),
     ([*NET, "--guidance", "1.5"], "--guidance 1.5 needs a guiding network"),
@@ -102,8 +102,8 @@ def nan_checkpoint(folder):
     checkpoint = read(ROOT / "checkpoints" / "digits.safetensors")
     name = next(n for n, value in checkpoint.tensors.items() if value.ndim == 4)
     checkpoint.tensors[name][0, 0, 0, 0] = float("nan")
-    card = {k: v for k, v in checkpoint.card.items() if k != "sha256"}
-    write_safetensors(folder / "nan.safetensors", checkpoint._replace(card=card))
+    card = {k: v for k, v in checkpoint.metadata.items() if k != "sha256"}
+    write_safetensors(folder / "nan.safetensors", checkpoint._replace(metadata=card))
     return folder / "nan.safetensors"
 
 

@@ -81,7 +81,7 @@ def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert "profile" not in {*record, *record["settings"]}
     refused = CliRunner().invoke(main, [*job, "--profile", "--evaluate", "digits"])
-    assert refused.exit_code == 2 and "--profile needs pictures on the disk" in refused.stderr
+    assert refused.exit_code == 2 and "--profile needs images on the disk" in refused.stderr
 
 
 @pytest.mark.gpu
