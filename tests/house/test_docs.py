@@ -73,7 +73,7 @@ def test_every_protocol_and_column_is_in_the_document():
 
 def test_the_table_of_local_errors_is_what_the_script_prints():
     printed = subprocess.run(
-        [sys.executable, "-m", "scripts.studies.local_errors"], cwd=ROOT, capture_output=True,
+        [sys.executable, "-m", "scripts.studies", "local-errors"], cwd=ROOT, capture_output=True,
         text=True, check=True,
     ).stdout  # fmt: skip
     assert printed in read("docs/theory.md")

@@ -1,0 +1,127 @@
+"""What the studies run on: the digits networks and two mixtures with closed-form denoisers."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import erk
+from erk.analysis import toy
+from erk.calibration.problem import Problem, problem_for
+from erk.method.settings import Settings
+from erk.models.presets import find_preset
+from metrics.evaluation import Result, measure
+from metrics.extraction import extract
+from metrics.extractors import load_extractor
+from metrics.jackknife import Difference, group_of
+from metrics.protocols import Measure, Protocol
+from metrics.references import load_reference, real_digits
+from metrics.report import differences
+
+NETWORKS = ("digits", "digits-cfg", "digits-autog")
+MIXTURES = ("mixture", "toy")
+SPREAD = 0.1  # standard deviation of the mixture's Gaussians, one at every digit
+PROJECTIONS = 64  # of sliced distances
+FD = Protocol("fd", (Measure("fd", "digits", ("fd",)),), "FD on 64 features of a classifier")
+
+
+class Data(NamedTuple):
+    """A denoiser, its guide, and the real data that samples are compared with."""
+
+    name: str
+    model: Any
+    guide_model: Any
+    guidance: float
+    sigma_max: float
+    draw: Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]  # seeds -> noise, labels
+    real: Tensor  # [N, D]
+
+    def settings(self, **settings: Any) -> Settings:
+        """Return sampling settings with this data's guidance and highest noise level."""
+        return Settings(guidance=self.guidance, sigma_max=self.sigma_max, **settings)
+
+    def problem(self, settings: Settings) -> Problem:
+        """Return the networks with a plain solver."""
+        return problem_for(self.model, settings, self.guide_model, self.draw)
+
+    @property
+    def networks(self) -> list[str | None]:
+        """The sha256 of the network and of its guide; None for a closed form or no guide."""
+        return [getattr(one, "sha256", None) for one in (self.model, self.guide_model)]
+
+
+@cache
+def load(name: str) -> Data:
+    """Load data by name: one of NETWORKS or MIXTURES."""
+    real = (real_digits()[0].flatten(1) / 255 * 16 / 8 - 1 + 0.3895) / 0.7520 * 0.5
+    if name == "toy":
+        clean, _ = toy.draw_samples(toy.tree("A"), 4096, torch.Generator().manual_seed(1))
+        return Data(name, toy.denoiser(toy.tree("A")), None, 1.0, 5.0, _noise((2,)), clean.float())
+    if name == "mixture":
+        return Data(name, mixture(real, SPREAD), None, 1.0, 80.0, _noise((64,)), real)
+    preset = find_preset(name)
+    model = erk.load_model(preset.net)
+    guide = None if preset.gnet is None else erk.load_model(preset.gnet)
+
+    def draw(seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        return erk.noise_and_labels(seeds, model)
+
+    return Data(name, model, guide, preset.guidance, 80.0, draw, real)
+
+
+def _noise(shape: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[Tensor, None]]:
+    def draw(seeds: Sequence[int]) -> tuple[Tensor, None]:
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(rows), None
+
+    return draw
+
+
+def mixture(means: Tensor, spread: float) -> Any:
+    """Return the exact denoiser of equally many isotropic Gaussians at `means` [K, D]."""
+    square = means.square().sum(1)
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        variance = spread**2 + sigma**2
+        shares = ((x @ means.T - square / 2) / variance).softmax(1)
+        return (spread**2 * x + sigma**2 * (shares @ means)) / variance
+
+    return denoise
+
+
+@cache
+def _evaluator() -> tuple[Any, Any]:
+    extractors = {"digits": load_extractor("digits", "cpu")}
+    return extractors, load_reference("digits", extractors)
+
+
+def fd(data: Data, x0: Tensor, blocks: int) -> Result:
+    """Measure FD of a network's samples, with one replicate per block of seeds left out."""
+    extractors, reference = _evaluator()
+    features = extract([data.model.decode(x0)], extractors)
+    return measure(features, FD, reference, groups=blocks)
+
+
+def change_of_fd(corrected: Result, plain: Result) -> Difference:
+    """Compute FD corrected - plain of the same seeds."""
+    return differences(corrected, plain)["fd"]
+
+
+def sliced_w1(data: Data, x0: Tensor, blocks: int) -> tuple[float, list[float]]:
+    """Compute sliced W1 of samples to the data, and without each block of seeds."""
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.randn(data.real[0].numel(), PROJECTIONS, generator=draw)
+    directions = directions / directions.norm(dim=0)
+    points, real = x0.flatten(1).float() @ directions, data.real @ directions
+    groups = group_of(len(points), blocks)
+    sets = [points, *(points[groups != g] for g in range(blocks))]
+    values = [_w1(rows, real) for rows in sets]
+    return values[0], values[1:]
+
+
+def _w1(a: Tensor, b: Tensor) -> float:
+    """Compute the mean over columns of W1 of two samples, by their quantiles."""
+    levels = (torch.arange(512) + 0.5) / 512
+    return (a.quantile(levels, 0) - b.quantile(levels, 0)).abs().mean().item()
