@@ -14,39 +14,39 @@ from erk.method.coefficients import EPSILON, vp_sigma
 
 
 def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """EDM's schedule with its trailing 0: [steps + 1] (Karras et al. 2022, Eq. 5)."""
+    """Return EDM's schedule with its trailing 0, [steps + 1] (Karras et al. 2022, Eq. 5)."""
     nodes = polynomial(steps - 1, sigma_min, sigma_max, rho)
     return torch.cat([nodes, nodes.new_zeros(1)])
 
 
 def polynomial(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Nodes evenly spaced in sigma^(1/rho), ending at sigma_min: [steps + 1]."""
+    """Return nodes evenly spaced in sigma^(1/rho) that end at sigma_min, [steps + 1]."""
     lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     nodes = (hi + _unit(steps) * (lo - hi)) ** rho
     return _with_ends(nodes, sigma_min, sigma_max)
 
 
 def logsnr(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Nodes evenly spaced in ln sigma, ending at sigma_min: [steps + 1]."""
+    """Return nodes evenly spaced in ln sigma that end at sigma_min, [steps + 1]."""
     nodes = sigma_max * (sigma_min / sigma_max) ** _unit(steps)
     return _with_ends(nodes, sigma_min, sigma_max)
 
 
 def time_uniform(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Nodes evenly spaced in t^(1/rho) of a VP process, ending at sigma_min: [steps + 1]."""
+    """Return nodes evenly spaced in t^(1/rho) of a VP process, down to sigma_min, [steps + 1]."""
     time = (1 + _unit(steps) * (EPSILON ** (1 / rho) - 1)) ** rho
     nodes = torch.from_numpy(vp_sigma(time.numpy(), sigma_min, sigma_max))
     return _with_ends(nodes, sigma_min, sigma_max)
 
 
 def discrete(steps: int, sigma_min: float, sigma_max: float, rho: float, model: Any) -> Tensor:
-    """Nodes evenly spaced in t^(1/rho) of the network's own time, ending at sigma_min.
+    """Return nodes evenly spaced in t^(1/rho) of the network's time, [steps + 1].
 
-    The network must tell its time: `sigma(t)` and `sigma_inv(sigma)`.
+    The network must have `sigma(t)` and `sigma_inv(sigma)`; ValueError otherwise.
     """
     if not (hasattr(model, "sigma") and hasattr(model, "sigma_inv")):
         raise ValueError(
-            "the 'discrete' schedule needs a network with a time of its own (sigma and sigma_inv), "
+            "the 'discrete' schedule needs a network with a discrete time (sigma and sigma_inv), "
             "such as a VP one; choose another schedule."
         )
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
@@ -81,7 +81,7 @@ def check_schedule(
     sigma_max: float,
     rho: float | None,
 ) -> None:
-    """ValueError, one sentence, if no schedule can be made of these."""
+    """Raise ValueError, one sentence, unless these describe a schedule."""
     if not isinstance(schedule, str):
         _explicit(schedule)
         return
@@ -89,7 +89,7 @@ def check_schedule(
         raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
     _, default_rho, fewest = SCHEDULES[schedule]
     if steps != int(steps):
-        raise ValueError(f"steps must be a whole number, not {steps}.")
+        raise ValueError(f"steps must be an integer, not {steps}.")
     if steps < fewest:
         raise ValueError(f"the '{schedule}' schedule needs at least {fewest} steps, not {steps}.")
     if not 0 < sigma_min < sigma_max < float("inf"):
@@ -111,19 +111,37 @@ def make_schedule(
     rho: float | None = None,
     model: Any = None,
 ) -> Tensor:
-    """Noise levels [N + 1], float64, of a named schedule or an explicit list of sigmas.
+    """Return the noise levels of a named schedule or an explicit list.
 
-    `rho` None is the schedule's own; `model` is asked by `discrete` alone. Raises ValueError for
-    an unknown name, too few steps, or noise levels out of order.
+    Parameters
+    ----------
+    schedule
+        One of `SCHEDULES`, or noise levels in decreasing order.
+    steps, sigma_min, sigma_max
+        Intervals and ends of a named schedule.
+    rho
+        Exponent of a named schedule; None: its default.
+    model
+        The network, for `discrete` only.
+
+    Returns
+    -------
+    Tensor
+        sigma_0 > ... > sigma_N, [N + 1] float64 on the CPU.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, too few steps, or noise levels out of order.
     """
     check_schedule(schedule, steps, sigma_min, sigma_max, rho)
     if not isinstance(schedule, str):
         return _explicit(schedule)
-    make, default_rho, _ = SCHEDULES[schedule]
+    compute, default_rho, _ = SCHEDULES[schedule]
     more: dict[str, Any] = {} if default_rho is None else {"rho": rho or default_rho}
     if schedule == "discrete":
         more["model"] = model
-    return make(steps, sigma_min, sigma_max, **more)
+    return compute(steps, sigma_min, sigma_max, **more)
 
 
 def _explicit(levels: Sequence[float] | Tensor) -> Tensor:

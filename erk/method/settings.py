@@ -133,7 +133,7 @@ class Settings:
             levels = torch.cat([levels, levels.new_zeros(1)])
         if hasattr(model, "round_sigma"):
             levels = model.round_sigma(levels)
-        # levels that rounding made equal are one level
+        # levels that are equal after rounding are one level
         return torch.unique_consecutive(levels.to(self.dtype))
 
     def solver_for(self, sigmas: Tensor | None, model: Any) -> Solver:

@@ -30,13 +30,13 @@ from erk.method.point import Drift, Point, Solver, Step
 
 
 def euler(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
-    """Euler's method (DDIM in sigma): order 1, 1 evaluation. At sigma_next = 0, x becomes D."""
+    """Take a step of Euler's method (DDIM in sigma): order 1, 1 evaluation; D at sigma_next = 0."""
     start = drift(x, sigma)
     return _multistep(x + (sigma_next - sigma) * start.f, _latest(start, memory, 1), sigma_next)
 
 
 def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
-    """Heun's method (EDM's sampler): order 2, 2 evaluations.
+    """Take a step of Heun's method (EDM's sampler): order 2, 2 evaluations.
 
     The pair at x_i is the Euler solution of the PREVIOUS step, known at the same sigma_i.
     """
@@ -44,7 +44,7 @@ def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any
 
 
 def heun_from(drift: Drift, start: Point, sigma_next: Tensor) -> Step:
-    """A Heun step from a point whose drift is known: 1 evaluation, no pair yet."""
+    """Take a Heun step from a point whose drift is known: 1 evaluation, no pair yet."""
     x, f, sigma = start
     end = drift(x + (sigma_next - sigma) * f, sigma_next)  # Eq. 3
     x_next = x + (sigma_next - sigma) * (0.5 * f + 0.5 * end.f)  # Eq. 5
@@ -61,10 +61,11 @@ def dpm2(
     r: float = 0.5,
     predict_x0: bool = False,
 ) -> Step:
-    """DPM-Solver-2S (Lu et al. 2022): order 2, 2 evaluations; the middle stage is the twin.
+    """Take a step of DPM-Solver-2S (Lu et al. 2022): order 2, 2 evaluations.
 
-    `r` in (0, 1] places the stage at sigma_next^r sigma^(1-r). predict_x0: DPM-Solver++(2S) (Lu
-    et al. 2022b), which is the same in 1/sigma; its error, and so h, has the other sign.
+    The middle stage is the twin; `r` in (0, 1] puts it at sigma_next^r sigma^(1-r). predict_x0:
+    DPM-Solver++(2S) (Lu et al. 2022b), which is the same in 1/sigma; its error, and so h, has the
+    other sign.
     """
     start = drift(x, sigma)
     sigma_mid = sigma_next**r * sigma ** (1 - r)
@@ -88,7 +89,7 @@ def ipndm(
     *,
     order: int = 4,
 ) -> Step:
-    """iPNDM (Zhang & Chen 2023): Adams-Bashforth with the weights of equal steps, 1 evaluation."""
+    """Take a step of iPNDM (Zhang & Chen 2023): Adams-Bashforth for equal steps, 1 evaluation."""
     points = _latest(drift(x, sigma), memory, order)
     slope = _weighted(ADAMS_BASHFORTH[min(order, len(points))], points)
     return _multistep(x + (sigma_next - sigma) * slope, points, sigma_next)
@@ -103,7 +104,7 @@ def ipndm_v(
     *,
     order: int = 4,
 ) -> Step:
-    """iPNDM_v: Adams-Bashforth for unequal steps (as published), 1 evaluation."""
+    """Take a step of iPNDM_v: Adams-Bashforth for unequal steps (as published), 1 evaluation."""
     points = _latest(drift(x, sigma), memory, order)
     weights = ipndm_v_weights(_levels(points[:order]), sigma_next.item())
     return _multistep(x + _weighted(weights, points), points, sigma_next)
@@ -120,10 +121,10 @@ def deis(
     order: int = 4,
     mode: str = "tab",
 ) -> Step:
-    """DEIS (Zhang & Chen 2023): exponential integrator on the latest drifts, 1 evaluation.
+    """Take a step of DEIS (Zhang & Chen 2023): exponential integrator, 1 evaluation.
 
-    The drift is extrapolated by a polynomial in VP time (`mode` 'tab') or in sigma ('rhoab').
-    In sigma the exponential weight of DEIS is 1, so both are integrals of Lagrange polynomials.
+    A polynomial in VP time (`mode` 'tab') or in sigma ('rhoab') extrapolates the latest drifts. In
+    sigma the exponential weight of DEIS is 1, so both are integrals of Lagrange polynomials.
     """
     points = _latest(drift(x, sigma), memory, order)
     time = partial(vp_time, sigma_min=ends[0], sigma_max=ends[1]) if mode == "tab" else _identity
@@ -147,7 +148,7 @@ def dpmpp(
     lower_order_final: bool = True,
     dynamic_thresholding: bool = False,
 ) -> Step:
-    """DPM-Solver++ multistep (Lu et al. 2022b): 1 evaluation, in lambda = -ln sigma.
+    """Take a step of multistep DPM-Solver++ (Lu et al. 2022b): 1 evaluation, in -ln sigma.
 
     It extrapolates D, or with predict_x0 False the noise, i.e. the drift. Order 3 as published
     has half of the second derivative's weight, so it converges at order 2, with a small error.
@@ -183,7 +184,7 @@ def unipc(
     lower_order_final: bool = True,
     dynamic_thresholding: bool = False,
 ) -> Step:
-    """UniPC (Zhao et al. 2023): predictor and corrector that share evaluations, 1 per step.
+    """Take a step of UniPC (Zhao et al. 2023): predictor and corrector, 1 evaluation.
 
     A drift is evaluated at the PREDICTED state and kept for the next step, whose start is that
     point. The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
@@ -208,16 +209,16 @@ def unipc(
 
 
 def _latest(start: Point, memory: tuple[Point, ...] | None, order: int) -> tuple[Point, ...]:
-    """The latest points, newest first: as many as the order needs, and at least the twin."""
+    """Return the latest points, newest first: as many as the order needs, at least the twin."""
     return (start, *(memory or ()))[: max(order, 2)]
 
 
 def _multistep(
     x_next: Tensor, points: tuple[Point, ...], sigma_next: Tensor, sign: int = -1
 ) -> Step:
-    """A multistep solver's Step: the twin is the previous node, h the step with a sign (= beta).
+    """Return a multistep solver's Step: the twin is the previous node, h the signed step (= beta).
 
-    The sign is that of the solver's own error on Gaussian data (docs/theory.md): extrapolating
+    The sign is that of the solver's error on Gaussian data (docs/theory.md): extrapolating
     the drift falls short (-1), extrapolating D by a line or more overshoots (+1).
     """
     twin = points[1] if len(points) > 1 else None
@@ -228,7 +229,7 @@ def _multistep(
 def _order(
     points: tuple[Point, ...], sigma_next: Tensor, sigmas: Tensor, order: int, lower_at_end: bool
 ) -> int:
-    """The order of this step: limited by the points known and, if asked, by the steps left."""
+    """Return the order of this step, limited by the known points and, if asked, the steps left."""
     left = int(((sigmas <= sigma_next) & (sigmas > 0)).sum()) if lower_at_end else order
     return min(order, len(points), left)
 
@@ -236,7 +237,7 @@ def _order(
 def _exponential(
     x: Tensor, sigma: Tensor, sigma_next: Tensor, predict_x0: bool
 ) -> tuple[Tensor, Tensor | float, float]:
-    """(base, c, hh): the exact solution for a constant prediction m is base - c (e^hh - 1) m."""
+    """Return (base, c, hh): the solution for a constant prediction m is base - c (e^hh - 1) m."""
     h = _log_ratio(sigma, sigma_next)
     return (sigma_next / sigma * x, 1.0, -h) if predict_x0 else (x, sigma_next, h)
 
@@ -246,7 +247,7 @@ def _sign(order: int) -> int:
 
 
 def _prediction(point: Point, predict_x0: bool, threshold: bool) -> Tensor:
-    """What DPM-Solver++ and UniPC extrapolate: D, thresholded if asked, or the noise."""
+    """Return what DPM-Solver++ and UniPC extrapolate: D, thresholded if asked, or the noise."""
     if not predict_x0:
         return point.f
     denoised = point.x - point.sigma * point.f
@@ -254,7 +255,7 @@ def _prediction(point: Point, predict_x0: bool, threshold: bool) -> Tensor:
 
 
 def _threshold(denoised: Tensor) -> Tensor:
-    """Imagen's dynamic thresholding (p = 0.995, at least 1), per sample, as diff-sampler has it."""
+    """Apply Imagen's dynamic thresholding (p = 0.995, at least 1) per sample, as diff-sampler."""
     rows = denoised.abs().flatten(1)  # one by one: torch's quantile refuses large batches
     size = torch.stack([row.quantile(0.995) for row in rows.float()]).to(denoised).clamp_min(1)
     size = size.reshape(-1, *[1] * (denoised.ndim - 1))

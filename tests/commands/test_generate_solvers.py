@@ -101,7 +101,7 @@ BAD = {
     "wants NAME=VALUE": ["--solver-option", "order"],
     "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
     "works on model guidance": ["--erk-proj", "--w-stiff", "1"],
-    "a time of its own": ["--schedule", "discrete"],
+    "a discrete time": ["--schedule", "discrete"],
     "ends at 0 already": ["--denoise-to-zero"],
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Whole sampling runs against the original samplers: EDM2, ERK-Guid, EDM, closed-form cases."""
+"""Sampling runs against the original samplers: EDM2, ERK-Guid, EDM, closed-form cases."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ TAKEN = ("sigma_min", "sigma_max", "rho", "w_stiff", "w_con", "guidance",
 
 
 class Replay:
-    """Hands out recorded noise in order, as randn_like, and knows when it is used up."""
+    """Return recorded noise in order, as randn_like."""
 
     def __init__(self, draws):
         self.draws = [tensor(draw) for draw in draws]
@@ -74,7 +74,7 @@ def check_trace(data, run, trace, atol):
 
 @pytest.mark.parametrize("name", EDM)
 def test_edm_sampler_runs_equal_the_originals(name):
-    """EDM's own sampler: float64, levels rounded to those the network knows, and clipped."""
+    """EDM's sampler: float64, levels rounded to those the network knows, and clipped."""
     data, runs = ref(name), manifest()["nets"][name]["runs"]
     net = network(name)
     noise = tensor(data["S_noise"])

@@ -133,8 +133,8 @@ def test_exact_deis_is_near_the_originals(net, run, exact_nodes):
     """
     row = manifest()["nets"][net]["runs"][run]
     nodes = ref(net)[f"T_tu2_{row['num_steps']}"].astype(np.float64).tolist()
-    how = {"schedule": "time_uniform", "steps": row["num_steps"] - 1} if exact_nodes else {}
-    row, _, x0, wanted, _ = run_case(net, run, **(how or {"schedule": nodes}))
+    named = {"schedule": "time_uniform", "steps": row["num_steps"] - 1} if exact_nodes else {}
+    row, _, x0, wanted, _ = run_case(net, run, **(named or {"schedule": nodes}))
     error = (x0 - wanted).square().mean().sqrt()
     assert error <= (1e-2 if "w_stiff" in row else 1e-3) * row["rms"]
 

@@ -1,4 +1,4 @@
-"""Numbers that leave their range stop a run with a sentence; how far precisions agree."""
+"""Non-finite numbers stop a run with one sentence; images agree between precisions."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,14 +58,14 @@ def test_float16_that_overflows_stops_with_seed_step_and_sigma(way, loud, tmp_pa
     network = ["--preset", "digits"] if way == "guide" else ["--net", loud]
     done = run(*network, *more, "--precision", "fp16")
     assert done.exit_code == 2, done.output
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("Error: the network gave NaN or infinity for seed 7 at step 0 (sigma 8")
-    assert told.endswith("in float16 numbers end at 65504: use --precision bf16 or fp32")
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("Error: the network gave NaN or infinity for seed 7 at step 0 (sigma 8")
+    assert message.endswith("in float16 numbers end at 65504: use --precision bf16 or fp32")
     assert not Path("out").exists() and not Path("row.json").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_what_the_sentence_proposes_helps(precision, loud, tmp_path, monkeypatch):
+def test_the_proposed_precision_works(precision, loud, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("--net", loud, "--precision", precision).exit_code == 0
 
@@ -82,7 +82,7 @@ def test_weights_that_are_not_numbers(tmp_path, monkeypatch):
 
 
 class NaNForSecond:
-    """A VAE whose second picture of a batch is not a number, in one of its pixels."""
+    """A VAE whose second image of a batch is NaN in one pixel."""
 
     def decode(self, latents):
         images = latents[:, :3].repeat(1, 1, 8, 8)
@@ -108,29 +108,28 @@ def test_a_decoder_that_gives_nan_names_the_seed():
 MEAN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.6}  # grey levels; docs/reliability.md
 
 
-def moved(place, n=32):
+def mean_difference(variant, n=32):
     """Mean difference from float32 on the CPU, in grey levels, of images with ERK-Guid."""
-    settings = precision.WAYS["ERK-Guid"]
-    own, *_ = precision.places()
-    there, here = (precision.images_at(one, settings, n) for one in (place, own))
-    return precision.compared(there, here)["mean"]
+    settings, usual = precision.SAMPLERS["ERK-Guid"], precision.variants()[0]
+    there, here = (precision.sample(one, settings, n) for one in (variant, usual))
+    return precision.difference(there, here)["mean"]
 
 
-@pytest.mark.parametrize("how", ["fp16", "bf16"])
-def test_half_precision_moves_images_by_less_than_a_grey_level(how):
-    assert 0 < moved(precision.Place("cpu", how, 32)) < MEAN[how]
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_half_precision_changes_images_by_less_than_a_grey_level(kind):
+    assert 0 < mean_difference(precision.Variant("cpu", kind, 32)) < MEAN[kind]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("how", MEAN)
-def test_a_gpu_moves_images_by_no_more_than_the_precision_does(how):
-    assert moved(precision.Place("cuda", how, 32)) < MEAN[how]
+@pytest.mark.parametrize("kind", MEAN)
+def test_a_gpu_changes_images_by_no_more_than_the_precision_does(kind):
+    assert mean_difference(precision.Variant("cuda", kind, 32)) < MEAN[kind]
 
 
 def test_differences_are_counted_in_grey_levels():
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     other = images.clone()
     other[0, 0, 0, :2] = torch.tensor([255, 1])
-    assert precision.compared(images, other) == {
-        "pixels that differ": 2 / 128, "mean": 2.0, "99.9 %": pytest.approx(222.742), "most": 255,
+    assert precision.difference(images, other) == {
+        "pixels that differ": 2 / 128, "mean": 2.0, "99.9 %": pytest.approx(222.742), "max": 255,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from erk.method.solvers import make_solver
 from erk.method.stiffness import stiffness
 
 SCALE = 0.5  # S, the deviation of the data
-PLACES = (0.15, 0.4, 0.5, 1.0, 4.0)  # sigma
+LEVELS = (0.15, 0.4, 0.5, 1.0, 4.0)  # sigma
 
 
 def exact(sigma):
@@ -53,8 +53,8 @@ def measured(name, sigma, ratio, order=None, **options):
     return ((exact(there) - step.x) / (-h * (h * rho) ** 2 * step.start.f)).item()
 
 
-@pytest.mark.parametrize("sigma", PLACES)
-def test_heuns_local_error_has_the_term_that_eq_9_drops(sigma):
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_heuns_local_error_has_the_term_that_eq_9_omits(sigma):
     """exact - Heun = -h^3 x (lambda^3/6 - lambda''/12), for any lambda(sigma)."""
     h, k = 1e-3 * sigma, 2.0
 
@@ -69,7 +69,7 @@ def test_heuns_local_error_has_the_term_that_eq_9_drops(sigma):
     assert error.item() == pytest.approx(-(h**3) * x.item() * (third / 6 - second / 12), rel=0.02)
 
 
-@pytest.mark.parametrize("sigma", PLACES)
+@pytest.mark.parametrize("sigma", LEVELS)
 def test_heuns_coefficient_on_gaussian_data(sigma):
     """c = (1/(sigma lambda) - 1)/2 = S^2/(2 sigma^2); 1/6 where lambda'' = 0, at sqrt(3) S."""
     c = (1 / (sigma * rate(sigma)) - 1) / 2
@@ -78,28 +78,28 @@ def test_heuns_coefficient_on_gaussian_data(sigma):
     assert measured("heun", 3**0.5 * SCALE, 1.002) == pytest.approx(1 / 6, rel=0.02)
 
 
-@pytest.mark.parametrize("sigma", PLACES)
+@pytest.mark.parametrize("sigma", LEVELS)
 def test_coefficients_of_the_other_solvers_on_gaussian_data(sigma):
     """dpm2, Adams-Bashforth of order 2 (ipndm, deis in sigma) and DPM-Solver++(2M)."""
     share = sigma**2 / SCALE**2
     assert measured("dpm2", sigma, 1.002) == pytest.approx((1 + share) / 8, rel=0.03)
     for name, options in (("ipndm", {}), ("deis", {"mode": "rhoab"})):
-        found = measured(name, sigma, 1.002, 2, **options)
-        assert found == pytest.approx(-5 / 4 * share, rel=0.03)
-    found = measured("dpmpp", sigma, 1.002, 2, lower_order_final=False)
-    assert found == pytest.approx(3 / 4 - share / 2, rel=0.03, abs=0.01)
+        measured_value = measured(name, sigma, 1.002, 2, **options)
+        assert measured_value == pytest.approx(-5 / 4 * share, rel=0.03)
+    measured_value = measured("dpmpp", sigma, 1.002, 2, lower_order_final=False)
+    assert measured_value == pytest.approx(3 / 4 - share / 2, rel=0.03, abs=0.01)
 
 
-def test_only_order_two_has_a_coefficient_of_its_own():
-    """Of order p c goes with h^(p - 2), so that no w_stiff fits two step sizes."""
+def test_only_order_two_has_a_fixed_coefficient():
+    """For order p c scales with h^(p - 2), so that no w_stiff fits two step sizes."""
     for order in (2, 3):
         far, near = (measured("ipndm", 1.0, ratio, order) for ratio in (1.02, 1.01))
         assert far / near == pytest.approx(2.0 ** (order - 2), rel=0.1)
 
 
 @pytest.mark.parametrize("hl", [-2.0, -0.5, 0.5, 2.0])
-def test_alpha_wants_the_sign_of_minus_h_lambda(hl):
-    """For constant lambda alpha(-h lambda) is the whole error; alpha(+h lambda) is worse than the
+def test_alpha_is_exact_for_the_sign_of_minus_h_lambda(hl):
+    """For constant lambda alpha(-h lambda) is all of the error; alpha(+h lambda) is worse than the
     square where data contract (lambda > 0)."""
     f, x = hl, 1.0  # h = 1
     heun = x - f / 2 * (1 + (1 - hl))
@@ -127,7 +127,7 @@ def test_heun_with_the_exponential_weight_is_dpm_solver_pp(steps):
     """The multiple -(1 - r) of the embedded difference: the trapezoid rule for D in 1/sigma."""
     levels = Settings(steps=steps, schedule="polynomial", dtype=torch.float64).sigmas()
     weights = tuple((-(1 - b / a),) for a, b in pairwise(levels.tolist()))
-    made = Correction(tuple(levels.tolist()), ("embedded",), weights)
+    correction = Correction(tuple(levels.tolist()), ("embedded",), weights)
     noise = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     means = torch.tensor([[-1.0], [0.3], [1.0]])
 
@@ -135,9 +135,9 @@ def test_heun_with_the_exponential_weight_is_dpm_solver_pp(steps):
         shares = (-0.5 * ((x[..., None] - means[:, 0]) / sigma).square()).softmax(-1)
         return shares @ means[:, 0]
 
-    how = {"schedule": levels.tolist(), "dtype": torch.float64}
-    ours = sample(model, noise, erk=made, **how)
+    chosen = {"schedule": levels.tolist(), "dtype": torch.float64}
+    ours = sample(model, noise, erk=correction, **chosen)
     options = {"r": 1.0, "predict_x0": True}
-    theirs = sample(model, noise, solver="dpm2", solver_options=options, **how)
+    theirs = sample(model, noise, solver="dpm2", solver_options=options, **chosen)
     assert torch.allclose(ours, theirs, atol=1e-5)
-    assert not torch.allclose(theirs, sample(model, noise, **how), atol=1e-2)
+    assert not torch.allclose(theirs, sample(model, noise, **chosen), atol=1e-2)

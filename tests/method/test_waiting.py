@@ -1,6 +1,6 @@
 """The sampling loop never makes the host wait for the device.
 
-The device "meta" stands for a GPU: a tensor there has no values, so whatever asks for one on the
+The device "meta" stands for a GPU: a tensor there has no values, so whatever reads one on the
 host (item, a comparison in an `if`, nonzero) raises, and the guard catches copies between devices.
 """
 
@@ -20,18 +20,18 @@ UNET = {"model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_res
 
 
 class NoCopies(TorchDispatchMode):
-    """Raises where a tensor goes from one device to another."""
+    """Raise where a tensor is copied between devices."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         seen = [x.device.type for x in tree_leaves(args) if isinstance(x, torch.Tensor) and x.ndim]
-        more = [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        more = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
             seen += [x.device.type for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
             seen += [x.device.type for x in more]
         if len(set(seen)) > 1:
-            raise AssertionError(f"{func} goes from one device to another")
-        return made
+            raise AssertionError(f"{func} copies between devices")
+        return result
 
 
 def edm2_network():
@@ -51,7 +51,7 @@ def edm_network():
 
 
 def walk(settings, network=edm2_network, guide=None):
-    """All steps of the loop on the device without values."""
+    """Run the loop on the device without values."""
     model = network()
     with torch.device("meta"):
         noise, labels = torch.empty(2, 3, 16, 16), torch.empty(2, 10)
@@ -62,14 +62,14 @@ def walk(settings, network=edm2_network, guide=None):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("how", [{}, {"w_stiff": 1.0}, {"erk": "auto"}], ids=str)
-def test_no_solver_waits(solver, how):
-    x, _ = walk(Settings(solver=solver, steps=5, **how))[-1]
+@pytest.mark.parametrize("chosen", [{}, {"w_stiff": 1.0}, {"erk": "auto"}], ids=str)
+def test_no_solver_waits(solver, chosen):
+    x, _ = walk(Settings(solver=solver, steps=5, **chosen))[-1]
     assert x.device.type == "meta" and x.shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    "how",
+    "chosen",
     [
         {"guidance": 2.0, "guidance_interval": (0.1, 10.0), "w_stiff": 1.0, "dtype": torch.float64},
         {"guidance": 2.0, "w_stiff": 1.0, "erk_proj": True},
@@ -82,31 +82,31 @@ def test_no_solver_waits(solver, how):
     ],
     ids=str,
 )  # fmt: skip
-def test_no_guidance_and_no_rival_waits(how):
-    guide = edm2_network if "guidance" in how else None
-    assert len(walk(Settings(steps=4, **how), guide=guide)) >= 4
+def test_no_guidance_and_no_baseline_waits(chosen):
+    guide = edm2_network if "guidance" in chosen else None
+    assert len(walk(Settings(steps=4, **chosen), guide=guide)) >= 4
 
 
 def test_no_network_waits():
     assert len(walk(Settings(steps=3), edm_network)) == 3
 
 
-@pytest.mark.parametrize("made", [
+@pytest.mark.parametrize("adapt", [
     lambda model: adapters.from_epsilon(model, torch.linspace(0.999, 0.001, 50)),
     lambda model: adapters.from_v(model, torch.linspace(0.999, 0.001, 50)),
     adapters.from_flow,
     adapters.from_denoiser,
 ])  # fmt: skip
-def test_no_adapter_waits(made):
+def test_no_adapter_waits(adapt):
     def network():
-        return made(lambda x, time, labels: x * time[:, None, None, None])
+        return adapt(lambda x, time, labels: x * time[:, None, None, None])
 
     assert len(walk(Settings(steps=3), network)) == 3
 
 
-def test_the_guard_catches_what_waits():
+def test_the_guard_catches_copies_and_reads():
     x = torch.empty(2, 3, device="meta")
-    with NoCopies(), pytest.raises(AssertionError, match="from one device to another"):
+    with NoCopies(), pytest.raises(AssertionError, match="copies between devices"):
         torch.tensor(1.0).to(x.device)
     with pytest.raises(RuntimeError, match="meta"):
         bool((x > 0).any())

@@ -1,0 +1,146 @@
+"""Settings: declared once, a union whose forbidden combinations are refused in one sentence."""
+
+import ast
+import builtins
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from problems import linear
+
+import erk
+from erk.method.corrections import Card, Correction, auto
+from erk.method.fields import field, fields
+from erk.method.guidance import ErkGuid
+from erk.method.settings import RECIPE, Settings
+
+BAD = {
+    "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
+    "unknown schedule 'edn'": dict(schedule="edn"),
+    "needs at least 2 steps, not 1": dict(steps=1),
+    "steps must be an integer": dict(steps=6.5),
+    "0 < sigma_min < sigma_max": dict(sigma_min=-0.1),
+    "0 < sigma_min < sigma_max < inf": dict(sigma_min=80.0),
+    "rho must be positive": dict(rho=0.0),
+    "takes no rho": dict(schedule="logsnr", rho=7.0),
+    "strictly decreasing": dict(schedule=[1.0, 2.0, 0.0]),
+    "at least two": dict(schedule=[1.0]),
+    "set S_churn to 0": dict(w_stiff=1.0, S_churn=1.0),
+    "w_con must not be negative": dict(w_con=-1.0),
+    "guidance must be a finite number": dict(guidance=math.nan),
+    "guidance_interval must be": dict(guidance_interval=(2.0, 1.0)),
+    "has no option 'order'; it takes none": dict(solver_options={"order": 2}),
+    "has no option 'r'; it takes order, mode": dict(solver="deis", solver_options={"r": 0.5}),
+    "order of the solver 'deis' must be 1 to 4": dict(solver="deis", solver_options={"order": 5}),
+    "r of the solver 'dpm2' must be": dict(solver="dpm2", solver_options={"r": 0}),
+    "must be tab or rhoab": dict(solver="deis", solver_options={"mode": "x"}),
+    "must be true or false": dict(solver="dpmpp", solver_options={"predict_x0": 1}),
+    "erk_scale must be": dict(erk_scale="cubic"),
+    "ERK-Proj works on model guidance": dict(erk_proj=True),
+    "exclude each other": dict(w_stiff=1.0, pc_snr=0.1),
+    "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),
+    "leave out afs": dict(afs=True, adaptive_tau=1.0),
+    "ends at 0 already": dict(denoise_to_zero=True),
+    "needs a network with a discrete time": dict(schedule="discrete"),
+    "guidance 2 needs a guiding network": dict(guidance=2.0),
+    "erk must be 'auto', a card": dict(erk="automatic"),
+    "leave w_stiff at 0": dict(erk="auto", w_stiff=1.0),
+    "leave w_con at 0.5": dict(erk="auto", w_con=0.3),
+    "leave erk_scale at quadratic": dict(erk="auto", erk_scale="abs"),
+    "leave out twin": dict(erk="auto", twin=lambda step, previous: (None, None)),
+    "deterministic steps": dict(erk="auto", S_churn=1.0),
+    "the Langevin corrector": dict(erk="auto", pc_snr=0.1),
+    "the Langevin corrector and adaptive_tau": dict(erk="auto", adaptive_tau=1.0),
+}
+
+
+@pytest.mark.parametrize(("message", "settings"), BAD.items(), ids=list(BAD))
+def test_bad_settings_are_refused_with_one_sentence(message, settings):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")) as caught:
+        erk.sample(linear(1.0), torch.ones(1, 2), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_is_declared_once():
+    """`Settings` has the declared fields, in order, with their defaults."""
+    declared = {one.name: one.default for one in fields()} | {"dtype": torch.float32}
+    settings = Settings()
+    assert [one.name for one in dataclasses.fields(Settings)] == list(declared)
+    assert {name: getattr(settings, name) for name in declared} == declared
+
+
+def test_every_field_says_what_it_is_and_how_it_is_spelt():
+    for one in fields():
+        assert one.help.endswith(".") and one.group, one.name
+        assert one.option == "" or one.option.startswith("--"), one.name
+        assert one.default in (None, *one.choices) or not one.choices, one.name
+    assert field("w_stiff").option == "--w-stiff" and field("S_churn").option == "--S-churn"
+    assert field("pc_stochastic").option == "--pc-deterministic" and not field("twin").option
+
+
+def test_the_declarations_import_no_torch():
+    tree = ast.parse(Path(erk.method.fields.__file__).read_text())
+    imports = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert imports == {"collections.abc", "typing"}
+
+
+def test_construction_reads_no_file(monkeypatch):
+    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("a file was opened"))
+    with pytest.raises(ValueError, match="open the file of a card"):
+        Settings(erk="a.card.json")
+    Settings(erk="auto", solver="deis")
+
+
+def test_the_identity_is_plain_and_names_the_schedule():
+    identity = Settings(solver="deis", guidance_interval=(0.1, 1.0)).identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert list(identity) == [one.name for one in fields()]
+    assert identity["schedule"] == "time_uniform" and identity["S_max"] == "inf"
+    assert (
+        identity
+        == Settings(solver="deis", schedule="time_uniform", guidance_interval=(0.1, 1.0)).identity()
+    )
+    assert identity != Settings(solver="deis").identity()
+
+
+def test_the_recipe_fills_in_defaults():
+    recipe = Settings(solver="deis", steps=6).recipe()
+    assert list(recipe) == list(RECIPE)
+    assert recipe["solver_options"] == {"order": 4, "mode": "tab"}
+    assert (recipe["schedule"], recipe["rho"], recipe["steps"]) == ("time_uniform", 2.0, 6)
+    explicit = Settings(schedule=[3, 1, 0.5]).recipe()
+    assert (explicit["schedule"], explicit["rho"], explicit["steps"]) == ([3, 1, 0.5], None, 2)
+    with pytest.raises(ValueError, match="knows solvers by name"):
+        Settings(solver=lambda *arguments: None).recipe()
+
+
+def test_the_correction_is_one_of_a_union():
+    sigmas = Settings(steps=4).sigmas()
+    given = auto(Settings(steps=4).solver_for(sigmas, None), sigmas)
+    card = Card(given, Settings(steps=4).recipe() | {"network": "", "guide": None})
+    assert Settings(steps=4).correction(sigmas) is None
+    assert Settings(steps=4, erk_proj=True, w_stiff=1.0, guidance=2.0).correction(sigmas) is None
+    assert Settings(steps=4, w_stiff=1.0).correction(sigmas) == ErkGuid(1.0, 0.5)
+    for erk_ in ("auto", given, card):
+        assert Settings(steps=4, erk=erk_).correction(sigmas) == given
+    with pytest.raises(ValueError, match="for other noise levels"):
+        Settings(steps=4, erk=Correction(given.sigmas, given.directions, given.weights[1:])
+                 ).correction(sigmas)  # fmt: skip
+    with pytest.raises(ValueError, match="steps 4 there, 5 here"):
+        Settings(steps=5, erk=card)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_stay_within_what_the_model_knows(dtype):
+    class Model:
+        sigma_min, sigma_max = 0.01, 20.0
+
+        def round_sigma(self, sigma):
+            return (sigma * 100).round() / 100
+
+    sigmas = Settings(steps=40, dtype=dtype).sigmas(Model())
+    assert sigmas.dtype == dtype and sigmas[0] == 20 and sigmas[-1] == 0
+    assert len(sigmas) < 41 and (sigmas.diff() < 0).all()  # equal after rounding: one level
