@@ -60,6 +60,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(
+    name="erk",
     cls=LazyGroup,
     context_settings=CONTEXT,
     epilog="\b\nExamples:\n  erk generate --preset digits --seeds 0-99 --steps 8 --w-stiff 0.5\n"

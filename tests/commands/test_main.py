@@ -1,0 +1,69 @@
+"""The command `erk`: its subcommands, their shared options, and the modules behind them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from erk.commands import calibrate, generate, tune
+from erk.commands.main import SUBCOMMANDS, main
+from erk.method.fields import FIELDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def erk(*arguments):
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_explains_itself_with_two_examples(name):
+    done = erk(name, "--help")
+    assert done.exit_code == 0 and done.output.startswith(f"Usage: erk {name} ")
+    examples = done.output.partition("Examples:\n")[2].splitlines()
+    assert len(examples) >= 2
+    assert all(re.match(r"  (torchrun .* -m )?erk [a-z]", line) for line in examples)
+    assert max(map(len, examples)) <= 100
+    assert erk(name, "-h").output == done.output
+
+
+def test_underscores_name_the_same_subcommand():
+    texts = [erk(name, "--help").output for name in ("make_reference", "make-reference")]
+    assert texts[0].replace("_", "-") == texts[1].replace("_", "-")
+
+
+def test_an_unknown_subcommand_is_refused():
+    done = erk("generatee")
+    assert done.exit_code == 2 and "No such command 'generatee'" in done.stderr
+
+
+def test_the_modules_of_the_subcommands_run_as_programs():
+    """torchrun -m erk.commands.generate needs no group."""
+    for name in SUBCOMMANDS:
+        text = (ROOT / "erk/commands" / f"{name.replace('-', '_')}.py").read_text("utf-8")
+        assert text.endswith('if __name__ == "__main__":\n    main()\n'), name
+
+
+@pytest.mark.parametrize("command", [calibrate.main, tune.main], ids=["calibrate", "tune"])
+def test_commands_share_the_options_of_the_sampler(command):
+    """Whoever tunes or calibrates spells the solver as in generate; only seeds and steps differ."""
+    options = {p.name: p.to_info_dict() for p in generate.main.params}
+    shared = {p.name: p.to_info_dict() for p in command.params if p.name in options}
+    assert {"solver", "schedule", "sigma_max", "guidance", "net", "labels", "device"} <= {*shared}
+    different = {name for name, info in shared.items() if info != options[name]}
+    assert different <= {"seeds", "steps", "batch"}
+
+
+def test_every_setting_has_its_option():
+    spelt = {opt for p in generate.main.params for opt in p.opts}
+    assert {one.option for one in FIELDS if one.option} <= spelt
+
+
+def test_the_first_lines_of_the_scripts_are_the_commands():
+    for script in ("generate", "evaluate"):
+        command = [sys.executable, ROOT / f"{script}.py", "--version"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"{script}.py, version ")
