@@ -1,4 +1,4 @@
-"""Small networks of the toy's two classes, for the guides that need networks: CFG, Autoguidance."""
+"""Small networks of the toy's two classes, for guidance that needs networks: CFG, Autoguidance."""
 
 import hashlib
 import json
@@ -14,12 +14,13 @@ from erk.method.point import level_for
 
 CHECKPOINTS = data("checkpoints")
 SIGMA_DATA = 0.5
+ADVICE = "get it from git, or train it (python -m scripts.train.toy)"
 
 
 class ToyDenoiser(nn.Module):
     """D(x; sigma) of 2-D data: a plain MLP in EDM's preconditioning (Karras et al. 2022, Table 1).
 
-    `label_dim` 0: a network that knows no classes; labels are then not read.
+    With `label_dim` 0 the network is unconditional and ignores labels.
     """
 
     def __init__(self, width: int = 128, layers: int = 3, label_dim: int = 2) -> None:
@@ -32,9 +33,9 @@ class ToyDenoiser(nn.Module):
         self.out = nn.Linear(width, 2)
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """x [B, 2] float32, sigma [] or [B], one-hot labels [B, label_dim] -> D [B, 2].
+        """Return D(x; sigma) [B, 2] for x [B, 2] float32, sigma [] or [B], one-hot labels [B, C].
 
-        ValueError if a network with classes gets no labels, or labels of another shape.
+        Raises ValueError if a conditional network gets no labels, or labels of another shape.
         """
         level = level_for(x, torch.as_tensor(sigma, dtype=x.dtype)).expand(len(x), 1)
         size = (level**2 + SIGMA_DATA**2).sqrt()
@@ -44,7 +45,7 @@ class ToyDenoiser(nn.Module):
             if labels is None or shape != [len(x), self.label_dim]:
                 raise ValueError(
                     "this toy network needs one-hot labels of the shape "
-                    f"{[len(x), self.label_dim]}, not {shape}; give them."
+                    f"{[len(x), self.label_dim]}, not {shape}."
                 )
             inputs.append(labels.to(x.dtype))
         features = torch.cat(inputs, 1)
@@ -54,33 +55,30 @@ class ToyDenoiser(nn.Module):
 
 
 def load_network(name: str, folder: Path = CHECKPOINTS) -> ToyDenoiser:
-    """The network `folder`/`name`.safetensors that scripts/train/toy.py wrote, for inference.
+    """Load the network `folder`/`name`.safetensors for inference.
 
-    Raises FileNotFoundError if it or its card is missing, ValueError if they do not go together.
+    Raises FileNotFoundError if it or its metadata is missing, ValueError if they do not fit.
     """
-    weights, card = folder / f"{name}.safetensors", read_card(name, folder)
-    if not weights.is_file():
-        raise FileNotFoundError(f"{weights} is missing: run python -m scripts.train.toy.")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != card.get("sha256"):
-        raise ValueError(
-            f"{weights} is not the file that its card describes (sha256): "
-            "run python -m scripts.train.toy."
-        )
+    metadata, path = read_metadata(name, folder), folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {ADVICE}.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != metadata.get("sha256"):
+        raise ValueError(f"{path} does not have the sha256 in its metadata: {ADVICE}.")
     with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
-        network = ToyDenoiser(**card["architecture"]["kwargs"])
-    network.load_state_dict(load_file(weights), assign=True)
+        network = ToyDenoiser(**metadata["architecture"]["kwargs"])
+    network.load_state_dict(load_file(path), assign=True)
     return network.eval().requires_grad_(False)
 
 
-def read_card(name: str, folder: Path = CHECKPOINTS) -> dict[str, Any]:
-    """The card of a network: architecture, sha256, training. FileNotFoundError or ValueError."""
+def read_metadata(name: str, folder: Path = CHECKPOINTS) -> dict[str, Any]:
+    """Read a network's architecture, sha256 and training. FileNotFoundError or ValueError."""
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run python -m scripts.train.toy.")
+        raise FileNotFoundError(f"{path} is missing: {ADVICE}.")
     try:
-        card = json.loads(path.read_text("utf-8"))
+        metadata = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON; run python -m scripts.train.toy.") from error
-    if not isinstance(card, dict) or "kwargs" not in card.get("architecture", {}):
-        raise ValueError(f"{path} names no architecture; run python -m scripts.train.toy.")
-    return card
+        raise ValueError(f"{path} is not JSON: {ADVICE}.") from error
+    if not isinstance(metadata, dict) or "kwargs" not in metadata.get("architecture", {}):
+        raise ValueError(f"{path} names no architecture: {ADVICE}.")
+    return metadata

@@ -17,7 +17,7 @@ import click
 import torch
 
 from erk.analysis import toy, toy_results
-from erk.analysis.toy_networks import load_network, read_card
+from erk.analysis.toy_networks import load_network, read_metadata
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.runtime.provenance import provenance
 from metrics.table import flatten, to_csv, to_json, to_text, write
@@ -119,7 +119,7 @@ def figure2(keep: Keep, run: Run) -> None:
     keep(
         "figure2", rows, toy_plots.figure2(rows, errors), states=run.rho.numel(),
         estimated_stiffness=toy_results.estimates(run), guided_errors=errors,
-        networks={name: read_card(name)["sha256"] for pair in NETWORKS.values() for name in pair},
+        networks={name: read_metadata(name)["sha256"] for pair in NETWORKS.values() for name in pair},
     )  # fmt: skip
 
 

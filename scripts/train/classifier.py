@@ -1,14 +1,12 @@
-"""Train the digits classifier, the judge of the embedded default, in ~10 CPU-seconds.
+"""Train the digits classifier, the feature extractor of the embedded data, in ~10 CPU-seconds.
 
-It learns from four fifths of scikit-learn's 1797 digits and is kept as it stands: the held-out
-accuracy on its card belongs to these very weights, not to a sister net trained on all digits.
+    python -m scripts.train.classifier
+
+It is trained on four fifths of scikit-learn's 1797 digits and not retrained on all of them: the
+held-out accuracy in its metadata is that of these weights.
 """
 
-import hashlib
-import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import click
 import safetensors
 import sklearn
 import torch
-from safetensors.torch import save
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +21,7 @@ from torch.nn import functional
 from erk.commands.cli import CONTEXT, clean_exit
 from metrics.extractors.digits import WEIGHTS, DigitsClassifier, normalise
 from metrics.references import real_digits
-from metrics.table import write
+from scripts.train.common import reproducible, write_weights
 
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 40, 64, 3e-3, 1e-2
 HELD_OUT = 0.2
@@ -32,22 +29,29 @@ ARCHITECTURE = {"width": 16, "features": 64, "classes": 10}
 
 
 def train_classifier(destination: str | Path = WEIGHTS, seed: int = 0) -> float:
-    """Train, write ``destination`` (.safetensors) and its .json card; return held-out accuracy.
+    """Train, write ``destination`` (.safetensors) and its metadata; return held-out accuracy.
 
-    One seed gives the same weights again on the same machine and versions.
+    A seed gives the same weights on the same machine with the same versions.
     """
     images, labels = real_digits()
     seen, unseen = _split(labels, seed)
-    with _reproducible(seed):
+    with reproducible(seed):
         network = DigitsClassifier(**ARCHITECTURE)
         _fit(network, normalise(images[seen]), labels[seen])
         accuracy = _accuracy(network, normalise(images[unseen]), labels[unseen])
-    _save(network, Path(destination), _training_facts(seed, accuracy))
+    metadata = {
+        "name": "digits-classifier",
+        "architecture": {"class": "DigitsClassifier", "kwargs": ARCHITECTURE},
+        "licence": "Apache-2.0",
+        "source": "scikit-learn's bundled digits (UCI Optical Recognition of Handwritten Digits)",
+        "training": _training(seed, accuracy),
+    }
+    write_weights(Path(destination), network.state_dict(), metadata)
     return accuracy
 
 
 def _split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the digits to learn from and of those held out, each class in proportion."""
+    """Return indices of the training digits and of the held-out ones, stratified by class."""
     indices = torch.arange(len(labels)).numpy()
     seen, unseen = train_test_split(
         indices, test_size=HELD_OUT, stratify=labels.numpy(), random_state=seed
@@ -73,7 +77,7 @@ def _fit(network: DigitsClassifier, images: Tensor, labels: Tensor) -> None:
 
 
 def _shift(images: Tensor) -> Tensor:
-    """Move the batch by up to one pixel each way: lifted held-out accuracy from 98.3 to 99.4 %."""
+    """Shift the batch by up to one pixel: raised held-out accuracy from 98.3 to 99.4 %."""
     row, column = torch.randint(3, (2,)).tolist()
     return functional.pad(images, (1, 1, 1, 1), value=-1)[..., row : row + 8, column : column + 8]
 
@@ -84,20 +88,7 @@ def _accuracy(network: DigitsClassifier, images: Tensor, labels: Tensor) -> floa
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """One thread and a private seed: sums in one order, and the caller's state is given back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _training_facts(seed: int, accuracy: float) -> dict[str, Any]:
+def _training(seed: int, accuracy: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "epochs": EPOCHS,
@@ -116,27 +107,12 @@ def _training_facts(seed: int, accuracy: float) -> dict[str, Any]:
     }
 
 
-def _save(network: DigitsClassifier, destination: Path, training: dict[str, Any]) -> None:
-    """The weights first, then the card with their hash; each file appears whole."""
-    weights = save(network.state_dict())
-    write(destination, weights)
-    card = {
-        "name": "digits-classifier",
-        "architecture": {"class": "DigitsClassifier", "kwargs": ARCHITECTURE},
-        "licence": "Apache-2.0",
-        "source": "scikit-learn's bundled digits (UCI Optical Recognition of Handwritten Digits)",
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "training": training,
-    }
-    write(destination.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
-
-
 @click.command(context_settings=CONTEXT)
-@click.option("--dest", default=str(WEIGHTS), help="The .safetensors to write.")
+@click.option("--dest", default=str(WEIGHTS), help="Path of the .safetensors.")
 @click.option("--seed", default=0, help="Seed of split, weights and batches.")
 @clean_exit
 def main(dest: str, seed: int) -> None:
-    """Train the digits classifier and write its weights and card."""
+    """Train the digits classifier and write its weights and metadata."""
     accuracy = train_classifier(dest, seed)
     click.echo(f"held-out accuracy {accuracy:.2%}, written to {dest}")
 

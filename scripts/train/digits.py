@@ -1,4 +1,4 @@
-"""Train the embedded networks: EDM2 denoisers of scikit-learn's digits, and their judge.
+"""Train the embedded networks: EDM2 denoisers of scikit-learn's digits, and their classifier.
 
     python -m scripts.train.digits            # everything, about 9 CPU minutes
     python -m scripts.train.digits --only main
@@ -49,7 +49,7 @@ RUNS = {  # name -> labels, seed, {images seen: file to write}
 
 
 def load_digits() -> tuple[DigitsEncoder, Tensor, Tensor]:
-    """The encoder, all 1797 digits [N, 1, 8, 8] standardised by it, and one-hot labels [N, 10]."""
+    """Return the encoder, all 1797 digits [N, 1, 8, 8] encoded, and one-hot labels [N, 10]."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     data = sklearn_digits()
@@ -61,7 +61,7 @@ def load_digits() -> tuple[DigitsEncoder, Tensor, Tensor]:
 
 
 def edm2_loss(network: Precond, images: Tensor, labels: Tensor | None, draw: Any) -> Tensor:
-    """EDM2's loss with learned log-variance u(sigma) (Karras et al. 2024, Eq. 21), a mean."""
+    """Compute EDM2's loss with learned log-variance u(sigma) (Karras et al. 2024, Eq. 21)."""
     normal = torch.randn([len(images)], generator=draw)
     sigma = (normal * NOISE_STD + NOISE_MEAN).exp()
     noise = torch.randn(images.shape, generator=draw) * sigma.reshape(-1, 1, 1, 1)
@@ -73,12 +73,13 @@ def edm2_loss(network: Precond, images: Tensor, labels: Tensor | None, draw: Any
 
 
 def learning_rate(seen: int) -> float:
-    """Inverse square root decay with a linear ramp-up (Karras et al. 2024, Eq. 67)."""
+    """Return an inverse square root decay after a linear ramp-up (Karras et al. 2024, Eq. 67)."""
     return RATE * min(seen / RAMP_UP, 1) / math.sqrt(max(seen / DECAY_AFTER, 1))
 
 
 @torch.no_grad()
 def update_average(average: Precond, network: Precond, seen: int) -> None:
+    """Move the power-function average towards the network."""
     beta = (1 - BATCH / seen) ** (exponent_of(EMA_STD) + 1)
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - beta)
 
@@ -118,8 +119,8 @@ def train(name: str) -> None:
 def save(
     name: str, average: Precond, encoder: DigitsEncoder, label_dim: int, seed: int, seen: int
 ) -> None:
-    """Write the averaged network as float16 safetensors with its card, as released nets are."""
-    card = {
+    """Write the averaged network as float16 safetensors with its metadata, as released nets are."""
+    metadata = {
         "name": name,
         "licence": "Apache-2.0",
         "source": "trained by scripts/train/digits.py on scikit-learn's bundled digits",
@@ -137,7 +138,7 @@ def save(
         Part("Precond", {"label_dim": label_dim, **NETWORK}),
         Part("DigitsEncoder", {"mean": encoder.mean, "std": encoder.std}),
         {key: tensor.to(torch.float16) for key, tensor in average.state_dict().items()},
-        card,
+        metadata,
     )
     write_safetensors(CHECKPOINTS / f"{name}.safetensors", checkpoint)
     click.echo(f"wrote checkpoints/{name}.safetensors")
@@ -152,7 +153,7 @@ def main(only: str | None) -> None:
         if name in RUNS:
             train(name)
     if only in (None, "classifier"):
-        from train_classifier import train_classifier
+        from scripts.train.classifier import train_classifier
 
         train_classifier(CHECKPOINTS / "digits-classifier.safetensors")
 

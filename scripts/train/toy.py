@@ -8,8 +8,6 @@ the guide of CFG) and toy-weak (labels, half as wide and stopped early: the guid
 One thread and fixed seeds: a rerun on the same machine gives the same weights.
 """
 
-import hashlib
-import json
 import math
 import platform
 import time
@@ -18,13 +16,12 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from erk.analysis import toy
 from erk.analysis.toy_networks import CHECKPOINTS, SIGMA_DATA, ToyDenoiser
 from erk.commands.cli import CONTEXT, clean_exit
-from metrics.table import write
+from scripts.train.common import reproducible, write_weights
 
 BATCH, RATE = 1024, 3e-3
 NOISE_MEAN, NOISE_STD = -2.3, 1.5  # of ln sigma, as in Autoguidance's toy
@@ -48,7 +45,7 @@ RUNS = {
 
 
 class Batch(NamedTuple):
-    """Noisy states with what a denoiser should make of them."""
+    """Noisy states and the clean ones that a denoiser should return."""
 
     noisy: Tensor  # [B, 2] float32
     sigma: Tensor  # [B]
@@ -57,7 +54,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(mixture: toy.Mixture, size: int, draw: torch.Generator) -> Batch:
-    """Fresh samples of both classes at noise levels that EDM's training would draw."""
+    """Draw samples of both classes at the noise levels of EDM's training."""
     clean, label = toy.draw_samples(mixture, size, draw)
     sigma = (torch.randn(size, generator=draw) * NOISE_STD + NOISE_MEAN).exp()
     noise = torch.randn(size, 2, generator=draw)
@@ -66,17 +63,16 @@ def batch_of(mixture: toy.Mixture, size: int, draw: torch.Generator) -> Batch:
 
 
 def edm_loss(denoised: Tensor, batch: Batch) -> Tensor:
-    """EDM's weighted squared error (Karras et al. 2022, Eq. 8 and Table 1), a mean."""
+    """Compute EDM's weighted squared error (Karras et al. 2022, Eq. 8 and Table 1), a mean."""
     weight = (batch.sigma**2 + SIGMA_DATA**2) / (batch.sigma * SIGMA_DATA) ** 2
     return (weight[:, None] * (denoised - batch.clean) ** 2).mean()
 
 
 def train(run: Run) -> tuple[ToyDenoiser, float]:
-    """The trained network and its CPU seconds."""
+    """Train a network; return it and its CPU seconds."""
     mixture, start = toy.tree("AB"), time.process_time()
     draw = torch.Generator().manual_seed(run.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+    with reproducible(run.seed):
         network = ToyDenoiser(run.width, label_dim=run.label_dim)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, betas=(0.9, 0.99))
     for step in range(run.steps):
@@ -91,32 +87,30 @@ def train(run: Run) -> tuple[ToyDenoiser, float]:
 
 @torch.no_grad()
 def held_out(network: ToyDenoiser) -> tuple[float, float]:
-    """Loss on fresh samples, and what the exact denoiser that knows as much gets on them."""
+    """Compute the held-out loss, and that of the exact denoiser with the same labels."""
     both = toy.tree("AB")
     batch = batch_of(both, HELD_OUT, torch.Generator().manual_seed(1000))
-    own = network(batch.noisy, batch.sigma, batch.labels)
+    denoised = network(batch.noisy, batch.sigma, batch.labels)
     exact = torch.empty_like(batch.noisy)
-    for place, name in enumerate(toy.ANGLES):
-        rows = batch.labels[:, place] > 0
+    for index, name in enumerate(toy.ANGLES):
+        rows = batch.labels[:, index] > 0
         known = toy.tree(name) if network.label_dim else both
         exact[rows] = toy.denoiser(known)(batch.noisy[rows], batch.sigma[rows], None)
-    return edm_loss(own, batch).item(), edm_loss(exact, batch).item()
+    return edm_loss(denoised, batch).item(), edm_loss(exact, batch).item()
 
 
 def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
-    """Train, write weights and card (the card last), return the card."""
+    """Train, write weights and metadata, and return the metadata."""
     network, seconds = train(run)
     loss, floor = held_out(network)
-    weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
-    card = {
+    metadata = {
         "name": name,
         "architecture": {
             "class": "ToyDenoiser",
             "kwargs": {"width": run.width, "layers": 3, "label_dim": run.label_dim},
         },
-        "sha256": hashlib.sha256(weights).hexdigest(),
         "licence": "Apache-2.0",
-        "source": "trained by scripts/train/toy.py on samples of erk.study.toy, classes A and B",
+        "source": "trained by scripts/train/toy.py on samples of erk.analysis.toy, classes A and B",
         "training": {
             "command": f"python -m scripts.train.toy --only {name}",
             "seed": run.seed,
@@ -130,23 +124,21 @@ def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
             "machine": platform.machine(),
         },
     }
-    write(folder / f"{name}.safetensors", weights)
-    write(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
-    return card
+    return write_weights(folder / f"{name}.safetensors", network.state_dict(), metadata)
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--only", type=click.Choice([*RUNS]), help="Train just this one.")
-@click.option("--folder", default=str(CHECKPOINTS), help="Where weights and cards go.")
+@click.option("--folder", default=str(CHECKPOINTS), help="Folder of weights and metadata.")
 @clean_exit
 def main(only: str | None, folder: str) -> None:
     """Train the toy's networks and write them to checkpoints/."""
     torch.set_num_threads(1)  # the order of sums depends on the number of threads
     for name in RUNS if only is None else [only]:
-        facts = save_network(name, RUNS[name], Path(folder))["training"]
+        training = save_network(name, RUNS[name], Path(folder))["training"]
         click.echo(
-            f"{name}: loss {facts['held_out_loss']}, exact {facts['loss_of_the_exact_denoiser']}, "
-            f"{facts['cpu_seconds']} CPU seconds"
+            f"{name}: loss {training['held_out_loss']}, "
+            f"exact {training['loss_of_the_exact_denoiser']}, {training['cpu_seconds']} CPU seconds"
         )
 
 
