@@ -4,13 +4,12 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-from erk import __version__
 
 CODE = ("*.py", "*.yaml", "*.safetensors")  # files that results depend on
 
@@ -30,16 +29,19 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
             status = subprocess.run(changed, capture_output=True, text=True, check=True).stdout
             commit += "-dirty" if status.strip() else ""
     is_cuda = torch.device(device).type == "cuda"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    if commit is None:
+        with suppress(PackageNotFoundError):
+            versions["erk-guid"] = version("erk-guid")
     return {
         "command": " ".join([_script(root), *sys.argv[1:]]),
         "commit": commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        }
-        | ({"erk-guid": __version__} if commit is None else {}),
+        "versions": versions,
     }
 
 
