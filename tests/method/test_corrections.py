@@ -211,7 +211,8 @@ def test_the_command(tmp_path):
         assert done.exit_code == 0, done.output
     run = json.loads((tmp_path / "auto" / "run.json").read_text())
     assert run["settings"]["erk"] == "auto"
-    plain, corrected = (np.load(next((tmp_path / n).glob("*.npz")))["arr_0"] for n in ("plain", "auto"))
+    files = [next((tmp_path / name).glob("*.npz")) for name in ("plain", "auto")]
+    plain, corrected = (np.load(file)["arr_0"] for file in files)
     assert plain.shape == corrected.shape and (plain != corrected).any()
     done = CliRunner().invoke(generate.main, [*job, "--erk", "auto", "--w-stiff", "1"])
     assert done.exit_code == 2 and "leave w_stiff at 0" in done.output
