@@ -163,3 +163,5 @@ def test_a_trajectory_is_animated(tmp_path, suffix, digits):
     erk.animate(states, path)
     with pytest.raises(ValueError, match=".gif or .webp"):
         erk.animate(states, tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="without states"):
+        erk.animate([], path)

@@ -106,6 +106,25 @@ def test_the_identity_is_plain_and_names_the_schedule():
     assert identity != Settings(solver="deis").identity()
 
 
+def test_the_identity_tells_corrections_and_functions_apart():
+    def solver(*arguments):
+        raise NotImplementedError
+
+    levels = torch.tensor([3.0, 1.0, 0.5])
+    sigmas = Settings(schedule=levels).sigmas()
+    given = auto(Settings(schedule=levels).solver_for(sigmas, None), sigmas)
+    other = dataclasses.replace(given, weights=((0.25,), (0.5,)))
+    card = Card(given, Settings(schedule=levels).recipe())
+    values = {
+        Settings(schedule=levels, erk=erk_).identity()["erk"] for erk_ in (given, other, card)
+    }
+    assert len(values) == 3 and sum(value.startswith("card ") for value in values) == 1
+    assert Settings(schedule=levels).identity()["schedule"] == [3.0, 1.0, 0.5]
+    assert Settings(solver=solver).identity()["solver"].endswith("solver")
+    with pytest.raises(ValueError, match="bind the options of a function"):
+        Settings(solver=solver, solver_options={"order": 2})
+
+
 def test_the_recipe_fills_in_defaults():
     recipe = Settings(solver="deis", steps=6).recipe()
     assert list(recipe) == list(RECIPE)
