@@ -1,4 +1,4 @@
-"""The command `convert`: convert released network pickles to safetensors with JSON cards."""
+"""The command `convert`: convert released network pickles to safetensors with JSON metadata."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,7 @@ from erk.commands.options import offline_option
 def main(source: str | None, output: Path | None, everything: bool, offline: bool,
          **options: Any) -> None:  # fmt: skip
     """Write the network of SOURCE (a path, https://, hf://owner/repo/file or a preset's name)
-    to OUTPUT.safetensors, and its card to OUTPUT.json.
+    to OUTPUT.safetensors, and its metadata to OUTPUT.json.
 
     With --all: every released network of EDM2 and EDM. Converted files are skipped, interrupted
     downloads resume, and the files that failed are named at the end.

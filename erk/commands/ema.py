@@ -59,7 +59,7 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
         _describe(std, plan, len(snapshots))
     for std, plan, checkpoint in zip(stds, plans, sums(snapshots, plans, dtype), strict=True):
         write_sum(outputs[std], checkpoint, snapshots, plan, Profile(std, time))
-        click.echo(f"wrote {outputs[std]} and its card")
+        click.echo(f"wrote {outputs[std]} and its metadata")
 
 
 def _outputs(out: str, stds: Sequence[float]) -> dict[float, Path]:

@@ -302,7 +302,7 @@ def test_a_file_of_the_cache_that_cannot_be_read(cache, monkeypatch):
 def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CHECKPOINTS", tmp_path / "checkpoints")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
-    assert found(stored.checkpoints)["ok", "checkpoints"] == "7 networks match their cards"
+    assert found(stored.checkpoints)["ok", "checkpoints"] == "7 networks match their metadata"
     weights = tmp_path / "checkpoints" / "digits.safetensors"
     if fault == "byte":
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")

@@ -152,22 +152,22 @@ def readable(path: Path) -> str:
 
 
 def checkpoints() -> Iterator[Row]:
-    """Check the checkpoints that come with the code against their cards."""
+    """Check the checkpoints that come with the code against their metadata."""
     weights = sorted(CHECKPOINTS.glob("*.safetensors"))
-    cards = {p.with_suffix(".safetensors") for p in CHECKPOINTS.glob("*.json")}
-    bad = [path for path in {*weights, *cards} if not matches_card(path)]
+    named = {p.with_suffix(".safetensors") for p in CHECKPOINTS.glob("*.json")}
+    bad = [path for path in {*weights, *named} if not matches_metadata(path)]
     for path in sorted(bad):
-        yield Row("FAIL", "checkpoints", f"{path.name} does not match its card: {RESTORE}")
+        yield Row("FAIL", "checkpoints", f"{path.name} does not match its metadata: {RESTORE}")
     if not weights:
         yield Row("FAIL", "checkpoints", f"{CHECKPOINTS} has none: {RESTORE}")
     elif not bad:
-        yield Row("ok", "checkpoints", f"{len(weights)} networks match their cards")
+        yield Row("ok", "checkpoints", f"{len(weights)} networks match their metadata")
 
 
-def matches_card(path: Path) -> bool:
-    """Return whether a checkpoint has the sha256 of its card."""
+def matches_metadata(path: Path) -> bool:
+    """Return whether a checkpoint has the sha256 of its metadata."""
     try:
-        card = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        return sha256_of(path) == card["sha256"]
+        metadata = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        return sha256_of(path) == metadata["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
