@@ -1,4 +1,4 @@
-"""Measure images against a reference: Fréchet distance, precision, recall, Inception score.
+"""Evaluate images against a reference: Fréchet distance, precision, recall, Inception score.
 
 The public names load on first use, so ``import metrics`` costs no torch import.
 """
@@ -7,28 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metrics.api import evaluate as evaluate
     from metrics.distances import fd_infinity as fd_infinity
     from metrics.distances import frechet_distance as frechet_distance
     from metrics.distances import inception_score as inception_score
     from metrics.distances import kernel_distance as kernel_distance
+    from metrics.evaluation import Evaluation as Evaluation
     from metrics.evaluation import fd_floor as fd_floor
-    from metrics.evaluation import measure as measure
-    from metrics.extraction import extract as extract
+    from metrics.evaluation import paired_differences as paired_differences
+    from metrics.evaluator import Evaluator as Evaluator
+    from metrics.evaluator import load_evaluator as load_evaluator
     from metrics.extractors import load_extractor as load_extractor
+    from metrics.features import Features as Features
+    from metrics.features import extract as extract
     from metrics.images import open_images as open_images
-    from metrics.judge import load_judge as load_judge
-    from metrics.judge import measure_chunks as measure_chunks
     from metrics.neighbours import density_coverage as density_coverage
     from metrics.neighbours import precision_recall as precision_recall
     from metrics.protocols import find_protocol as find_protocol
     from metrics.references import load_reference as load_reference
-    from metrics.report import differences as differences
     from metrics.statistics import Moments as Moments
 
 _HOME = {
-    "open_images": "images",
-    "load_extractor": "extractors",
-    "extract": "extraction",
+    "evaluate": "api",
+    "extract": "features",
+    "Features": "features",
+    "Evaluation": "evaluation",
+    "paired_differences": "evaluation",
+    "fd_floor": "evaluation",
+    "Evaluator": "evaluator",
+    "load_evaluator": "evaluator",
     "Moments": "statistics",
     "frechet_distance": "distances",
     "inception_score": "distances",
@@ -37,12 +44,9 @@ _HOME = {
     "precision_recall": "neighbours",
     "density_coverage": "neighbours",
     "load_reference": "references",
+    "load_extractor": "extractors",
+    "open_images": "images",
     "find_protocol": "protocols",
-    "measure": "evaluation",
-    "fd_floor": "evaluation",
-    "load_judge": "judge",
-    "measure_chunks": "judge",
-    "differences": "report",
 }
 __all__ = list(_HOME)
 

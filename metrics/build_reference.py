@@ -11,34 +11,24 @@ import torch
 
 from erk.runtime.distributed import gather, join
 from erk.runtime.memory import keep_freed_memory
-from metrics.extraction import Pass, assemble, first_shape, image_chunks, work
 from metrics.extractors import load_extractor
 from metrics.extractors.weights import refuse_random
-from metrics.images import ImageSource
-from metrics.protocols import find_protocol
+from metrics.features import ExtractionPlan, image_chunks, load_features, store_features
+from metrics.images import ImageSource, first_shape
+from metrics.protocols import default_protocol, find_protocol
 from metrics.reference_files import write_reference
-from metrics.references import Statistics
-from metrics.statistics import Moments
+from metrics.statistics import Moments, Statistics
 from metrics.store import default_folder
 
 SPATIAL = "inception-spatial"
-PROTOCOLS = {
-    ("inception",): "edm",
-    ("dinov2", "inception"): "edm2",
-    ("inception", SPATIAL): "adm",
-    ("dinov2-pil",): "dgm-eval",
-    ("dinov2",): "kynkaat-dinov2",
-    ("digits",): "digits",
-}
-"""The protocol that needs just these statistics."""
 
-Chunks = list[tuple[int, str, int]]  # (start, key, size), see metrics/extraction.py
+ChunkKeys = list[tuple[int, str, int]]  # (start, key, size), see metrics/chunks.py
 
 
 def build_reference(
     source: ImageSource,
     dest: Path,
-    plan: Pass,
+    plan: ExtractionPlan,
     names: Sequence[str],
     *,
     protocol: str | None = None,
@@ -52,7 +42,7 @@ def build_reference(
         The real images.
     dest : Path
         The .npz file to write.
-    plan : Pass
+    plan : ExtractionPlan
         Extractors and cache, from `extraction_plan`.
     names : sequence of str
         The statistics: names of extractors, or inception-spatial.
@@ -71,13 +61,14 @@ def build_reference(
     height, width, _ = first_shape(source, plan.skip_corrupt)
     with join(torch.device(plan.device)) as world:
         chunks = image_chunks(source, plan)(world.rank, world.size)
-        share = [(c.start, c.key, c.size) for c in work(plan, chunks, world, len(source.names))]
+        stored = store_features(plan, chunks, world, len(source.names))
+        share = [(c.start, c.key, c.size) for c in stored]
         every = sorted(chunk for part in gather(world, share) for chunk in part)
     if world.rank > 0:
         return None
     statistics, kept = _statistics(plan, every, names, keep_features)
     labels = source.labels if keep_features else None
-    protocol = protocol or PROTOCOLS.get(tuple(sorted(statistics)))
+    protocol = protocol or default_protocol(statistics)
     write_reference(
         dest,
         statistics,
@@ -99,7 +90,7 @@ def extraction_plan(
     batch: int = 64,
     skip_corrupt: bool = False,
     offline: bool = False,
-) -> Pass:
+) -> ExtractionPlan:
     """Load the extractors of some statistics. Raises ValueError or OSError with one sentence."""
     refuse_random(weights, allow_random)
     wanted: dict[str, list[str]] = {}
@@ -112,25 +103,25 @@ def extraction_plan(
     if device.type == "cpu":
         keep_freed_memory()
     folder = default_folder() if cache is None else Path(cache)
-    return Pass(extractors, wanted, folder, batch, skip_corrupt, device)
+    return ExtractionPlan(extractors, wanted, folder, batch, skip_corrupt, device)
 
 
 def _statistics(
-    plan: Pass, chunks: Chunks, names: Sequence[str], keep_features: bool
+    plan: ExtractionPlan, chunks: ChunkKeys, names: Sequence[str], keep_features: bool
 ) -> tuple[dict[str, Statistics], list[int]]:
     """Return the statistics by name and the indices of the readable images, chunk by chunk."""
     moments: dict[str, Moments] = {}
     rows: dict[str, list[torch.Tensor]] = {}
     kept: list[int] = []
     for chunk in chunks:
-        found = assemble(plan, [chunk])
-        kept += found.kept.tolist()
-        for name, outputs in plan.wanted.items():
+        features = load_features(plan, [chunk])
+        kept += features.index.tolist()
+        for name, outputs in plan.outputs.items():
             for output in outputs:
                 key = SPATIAL if output == "spatial" else name
                 if key not in names:
                     continue
-                part = getattr(found.features[name], output)
+                part = getattr(features.outputs[name], output)
                 moments.setdefault(key, Moments(part.shape[1])).add(part)
                 if keep_features:
                     rows.setdefault(key, []).append(part)

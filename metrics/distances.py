@@ -1,6 +1,7 @@
-"""The distances as pure functions: numpy arrays or tensors in, plain floats out."""
+"""Distances as pure functions: numpy arrays or tensors in, plain floats out."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,18 +16,36 @@ SEED = 2020  # torch-fidelity's, for shuffles and subsets
 LARGE = 5000  # samples of the smallest subset that FD-infinity extrapolates from
 ROWS = 1024  # samples gathered at a time
 
-Gaussian = tuple[Any, Any]
-"""Mean [D] and covariance [D, D]."""
+
+class HasMoments(Protocol):
+    """Anything with a mean [D] and a covariance [D, D]: Moments, or Statistics of a reference."""
+
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def cov(self) -> Tensor: ...
 
 
-def frechet_distance(*, real: Gaussian, generated: Gaussian, factor: Tensor | None = None) -> float:
-    """Fréchet distance of two Gaussians, |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^1/2).
+Gaussian = HasMoments | tuple[Any, Any]
+"""Moments, or mean [D] and covariance [D, D]."""
 
-    Dowson & Landau 1982; the FID of Heusel et al. 2017. Computed in float64 on the device of
-    the real mean; also exact where a covariance is rank-deficient. ``factor``, if known, is
-    ``covariance_factor`` of the real covariance: half of the work when one reference meets
-    many sets. Raises ValueError for shapes that do not match, NaN, infinity or a matrix that is
-    no covariance.
+
+def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | None = None) -> float:
+    """Compute the Fréchet distance of two Gaussians, in float64 and also for singular covariances.
+
+    |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^1/2): Dowson & Landau 1982; the FID of Heusel
+    et al. 2017.
+
+    Parameters
+    ----------
+    real, generated : Moments, or (mean [D], cov [D, D]), arrays or tensors
+    factor : ``covariance_factor(real.cov)`` if known; half of the work when one reference meets
+        many sets
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, NaN, infinity or a matrix that is no covariance.
     """
     mean1, cov1 = _gaussian(real, "real")
     mean2, cov2 = (value.to(mean1.device) for value in _gaussian(generated, "generated"))
@@ -48,7 +67,7 @@ def frechet_distance(*, real: Gaussian, generated: Gaussian, factor: Tensor | No
 
 
 def covariance_factor(cov: Any) -> Tensor:
-    """A factor H [D, r] with H H^T = cov [D, D], float64; r is the rank if cov is singular.
+    """Return a factor H [D, r] with H H^T = cov [D, D], float64; r is the rank if cov is singular.
 
     Raises ValueError for a matrix that is no covariance.
     """
@@ -62,7 +81,7 @@ def covariance_factor(cov: Any) -> Tensor:
 
 
 def _pivoted_factor(cov: Tensor) -> Tensor:
-    """By Cholesky's method with pivots: fast and exact if cov is so within float64 rounding."""
+    """Factor by Cholesky with pivots: fast, and exact if cov is exact to float64 rounding."""
     lower, order, rank, _ = lapack.dpstrf(cov.cpu().numpy().T, lower=1)
     factor = torch.zeros_like(cov)
     factor[torch.from_numpy(order - 1).long()] = torch.from_numpy(lower).tril().to(cov.device)
@@ -70,7 +89,7 @@ def _pivoted_factor(cov: Tensor) -> Tensor:
 
 
 def _spectral_factor(cov: Tensor) -> Tensor:
-    """By eigenvectors: negative eigenvalues that are rounding do not spread."""
+    """Factor by eigenvectors: negative eigenvalues from rounding do not spread."""
     values, vectors = torch.linalg.eigh(cov)
     values = _no_negative(values)
     kept = values > len(values) * EPSILON * values[-1]
@@ -78,7 +97,7 @@ def _spectral_factor(cov: Tensor) -> Tensor:
 
 
 def root_trace(factor: Tensor, cov: Tensor) -> Tensor:
-    """tr (cov H H^T)^1/2: the eigenvalues of cov H H^T are those of the symmetric H^T cov H."""
+    """Return tr (cov H H^T)^1/2, by the eigenvalues of the symmetric H^T cov H."""
     square = factor.shape[0] == factor.shape[1]
     if square and cov.device.type == "cpu" and not factor.triu(1).any():  # a Cholesky factor
         # LAPACK's product H^T cov H takes half the time of two: it knows what is symmetric and
@@ -97,50 +116,73 @@ def _no_negative(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.clamp_min(0)
 
 
-def fd_infinity(
-    *, real: Gaussian, generated: Any, points: int = 15, seed: int = 0, without: Any = None
-) -> float:
-    """Fréchet distance of generated features [N, D] extrapolated to infinitely many samples.
+def fd_infinity(real: Gaussian, generated: Any, *, points: int = 15, seed: int = 0) -> float:
+    """Extrapolate the Fréchet distance of generated features to infinitely many samples.
 
-    Chong & Forsyth 2020, with dgm-eval's choices: FD of ``points`` random subsets of evenly
-    spaced sizes, the smallest 5000 (N / 10 if that is less) and the largest N; a straight line
-    over 1 / size by least squares; its intercept, which may be negative. Subsets are drawn
-    without replacement from ``seed``. ``without``: see ``inception_score``. Raises ValueError for
-    N < 20 or fewer than 2 points, and as ``frechet_distance`` does.
+    Chong & Forsyth 2020, with dgm-eval's choices: FD of random subsets of evenly spaced sizes,
+    the smallest 5000 (N / 10 if that is less) and the largest N; a straight line over 1 / size by
+    least squares; its intercept, which may be negative.
+
+    Parameters
+    ----------
+    real : Moments or (mean [D], cov [D, D])
+    generated : features [N, D], N >= 20
+    points : number of subsets, at least 2
+    seed : of the subsets, which are drawn without replacement
+
+    Raises
+    ------
+    ValueError
+        Fewer samples or points, and as `frechet_distance` does.
     """
     if points < 2:
         raise ValueError(f"a straight line needs at least 2 points, not {points}")
     features = as_features(generated, "generated", least=20)
-    n, dim = features.shape
+    return extrapolated_distance(real, features, nested_subsets(len(features), points, seed))
+
+
+def nested_subsets(n: int, points: int = 15, seed: int = 0) -> list[Tensor]:
+    """Draw the subsets of n samples that FD-infinity extrapolates from, int64 indices each."""
+    generator = torch.Generator().manual_seed(seed)
     sizes = np.linspace(min(LARGE, n // 10), n, points).astype(int)
+    return [torch.randperm(n, generator=generator)[:size] for size in sizes]
+
+
+def extrapolated_distance(real: Gaussian, features: Tensor, subsets: Sequence[Tensor]) -> float:
+    """Fit FD of the subsets of features [N, D] over 1 / size; return the intercept."""
     factor = covariance_factor(_gaussian(real, "real")[1])
-    generator, kept = torch.Generator().manual_seed(seed), _kept(n, without)
     counts, distances = [], []
-    for size in sizes:
-        moments, drawn = Moments(dim), torch.randperm(n, generator=generator)[:size]
-        for rows in drawn[kept[drawn]].split(ROWS):
+    for subset in subsets:
+        moments = Moments(features.shape[1])
+        for rows in subset.split(ROWS):
             moments.add(features[rows.to(features.device)])
         counts.append(moments.n)
-        distances.append(
-            frechet_distance(real=real, generated=(moments.mean, moments.cov), factor=factor)
-        )
+        distances.append(frechet_distance(real, moments, factor=factor))
     return float(np.polynomial.Polynomial.fit(1 / np.array(counts), distances, deg=1)(0))
 
 
 def kernel_distance(
-    *,
-    real: Any,
-    generated: Any,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    without: Any = None,
+    *, real: Any, generated: Any, subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
-    """Kernel distance (KID, Bińkowski et al. 2018) of features [N, D] and [M, D].
+    """Compute the kernel distance (KID, Bińkowski et al. 2018) of two sets of features.
 
-    The unbiased squared MMD with the kernel (x.y / D + 1)^3: mean and population std over
-    random subsets, drawn as torch-fidelity draws them, but computed in float64. Values a little
-    below 0 are valid. ``without``: see ``inception_score``, of the generated. Raises ValueError for
-    a set smaller than ``subset_size``, different D, NaN or infinity.
+    The unbiased squared MMD with the kernel (x.y / D + 1)^3 over random subsets, drawn as
+    torch-fidelity draws them, but computed in float64. Values a little below 0 are valid.
+
+    Parameters
+    ----------
+    real, generated : features [N, D] and [M, D]
+    subsets : number of subsets
+    subset_size : samples of each set in a subset
+
+    Returns
+    -------
+    mean and population standard deviation over the subsets
+
+    Raises
+    ------
+    ValueError
+        A set smaller than ``subset_size``, different D, NaN or infinity.
     """
     if subsets < 1 or subset_size < 2:
         raise ValueError(
@@ -150,33 +192,56 @@ def kernel_distance(
     real = as_features(real, "real", least=subset_size)
     generated = as_features(generated, "generated", least=subset_size)
     check_same_dimension(real, generated)
-    random, kept = np.random.RandomState(SEED), _kept(len(generated), without).numpy()
-    values = []
+    draws = kernel_draws(len(real), len(generated), subsets, subset_size)
+    return kernel_distances(real, generated, draws)
+
+
+def kernel_draws(n: int, m: int, subsets: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Draw pairs of index sets of n real and m generated samples, as torch-fidelity does."""
+    random = np.random.RandomState(SEED)
+    pairs = []
     for _ in range(subsets):
-        own, others = (
-            random.choice(len(features), subset_size, replace=False)
-            for features in (generated, real)  # in this order, for the same draws
-        )
-        x, y = _float64(generated[own[kept[own]]]), _float64(real[others])
+        generated = random.choice(m, size, replace=False)  # the order of torch-fidelity's draws
+        real = random.choice(n, size, replace=False)
+        pairs.append((torch.from_numpy(real), torch.from_numpy(generated)))
+    return pairs
+
+
+def kernel_distances(
+    real: Tensor, generated: Tensor, draws: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[float, float]:
+    """Return mean and population std of the squared MMD over pairs of index sets."""
+    values = []
+    for a, b in draws:
+        x = _float64(generated[b.to(generated.device)])
+        y = _float64(real[a.to(real.device)])
         values.append(_squared_mmd(x, y.to(x.device)))
     return float(np.mean(values)), float(np.std(values))
 
 
 def inception_score(
-    logits: Any,
-    splits: int = 10,
-    shuffle: bool = True,
-    split_size: int | None = None,
-    without: Any = None,
+    logits: Any, splits: int = 10, shuffle: bool = True, split_size: int | None = None
 ) -> tuple[float, float]:
-    """Inception score (Salimans et al. 2016) of logits [N, K]: mean and population std.
+    """Compute the Inception score (Salimans et al. 2016).
 
-    Every part of the samples scores exp(mean KL(p(y|x) || p(y))), in float64. torch-fidelity's
-    rule is the default: shuffle by RandomState(2020), cut into ``splits`` parts. ADM's is
-    ``shuffle=False, split_size=5000``: parts of that many in the given order, the last one
-    smaller if N is no multiple; ``splits`` then plays no part. ``without`` [N] bool marks samples
-    that are dropped after the draws, so that those of all samples hold: a jackknife must not draw
-    anew. Raises ValueError for NaN or fewer samples than splits.
+    Each part of the samples scores exp(mean KL(p(y|x) || p(y))), in float64. The defaults are
+    torch-fidelity's rule; ADM's is ``shuffle=False, split_size=5000``.
+
+    Parameters
+    ----------
+    logits : [N, K]
+    splits : number of parts
+    shuffle : whether samples are shuffled first, by RandomState(2020)
+    split_size : samples per part instead, the last one smaller; ``splits`` is then not used
+
+    Returns
+    -------
+    mean and population standard deviation over the parts
+
+    Raises
+    ------
+    ValueError
+        NaN or infinity, or fewer samples than parts.
     """
     logits = _float64(logits)
     least, size = (splits, splits) if split_size is None else (1, split_size)
@@ -186,27 +251,24 @@ def inception_score(
             f"logits [N, K] with N >= {least}, not {list(logits.shape)}"
         )
     check_finite(logits, "logits")
-    order = np.arange(len(logits))
-    if shuffle:
-        order = np.random.RandomState(SEED).permutation(len(logits))
-    order = order[_kept(len(logits), without).numpy()[order]]
-    log_p = logits.log_softmax(1)[torch.from_numpy(order).to(logits.device)]
+    order = sample_order(len(logits), shuffle).to(logits.device)
+    return split_scores(logits.log_softmax(1)[order], splits, split_size)
+
+
+def sample_order(n: int, shuffle: bool) -> Tensor:
+    """Return the order of n samples, int64 [n]; shuffled as torch-fidelity shuffles."""
+    order = np.random.RandomState(SEED).permutation(n) if shuffle else np.arange(n)
+    return torch.from_numpy(order)
+
+
+def split_scores(log_p: Tensor, splits: int, split_size: int | None) -> tuple[float, float]:
+    """Return mean and population std of the scores of the parts of log p(y|x) [N, K]."""
     if split_size is None:
         parts = log_p.tensor_split([i * len(log_p) // splits for i in range(1, splits)])
     else:
         parts = log_p.split(split_size)
     scores = [_split_score(part) for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
-
-
-def _kept(n: int, without: Any) -> Tensor:
-    """Bool [n]: the samples that are not dropped."""
-    if without is None:
-        return torch.ones(n, dtype=torch.bool)
-    dropped = torch.as_tensor(without, dtype=torch.bool).cpu()
-    if dropped.shape != (n,):
-        raise ValueError(f"there are {n} samples but marks of shape {list(dropped.shape)}")
-    return ~dropped
 
 
 def _split_score(log_p: Tensor) -> float:
@@ -216,11 +278,11 @@ def _split_score(log_p: Tensor) -> float:
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
     """The unbiased estimator of MMD^2 from x [n, D] and y [m, D]."""
-    own = sum(
+    within = sum(
         (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
         for kernel in (_kernel(x, x), _kernel(y, y))
     )
-    return float(own - 2 * _kernel(x, y).mean())
+    return float(within - 2 * _kernel(x, y).mean())
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -228,7 +290,8 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
-    mean, cov = map(_float64, values)
+    pair = (values.mean, values.cov) if hasattr(values, "cov") else values
+    mean, cov = map(_float64, pair)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"a Fréchet distance needs the {name} mean [D] and covariance [D, D], not "

@@ -1,118 +1,145 @@
-"""From features to numbers: every measure of a protocol, with its jackknife replicates.
+"""From features to an Evaluation: every measure of a protocol, with standard errors and notes."""
 
-A replicate is the same measure with one of the groups of consecutive images left out. It has
-nearly as many images as the whole, so that the bias of FD and recall with N is the same, and the
-spread of the replicates gives the standard error (metrics/jackknife.py).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metrics.distances import (
-    covariance_factor,
-    fd_infinity,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-)
-from metrics.extraction import Found
-from metrics.extractors import Features
-from metrics.jackknife import Estimate, group_of, standard_error
-from metrics.neighbours import membership
-from metrics.protocols import Measure, Protocol, find_protocol
-from metrics.references import Reference, Statistics
-from metrics.statistics import Moments, moments_of
+from metrics.distances import covariance_factor, frechet_distance
+from metrics.extractors import Outputs
+from metrics.features import Features
+from metrics.jackknife import Difference, Estimate, group_of, paired_difference, standard_error
+from metrics.measures import Case, Measure
+from metrics.protocols import Protocol, find_protocol
+from metrics.reference_files import Reference
+from metrics.statistics import Statistics, moments_of
 
 GROUPS = 10
-FEWEST = 20  # images for an extrapolation
-KID_SUBSET = 1000
-NO_REAL = "real images are needed, give them by --real DIR or ZIP"
-NEIGHBOURS = 5  # the most that any protocol asks for
-
-Values = tuple[list[float], list[list[float]]]
-"""The value of each column, and the replicates of each (none: no error is defined for it)."""
+FEWEST_LEFT = 6  # images that each replicate must have for standard errors to be given
+FEW = 5000  # images, below which the bias of FD and IS exceeds most differences
 
 
-class Case(NamedTuple):
-    """What a measure is computed from."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of one set of images.
 
-    measure: Measure
-    generated: Tensor  # [N, D], the extractor's output that is measured
-    real: Statistics | None  # None: the measure needs none
-    labels: Tensor | None  # int64 [N], the classes asked for
-    groups: Tensor  # int64 [N]; a single group: no replicates
-    memory: int | None
-    device: torch.device
-
-
-class Result(NamedTuple):
-    """Numbers of one set of images."""
+    Attributes
+    ----------
+    protocol : name of the protocol
+    n : number of images
+    values : column -> value; None: not defined, ``undefined`` says why
+    replicates : column -> values without each group of images, where a standard error is defined
+    undefined : reasons of values and standard errors that are missing
+    caveats : what limits the use of the values
+    details : reference, real images, extractors, ...: the other entries of ``to_dict``
+    errors : column -> standard error, or None
+    notes : ``undefined`` and ``caveats``
+    """
 
     protocol: str
     n: int
-    values: dict[str, float | None]  # by column; None: not defined here, the notes say why
-    replicates: dict[str, list[float]]  # by column, each group left out once; []: no error
-    notes: list[str]
+    values: dict[str, float | None]
+    replicates: dict[str, list[float]]
+    undefined: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> dict[str, float | None]:
         """Standard error by column."""
         return {name: standard_error(self.replicates.get(name, [])) for name in self.values}
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the values must know."""
+        return [*self.undefined, *self.caveats]
 
-def measure(
-    found: Found,
+    def to_dict(self) -> dict[str, Any]:
+        """Return one flat JSON-serializable row; the error of x is ``x_se``."""
+        row: dict[str, Any] = {"protocol": self.protocol, "n": self.n} | self.values
+        row |= {f"{name}_se": error for name, error in self.errors.items()}
+        replicates = {name: values for name, values in self.replicates.items() if values}
+        return row | self.details | {"replicates": replicates, "notes": self.notes}
+
+
+def evaluate_features(
+    features: Features,
     protocol: Protocol | str,
     reference: Reference | None = None,
     *,
-    real: Mapping[str, Features] | None = None,
+    real: Mapping[str, Outputs] | None = None,
     labels: Sequence[int] | Tensor | None = None,
     groups: int = GROUPS,
-    by_seed: bool = True,
+    in_seed_order: bool = True,
     memory: int | None = None,
     device: torch.device | str = "cpu",
-) -> Result:
-    """Every measure of ``protocol`` for the features ``found`` of images in seed order.
+) -> Evaluation:
+    """Compute every measure of a protocol.
 
-    ``reference`` holds the statistics of real images, ``real`` features of real images where
-    the reference keeps none; without a reference ``real`` serves for both. ``labels`` are the
-    classes that were asked for. ``groups`` > 1 gives standard errors; without ``by_seed`` they are
-    drawn, since neighbours in the order may be alike (of one class). ``memory`` bounds the bytes
-    that neighbours may take beside the features. Raises ValueError for fewer than 2 images, NaN,
-    or labels that do not fit.
+    Parameters
+    ----------
+    features : of the images, see `metrics.extract`
+    protocol : protocol or its name
+    reference : statistics of real images; None: those of ``real``
+    real : extractor -> outputs of real images, where the reference keeps no features
+    labels : int64 [N], the classes asked for
+    groups : groups of images left out in turn for the standard errors; 1: no errors
+    in_seed_order : images are in the order of their seeds; else groups are drawn, since
+        neighbours may be of one class
+    memory : bytes that the nearest-neighbour search may take besides the features
+    device : of the nearest-neighbour search
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 images, NaN, or labels that do not fit.
     """
-    if found.n < 2:
-        raise ValueError(f"there are {found.n} images: at least 2 are needed to measure anything")
+    n = features.n
+    if n < 2:
+        raise ValueError(f"there are {n} images: at least 2 are needed to measure anything")
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     asked = None if labels is None else torch.as_tensor(labels, dtype=torch.long)
-    if asked is not None and asked.shape != (found.n,):
-        raise ValueError(f"there are {found.n} images but labels of shape {list(asked.shape)}")
-    left = found.n - -(-found.n // groups)  # when the largest group is left out
-    enough = found.n >= 2 * groups and left > NEIGHBOURS
-    parts = group_of(found.n, groups if enough else 1)
-    if not by_seed:
-        parts = parts[torch.randperm(found.n, generator=torch.Generator().manual_seed(0))]
+    if asked is not None and asked.shape != (n,):
+        raise ValueError(f"there are {n} images but labels of shape {list(asked.shape)}")
+    undefined: list[str] = []
+    if groups > 1 and not _enough_for(n, groups, protocol):
+        undefined.append(f"no standard errors: {n} images are too few for {groups} groups")
+        groups = 1
+    parts = group_of(n, groups)
+    if not in_seed_order:
+        parts = parts[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
     values: dict[str, float | None] = {}
     replicates: dict[str, list[float]] = {}
-    notes: list[str] = []
-    if not enough and groups > 1:
-        notes.append(f"no standard errors: {found.n} images are too few for {groups} groups")
     for one in protocol.measures:
         statistics = _statistics(one, reference, real)
-        why = _undefined(one, found.n, statistics, asked)
-        if why is None:
-            generated = getattr(found.features[one.extractor], one.field)
-            case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
-            numbers, repeats = KINDS[one.kind](case)
-            values |= dict(zip(one.columns, numbers, strict=True))
-            replicates |= dict(zip(one.columns, repeats, strict=False))
-        else:
+        reason = one.undefined(n, statistics, asked)
+        if reason is not None:
+            undefined.append(f"{' and '.join(one.columns)}: {reason}")
             values |= dict.fromkeys(one.columns)
-            notes.append(f"{' and '.join(one.columns)}: {why}")
-    return Result(protocol.name, found.n, values, replicates, notes)
+            continue
+        generated = getattr(features.outputs[one.extractor], one.output)
+        case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
+        for column, (value, repeats) in one.rule.compute(case).items():
+            values[column] = value
+            if repeats:
+                replicates[column] = repeats
+    return Evaluation(protocol.name, n, values, replicates, undefined)
+
+
+def paired_differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
+    """Return a - b of every column that has standard errors in both, with its standard error.
+
+    Both evaluations are of the same seeds in the same groups, so what they share cancels.
+    """
+    differences = {}
+    for name, value in a.values.items():
+        replicates = a.replicates.get(name, []), b.replicates.get(name, [])
+        one = paired_difference(value, replicates[0], b.values.get(name), replicates[1])
+        if one is not None:
+            differences[name] = one
+    return differences
 
 
 def fd_floor(
@@ -123,12 +150,25 @@ def fd_floor(
     repeats: int = 10,
     seed: int = 0,
 ) -> Estimate:
-    """FD that n perfect samples would get: real images drawn with replacement, to all of them.
+    """Compute the FD of n perfect samples: real images drawn with replacement, to all of them.
 
-    Mean over ``repeats`` seeded draws and the standard deviation of ONE draw (not of the mean):
-    below value + error, differences of FD at this n mean nothing. With ``labels`` [N] each class
-    is drawn equally often (n is rounded down to a multiple of the classes). Raises ValueError for
-    statistics without features and for n below 2 or, with labels, twice the classes.
+    Parameters
+    ----------
+    real : statistics with features
+    n : number of images; with labels rounded down to a multiple of the classes
+    labels : int64 [N] of the features: each class is drawn equally often
+    repeats : number of seeded draws
+    seed : of the draws
+
+    Returns
+    -------
+    mean over the draws and standard deviation of ONE draw (not of the mean): below their sum,
+    differences of FD at this n mean nothing
+
+    Raises
+    ------
+    ValueError
+        Statistics without features, or n below 2 or, with labels, twice the classes.
     """
     if real.features is None or repeats < 2:
         raise ValueError(f"an FD floor needs real features and 2 repeats or more, not {repeats}")
@@ -142,144 +182,54 @@ def fd_floor(
     for _ in range(repeats):
         rows = [_draw(members, n // len(classes), generator) for members in classes]
         drawn = moments_of(real.features[torch.cat(rows)])
-        draws.append(
-            frechet_distance(
-                real=(real.mean, real.cov), generated=(drawn.mean, drawn.cov), factor=factor
-            )
-        )
+        draws.append(frechet_distance(real, drawn, factor=factor))
     fds = torch.tensor(draws, dtype=torch.float64)
     return Estimate(fds.mean().item(), fds.std().item())
 
 
+def floor_of(
+    protocol: Protocol, reference: Reference | None, n: int, labels: Tensor | None
+) -> dict[str, Any]:
+    """Return the FD floor, for ``Evaluation.details``; {} where the protocol gives none."""
+    if reference is None or protocol.floor is None:
+        return {}
+    statistics = reference.statistics.get(protocol.floor)
+    counts = torch.empty(0) if labels is None else labels.bincount()
+    balanced = len(counts) > 0 and bool(counts.max() - counts.min() <= 1) and n >= 2 * len(counts)
+    if statistics is None or statistics.features is None:
+        return {}
+    if balanced and reference.labels is None:
+        return {}
+    floor = fd_floor(statistics, n, reference.labels if balanced else None)
+    return {
+        "fd_floor": floor.value, "fd_floor_std": floor.error, "fd_floor_balanced": balanced
+    }  # fmt: skip
+
+
+def _enough_for(n: int, groups: int, protocol: Protocol) -> bool:
+    """Return whether every measure is defined for the images left by the largest group."""
+    left = n - -(-n // groups)
+    fewest = [
+        one.rule.minimum(one.options)
+        for one in protocol.measures
+        if one.rule.replicates_need_minimum
+    ]
+    return n >= 2 * groups and left >= max([FEWEST_LEFT, *fewest])
+
+
 def _statistics(
-    one: Measure, reference: Reference | None, real: Mapping[str, Features] | None
+    measure: Measure, reference: Reference | None, real: Mapping[str, Outputs] | None
 ) -> Statistics | None:
-    """What the reference, or else the real images, say to a measure."""
-    known = reference.statistics.get(one.statistics) if reference is not None else None
-    features = (
-        getattr(real[one.extractor], one.field, None) if real and one.extractor in real else None
-    )
+    """Return the reference's statistics for a measure, completed from the real images."""
+    known = reference.statistics.get(measure.statistics) if reference is not None else None
+    outputs = (real or {}).get(measure.extractor)
+    features = None if outputs is None else getattr(outputs, measure.output, None)
     if features is None:
         return known
     if known is not None:
         return known._replace(features=features)
     moments = moments_of(features)
     return Statistics(moments.mean, moments.cov, moments.n, features)
-
-
-def _undefined(one: Measure, n: int, real: Statistics | None, labels: Tensor | None) -> str | None:
-    """Why a measure of n images has no value; None: it has."""
-    if one.kind.startswith("fd") and real is None:
-        return f"the reference has no statistics of {one.statistics}"
-    if one.needs_real_features and (real is None or real.features is None):
-        return NO_REAL
-    if one.kind == "accuracy" and labels is None:
-        return ("the classes asked for are not known: a run keeps those of --labels balanced, "
-                "--class and files only (random ones: generate.py --evaluate)")  # fmt: skip
-    fewest = n
-    if one.needs_real_features and real is not None and real.features is not None:
-        fewest = min(n, len(real.features))
-    needed = {"fd_infinity": FEWEST, "kid": KID_SUBSET, "neighbours": one.options.get("k", 0) + 1,
-              "is": one.options.get("splits", 1)}  # fmt: skip
-    if fewest < needed.get(one.kind, 0):
-        return f"{fewest} images are too few, {needed[one.kind]} are needed"
-    return None
-
-
-def _frechet(case: Case) -> Values:
-    assert case.real is not None
-    real, factor = (case.real.mean, case.real.cov), covariance_factor(case.real.cov)
-    parts = [moments_of(case.generated[case.groups == g]) for g in case.groups.unique()]
-    whole = Moments(case.generated.shape[1])
-    for part in parts:
-        whole.merge(part)
-
-    def distance(moments: Moments) -> float:
-        return frechet_distance(real=real, generated=(moments.mean, moments.cov), factor=factor)
-
-    left = [whole.without(part) for part in parts] if len(parts) > 1 else []
-    return [distance(whole)], [[distance(rest) for rest in left]]
-
-
-def _extrapolated(case: Case) -> Values:
-    assert case.real is not None
-    real, own = (case.real.mean, case.real.cov), case.generated
-    return _repeated(case, lambda left: (fd_infinity(real=real, generated=own, without=left),))
-
-
-def _inception(case: Case) -> Values:
-    how = case.measure.options
-    splits = {"shuffle": False, **how} if "split_size" in how else how
-    return _repeated(case, lambda left: inception_score(case.generated, **splits, without=left))
-
-
-def _kernel(case: Case) -> Values:
-    assert case.real is not None and case.real.features is not None
-    real, own, size = case.real.features, case.generated, KID_SUBSET
-    return _repeated(
-        case, lambda w: kernel_distance(real=real, generated=own, subset_size=size, without=w)
-    )
-
-
-def _neighbours(case: Case) -> Values:
-    assert case.real is not None and case.real.features is not None
-    options = case.measure.options
-    order = case.groups.argsort(stable=True)  # groups in a row, as membership wants them
-    both = case.real.features, case.generated[order]
-    most = min(options.get("reduced", len(both[0])), *map(len, both))
-    reduced = "reduced" in options
-    real, generated = ((_reduced(f, most) if reduced else f).to(case.device) for f in both)
-    groups = int(case.groups.max()) + 1
-    k, strict = options["k"], options.get("strict", False)
-    found = membership(
-        real=real, generated=generated, k=k, strict=strict, groups=groups, memory=case.memory
-    )
-    of = group_of(len(generated), groups).to(found.precise.device)
-    left = [of != g for g in range(groups)] if groups > 1 else []
-    every = torch.ones_like(of, dtype=torch.bool)
-    rows = [
-        [_share(found.precise[keep]) for keep in (every, *left)],
-        [_share(row) for row in found.recalled],
-        [_share(found.inside[keep]) / k for keep in (every, *left)],
-        [_share(row) for row in found.covered],
-    ][: len(case.measure.columns)]
-    return [row[0] for row in rows], [row[1:] for row in rows]
-
-
-def _accuracy(case: Case) -> Values:
-    assert case.labels is not None
-    right = (case.generated.argmax(1) == case.labels).double()
-    every = torch.zeros(len(right), dtype=torch.bool)
-    return _repeated(case, lambda left: (right[~(every if left is None else left)].mean().item(),))
-
-
-KINDS: dict[str, Callable[[Case], Values]] = {
-    "fd": _frechet,
-    "fd_infinity": _extrapolated,
-    "is": _inception,
-    "kid": _kernel,
-    "neighbours": _neighbours,
-    "accuracy": _accuracy,
-}
-
-
-def _repeated(case: Case, function: Callable[[Tensor | None], tuple[float, ...]]) -> Values:
-    """function(samples to leave out): of none, and of each group. A spread gets no replicates."""
-    groups = case.groups.unique()
-    repeats = [function(case.groups == g)[0] for g in groups] if len(groups) > 1 else []
-    return list(function(None)), [repeats]
-
-
-def _reduced(rows: Tensor, most: int) -> Tensor:
-    """At most so many rows, drawn by a fixed seed, in their order."""
-    if len(rows) <= most:
-        return rows
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
-    return rows[drawn.sort().values]
-
-
-def _share(marks: Tensor) -> float:
-    return marks.double().mean().item()
 
 
 def _draw(members: Tensor, n: int, generator: torch.Generator) -> Tensor:

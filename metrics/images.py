@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip or an npz, read as uint8 batches in seed order."""
+"""Sources of images: a folder, a zip, an npz or scikit-learn's, read as uint8 in seed order."""
 
 import hashlib
 import re
@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from erk.io.untrusted import (
     DECODE_ERRORS,
@@ -23,70 +25,91 @@ from erk.io.untrusted import (
 )
 from metrics.npz import map_npz, read_npz
 
-PICTURES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg")
+BUNDLED = "sklearn:"  # before the name of images that come with scikit-learn
 
 
 class BrokenImageError(ValueError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 class ImageSource(NamedTuple):
-    """Images that can be read one by one, from several threads; nothing is decoded before."""
+    """Images that can be read one by one, from several threads; nothing is decoded at opening."""
 
     path: Path
     names: list[str]  # in seed order: digits in a name sort as numbers
-    fetch: Callable[[int], bytes]  # index -> the picture's bytes as stored
+    fetch: Callable[[int], bytes]  # index -> the image's bytes as stored
     decode: Callable[..., np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
     run: dict[str, Any]  # run.json beside the images, with its "settings"; {}: none
     labels: list[int] | None = None  # class of every image where the source stores it
 
 
 def fingerprint(source: ImageSource) -> str:
-    """64 hexadecimal digits that change with the images: names, sizes and times of the files."""
+    """Return 64 hexadecimal digits of the names, sizes and times of the files."""
     files = [source.path]
     if source.path.is_dir():
         files = sorted(path for path in source.path.rglob("*") if path.is_file())
-    told = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def open_images(path: str | Path) -> ImageSource:
     """List the images of a folder (recursive), a zip or an npz.
 
-    A folder or zip holds 8-bit grey or RGB pictures (png, jpg); everything else in it, and
-    ``grid.png``, is ignored. A folder without pictures may hold one zip or npz instead. An npz
-    holds ``images`` or ``arr_0``, uint8 [N, H, W] or [N, H, W, C], perhaps ``seeds``, ``labels``.
+    A folder or zip holds 8-bit grey or RGB images (png, jpg); everything else in it, and
+    ``grid.png``, is ignored. A folder without images may hold one zip or npz instead. An npz holds
+    ``images`` or ``arr_0``, uint8 [N, H, W] or [N, H, W, C], and optionally ``seeds``, ``labels``.
 
-    Raises FileNotFoundError for a missing path, ValueError for fewer than 2 images or a file
-    that cannot be read.
+    Parameters
+    ----------
+    path : folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn
+
+    Raises
+    ------
+    FileNotFoundError
+        A path that does not exist.
+    ValueError
+        Fewer than 2 images, or a file that cannot be read.
     """
+    if str(path).startswith(BUNDLED):
+        return _open_bundled(str(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a folder, a zip or an npz of images")
     source = _open(path)
     if len(source.names) < 2:
-        found = "no images" if not source.names else "only one image"
-        raise ValueError(f"{path} holds {found}: at least 2 are needed to measure anything")
+        count = "no images" if not source.names else "only one image"
+        raise ValueError(f"{path} holds {count}: at least 2 are needed to measure anything")
     return source
 
 
-def place(source: ImageSource, index: int) -> str:
-    """A picture's name below its source, for people; in a zip it may look like a path anywhere."""
+def load_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Read all images of a source: uint8 [N, C, H, W] and labels int64 [N], if it has labels."""
+    source = open_images(path)
+    images = [read_image(source, index) for index in range(len(source.names))]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return pixels, None if source.labels is None else torch.tensor(source.labels)
+
+
+def image_name(source: ImageSource, index: int) -> str:
+    """Name an image in a message: its source and its name there."""
     return f"{source.path}/{source.names[index]}"
 
 
 def read_bytes(source: ImageSource, index: int) -> bytes:
-    """One picture's bytes as stored. Raises BrokenImageError, naming it, if they cannot be read.
+    """Read the bytes of one image as stored.
 
-    ValueError if they are too many.
+    Raises BrokenImageError, naming the image, if they cannot be read, ValueError if too many.
     """
     try:
         return source.fetch(index)
     except TooLargeError as error:
         raise _too_large(source, index, error) from error
     except DECODE_ERRORS as error:
-        name = place(source, index)
-        raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
+        name = image_name(source, index)
+        raise BrokenImageError(
+            f"{name} is not a readable image: delete it or generate it again"
+        ) from error
 
 
 def read_image(
@@ -95,12 +118,12 @@ def read_image(
     data: bytes | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """One picture, uint8 [H, W, C]; ``data``: its bytes, where they are at hand already.
+    """Decode one image, uint8 [H, W, C]; ``data``: its bytes, if they were read already.
 
-    Raises ValueError, naming the picture, if it is broken or neither 8-bit grey nor RGB, and
-    ShapeError, before it is decoded, if it has another shape than it must have.
+    Raises ValueError, naming the image, if it is broken or neither 8-bit grey nor RGB, and
+    ShapeError, before it is decoded, if it has another ``shape``.
     """
-    name = place(source, index)
+    name = image_name(source, index)
     data = read_bytes(source, index) if data is None else data
     try:
         return source.decode(data, shape)
@@ -111,17 +134,30 @@ def read_image(
     except ModeError as error:
         raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
     except DECODE_ERRORS as error:
-        raise BrokenImageError(f"{name} is not a readable image: delete or remake it") from error
+        raise BrokenImageError(
+            f"{name} is not a readable image: delete it or generate it again"
+        ) from error
+
+
+def first_shape(source: ImageSource, skip_corrupt: bool = False) -> tuple[int, ...]:
+    """Return (H, W, C) of the first readable image. Raises ValueError if there is none."""
+    for index in range(len(source.names)):
+        try:
+            return read_image(source, index).shape
+        except BrokenImageError:
+            if not skip_corrupt:
+                raise
+    raise ValueError(f"{source.path} holds no readable image: nothing can be measured")
 
 
 def _too_large(source: ImageSource, index: int, error: TooLargeError) -> ValueError:
     return ValueError(
-        f"{place(source, index)} is too large to be measured ({error}): crop it or make it smaller"
+        f"{image_name(source, index)} is too large to be measured ({error}): crop it or reduce it"
     )
 
 
 def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
-    """``num`` images drawn without replacement, in order; None: all of them.
+    """Draw ``num`` images without replacement, in order; None: keep all of them.
 
     The draw is that of EDM's and EDM2's data sets, so the same seed picks the same images.
     Raises ValueError for fewer than 2 images or more than there are.
@@ -144,7 +180,7 @@ def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
 
 
 def seeds_of(source: ImageSource) -> list[int] | None:
-    """The seed of every image, from names such as ``000123.png``; None if a name has no seed."""
+    """Return the seed of every image, from names such as ``000123.png``; None if one has none."""
     stems = [PurePosixPath(name).stem for name in source.names]
     if not all(re.fullmatch("[0-9]{1,18}", stem) for stem in stems):
         return None
@@ -152,9 +188,9 @@ def seeds_of(source: ImageSource) -> list[int] | None:
 
 
 def labels_of(source: ImageSource, classes: int) -> list[int] | None:
-    """The class of every image where it is stored or follows from run.json, else None.
+    """Return the class of every image where it is stored or follows from run.json, else None.
 
-    The settings in run.json tell it if the run had one ``class`` or ``labels: balanced``
+    It follows from the run's settings if they name one ``class`` or ``labels: balanced``
     (class = seed mod classes).
     """
     if source.labels is not None:
@@ -179,11 +215,11 @@ def _open(path: Path) -> ImageSource:
 
 
 def _open_folder(folder: Path) -> ImageSource:
-    names = _pictures(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = _image_names(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     archives = [p for p in folder.iterdir() if p.suffix in (".zip", ".npz")]
-    ours = [p for p in archives if p.stem == "images"]  # generate.py's, beside whatever else
-    if not names and len(ours or archives) == 1:
-        return _open((ours or archives)[0])
+    generated = [p for p in archives if p.stem == "images"]  # of generate.py
+    if not names and len(generated or archives) == 1:
+        return _open((generated or archives)[0])
 
     if not names and _run(folder / "run.json").get("complete") is False:
         raise ValueError(
@@ -193,8 +229,8 @@ def _open_folder(folder: Path) -> ImageSource:
     def fetch(index: int) -> bytes:
         return read_image_file(folder / names[index])
 
-    place = folder / "dataset.json"
-    labels = _dataset_labels(place, place.read_bytes() if place.exists() else None, names)
+    table = folder / "dataset.json"
+    labels = _dataset_labels(table, table.read_bytes() if table.exists() else None, names)
     return ImageSource(folder, names, fetch, decode_image, _run(folder / "run.json"), labels)
 
 
@@ -202,17 +238,17 @@ def _open_zip(path: Path) -> ImageSource:
     try:
         archive = zipfile.ZipFile(path)  # open as long as the source lives
     except DECODE_ERRORS as error:
-        raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
-    names, others = _pictures(archive.namelist()), set(archive.namelist())
+        raise ValueError(f"{path} is not a readable zip: create it again ({error})") from error
+    names, others = _image_names(archive.namelist()), set(archive.namelist())
     twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
     if twice is not None:
-        raise ValueError(f"{path} holds {twice} twice: make it again with each image once")
+        raise ValueError(f"{path} holds {twice} twice: create it again with each image once")
 
     def text(name: str) -> bytes | None:
         try:
             return read_member(archive, name) if name in others else None
         except ValueError as error:
-            raise ValueError(f"{path} is not a readable zip: make it again ({error})") from error
+            raise ValueError(f"{path} is not a readable zip: create it again ({error})") from error
 
     def fetch(index: int) -> bytes:
         return read_member(archive, names[index], MAX_IMAGE_RATIO)
@@ -253,13 +289,35 @@ def _open_npz(path: Path) -> ImageSource:
     )
 
 
-def _pictures(names: Iterable[str]) -> list[str]:
-    """The names that are pictures, in natural order; grids and hidden files are none."""
+def _open_bundled(address: str) -> ImageSource:
+    """Open images [N, H, W] of scikit-learn; their largest value becomes 255, truncated."""
+    from sklearn import datasets  # late: a second
+
+    load = getattr(datasets, f"load_{address.removeprefix(BUNDLED)}", None)
+    try:
+        bunch = load() if load else None
+    except TypeError:  # a function that needs arguments
+        bunch = None
+    if not hasattr(bunch, "images") or bunch.images.ndim != 3:
+        raise ValueError(f"scikit-learn has no grey images {address!r}: try sklearn:digits")
+    pixels = (bunch.images * (255 / bunch.images.max())).astype(np.uint8)[..., None]
+    return ImageSource(
+        Path(address),
+        [f"{index:06d}" for index in range(len(pixels))],
+        lambda index: pixels[index].tobytes(),
+        lambda data, _=None: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
+        {},
+        [int(label) for label in bunch.target],
+    )
+
+
+def _image_names(names: Iterable[str]) -> list[str]:
+    """Keep the names of images, in natural order; leave out grids and hidden files."""
 
     def wanted(name: str) -> bool:
         file = PurePosixPath(name)
         hidden = any(part.startswith(".") for part in file.parts)
-        return file.suffix.lower() in PICTURES and file.name != "grid.png" and not hidden
+        return file.suffix.lower() in SUFFIXES and file.name != "grid.png" and not hidden
 
     return sorted(filter(wanted, names), key=_natural)
 
@@ -271,14 +329,14 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _dataset_labels(file: Path, text: bytes | None, names: list[str]) -> list[int] | None:
-    """Classes from EDM's dataset.json, {"labels": [[name, class], ...] or null}."""
+    """Read classes from EDM's dataset.json, {"labels": [[name, class], ...] or null}."""
     if text is None:
         return None
     try:
         rows = parse_json(text)["labels"]
         known = {str(name): int(label) for name, label in rows or ()}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not EDM's dataset.json: delete or remake it") from error
+        raise ValueError(f"{file} is not EDM's dataset.json: delete or correct it") from error
     return [known[name] for name in names] if all(name in known for name in names) else None
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from erk.runtime.distributed import World
-from metrics.extraction import Pass, image_chunks, work
-from metrics.extractors import Features
+from metrics.chunks import Reading, source_chunks
+from metrics.extractors import Outputs
+from metrics.features import ExtractionPlan, image_chunks, store_features
 from metrics.images import ImageSource
 from metrics.store import default_folder, load
 
@@ -22,9 +23,9 @@ class Pixels(NamedTuple):
     sha256: str = "none"
     precision: str = "fp32"
 
-    def __call__(self, images: Tensor) -> Features:
+    def __call__(self, images: Tensor) -> Outputs:
         """uint8 [B, C, H, W] -> float32 [B, C H W]."""
-        return Features(images.flatten(1).to(torch.float32))
+        return Outputs(images.flatten(1).to(torch.float32))
 
 
 class Nearest(NamedTuple):
@@ -56,16 +57,16 @@ def feature_blocks(
 
     The features of networks are cached, so an interrupted run resumes; pixels are read again.
     """
-    plan = Pass({extractor.name: extractor}, {extractor.name: ("features",)}, default_folder(),
-                device=device)  # fmt: skip
-    chunks = image_chunks(source, plan)(0, 1)
+    folder, outputs = default_folder(), {extractor.name: ("features",)}
+    plan = ExtractionPlan({extractor.name: extractor}, outputs, folder, device=device)
     if isinstance(extractor, Pixels):
-        for chunk in chunks:
+        for chunk in source_chunks(source, Reading())(0, 1):
             yield chunk.start, extractor(chunk.read().images).features
         return
     world, title = World(0, 1, torch.device(device)), f"Reading {source.path.name}"
-    for chunk in work(plan, chunks, world, len(source.names), title):
-        yield chunk.start, load(plan.folder, extractor, chunk.key)["features"]
+    chunks = image_chunks(source, plan)(0, 1)
+    for chunk in store_features(plan, chunks, world, len(source.names), title):
+        yield chunk.start, load(folder, extractor, chunk.key)["features"]
 
 
 @torch.no_grad()

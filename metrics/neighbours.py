@@ -32,6 +32,7 @@ class Membership(NamedTuple):
     inside: Tensor  # int64 [M]: in how many real balls it lies
     recalled: Tensor  # bool [1 + G, N]: this real sample lies in a generated ball
     covered: Tensor  # bool [1 + G, N]: a generated sample lies in this real sample's ball
+    group: Tensor  # int64 [M]: the group of this generated sample
 
 
 class Block(NamedTuple):
@@ -147,7 +148,7 @@ def _cross(
                 covering[group[i[within]], j[within]] = True
                 for row, radius in zip(recalled, radii, strict=True):
                     row[j[_within(distances, radius[i], strict)]] = True
-    return Membership(inside > 0, inside, recalled, _any_without(covering))
+    return Membership(inside > 0, inside, recalled, _any_without(covering), group)
 
 
 def _close_pairs(

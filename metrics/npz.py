@@ -13,20 +13,29 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of it
 
 
 def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an npz whose names are ``wanted`` and there; pickled objects are refused.
+    """Read the arrays of an npz that are ``wanted`` and exist; pickled objects are refused.
 
     Raises ValueError, naming the file, if it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            there = set(archive.namelist())
-            return {name: read_array(archive, name) for name in wanted if f"{name}.npy" in there}
+            names = set(archive.namelist())
+            return {name: read_array(archive, name) for name in wanted if f"{name}.npy" in names}
     except DECODE_ERRORS as error:
-        raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
+        raise ValueError(f"{path} is not a readable npz file: create it again ({error})") from error
+
+
+def array_names(path: Path) -> list[str]:
+    """List the arrays of an npz. Raises ValueError, naming the file, if it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{path} is not a readable npz file: create it again ({error})") from error
 
 
 def map_npz(path: Path, name: str) -> np.ndarray | None:
-    """One array of an npz, left on the disk where it is stored uncompressed; None: not there.
+    """Open one array of an npz, memory-mapped if stored uncompressed; None: it does not exist.
 
     Raises ValueError, naming the file, if it cannot be read.
     """
@@ -34,11 +43,11 @@ def map_npz(path: Path, name: str) -> np.ndarray | None:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 return None
-            member = find_member(archive, f"{name}.npy", 0, 1 << 30)  # of a mapping nothing is read
+            member = find_member(archive, f"{name}.npy", 0, 1 << 30)  # a mapping reads nothing
         if member.compress_type == zipfile.ZIP_STORED:
             return _mapped(path, member)
     except DECODE_ERRORS as error:
-        raise ValueError(f"{path} is not a readable npz file: make it again ({error})") from error
+        raise ValueError(f"{path} is not a readable npz file: create it again ({error})") from error
     return read_npz(path, (name,))[name]
 
 

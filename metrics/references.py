@@ -1,145 +1,174 @@
-"""What generated images are compared with: references by name, by address or from a file."""
+"""References, which generated images are compared with: by name, by address or from a file."""
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-import numpy as np
-import torch
-import yaml
+from pydantic import Strict
 from torch import Tensor
 
 from erk.io.download import fetch
 from erk.io.resources import data
-from metrics.extractors import Extractor
-from metrics.reference_files import Reference, Statistics, read_reference
-from metrics.statistics import moments_of
+from erk.io.rows import read_rows
+from metrics.extractors import Extractor, load_extractor
+from metrics.features import extract
+from metrics.images import BUNDLED, load_images
+from metrics.reference_files import Reference, read_reference
+from metrics.statistics import Statistics, moments_of
 
 ROWS = data("configs") / "references.yaml"
-KINDS: dict[str, type] = {"url": str, "protocol": str, "image_size": int, "licence": str}
+BATCH = 2048  # real images per network call: a small classifier takes them all at once
 
 
-class Known(NamedTuple):
-    """A published reference: one row of configs/references.yaml."""
+@dataclass(frozen=True)
+class ReferenceRow:
+    """One row of configs/references.yaml: a file of statistics, or real images."""
 
-    url: str
-    protocol: str
-    image_size: int  # pixels
+    protocol: str  # the one that it is meant for
+    image_size: Annotated[int, Strict()]  # pixels
+    url: str | None = None  # a published file of statistics
     licence: str | None = None  # of the file; None: its source names none
+    images: str | None = None  # real images: an address, a path or sklearn:NAME
+    features: str | None = None  # other real images, for precision and recall
+    extractors: tuple[str, ...] = ()  # of the real images
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.images is None):
+            raise ValueError("must have either url or images: give one of them")
+        if (self.images is None) != (not self.extractors):
+            raise ValueError("must have both images and extractors, or a url: add what is missing")
 
 
 def load_reference(
-    source: str | Path, extractors: Mapping[str, Extractor] = {}, offline: bool = False
+    source: str | Path,
+    extractors: Mapping[str, Extractor] | None = None,
+    offline: bool = False,
+    load: Callable[[str], Extractor] = load_extractor,
 ) -> Reference:
-    """A reference by name (see ``reference_names``), by address (https://, hf://) or by path.
+    """Load the statistics of real images.
 
-    ``extractors`` are those at hand: ``digits`` needs the one of that name, and statistics must
-    fit those they are for. Files are downloaded once into the cache, with ``offline`` never. For
-    the formats see ``metrics.reference_files.read_reference``. Raises OSError (FileNotFoundError,
-    ConnectionError) or ValueError for what is not there, cannot be read or does not fit.
+    Parameters
+    ----------
+    source : a name (`reference_names`), an address (https://, hf://) or a path; for the formats
+        see `metrics.reference_files.read_reference`
+    extractors : loaded extractors; statistics under their names must fit them
+    offline : never download; else files are downloaded once, into the cache
+    load : loads an extractor that a reference of real images needs and ``extractors`` lacks
+
+    Raises
+    ------
+    OSError
+        A file that is missing or cannot be downloaded.
+    ValueError
+        An unknown name, a file that cannot be read, or statistics that do not fit.
     """
-    name = str(source)
-    if name == "digits":
-        return _digits(extractors)
+    known, name = extractors or {}, str(source)
     row = known_references().get(name)
     if row is None:
-        reference = read_reference(_place(name, offline), extractors)
-    else:
-        read = read_reference(fetch(row.url, offline=offline), extractors)
+        reference = read_reference(_path(name, offline), known)
+    elif row.url is not None:
+        read = read_reference(fetch(row.url, offline=offline), known)
         reference = read._replace(name=name, protocol=row.protocol, image_size=row.image_size)
-    for extractor in extractors.values():
+    else:
+        networks = {one: known[one] if one in known else load(one) for one in row.extractors}
+        reference = _reference_of_images(name, row, networks, offline)
+    for extractor in known.values():
         if extractor.name in reference.statistics:
             check_extractor(reference, extractor)
     return reference
 
 
 def check_extractor(reference: Reference, extractor: Extractor) -> Statistics:
-    """The reference's statistics under ``extractor``.
+    """Return the reference's statistics under ``extractor``.
 
-    Raises ValueError if there are none, if they have another dimension or if they were made with
-    other weights.
+    Raises ValueError if there are none, or for another dimension or other weights.
     """
-    found = reference.statistics.get(extractor.name)
-    if found is None:
-        there = ", ".join(reference.statistics)
+    statistics = reference.statistics.get(extractor.name)
+    if statistics is None:
+        names = ", ".join(reference.statistics)
         raise ValueError(
             f"the reference {reference.name} has no statistics under {extractor.name}, only under "
-            f"{there}: choose a protocol or a reference that fits"
+            f"{names}: choose a protocol or a reference that fits"
         )
-    if len(found.mean) != extractor.feature_dim:
+    if len(statistics.mean) != extractor.feature_dim:
         raise ValueError(
-            f"the reference {reference.name} has {len(found.mean)} dimensions but the extractor "
-            f"{extractor.name} has {extractor.feature_dim}: use statistics made with it"
+            f"the reference {reference.name} has {len(statistics.mean)} dimensions but the "
+            f"extractor {extractor.name} has {extractor.feature_dim}: use statistics made with it"
         )
-    if found.weights and extractor.sha256 and found.weights != extractor.sha256:
+    if statistics.weights and extractor.sha256 and statistics.weights != extractor.sha256:
         raise ValueError(
             f"the reference {reference.name} was made with other weights of {extractor.name} "
-            f"(sha256 {found.weights[:8]}, here {extractor.sha256[:8]}): make it again"
+            f"(sha256 {statistics.weights[:8]}, here {extractor.sha256[:8]}): create it again"
         )
-    return found
+    return statistics
 
 
 def reference_names() -> tuple[str, ...]:
-    """Every name that ``load_reference`` takes."""
-    return ("digits", *known_references())
+    """Return every name that ``load_reference`` takes."""
+    return tuple(known_references())
 
 
 def describe() -> list[str]:
-    """One line per reference: name, protocol, image size, address and licence of the file."""
-    rows = {"digits": Known("built in: scikit-learn's", "digits", 8)} | known_references()
+    """Describe each reference in one line: name, protocol, image size, source and licence."""
     lines = []
-    for name, row in rows.items():
+    for name, row in known_references().items():
         size = f"{row.image_size}x{row.image_size}"
         licence = f"  ({row.licence})" if row.licence else ""
-        lines.append(f"{name:16}  {row.protocol:9}  {size:>7}  {row.url}{licence}")
+        lines.append(f"{name:16}  {row.protocol:9}  {size:>7}  {row.url or row.images}{licence}")
     return lines
 
 
 @functools.cache
-def known_references() -> dict[str, Known]:
-    """The published references by name, in the order of configs/references.yaml."""
-    return read_rows(ROWS)
+def known_references() -> dict[str, ReferenceRow]:
+    """Return the references by name, in the order of configs/references.yaml."""
+    return read_rows(ROWS, ReferenceRow)
 
 
-def read_rows(path: Path) -> dict[str, Known]:
-    """The rows of a table of references; ValueError names the file, the row and the key."""
-    try:
-        rows = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(rows, dict):
-        raise ValueError(f"{path} must hold one row per name of a reference")
-    return {name: _known(f"{path}: {name}", row) for name, row in rows.items()}
+def real_images(name: str, offline: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Load the real images uint8 [N, C, H, W] and labels int64 [N] of a reference by name.
 
-
-def real_digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's bundled digits: images uint8 [1797, 1, 8, 8] (0..255), labels int64 [1797].
-
-    Pixels are value * 255 / 16 truncated, as a digits model decodes them.
+    Raises ValueError for a reference that has statistics only.
     """
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-    values, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy((values * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
-    return images, torch.from_numpy(labels).long()
-
-
-def _digits(extractors: Mapping[str, Extractor]) -> Reference:
-    if "digits" not in extractors:
-        raise ValueError("the reference digits needs the extractor digits: use its protocol")
-    extractor = extractors["digits"]
-    images, labels = real_digits()
-    features = extractor(images).features.cpu()
-    moments = moments_of(features)
-    found = Statistics(moments.mean, moments.cov, moments.n, features, extractor.sha256)
-    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    return Reference("digits", digest, {"digits": found}, "digits", labels, images.shape[-1])
+    row = known_references().get(name)
+    if row is None or row.images is None:
+        with_images = [key for key, one in known_references().items() if one.images is not None]
+        raise ValueError(f"{name} has no real images: choose among {', '.join(with_images)}")
+    return load_images(_images_path(row.images, offline))
 
 
-def _place(source: str, offline: bool) -> Path:
-    """The local file of an address or a path; ValueError for what can only be a name."""
+def _reference_of_images(
+    name: str, row: ReferenceRow, extractors: Mapping[str, Extractor], offline: bool
+) -> Reference:
+    """Compute a reference from the real images of its row."""
+    assert row.images is not None
+    images, labels = load_images(_images_path(row.images, offline))
+    digest = hashlib.sha256(images.numpy().tobytes())
+    outputs = extract(images.split(BATCH), extractors).outputs
+    moments = {key: moments_of(one.features) for key, one in outputs.items()}
+    if row.features is not None:
+        images, labels = load_images(_images_path(row.features, offline))
+        digest.update(images.numpy().tobytes())
+        outputs = extract(images.split(BATCH), extractors).outputs
+    statistics = {
+        key: Statistics(one.mean, one.cov, one.n, outputs[key].features, extractors[key].sha256)
+        for key, one in moments.items()
+    }
+    return Reference(name, digest.hexdigest(), statistics, row.protocol, labels, row.image_size)
+
+
+def _images_path(source: str, offline: bool) -> str | Path:
+    if source.startswith(BUNDLED):
+        return source
+    return fetch(source, offline=offline) if "://" in source else ROWS.parent / source
+
+
+def _path(source: str, offline: bool) -> Path:
+    """Return the local file of an address or a path; ValueError for what can only be a name."""
     if "://" in source:
         return fetch(source, offline=offline)
     path = Path(source)
@@ -149,16 +178,3 @@ def _place(source: str, offline: bool) -> Path:
         f"there is no reference {source!r}: choose {', '.join(reference_names())}, or give a .npz "
         "or .pkl file"
     )
-
-
-def _known(where: str, row: Any) -> Known:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} must be a row of {', '.join(KINDS)}")
-    for key, value in row.items():
-        if key not in KINDS:
-            raise ValueError(f"{where} has the unknown key {key!r}: use {', '.join(KINDS)}")
-        if type(value) is not KINDS[key]:
-            raise ValueError(f"{where} has the {key} {value!r}: it must be {KINDS[key].__name__}")
-    for key in KINDS.keys() - row.keys() - Known._field_defaults.keys():
-        raise ValueError(f"{where} has no {key}: add it")
-    return Known(**row)

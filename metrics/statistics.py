@@ -1,6 +1,6 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,16 +10,41 @@ ROWS = 1024  # float64 rows multiplied at a time: fast, and memory stays flat
 FEW = 128  # rows checked at a time
 
 
-class Moments:
-    """n, sum and outer-product sum of features, in float64, of which two runs add exactly.
+class Statistics(NamedTuple):
+    """Moments of real images under one extractor, and their features where known."""
 
-    Public state for all-reduce and restart: ``n`` int, ``total`` [D], ``outer`` [D, D].
+    mean: Tensor  # [D] float64
+    cov: Tensor  # [D, D] float64, divisor n - 1
+    n: int | None = None  # None: the file does not say
+    features: Tensor | None = None  # [m, D] float32; of these or of other real images
+    weights: str | None = None  # sha256 of the extractor's weights; None: the file does not say
+
+
+class Moments:
+    """Number, sum and outer-product sum of features, in float64; the sums of two runs add.
+
+    ``Moments(2048).add(batch)`` accumulates batches, ``a.merge(b)`` joins processes.
+
+    Attributes
+    ----------
+    n : number of samples
+    total : sum, float64 [D]
+    outer : sum of x x^T, float64 [D, D]
+    mean, cov : mean [D] and unbiased covariance [D, D], float64
     """
 
     def __init__(self, dim: int) -> None:
         self.n = 0
         self.total = torch.zeros(dim, dtype=torch.float64)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    @classmethod
+    def from_mean_cov(cls, mean: Tensor, cov: Tensor, n: int) -> "Moments":
+        """Rebuild the sums from mean [D], covariance [D, D] (divisor n - 1) and n."""
+        moments = cls(len(mean))
+        moments.n, moments.total = n, mean * n
+        moments.outer = cov * (n - 1) + torch.outer(moments.total, mean)
+        return moments
 
     def add(self, features: Tensor) -> "Moments":
         """Add a batch of features [B, D] and return self.
@@ -52,7 +77,7 @@ class Moments:
         return self
 
     def without(self, other: "Moments") -> "Moments":
-        """Moments of the samples that ``other`` has not seen; self stays as it is."""
+        """Return the moments of the samples that ``other`` has not seen."""
         rest = Moments(len(self.total))
         rest.n = self.n - other.n
         rest.total, rest.outer = self.total - other.total, self.outer - other.outer
@@ -74,14 +99,14 @@ class Moments:
 
 
 def moments_of(features: Tensor) -> Moments:
-    """Moments of one set of features [N, D]."""
+    """Compute the moments of one set of features [N, D]."""
     if features.ndim != 2:
         raise ValueError(f"features must be [N, D], not of shape {list(features.shape)}")
     return Moments(features.shape[1]).add(features)
 
 
 def as_features(values: Any, name: str, least: int) -> Tensor:
-    """Features [N, D] as they are; other numbers than float32 and float64 become float32.
+    """Convert features [N, D] to a tensor; other types than float32 and float64 become float32.
 
     Raises ValueError for another shape, fewer than ``least`` samples, NaN or infinity.
     """

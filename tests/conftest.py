@@ -62,9 +62,9 @@ def reference(extractor):
 
 @pytest.fixture(scope="session")
 def digits():
-    from metrics.references import real_digits
+    from metrics.references import real_images
 
-    return real_digits()
+    return real_images("digits")
 
 
 @pytest.fixture

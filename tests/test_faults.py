@@ -32,11 +32,11 @@ from faults import (
 import erk.generation.options
 import erk.generation.run
 import erk.generation.run_folder
-import metrics.extraction
+import metrics.features
 from erk.commands import evaluate
 from erk.commands.generate import main
 from erk.generation.run_folder import RunFolder
-from metrics.extractors import digits
+from metrics.extractors import classifier
 
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",
        "--labels", "balanced", "--seeds", "0-19"]  # fmt: skip
@@ -310,14 +310,14 @@ def test_a_streamed_measurement_halves_its_batches(run, monkeypatch):
     monkeypatch.setenv("ERK_CACHE", str(Path("cache").absolute()))
     measure = [*JOB, "--evaluate", "digits", "--json", "row.json"]
     monkeypatch.setattr(erk.generation.options, "load_model", too_large(2, MEMORY_ERRORS[0]))
-    original = digits.DigitsExtractor.__call__
+    original = classifier.ClassifierExtractor.__call__
 
     def small(self, images):
         if len(images) == 4:
             raise MEMORY_ERRORS[0]
         return original(self, images)
 
-    monkeypatch.setattr(digits.DigitsExtractor, "__call__", small)
+    monkeypatch.setattr(classifier.ClassifierExtractor, "__call__", small)
     done = run(*measure, "--batch", "4")
     assert done.exit_code == 0, done.output
     assert "sampling does not fit" in done.stderr and "measuring with digits" in done.stderr
@@ -402,14 +402,14 @@ def test_a_signal_while_sampling(signum, code, tmp_path, undisturbed):
 
 def stopped_while_measuring(arguments, signum):
     """evaluate.py gets a signal when the features of its first images are kept."""
-    original = metrics.extraction.save
+    original = metrics.features.save
 
     def watched(*given):
         original(*given)
         os.kill(os.getpid(), signum)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics.extraction, "save", watched)
+        patch.setattr(metrics.features, "save", watched)
         evaluate.main(arguments)
 
 
@@ -430,14 +430,14 @@ def test_a_measurement_that_is_stopped_goes_on(signum, code, tmp_path, run, undi
 def test_a_streamed_measurement_on_a_full_disk(run, monkeypatch):
     monkeypatch.setenv("ERK_CACHE", str(Path("cache").absolute()))
     measure = [*JOB, "--evaluate", "digits", "--json", "row.json"]
-    original = metrics.extraction.save
+    original = metrics.features.save
 
     def failing(*given):
         no_more_writing(errno.ENOSPC)(patch)
         original(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics.extraction, "save", failing)
+        patch.setattr(metrics.features, "save", failing)
         refused(run(*measure), "No space left on device: ")
     assert not Path("row.json").exists() and not list(Path("cache").rglob("*.tmp"))
     assert run(*measure).exit_code == 0 and Path("row.json").exists()

@@ -30,18 +30,19 @@ def main(first: Path, second: Path, out: str, num: int, table: str | None) -> No
 
     from erk.commands.run_pairs import changed_settings, differences, sheet
     from erk.generation.images import png_bytes
+    from erk.io.atomic import save_file
     from metrics.images import open_images
-    from metrics.table import to_csv, write
+    from metrics.report import to_csv
 
     runs = open_images(first), open_images(second)
     pairs = list(differences(*runs))
     values = np.array([pair.difference for pair in pairs])
     largest = heapq.nlargest(num, pairs)
     names = [first.name, second.name]
-    written = [write(out, png_bytes(sheet(*runs, names, largest)))]
+    written = [save_file(out, png_bytes(sheet(*runs, names, largest)))]
     if table is not None:
         rows = [{"seed": pair.seed, "difference": pair.difference} for pair in pairs]
-        written.append(write(table, to_csv(rows)))
+        written.append(save_file(table, to_csv(rows)))
     click.echo(changed_settings(*runs, names))
     click.echo(
         f"{len(pairs)} seeds: difference {np.median(values):.2f} in the median, "

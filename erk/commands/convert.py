@@ -71,7 +71,7 @@ def _convert_all(
 def _plan(files: list[Any], dest: Path | None) -> str:
     """Return what --dry-run prints: the files, their sizes and states, and the free space."""
     from erk.models.released import progress
-    from metrics.table import to_text
+    from metrics.report import to_text
 
     rows = progress(files, dest)
     rest = sum(f.size for f, row in zip(files, rows, strict=True) if row["state"] != "done")

@@ -14,20 +14,22 @@ if TYPE_CHECKING:  # torch and the metrics load when the command runs: --help an
     import torch
 
     from erk.runtime.distributed import World
+    from metrics.evaluation import Evaluation
+    from metrics.evaluator import Evaluator
+    from metrics.features import Features
     from metrics.images import ImageSource
-    from metrics.judge import Judge, Verdict
 
-PASSED = ("protocol", "real", "allow_random", "cache", "batch", "skip_corrupt", "offline", "groups")
+PASSED = ("allow_random", "cache", "batch", "skip_corrupt", "offline", "groups")
 
 
 def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        from metrics.protocols import PROTOCOLS
+        from metrics.protocols import known_protocols
         from metrics.references import describe
 
         click.echo("References (--ref)\n" + "\n".join(f"  {line}" for line in describe()))
         click.echo("Protocols (--protocol)")
-        for one in PROTOCOLS.values():
+        for one in known_protocols().values():
             click.echo(f"  {one.name}: {', '.join(one.columns)} ({one.source})")
         context.exit()
 
@@ -85,7 +87,6 @@ def main(**options: Any) -> None:
     from erk.runtime.distributed import join, pick_device
     from erk.runtime.shards import shard_of
     from metrics.images import open_images, subset
-    from metrics.judge import check_size
 
     for path in (options["json_path"] or "results/row", options["csv_path"]):
         if path is not None:
@@ -99,16 +100,20 @@ def main(**options: Any) -> None:
     sources = [subset(open_images(run), options["num"], options["seed"]) for run in runs]
     _check_pair(sources)
     for source in sources:
-        check_size(evaluator, source)
+        evaluator.check_size(source)
     with join(device) as world:
-        results = [_measure(evaluator, source, world, shard, options) for source in sources]
-        if world.rank == 0 and shard is None:
-            report(evaluator, sources, [one for one in results if one is not None], options)
+        if shard is not None:
+            for source in sources:
+                _extract_shard(evaluator, source, world, shard, options)
+            return
+        results = _evaluate(evaluator, sources, world, options)
+    if results:
+        report(evaluator, sources, results, options)
 
 
-def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Judge":
+def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluator":
     from erk.runtime.memory import keep_freed_memory
-    from metrics.judge import load_judge
+    from metrics.evaluator import Options, load_evaluator
 
     if device.type == "cpu":
         keep_freed_memory()
@@ -116,14 +121,18 @@ def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Judge":
     wrong = next((text for text in weights if "=" not in text), None)
     if wrong is not None:
         raise ValueError(f"--weights wants NAME=FILE, such as inception=random:0, not '{wrong}'")
-    return load_judge(
+    return load_evaluator(
         options["ref"],
+        protocol=options["protocol"],
         metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
-        weights=dict(text.split("=", 1) for text in weights),
-        memory=options["memory"] and options["memory"] * 2**20,
-        device=device,
-        precision=options["extractor_precision"],
-        **{name: options[name] for name in PASSED},
+        real=options["real"],
+        options=Options(
+            weights=dict(text.split("=", 1) for text in weights),
+            memory=options["memory"] and options["memory"] * 2**20,
+            device=device,
+            precision=options["extractor_precision"],
+            **{name: options[name] for name in PASSED},
+        ),
     )
 
 
@@ -138,29 +147,42 @@ def _check_pair(sources: "list[ImageSource]") -> None:
         )
 
 
-def _measure(
-    evaluator: "Judge",
+def _evaluate(
+    evaluator: "Evaluator",
+    sources: "list[ImageSource]",
+    world: "World",
+    options: dict[str, Any],
+) -> "list[tuple[Features, Evaluation]]":
+    """Extract and evaluate every set of images; [] on all ranks but the first."""
+    from metrics.features import image_chunks
+    from metrics.images import seeds_of
+
+    real, results = evaluator.extract_real(world), []
+    for source in sources:
+        chunks = image_chunks(source, evaluator.plan, options["workers"])
+        features = evaluator.extract(chunks, world, len(source.names))
+        if features is not None:
+            labels, has_seeds = evaluator.labels_of(source), seeds_of(source) is not None
+            results.append((features, evaluator.evaluate(features, real, labels, has_seeds)))
+    return results
+
+
+def _extract_shard(
+    evaluator: "Evaluator",
     source: "ImageSource",
     world: "World",
-    shard: tuple[int, int] | None,
+    shard: tuple[int, int],
     options: dict[str, Any],
-) -> "Verdict | None":
-    """Measure one set of images; None where another rank or a later command has the result."""
-    from metrics.extraction import image_chunks
-    from metrics.images import labels_of, seeds_of
-    from metrics.judge import extract_share, measure_chunks
+) -> None:
+    """Store the features of one shard of a set of images."""
+    from metrics.features import image_chunks
 
-    chunks = image_chunks(source, evaluator.how, options["workers"])
-    if shard is None:
-        labels = labels_of(source, classes=10) if evaluator.protocol.name == "digits" else None
-        by_seed = seeds_of(source) is not None
-        return measure_chunks(evaluator, world, chunks, len(source.names), labels, by_seed)
-    count = extract_share(evaluator, world, chunks, len(source.names), shard)
+    chunks = image_chunks(source, evaluator.plan, options["workers"])
+    count = evaluator.extract_shard(chunks, world, len(source.names), shard)
     click.echo(
-        f"{source.path}: the features of {count} images are in {evaluator.how.folder}; run this "
+        f"{source.path}: the features of {count} images are in {evaluator.plan.cache}; run this "
         "command without --shard when all shards are done"
     )
-    return None
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from erk.io.untrusted import (
     read_member,
 )
 from metrics.centre_crop import centre_crop
-from metrics.images import PICTURES
+from metrics.images import SUFFIXES
 
 AHEAD = 4  # images in progress per worker: enough to keep all busy, few in memory
 MAX_PIXELS = 70_000_000  # of an image; ImageNet's largest has 9331 x 6530
@@ -151,7 +151,7 @@ def open_source(source: Path) -> Source:
     if "dataset.json" in listed.names:
         raise ValueError(f"{source} has been prepared already: give the original images")
     if not names:
-        raise ValueError(f"{source} holds no images ({', '.join(PICTURES)}): check the path")
+        raise ValueError(f"{source} holds no images ({', '.join(SUFFIXES)}): check the path")
     return Source(sorted(names, key=lambda name: (folder_of(name), name)), listed.read)
 
 
@@ -199,7 +199,7 @@ def _open_tar(source: Path) -> Source:
 def is_image(name: str) -> bool:
     """Return whether a file name is that of an image."""
     file = name.rpartition("/")[2]
-    return file.lower().endswith(PICTURES) and not file.startswith(".")
+    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
 
 
 def folder_of(name: str) -> str:

@@ -9,11 +9,11 @@ from erk.generation.job import plain
 from erk.generation.metadata import check_writable
 from erk.generation.options import open_job
 from erk.generation.stream import image_chunks, summarize
+from erk.io.atomic import save_file
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
-from metrics.judge import extract_share, load_judge, measure_chunks
-from metrics.report import text, to_row
-from metrics.table import to_json, write
+from metrics.evaluator import Options, load_evaluator
+from metrics.report import text, to_json
 
 NEED_IMAGES = ("trace", "grid", "subdirs", "profile")
 
@@ -35,26 +35,31 @@ def generate_and_evaluate(
         raise ValueError(f"--{unused} needs images on the disk: leave out --{unused} or --evaluate")
     check_writable(Path(json_path or "results/row").parent)
     device, shard = pick_device(options["device"]), shard_of(options["shard"])
-    evaluator = load_judge(
-        reference, device=device, offline=options["offline"], real=real, protocol=protocol
+    evaluator = load_evaluator(
+        reference,
+        real=real,
+        protocol=protocol,
+        options=Options(device=device, offline=options["offline"]),
     )
     job = open_job(options)
     with join(device) as world:
         if shard is not None:
-            extract_share(evaluator, world, image_chunks(job), len(job.seeds), shard)
+            evaluator.extract_shard(image_chunks(job), world, len(job.seeds), shard)
             click.echo(
-                f"shard {shard[0]} of {shard[1]} done, features in {evaluator.how.folder}; when "
+                f"shard {shard[0]} of {shard[1]} done, features in {evaluator.plan.cache}; when "
                 "all shards are done, run this command with --shard 0/1"
             )
             return
-        verdict = measure_chunks(evaluator, world, image_chunks(job), len(job.seeds))
-    if verdict is None:  # another rank has the result
+        images = evaluator.extract_real(world)
+        features = evaluator.extract(image_chunks(job), world, len(job.seeds))
+    if features is None:  # another rank has the result
         return
+    evaluation = evaluator.evaluate(features, images)
     key = job.key()
     name = options["preset"] or Path(options["net"]).stem
     run = {"settings": plain(job.identity), "settings_key": key} | job.metadata
     row = {"images": f"{name}, not stored", "seeds": job.metadata["seeds"]}
-    row |= to_row(evaluator, verdict) | summarize(verdict.found.facts, job.batch) | {"run": run}
+    row |= evaluation.to_dict() | summarize(features.metadata, job.batch) | {"run": run}
     path = json_path or Path("results") / f"{name}-{Path(reference).stem}-{key[:8]}.json"
-    click.echo(text(evaluator, row, verdict.result))
-    click.echo(f"row written to {write(path, to_json(row))}")
+    click.echo(text(row["images"], evaluation))
+    click.echo(f"row written to {save_file(path, to_json(row))}")

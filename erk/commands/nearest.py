@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path))
 @cloup.option_group(
     "Images and distances",
-    cloup.option("--train", required=True, metavar="PATH|digits", help="The training set: a "
-                 "folder, .zip or .npz, or scikit-learn's digits."),
+    cloup.option("--train", required=True, metavar="PATH|NAME", help="The training set: a "
+                 "folder, .zip or .npz, or a reference that has images: digits."),
     cloup.option("--space", default="pixels", metavar="NAME", help="Distances between pixels, or "
                  "between features of inception, dinov2, dinov2-pil, vgg16, digits."),
     cloup.option("--k", type=click.IntRange(2, 20), default=4, help="Neighbours of each image."),
@@ -50,11 +50,11 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     import torch
 
     from erk.generation.images import png_bytes
+    from erk.io.atomic import save_file
     from erk.runtime.distributed import pick_device
     from metrics.extractors import load_extractor
     from metrics.images import open_images
     from metrics.nearest import Pixels, feature_blocks, nearest
-    from metrics.table import write
 
     generated, target = open_images(run), str(pick_device(device))
     extractor: Any = Pixels()
@@ -68,7 +68,7 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     title = f"{run.name}, nearest in {train}, {space}; smallest {order} first"
     page = _sheet(generated, read, neighbours, order, num, title)
     click.echo(_summary(neighbours, space))
-    click.echo(f"wrote {write(out, png_bytes(page))}")
+    click.echo(f"wrote {save_file(out, png_bytes(page))}")
 
 
 def _training_set(
@@ -77,10 +77,11 @@ def _training_set(
     """Return the number of training images, their feature blocks, and a function that reads one."""
     from metrics.images import open_images, read_image
     from metrics.nearest import feature_blocks
-    from metrics.references import real_digits
+    from metrics.references import known_references, real_images
 
-    if train == "digits":
-        images, _ = real_digits()
+    row = known_references().get(train)
+    if row is not None and row.images is not None:
+        images, _ = real_images(train)
         return len(images), iter([(0, extractor(images).features)]), lambda i: images[i].numpy()
     real = open_images(train)
     blocks = feature_blocks(real, extractor, device)

@@ -10,68 +10,88 @@ from typing import Any
 import click
 
 from erk.generation.seeds import format_seeds
+from erk.io.atomic import save_file
 from erk.runtime.provenance import provenance
+from metrics.evaluation import Evaluation, paired_differences
+from metrics.evaluator import Evaluator
+from metrics.features import Features
 from metrics.images import ImageSource, seeds_of
-from metrics.judge import Judge, Verdict
-from metrics.report import differences, notes, paired_text, text, to_row
+from metrics.report import heading, paired_text, text, to_csv, to_json
 from metrics.store import trim
-from metrics.table import to_csv, to_json, write
 
 DEFAULTS = {
     "real": None, "protocol": None, "metrics": None, "num": None, "seed": 0, "groups": 10,
     "weights": (), "extractor_precision": "fp32",
 }  # fmt: skip
 """Options that change the numbers; a value other than these enters the name of the file."""
-NOT_IN_CSV = ("replicates", "run", "minus")
+NOT_IN_CSV = ("replicates", "run", "minus", "notes")
 
 
 def report(
-    evaluator: Judge,
+    evaluator: Evaluator,
     sources: Sequence[ImageSource],
-    results: Sequence[Verdict],
+    results: Sequence[tuple[Features, Evaluation]],
     options: dict[str, Any],
 ) -> None:
     """Write the result rows of one run, or of a pair, and print their tables."""
-    if len({tuple(result.found.kept.tolist()) for result in results}) > 1:
+    if len({tuple(features.index.tolist()) for features, _ in results}) > 1:
         raise ValueError(
             "the runs have different unreadable images and cannot be paired; regenerate the "
             "unreadable ones"
         )
-    rows = _rows(evaluator, sources, results)
+    evaluations = [evaluation for _, evaluation in results]
+    rows = _rows(evaluator, sources, evaluations)
+    notes = [_notes(row) for row in rows]
     if len(rows) == 1:
-        click.echo(text(evaluator, rows[0], results[0].result))
+        click.echo(text(rows[0]["images"], evaluations[0], notes[0]))
     else:
-        _print_pair(evaluator, rows, results)
+        _print_pair(rows, evaluations, notes)
     _write(rows, options)
-    freed = trim(evaluator.how.folder, int(options["cache_limit"] * 2**30))
+    store = evaluator.options.folder
+    freed = trim(store, int(options["cache_limit"] * 2**30))
     if freed:
-        click.echo(f"{freed / 2**30:.1f} GiB of old features removed from {evaluator.how.folder}")
+        click.echo(f"{freed / 2**30:.1f} GiB of old features removed from {store}")
 
 
 def _rows(
-    evaluator: Judge, sources: Sequence[ImageSource], results: Sequence[Verdict]
+    evaluator: Evaluator, sources: Sequence[ImageSource], evaluations: Sequence[Evaluation]
 ) -> list[dict[str, Any]]:
-    origin = provenance(evaluator.device)
+    origin = provenance(evaluator.options.device)
     rows = []
-    for source, result in zip(sources, results, strict=True):
+    for source, evaluation in zip(sources, evaluations, strict=True):
         about = {
             "images": str(source.path),
             "seeds": _seeds(source),
-            "skipped": len(source.names) - result.result.n,
+            "skipped": len(source.names) - evaluation.n,
         }
-        rows.append(about | to_row(evaluator, result) | origin | {"run": source.run})
+        rows.append(about | evaluation.to_dict() | origin | {"run": source.run})
     return rows
 
 
-def _print_pair(evaluator: Judge, rows: list[dict[str, Any]], results: Sequence[Verdict]) -> None:
+def _notes(row: dict[str, Any]) -> list[str]:
+    """Return what a reader must know of the set of images."""
+    run, notes = row["run"], []
+    if run.get("complete") is False:
+        notes.append(f"the run is not complete: it should have {run.get('images')} images")
+    if row["skipped"]:
+        notes.append(f"{row['skipped']} images could not be read and were left out")
+    return notes
+
+
+def _print_pair(
+    rows: list[dict[str, Any]],
+    evaluations: Sequence[Evaluation],
+    notes: Sequence[Sequence[str]],
+) -> None:
     """Print both runs and their differences; add the differences to the first row."""
-    pairs = differences(results[0].result, results[1].result)
-    rows[0]["minus"] = {"images": rows[1]["images"]} | {
-        name: difference._asdict() for name, difference in pairs.items()
+    differences = paired_differences(evaluations[0], evaluations[1])
+    names = [row["images"] for row in rows]
+    rows[0]["minus"] = {"images": names[1]} | {
+        name: difference._asdict() for name, difference in differences.items()
     }
-    for row, result in zip(rows, results, strict=True):
-        click.echo(notes(evaluator, row, result.result) + "\n")
-    click.echo(paired_text(rows, pairs))
+    for name, evaluation, more in zip(names, evaluations, notes, strict=True):
+        click.echo(heading(name, evaluation, more) + "\n")
+    click.echo(paired_text(names, evaluations, differences))
 
 
 def _write(rows: list[dict[str, Any]], options: dict[str, Any]) -> None:
@@ -80,17 +100,10 @@ def _write(rows: list[dict[str, Any]], options: dict[str, Any]) -> None:
         if options["json_path"] and row is rows[0]:
             path = Path(options["json_path"])
         replaced = " (replaces an earlier one)" if path.exists() else ""
-        click.echo(f"row written to {write(path, to_json(row))}{replaced}")
+        click.echo(f"row written to {save_file(path, to_json(row))}{replaced}")
     if options["csv_path"]:
-        flat = [
-            {
-                name: json.dumps(value) if isinstance(value, dict) else value
-                for name, value in row.items()
-                if name not in NOT_IN_CSV
-            }
-            for row in rows
-        ]
-        click.echo(f"rows written to {write(options['csv_path'], to_csv(flat))}")
+        table = [{k: v for k, v in row.items() if k not in NOT_IN_CSV} for row in rows]
+        click.echo(f"rows written to {save_file(options['csv_path'], to_csv(table))}")
 
 
 def _name(path: str) -> str:

@@ -34,9 +34,9 @@ def main(traces: Sequence[str], out: str, w_con: float | None) -> None:
     if len(named) < len(traces):
         raise ValueError("two traces have one name; rename one of them")
     from erk.analysis.trace_plot import plot_trace
-    from metrics.table import write
+    from erk.io.atomic import save_file
 
-    click.echo(f"wrote {write(out, plot_trace(named, w_con))}")
+    click.echo(f"wrote {save_file(out, plot_trace(named, w_con))}")
 
 
 def read_trace(path: Path) -> "Trace":

@@ -35,6 +35,15 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def save_file(path: str | Path, content: str | bytes) -> Path:
+    """Write text or bytes atomically, creating the folders; return the path. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with uninterrupted():
+        write_file(path, content.encode() if isinstance(content, str) else content)
+    return path
+
+
 def write_new_file(path: Path, data: bytes) -> bool:
     """Write a file atomically unless it exists; return whether this call created it.
 

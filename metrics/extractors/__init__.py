@@ -1,23 +1,24 @@
-"""Feature extractors by name: each owns its input format, its weights and their hash."""
+"""Feature extractors by name: each brings its input format, its weights and their hash."""
 
+import functools
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-_HOME = {  # every module offers load(name, device, weights, offline) -> Extractor
+_NETWORKS = {  # name -> module with OUTPUTS, url() and load(name, device, weights, offline)
     "inception": "metrics.extractors.inception",
     "dinov2": "metrics.extractors.dinov2",
     "dinov2-pil": "metrics.extractors.dinov2",
     "vgg16": "metrics.extractors.vgg16",
-    "digits": "metrics.extractors.digits",
 }
-NAMES = tuple(_HOME)
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+FIELDS = ("features", "logits", "spatial")
 
 
-class Features(NamedTuple):
-    """What an extractor says about a batch of images."""
+class Outputs(NamedTuple):
+    """What an extractor computes from a batch of images."""
 
     features: Tensor  # [B, D] float32
     logits: Tensor | None = None  # [B, K] float32; None: the network is no classifier
@@ -25,7 +26,7 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A network with its own preprocessing: images uint8 [B, C, H, W] -> Features."""
+    """A network with its preprocessing: images uint8 [B, C, H, W] -> Outputs."""
 
     @property
     def name(self) -> str: ...
@@ -34,9 +35,16 @@ class Extractor(Protocol):
     @property
     def sha256(self) -> str: ...  # of the file of weights, or "random:SEED"
     @property
-    def precision(self) -> str: ...  # of products and convolutions: see ``PRECISIONS``
+    def precision(self) -> str: ...  # of products and convolutions: one of ``PRECISIONS``
 
-    def __call__(self, images: Tensor) -> Features: ...
+    def __call__(self, images: Tensor) -> Outputs: ...
+
+
+def extractor_names() -> tuple[str, ...]:
+    """Return every name that ``load_extractor`` takes."""
+    from metrics.extractors.classifier import known_classifiers
+
+    return (*_NETWORKS, *known_classifiers())
 
 
 def load_extractor(
@@ -46,20 +54,59 @@ def load_extractor(
     offline: bool = False,
     precision: str = "fp32",
 ) -> Extractor:
-    """Build the extractor ``name`` on ``device``; its features come back on that device.
+    """Build a feature extractor; its outputs stay on its device.
 
-    weights: None for the published file, downloaded once into the cache; a state dict (.pth,
-    .safetensors) with the same keys; or "random:SEED", for tests only, which the extractor's
-    ``sha256`` repeats. offline: never download. precision: what it computes in, of ``PRECISIONS``;
-    references are made in fp32.
+    Parameters
+    ----------
+    name : inception, dinov2, dinov2-pil, vgg16 or a row of configs/extractors.yaml
+    device : as PyTorch names it
+    weights : None for the published file, downloaded once into the cache; a state dict (.pth,
+        .safetensors) with the same keys; or "random:SEED", for tests only, which the extractor's
+        ``sha256`` repeats
+    offline : never download
+    precision : fp32, tf32 (CUDA only), fp16 or bf16; references are computed in fp32
 
-    Raises ValueError for an unknown name or precision and for weights that are damaged or do not
-    fit, OSError (FileNotFoundError, ConnectionError) for weights that cannot be had.
+    Raises
+    ------
+    ValueError
+        An unknown name or precision, or weights that are damaged or do not fit.
+    OSError
+        Weights that are missing or cannot be downloaded.
     """
-    if name not in _HOME:
-        raise ValueError(f"there is no extractor {name!r}: choose one of {', '.join(NAMES)}")
+    module = _module(name)
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    made = import_module(_HOME[name]).load(name, device, weights, offline)
-    extractor: Extractor = made._replace(precision=precision)
+    loaded = module.load(name, device, weights, offline)
+    extractor: Extractor = loaded._replace(precision=precision)
     return extractor
+
+
+def output_sizes(name: str) -> dict[str, int]:
+    """Return the numbers per image in each output of an extractor, without loading it."""
+    sizes: dict[str, int] = _module(name).output_sizes(name)
+    return sizes
+
+
+def weights_url(name: str) -> str | None:
+    """Return the address of an extractor's published weights; None: they come with the code."""
+    address: str | None = _module(name).url()
+    return address
+
+
+@functools.cache
+def main_extractors() -> dict[int, str]:
+    """Return number of features -> name, where a single extractor has that many."""
+    names: dict[int, list[str]] = {}
+    for name in extractor_names():
+        names.setdefault(output_sizes(name)["features"], []).append(name)
+    return {size: alone[0] for size, alone in names.items() if len(alone) == 1}
+
+
+def _module(name: str) -> ModuleType:
+    if name in _NETWORKS:
+        return import_module(_NETWORKS[name])
+    if name not in extractor_names():
+        raise ValueError(
+            f"there is no extractor {name!r}: choose one of {', '.join(extractor_names())}"
+        )
+    return import_module("metrics.extractors.classifier")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metrics.extractors import Features
+from metrics.extractors import Outputs
 from metrics.extractors.network import NetworkExtractor
 from metrics.extractors.resize import bicubic, bicubic_pil, imagenet_normalise
 from metrics.extractors.weights import Shapes, State, load_weights, shapes_of
@@ -13,7 +13,18 @@ from metrics.extractors.weights import Shapes, State, load_weights, shapes_of
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 ARCHITECTURE = "vit_large_patch14_dinov2"  # timm's name
 SIZE = 224
+WIDTH = 1024
 TRAINED, USED = 37, 16  # patches per side of the position table: 518 / 14 in the file, 224 / 14
+
+
+def output_sizes(name: str) -> dict[str, int]:
+    """Return the numbers per image in each output."""
+    return {"features": WIDTH}
+
+
+def url() -> str:
+    """Return the address of the published weights."""
+    return URL
 
 
 def load(
@@ -37,7 +48,7 @@ def load(
         state["norm.weight"].numel(),
         digest,
         lambda images: imagenet_normalise(resize(images, SIZE)),
-        lambda x: Features(network(x)),
+        lambda x: Outputs(network(x)),
         device,
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics.extractors import Features
+from metrics.extractors import Outputs
 from metrics.extractors.network import NetworkExtractor
 from metrics.extractors.resize import bilinear_tf1
 from metrics.extractors.weights import Shapes, State, load_weights, random_state
@@ -27,6 +27,8 @@ CLASSES = 1008  # ImageNet's 1000 and unused ones
 SPATIAL = 7  # channels of Mixed_6d's first branch ("mixed_6/conv"), ADM's choice for sFID
 EPS = 1e-3  # of every BatchNorm
 DETAIL = (4, 16, 64, 299)  # pixels per side of the random images that calibrate BatchNorm
+
+GRID = 17  # pixels per side there
 
 Kernel = tuple[int, int]
 
@@ -45,10 +47,20 @@ Layer = Callable[[Tensor, Conv], Tensor]
 Branch = Callable[..., Tensor]  # (x, (name, channels, kernel), ..., stride=1) -> x
 
 
+def output_sizes(name: str) -> dict[str, int]:
+    """Return the numbers per image in each output."""
+    return {"features": WIDTH, "logits": CLASSES, "spatial": GRID**2 * SPATIAL}
+
+
+def url() -> str:
+    """Return the address of the published weights."""
+    return URL
+
+
 def load(
     name: str = "inception", device: str = "cpu", weights: str | None = None, offline: bool = False
 ) -> NetworkExtractor:
-    """pool3 (2048 features), logits without bias (1008) and sFID's features (17 * 17 * 7).
+    """Load pool3 (2048 features), logits without bias (1008), sFID's features (17 * 17 * 7).
 
     Raises what ``load_weights`` raises.
     """
@@ -62,7 +74,7 @@ def prepare(images: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def build(state: State, device: str = "cpu") -> Callable[[Tensor], Features]:
+def build(state: State, device: str = "cpu") -> Callable[[Tensor], Outputs]:
     """The network as a function of [B, 3, 299, 299]; BatchNorm is folded into its kernels."""
     keys = [key.removesuffix(".conv.weight") for key in state if key.endswith(".conv.weight")]
     folded = {key: _fold(state, key, device) for key in keys}
@@ -72,9 +84,9 @@ def build(state: State, device: str = "cpu") -> Callable[[Tensor], Features]:
         kernel, bias = folded[conv.key]
         return F.conv2d(x, kernel, bias, conv.stride, conv.padding).relu_()
 
-    def network(x: Tensor) -> Features:
+    def network(x: Tensor) -> Outputs:
         pool3, spatial = _trunk(x, layer)  # the latter flattened in TensorFlow's order, H W C
-        return Features(pool3, pool3 @ classes, spatial.permute(0, 2, 3, 1).flatten(1))
+        return Outputs(pool3, pool3 @ classes, spatial.permute(0, 2, 3, 1).flatten(1))
 
     return network
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erk.runtime.precision import ALL, NONE, tf32_only
-from metrics.extractors import Features
+from metrics.extractors import Outputs
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,12 +20,12 @@ class NetworkExtractor(NamedTuple):
     feature_dim: int
     sha256: str
     prepare: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> the network's input
-    network: Callable[[Tensor], Features]
+    network: Callable[[Tensor], Outputs]
     device: str
     precision: str = "fp32"
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
+    def __call__(self, images: Tensor) -> Outputs:
         """images uint8 [B, 1 or 3, H, W], on any device; raises ValueError for any other."""
         grey_or_colour = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
         if images.dtype != torch.uint8 or not grey_or_colour:
@@ -52,7 +52,7 @@ def computing(precision: str, device: str) -> Iterator[None]:
         yield
 
 
-def as_float32(found: Features) -> Features:
-    """Features in float32, whatever the network computed in."""
+def as_float32(found: Outputs) -> Outputs:
+    """Outputs in float32, whatever the network computed in."""
     rest = (part if part is None else part.float() for part in found[1:])
-    return Features(found.features.float(), *rest)
+    return Outputs(found.features.float(), *rest)

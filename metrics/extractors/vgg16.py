@@ -5,13 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metrics.extractors import Features
+from metrics.extractors import Outputs
 from metrics.extractors.network import NetworkExtractor
 from metrics.extractors.resize import bilinear_tf1, imagenet_normalise
 from metrics.extractors.weights import Shapes, State, load_weights, shapes_of
 
 SIZE = 224
 WIDTH = 4096
+
+
+def output_sizes(name: str) -> dict[str, int]:
+    """Return the numbers per image in each output."""
+    return {"features": WIDTH}
 
 
 def load(
@@ -23,7 +28,7 @@ def load(
     """
     state, digest = load_weights(weights, url(), shapes(), offline)
     network = build(state).to(device)
-    return NetworkExtractor(name, WIDTH, digest, prepare, lambda x: Features(network(x)), device)
+    return NetworkExtractor(name, WIDTH, digest, prepare, lambda x: Outputs(network(x)), device)
 
 
 def url() -> str:

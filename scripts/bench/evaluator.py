@@ -22,7 +22,7 @@ from erk.runtime.memory import keep_freed_memory
 from metrics.distances import frechet_distance
 from metrics.extractors import Extractor, load_extractor
 from metrics.extractors.resize import bicubic, bicubic_fixed_point, bicubic_pil, bilinear_tf1
-from metrics.references import real_digits
+from metrics.references import real_images
 from metrics.statistics import Moments
 from scripts.bench.paired import Row, Setup, bench, in_turns, summary, synchronize
 from scripts.bench.photographs import photographs
@@ -52,7 +52,7 @@ def two_sets(name: str, n: int) -> tuple[Tensor, Tensor]:
     if name != "digits":
         both = torch.from_numpy(photographs(2 * n, 128))
         return both[:n], (both[n:].float() * 0.95 + 8).byte()
-    real = real_digits()[0]
+    real = real_images("digits")[0]
     subset = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:n]]
     noise = torch.randint(-40, 41, subset.shape, generator=torch.Generator().manual_seed(1))
     return real, (subset + noise).clamp(0, 255).byte()
@@ -105,7 +105,8 @@ def timed(setup: Setup, part: str, codes: Mapping[str, Callable[[], Any]], image
 def extraction(setup: Setup, name: str, n: int, sets: int) -> list[Row]:
     """Time an extractor in every precision."""
     extractors = extractors_of(name, setup.device)
-    images = torch.from_numpy(photographs(n, 512)) if name != "digits" else real_digits()[0][:n]
+    is_digits = name == "digits"
+    images = real_images(name)[0][:n] if is_digits else torch.from_numpy(photographs(n, 512))
     images = images.to(setup.device)
     with FlopCounterMode(display=False) as counter:
         extractors["fp32"](images[:1])

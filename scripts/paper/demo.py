@@ -26,12 +26,11 @@ from erk.generation.seeds import parse_seeds
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from erk.runtime.provenance import provenance
-from metrics.evaluation import Result, fd_floor, measure
-from metrics.extraction import extract
+from metrics.evaluation import Evaluation, evaluate_features, fd_floor, paired_differences
 from metrics.extractors import load_extractor
+from metrics.features import extract
 from metrics.protocols import find_protocol
 from metrics.references import load_reference
-from metrics.report import differences
 from metrics.table import to_json, to_markdown, to_text, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +50,7 @@ class Run(NamedTuple):
     erk: bool
     nfe: str
     images: torch.Tensor  # uint8 [N, 1, 8, 8]
-    result: Result
+    result: Evaluation
 
 
 def sample_row(guide: str, steps: int, erk: bool, seeds: list[int]) -> tuple[Any, list[int], str]:
@@ -93,7 +92,7 @@ def sample_all(seeds: list[int], groups: int) -> list[Run]:
             pixels, classes, nfe = future.result()
             images = torch.from_numpy(pixels)
             found = extract([images], judges)
-            result = measure(found, protocol, reference, labels=classes, groups=groups)
+            result = evaluate_features(found, protocol, reference, labels=classes, groups=groups)
             runs.append(Run(*row, nfe, images, result))
             guide, steps, erk = row
             state = "on" if erk else "off"
@@ -124,7 +123,7 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
         }
         if run.erk:
             plain = next(r for r in runs if r[:2] == run[:2] and not r.erk)
-            change = differences(run.result, plain.result).get("fd")
+            change = paired_differences(run.result, plain.result).get("fd")
             if change is not None:
                 row[CHANGE] = (change.value, change.error)
                 row["beyond noise"] = "yes" if change.exceeds else "no"
@@ -193,7 +192,7 @@ def main(seeds: str, groups: int, results: str) -> None:
     chosen = parse_seeds(seeds)
     runs = sample_all(chosen, groups)
     rows = rows_of(runs)
-    reference = load_reference("digits", {"digits": load_extractor("digits", "cpu")})
+    reference = load_reference("digits")
     floor = fd_floor(reference.statistics["digits"], len(chosen), reference.labels)
     notes = [
         f"{len(chosen)} pictures per row (seeds {seeds}, balanced labels, preset digits, Heun, "

@@ -3,17 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metrics.evaluation import Result
-from metrics.protocols import EXCHANGED, find_protocol
-from metrics.report import differences
-from metrics.table import cell
+from metrics.evaluation import Evaluation, paired_differences
+from metrics.protocols import find_protocol
+from metrics.report import number
 from scripts.paper.config import Config, Request, Row, page_name
 from scripts.paper.plan import nfe_text
 from scripts.paper.render import Block, Page, best_cells, heading
 
 EMBEDDED = {"fd": "low", "precision": "high", "recall": "high", "is": "high", "accuracy": "high"}
 """Columns at embedded scale, and which value is best."""
-SWAP = {"precision": "recall", "recall": "precision"}  # see EXCHANGED
+SWAP = {"precision": "recall", "recall": "precision"}  # see the note of protocol erk-paper
 SURE = 0.95  # of the intervals
 
 Found = Mapping[str, Any]
@@ -53,7 +52,7 @@ def _row(row: Row, one: Found, other: Found, columns: Sequence[str], n: int) -> 
     if not one:
         return told | {"measured": False}
     ours = {name: one.get(name) for name in columns}
-    pairs = differences(_result(one), _result(other)) if other else {}
+    pairs = paired_differences(_evaluation(one), _evaluation(other)) if other else {}
     minus = {}
     if one["n"] == n:
         printed = {name: row.published.get(SWAP.get(name, name)) for name in columns}
@@ -78,10 +77,10 @@ def _row(row: Row, one: Found, other: Found, columns: Sequence[str], n: int) -> 
     }
 
 
-def _result(one: Found) -> Result:
-    """What ``differences`` compares, from a row's file."""
+def _evaluation(one: Found) -> Evaluation:
+    """Rebuild the evaluation that a row's file holds."""
     values = {name: one.get(name) for name in find_protocol(one["protocol"]).columns}
-    return Result(one["protocol"], one["n"], values, one["replicates"], [])
+    return Evaluation(one["protocol"], one["n"], values, one["replicates"])
 
 
 def _published_n(config: Config, request: Request) -> int:
@@ -172,13 +171,14 @@ def _notes(
                      "would stand outside their 95 % interval by chance.")  # fmt: skip
     floors = dict.fromkeys((one["fd_floor"], one["fd_floor_std"]) for one in made
                            if one.get("fd_floor") is not None)  # fmt: skip
-    notes += [f"FD floor {cell(floor)}: what as many real digits get." for floor in floors]
+    notes += [f"FD floor {number(floor)}: what as many real digits get." for floor in floors]
     notes += dict.fromkeys(note for one in made for note in one["notes"])
     if any(one["settings"].get("adaptive_tau") for one in made):
         notes.append("Adaptive steps: NFE is the average over images.")
     if "precision" in config.columns:
-        notes.append(EXCHANGED + (" ours − precision and ours − recall exchange them."
-                                  if request.scale == "paper" else ""))  # fmt: skip
+        exchanged = " ours − precision and ours − recall exchange them."
+        note = find_protocol("erk-paper").note
+        notes.append(note + (exchanged if request.scale == "paper" else ""))
     notes.append("Seconds: sampling and measuring, by the wall clock; – for a row of which a part "
                  "was there already.")  # fmt: skip
     lacking = [i for i, one in enumerate(found) if not one]

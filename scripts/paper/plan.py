@@ -12,16 +12,15 @@ from erk.commands.cli import ListingError
 from erk.generation.options import DEFAULTS, networks_of, settings_of
 from erk.io.download import cache_dir, fetch, is_offline
 from erk.models.encoders import VAEEncoder
-from metrics.extractors import dinov2, inception, vgg16
-from metrics.protocols import Measure, find_protocol
+from metrics.extractors import output_sizes, weights_url
+from metrics.measures import Measure
+from metrics.protocols import find_protocol
 from metrics.references import known_references
-from metrics.table import to_text
+from metrics.report import to_text
 from scripts.paper.config import Config, Request, Row, chosen_rows, images_of, settings_of_row
 
 BATCH = {"paper": 125, "embedded": 250}  # images at a time
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-EXTRACTORS = {"inception": inception.URL, "vgg16": vgg16.url(), "dinov2": dinov2.URL,
-              "dinov2-pil": dinov2.URL}  # fmt: skip
 MEGABYTES = {
     "edm2-img512-xs": 249, "edm2-img64-xs": 249, "edm2-img512-s": 560, "edm2-img64-s": 560,
     "edm2-img512-m": 996, "edm2-img64-m": 996, "edm2-img512-l": 1555, "edm2-img64-l": 1555,
@@ -32,10 +31,6 @@ MEGABYTES = {
 }  # fmt: skip
 """Start of a file's name -> its size by what it holds: parameters, 2 bytes each in EDM2's files,
 else 4; of a reference the moments of 2048 and 1024 features, 8 bytes each."""
-DIMS = {("inception", "features"): 2048, ("inception", "logits"): 1008,
-        ("inception", "spatial"): 2023, ("vgg16", "features"): 4096, ("dinov2", "features"): 1024,
-        ("digits", "features"): 64, ("digits", "logits"): 10}  # fmt: skip
-"""Float32 numbers that are kept per image, by extractor and output."""
 
 BOTH_WAYS = 1.7  # adaptive steps compute more than they keep: 105 evaluations for 90 on digits
 SECONDS = {
@@ -80,8 +75,8 @@ def usable_measures(ref: str, has_real: bool) -> list[Measure]:
     """What can be measured against a reference by name; some measures want real images."""
     known = known_references()
     protocol = find_protocol(known[ref].protocol if ref in known else ref)
-    is_held = ref == "digits"  # the only reference with features of its own
-    return [m for m in protocol.measures if has_real or is_held or not m.needs_real_features]
+    has_features = has_real or (ref in known and known[ref].images is not None)
+    return [m for m in protocol.measures if has_features or not m.rule.needs_real_features]
 
 
 def files_of(config: Config, request: Request) -> list[File]:
@@ -182,11 +177,13 @@ def _of_network(what: str, net: str) -> list[File]:
 
 
 def _of_reference(ref: str, has_real: bool) -> list[File]:
-    if ref not in known_references():
+    row = known_references().get(ref)
+    if row is None or row.url is None:
         return []
     wanted = {one.extractor for one in usable_measures(ref, has_real)}
-    weights = [File(f"weights of {name}", EXTRACTORS[name]) for name in sorted(wanted)]
-    return [File(f"reference {ref}", known_references()[ref].url), *weights]
+    addresses = {name: weights_url(name) for name in sorted(wanted)}
+    weights = [File(f"weights of {name}", url) for name, url in addresses.items() if url]
+    return [File(f"reference {ref}", row.url), *weights]
 
 
 def _is_here(source: str) -> bool:
@@ -221,7 +218,8 @@ def _seconds(net: str, evaluations: float) -> float | None:
 
 
 def _bytes(measures: Iterable[Measure]) -> int:
-    return 4 * sum(DIMS[pair] for pair in {(m.extractor, m.field) for m in measures})
+    pairs = {(one.extractor, one.output) for one in measures}
+    return 4 * sum(output_sizes(name)[output] for name, output in pairs)  # float32
 
 
 def _span(seconds: float) -> str:

@@ -21,13 +21,13 @@ import torch
 from erk.generation.job import Job, computation, image_identity, plain
 from erk.generation.options import networks_of, open_job, plan_job
 from erk.generation.stream import ImageChunk, image_chunks
+from erk.io.atomic import save_file
 from erk.io.download import sha256_of
 from erk.models.model import fetch_checkpoint
 from erk.runtime.distributed import World, broadcast, gather, join, pick_device
+from metrics.evaluator import Evaluator, Options, load_evaluator
 from metrics.images import fingerprint
-from metrics.judge import Judge, extract_share, load_judge, measure_chunks
-from metrics.report import to_row
-from metrics.table import to_json, write
+from metrics.report import to_json
 from scripts.paper.config import Config, Request, Row, chosen_rows
 from scripts.paper.pages import Found, page_of
 from scripts.paper.plan import describe, options_of_row, ref_of
@@ -76,17 +76,17 @@ def measure_rows(
     chosen = chosen_rows(config, request.rows)
     todo = [one for one in planned if one.row in chosen]
     device = pick_device(todo[0].options["device"])
-    judges = _judges(planned, todo, request, device)
+    evaluators = _evaluators(planned, todo, request, device)
     with join(device) as world:
-        todo = broadcast(world, [one for one in todo if not _found(one, judges, request)])
+        todo = broadcast(world, [one for one in todo if not _found(one, evaluators, request)])
         for number, (one, job) in enumerate(_with_networks(todo), 1):
-            made = _make(job, judges[one.ref], world, request.shard)
+            made = _make(job, evaluators[one.ref], world, request.shard)
             if world.rank == 0:
                 click.echo(f"{config.name} [{number}/{len(todo)}] {one.row.name}", err=True)
             if made is not None:
-                write(_place(one, judges[one.ref], request), to_json(made))
+                save_file(_place(one, evaluators[one.ref], request), to_json(made))
                 if each is not None:
-                    each([_found(other, judges, request) for other in planned])
+                    each([_found(other, evaluators, request) for other in planned])
         if world.rank > 0:
             return None
     if request.shard is not None:
@@ -94,24 +94,23 @@ def measure_rows(
         click.echo(f"{config.name}: the features of shard {index} of {count} are made; run it "
                    "without --shard when all are")  # fmt: skip
         return None
-    return [_found(one, judges, request) for one in planned]
+    return [_found(one, evaluators, request) for one in planned]
 
 
-def _judges(
+def _evaluators(
     planned: Sequence[Planned], todo: Sequence[Planned], request: Request, device: torch.device
-) -> dict[str, Judge]:
+) -> dict[str, Evaluator]:
     """By reference; those that only other rows want are left out where their files are missing."""
-    needed, judges = {one.ref for one in todo}, {}
+    needed, evaluators = {one.ref for one in todo}, {}
     for ref in dict.fromkeys(one.ref for one in planned):
         offline = request.offline or ref not in needed
         try:
-            judges[ref] = load_judge(
-                ref, real=request.real, device=device, cache=request.cache, offline=offline
-            )
+            options = Options(device=device, cache=request.cache, offline=offline)
+            evaluators[ref] = load_evaluator(ref, real=request.real, options=options)
         except FileNotFoundError:
             if ref in needed:
                 raise
-    return judges
+    return evaluators
 
 
 def _with_networks(rows: Sequence[Planned]) -> Iterator[tuple[Planned, Job]]:
@@ -130,25 +129,27 @@ def _same_networks(job: Job, options: dict[str, Any]) -> Job:
 
 
 def _make(
-    job: Job, by: Judge, world: World, shard: tuple[int, int] | None
+    job: Job, evaluator: Evaluator, world: World, shard: tuple[int, int] | None
 ) -> dict[str, Any] | None:
     """The numbers of one row; None in all processes but the first, and for a shard."""
     start, made, n = time.perf_counter(), [0], len(job.seeds)
     chunks: Any = functools.partial(_counted, image_chunks(job), made)
     if shard is not None:
-        extract_share(by, world, chunks, n, shard)
+        evaluator.extract_shard(chunks, world, n, shard)
         return None
-    verdict = measure_chunks(by, world, chunks, n)
+    real = evaluator.extract_real(world)
+    features = evaluator.extract(chunks, world, n)
     counts = gather(world, made[0])
-    if verdict is None:
+    if features is None:
         return None
-    nfe = {name: verdict.found.facts[name].mean().item() for name in ("nfe", "guide_nfe")}
+    evaluation = evaluator.evaluate(features, real)
+    nfe = {name: features.metadata[name].mean().item() for name in ("nfe", "guide_nfe")}
     facts = {name: job.metadata[name] for name in ("seeds", "batch", "network", "guide")}
     names = ("command", "commit", "device", "versions")
     spent = {"seconds": time.perf_counter() - start, "images": sum(counts), "processes": world.size}
     return (
-        {"settings": plain(job.identity), **facts, **nfe, **to_row(by, verdict)}
-        | {"notes": verdict.result.notes, "made_by": {name: job.metadata[name] for name in names}}
+        {"settings": plain(job.identity), **facts, **nfe, **evaluation.to_dict()}
+        | {"notes": evaluation.undefined, "made_by": {name: job.metadata[name] for name in names}}
         | {"spent": spent}
     )
 
@@ -164,15 +165,16 @@ def _counted(share: Any, made: list[int], rank: int, size: int) -> Iterator[Imag
         yield piece._replace(read=functools.partial(read, piece))
 
 
-def _place(one: Planned, by: Judge, request: Request) -> Path:
+def _place(one: Planned, evaluator: Evaluator, request: Request) -> Path:
     """The file of a row. Raises FileNotFoundError if its networks are not on this disk."""
     plan = plan_job(one.options)
     told = [
         image_identity(plan.identity),
         [None if name is None else _digest(name) for name in (plan.net, plan.gnet)],
         one.options["seeds"], one.options["batch"], one.ref,
-        by.reference and by.reference.sha256, by.real and fingerprint(by.real), by.groups,
-        {name: extractor.sha256 for name, extractor in by.how.extractors.items()},
+        evaluator.reference and evaluator.reference.sha256,
+        evaluator.real and fingerprint(evaluator.real), evaluator.options.groups,
+        {name: extractor.sha256 for name, extractor in evaluator.plan.extractors.items()},
         computation(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
@@ -184,12 +186,12 @@ def _digest(address: str) -> str:
     return sha256_of(fetch_checkpoint(address, offline=True))
 
 
-def _found(one: Planned, judges: Mapping[str, Judge], request: Request) -> Found:
+def _found(one: Planned, evaluators: Mapping[str, Evaluator], request: Request) -> Found:
     """What the file of a row says; {}: it is still to be made."""
-    if one.ref not in judges:
+    if one.ref not in evaluators:
         return {}
     try:
-        place = _place(one, judges[one.ref], request)
+        place = _place(one, evaluators[one.ref], request)
         found: Found = json.loads(place.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return {}

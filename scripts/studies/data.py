@@ -12,13 +12,13 @@ from erk.analysis import toy
 from erk.calibration.problem import Problem, problem_for
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
-from metrics.evaluation import Result, measure
-from metrics.extraction import extract
+from metrics.evaluation import Evaluation, evaluate_features, paired_differences
 from metrics.extractors import load_extractor
+from metrics.features import extract
 from metrics.jackknife import Difference, group_of
-from metrics.protocols import Measure, Protocol
-from metrics.references import load_reference, real_digits
-from metrics.report import differences
+from metrics.measures import Measure
+from metrics.protocols import Protocol
+from metrics.references import load_reference, real_images
 
 NETWORKS = ("digits", "digits-cfg", "digits-autog")
 MIXTURES = ("mixture", "toy")
@@ -55,7 +55,7 @@ class Data(NamedTuple):
 @cache
 def load(name: str) -> Data:
     """Load data by name: one of NETWORKS or MIXTURES."""
-    real = (real_digits()[0].flatten(1) / 255 * 16 / 8 - 1 + 0.3895) / 0.7520 * 0.5
+    real = (real_images("digits")[0].flatten(1) / 255 * 16 / 8 - 1 + 0.3895) / 0.7520 * 0.5
     if name == "toy":
         clean, _ = toy.draw_samples(toy.tree("A"), 4096, torch.Generator().manual_seed(1))
         return Data(name, toy.denoiser(toy.tree("A")), None, 1.0, 5.0, _noise((2,)), clean.float())
@@ -97,16 +97,16 @@ def _evaluator() -> tuple[Any, Any]:
     return extractors, load_reference("digits", extractors)
 
 
-def fd(data: Data, x0: Tensor, blocks: int) -> Result:
+def fd(data: Data, x0: Tensor, blocks: int) -> Evaluation:
     """Measure FD of a network's samples, with one replicate per block of seeds left out."""
     extractors, reference = _evaluator()
     features = extract([data.model.decode(x0)], extractors)
-    return measure(features, FD, reference, groups=blocks)
+    return evaluate_features(features, FD, reference, groups=blocks)
 
 
-def change_of_fd(corrected: Result, plain: Result) -> Difference:
+def change_of_fd(corrected: Evaluation, plain: Evaluation) -> Difference:
     """Compute FD corrected - plain of the same seeds."""
-    return differences(corrected, plain)["fd"]
+    return paired_differences(corrected, plain)["fd"]
 
 
 def sliced_w1(data: Data, x0: Tensor, blocks: int) -> tuple[float, list[float]]:

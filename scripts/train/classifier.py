@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from erk.commands.cli import CONTEXT, clean_exit
-from metrics.extractors.digits import WEIGHTS, DigitsClassifier, normalise
-from metrics.references import real_digits
+from metrics.extractors.classifier import Classifier, known_classifiers, normalise
+from metrics.references import real_images
 from scripts.train.common import reproducible, write_weights
 
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 40, 64, 3e-3, 1e-2
 HELD_OUT = 0.2
+ROW = known_classifiers()["digits"]
+WEIGHTS = ROW.path
 ARCHITECTURE = {"width": 16, "features": 64, "classes": 10}
 
 
@@ -33,15 +35,16 @@ def train_classifier(destination: str | Path = WEIGHTS, seed: int = 0) -> float:
 
     A seed gives the same weights on the same machine with the same versions.
     """
-    images, labels = real_digits()
+    images, labels = real_images("digits")
+    assert labels is not None
     seen, unseen = _split(labels, seed)
     with reproducible(seed):
-        network = DigitsClassifier(**ARCHITECTURE)
-        _fit(network, normalise(images[seen]), labels[seen])
-        accuracy = _accuracy(network, normalise(images[unseen]), labels[unseen])
+        network = Classifier(**ARCHITECTURE)
+        _fit(network, normalise(images[seen], ROW.levels), labels[seen])
+        accuracy = _accuracy(network, normalise(images[unseen], ROW.levels), labels[unseen])
     metadata = {
         "name": "digits-classifier",
-        "architecture": {"class": "DigitsClassifier", "kwargs": ARCHITECTURE},
+        "architecture": {"class": "Classifier", "kwargs": ARCHITECTURE},
         "licence": "Apache-2.0",
         "source": "scikit-learn's bundled digits (UCI Optical Recognition of Handwritten Digits)",
         "training": _training(seed, accuracy),
@@ -59,7 +62,7 @@ def _split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(seen), torch.from_numpy(unseen)
 
 
-def _fit(network: DigitsClassifier, images: Tensor, labels: Tensor) -> None:
+def _fit(network: Classifier, images: Tensor, labels: Tensor) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, epochs=EPOCHS, steps_per_epoch=-(-len(images) // BATCH)
@@ -83,7 +86,7 @@ def _shift(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _accuracy(network: DigitsClassifier, images: Tensor, labels: Tensor) -> float:
+def _accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     _, logits = network(images)
     return (logits.argmax(1) == labels).double().mean().item()
 

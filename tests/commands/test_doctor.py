@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from erk.commands import doctor
 from erk.commands.checks import golden, machine, stored
 from erk.commands.checks.row import guarded
-from metrics.extractors import Features
+from metrics.extractors import Outputs
 
 ROOT = Path(__file__).parents[2]
 Usage = namedtuple("Usage", "total used free")
@@ -367,7 +367,7 @@ def test_an_extractor_of_the_cache(answers, state, monkeypatch):
         if name != "vgg16":
             raise FileNotFoundError(name)
         rest = iter(answers)
-        return lambda images: Features(next(rest))
+        return lambda images: Outputs(next(rest))
 
     monkeypatch.setattr(golden, "load_extractor", load)
     rows = found(golden.extractors, "cpu")

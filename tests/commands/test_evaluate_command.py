@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from erk.commands.evaluate import main
-from metrics.extractors.digits import WEIGHTS
-from metrics.reference_files import Statistics, write_reference
-from metrics.statistics import moments_of
+from metrics.extractors.classifier import known_classifiers
+from metrics.reference_files import write_reference
+from metrics.statistics import Statistics, moments_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_row_and_table(evaluate, save_pngs, digits):
     assert row["precision"] == 1 and 0 < row["fd"] < 50 and row["fd_se"] > 0
     assert row["groups"] == 10 and len(row["replicates"]["fd"]) == 10
     assert row["protocol"] == "digits" and row["device"] == "cpu" and row["skipped"] == 0
-    card = json.loads(WEIGHTS.with_suffix(".json").read_text())
+    card = json.loads(known_classifiers()["digits"].path.with_suffix(".json").read_text())
     assert row["extractors"] == {"digits": card["sha256"]}
     assert len(row["reference_sha256"]) == 64 and row["reference_n"] == 1797
     assert {"python", "torch", "numpy"} <= set(row["versions"])
@@ -210,7 +210,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--ref", "digits", "--num", "21"], "a subset has 2 to as many"),
         (["--ref", "digits", "--weights", "digits=random:0"], "random weights measure nothing"),
         (["--ref", "digits", "--weights", "random:0"], "--weights wants NAME=FILE"),
-        (["--ref", "digits", "--weights", "vgg16=a.pth"], "weights for vgg16 are of no use"),
+        (["--ref", "digits", "--weights", "vgg16=a.pth"], "weights for vgg16 are not used here"),
         (["--ref", "digits", "--real", "large"], "out holds images of 8x8 pixels but large"),
         (["--real", "large"], "--ref is missing"),
         (["--ref", "digits", "--cache-limit", "-1"], "--cache-limit"),

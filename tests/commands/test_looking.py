@@ -13,7 +13,7 @@ from erk.generation.images import png_bytes, read_png
 from erk.generation.sheets import SheetCell, captioned_sheet, fitted
 from metrics import nearest as nearest_images
 from metrics.images import open_images
-from metrics.references import real_digits
+from metrics.references import real_images
 
 JOB = ["--preset", "digits", "--labels", "balanced", "--steps", "4", "--batch", "16",
        "--device", "cpu"]  # fmt: skip
@@ -273,7 +273,7 @@ def test_copies_of_training_pictures_are_found(runs, tmp_path, monkeypatch):
     """Three digits and one with a touched pixel among generated ones: these are copied, in both
     spaces, and the others are not."""
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
-    images, _ = real_digits()
+    images, _ = real_images("digits")
     folder = tmp_path / "run"
     folder.mkdir()
     for seed in range(10):

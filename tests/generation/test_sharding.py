@@ -12,8 +12,8 @@ from faults import check_run, command, ended, files, in_this_process, start
 
 from erk.commands.generate import main
 from erk.commands.merge import main as merge_command
-from metrics.reference_files import Statistics, read_reference, write_reference
-from metrics.statistics import moments_of
+from metrics.reference_files import read_reference, write_reference
+from metrics.statistics import Statistics, moments_of
 
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",
        "--labels", "balanced", "--seeds", "0-19"]  # fmt: skip

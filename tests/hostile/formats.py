@@ -26,10 +26,11 @@ from erk.generation.sampling import ImageBatch
 from erk.models.edm2 import Precond
 from erk.models.model import load_model
 from metrics import images, store
-from metrics.extraction import Pass, first_shape, image_chunks
-from metrics.extractors import digits
+from metrics.chunks import Reading, source_chunks
+from metrics.extractors import classifier
 from metrics.extractors.weights import load_weights
-from metrics.reference_files import Statistics, read_reference, write_reference
+from metrics.reference_files import read_reference, write_reference
+from metrics.statistics import Statistics
 from scripts.paper.config import load_config
 
 Files = dict[str, bytes]
@@ -227,7 +228,7 @@ def state_dict(**options):
 
 
 def digits_files():
-    place = digits.WEIGHTS
+    place = classifier.known_classifiers()["digits"].path
     return {"digits.safetensors": place.read_bytes(),
             "digits.json": place.with_suffix(".json").read_bytes()}  # fmt: skip
 
@@ -245,15 +246,8 @@ def read_images(folder):
     """What evaluate.py does up to the networks."""
     path = next((p for p in folder.glob("images.*")), folder)
     source = images.open_images(path)
-    chunks = image_chunks(source, Pass({"a": None}, {"a": ()}, folder))
-    shape = first_shape(source)
-    import metrics.extraction as extraction
-
-    held, extraction.holds = extraction.holds, lambda *_: False
-    try:
-        total = [len(chunk.read().kept) for chunk in chunks(0, 1)]
-    finally:
-        extraction.holds = held
+    shape = images.first_shape(source)
+    total = [len(chunk.read().index) for chunk in source_chunks(source, Reading())(0, 1)]
     labels = images.labels_of(source, 10)
     return shape, total, images.seeds_of(source), None if labels is None else labels[:3]
 
@@ -334,5 +328,5 @@ FORMATS = {
     "old weights": Format(
         lambda: {"w.pt": state_dict(_use_new_zipfile_serialization=False)}, read_weights),
     "classifier": Format(digits_files, 
-                         lambda f: digits.load(weights=f / "digits.safetensors").name),
+        lambda f: classifier.load("digits", weights=f / "digits.safetensors").name),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from documents import PAGES, ROOT
 
 from erk.commands.main import SUBCOMMANDS
 from erk.method.solvers import SOLVERS
-from metrics.protocols import PROTOCOLS
+from metrics.protocols import known_protocols
 
 PATH = re.compile(r"`((?:docs|erk|metrics|scripts|tests|configs|checkpoints)/[\w./-]+)`")
 MODULE = re.compile(r"python -m ((?:erk|metrics|scripts)[\w.]*)")
@@ -67,7 +67,7 @@ def test_every_solver_and_option_is_in_the_table():
 
 def test_every_protocol_and_column_is_in_the_document():
     table = rows(read("docs/evaluation.md"))
-    for protocol in PROTOCOLS.values():
+    for protocol in known_protocols().values():
         for column in protocol.columns:
             names = {column, column.removesuffix("_std")}
             assert column in ("precision", "recall") or any(

@@ -1,9 +1,10 @@
-"""The features of a test are its own."""
+"""Every test stores features in a folder of that test."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features of a test are its own, never those of the machine's cache."""
-    monkeypatch.setattr("metrics.judge.default_folder", lambda: tmp_path_factory.mktemp("store"))
+    """Keep the machine's cache out of the tests."""
+    folder = tmp_path_factory.mktemp("store")
+    monkeypatch.setattr("metrics.evaluator.default_folder", lambda: folder)

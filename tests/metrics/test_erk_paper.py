@@ -12,8 +12,8 @@ from PIL import Image
 
 from erk.commands.evaluate import main
 from metrics.distances import frechet_distance, inception_score
-from metrics.extraction import extract
 from metrics.extractors import load_extractor
+from metrics.features import extract
 from metrics.neighbours import precision_recall
 from metrics.references import known_references
 from metrics.statistics import moments_of
@@ -70,7 +70,7 @@ def test_inception_and_vgg(evaluate, tmp_path):
     found = {name: load_extractor(name, weights="random:1") for name in ("inception", "vgg16")}
     real = extract([tensors(tmp_path / "real")], found)
     own = extract([tensors(tmp_path / "out")], found)
-    moments = moments_of(real.features["inception"].features)
+    moments = moments_of(real.outputs["inception"].features)
     put_reference(tmp_path / "cache", {"fid": moments, "fd_dinov2": moments_of(torch.eye(1024))})
 
     wanted = ("--metrics", "fid,precision,recall", "--real", "real", "--json", "row.json")
@@ -80,10 +80,10 @@ def test_inception_and_vgg(evaluate, tmp_path):
     assert row["protocol"] == "erk-paper" and row["n"] == 4 and row["real_n"] == 5
     assert row["extractors"] == {"inception": "random:1", "vgg16": "random:1"}
     assert row["reference"] == "imagenet512" and row["reference_n"] == 50000
-    made = moments_of(own.features["inception"].features)
+    made = moments_of(own.outputs["inception"].features)
     expected = frechet_distance(real=(moments.mean, moments.cov), generated=(made.mean, made.cov))
     assert row["fid"] == pytest.approx(expected, rel=1e-6)
-    vgg = {"real": real.features["vgg16"].features, "generated": own.features["vgg16"].features}
+    vgg = {"real": real.outputs["vgg16"].features, "generated": own.outputs["vgg16"].features}
     assert (row["precision"], row["recall"]) == precision_recall(**vgg, k=3)
     for shown in ("RANDOM WEIGHTS", "very probably exchanged", "4 images in 2048 dimensions"):
         assert shown in result.output, shown
@@ -113,7 +113,7 @@ def test_all_five_in_one_pass(evaluate, tmp_path):
     real = extract([tensors(tmp_path / "real")], found)
     own = extract([tensors(tmp_path / "out")], found)
     keys = {"fid": "inception", "fd_dinov2": "dinov2"}
-    moments = {key: moments_of(real.features[name].features) for key, name in keys.items()}
+    moments = {key: moments_of(real.outputs[name].features) for key, name in keys.items()}
     put_reference(tmp_path / "cache", moments)
     result = evaluate(
         *WEIGHTS, "--weights", "dinov2=random:1", "--real", "real", "--json", "row.json"
@@ -121,10 +121,10 @@ def test_all_five_in_one_pass(evaluate, tmp_path):
     assert result.exit_code == 0, result.output
     row = json.loads(Path("row.json").read_text())
     for key, name in keys.items():
-        made = moments_of(own.features[name].features)
+        made = moments_of(own.outputs[name].features)
         expected = frechet_distance(
             real=(moments[key].mean, moments[key].cov), generated=(made.mean, made.cov)
         )
         assert row[key] == pytest.approx(expected, rel=1e-5), key
-    assert row["is"] == pytest.approx(inception_score(own.features["inception"].logits)[0])
+    assert row["is"] == pytest.approx(inception_score(own.outputs["inception"].logits)[0])
     assert 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1

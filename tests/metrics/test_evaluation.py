@@ -6,29 +6,31 @@ import pytest
 import torch
 
 from metrics.distances import frechet_distance, inception_score
-from metrics.evaluation import fd_floor, measure
-from metrics.extraction import Found, extract
-from metrics.extractors import Features
+from metrics.evaluation import evaluate_features, fd_floor, paired_differences
+from metrics.extractors import Outputs
+from metrics.features import Features, extract
+from metrics.measures import Measure
 from metrics.neighbours import density_coverage, precision_recall
-from metrics.protocols import PROTOCOLS, Measure, Protocol, find_protocol
-from metrics.reference_files import Reference, Statistics
-from metrics.report import differences
-from metrics.statistics import moments_of
+from metrics.protocols import Protocol, default_protocol, find_protocol, known_protocols
+from metrics.reference_files import Reference
+from metrics.statistics import Statistics, moments_of
 
-DIGITS = PROTOCOLS["digits"]
+DIGITS = find_protocol("digits")
 
 
 @pytest.fixture(scope="module")
-def judged(extractor, reference):
+def evaluated(extractor, reference):
     def run(images, **options):
         batches = [images] if isinstance(images, torch.Tensor) else images
-        return measure(extract(batches, {"digits": extractor}), DIGITS, reference, **options)
+        return evaluate_features(
+            extract(batches, {"digits": extractor}), DIGITS, reference, **options
+        )
 
     return run
 
 
-def found_of(features, logits=None, name="any"):
-    return Found({name: Features(features, logits)}, torch.arange(len(features)), {})
+def features_of(rows, logits=None, name="any"):
+    return Features({name: Outputs(rows, logits)}, torch.arange(len(rows)))
 
 
 def reference_of(features, name="any"):
@@ -36,44 +38,46 @@ def reference_of(features, name="any"):
     return Reference("r", "", {name: Statistics(moments.mean, moments.cov, moments.n, features)})
 
 
-def test_real_digits_are_perfect(judged, digits):
+def test_real_digits_are_perfect(evaluated, digits):
     images, labels = digits
-    result = judged(images, labels=labels.tolist())
+    result = evaluated(images, labels=labels.tolist())
     values = result.values
     assert values["fd"] < 1e-6
     assert (values["precision"], values["recall"]) == (1, 1)
     assert values["accuracy"] > 0.99 and 9 < values["is"] <= 10
-    assert (result.protocol, result.n, result.notes) == ("digits", 1797, [])
+    assert (result.protocol, result.n, result.undefined) == ("digits", 1797, [])
 
 
-def test_noise_is_far_away(judged):
+def test_noise_is_far_away(evaluated):
     generator = torch.Generator().manual_seed(0)
-    result = judged(torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=generator))
+    result = evaluated(
+        torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    )
     assert result.values["fd"] > 100
     assert result.values["precision"] < 0.5 and result.values["recall"] < 0.3
     assert result.values["accuracy"] is None
-    assert any("accuracy: the classes asked for are not known" in note for note in result.notes)
+    assert any("accuracy: the classes asked for are not known" in note for note in result.undefined)
 
 
-def test_collapse_to_one_class_shows_in_recall(judged, digits):
+def test_collapse_to_one_class_shows_in_recall(evaluated, digits):
     images, labels = digits
-    result = judged(images[labels == 1])
+    result = evaluated(images[labels == 1])
     assert result.values["precision"] == 1 and result.values["recall"] < 0.2
 
 
-def test_batches_do_not_matter(judged, digits):
+def test_batches_do_not_matter(evaluated, digits):
     images = digits[0][:400]
-    a, b = (judged(images.split(size)).values["fd"] for size in (33, 400))
+    a, b = (evaluated(images.split(size)).values["fd"] for size in (33, 400))
     assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_replicates_leave_a_group_out(judged, digits):
+def test_replicates_leave_a_group_out(evaluated, digits):
     """Every replicate equals the measure of the images that are left."""
     images, labels = digits[0][:303], digits[1][:303]
-    result = judged(images, labels=labels, groups=4)
+    result = evaluated(images, labels=labels, groups=4)
     for group in range(4):
         left = torch.arange(303) * 4 // 303 != group
-        alone = judged(images[left], labels=labels[left], groups=1)
+        alone = evaluated(images[left], labels=labels[left], groups=1)
         for name in ("fd", "precision", "recall", "accuracy"):
             expected = pytest.approx(alone.values[name], rel=1e-5)
             assert result.replicates[name][group] == expected, name
@@ -95,39 +99,41 @@ def test_errors_are_those_of_fresh_samples():
     values, errors = [], []
     for _ in range(40):
         drawn = torch.randn(500, 16, generator=generator) * 0.9 + 0.3
-        result = measure(found_of(drawn, drawn @ weights, "digits"), DIGITS.only(names), real)
+        result = evaluate_features(
+            features_of(drawn, drawn @ weights, "digits"), DIGITS.only(names), real
+        )
         values.append([result.values[name] for name in names])
         errors.append([result.errors[name] for name in names])
     ratio = torch.tensor(errors).square().mean(0).sqrt() / torch.tensor(values).std(0)
     assert ((ratio > 0.75) & (ratio < 1.5)).all(), ratio
 
 
-def test_errors_of_images_that_are_sorted_by_class(judged, digits):
+def test_errors_of_images_that_are_sorted_by_class(evaluated, digits):
     """Groups of one class each would make the error ten times too large."""
     images, labels = digits[0][:1000], digits[1][:1000]
-    mixed = judged(images).errors["fd"]
+    mixed = evaluated(images).errors["fd"]
     ordered = images[labels.argsort()]
-    assert judged(ordered).errors["fd"] > 5 * mixed
-    assert judged(ordered, by_seed=False).errors["fd"] == pytest.approx(mixed, rel=0.7)
+    assert evaluated(ordered).errors["fd"] > 5 * mixed
+    assert evaluated(ordered, in_seed_order=False).errors["fd"] == pytest.approx(mixed, rel=0.7)
 
 
-def test_paired_differences_see_what_single_errors_hide(judged, digits):
+def test_paired_differences_see_what_single_errors_hide(evaluated, digits):
     """The same images, some of them a little darker: the difference is small but sure."""
     images = digits[0][:600]
     changed = images.clone()
     changed[::2] = (changed[::2] * 0.8).to(torch.uint8)
-    a, b = judged(changed), judged(images)
-    difference = differences(a, b)["fd"]
+    a, b = evaluated(changed), evaluated(images)
+    difference = paired_differences(a, b)["fd"]
     assert difference.value == pytest.approx(a.values["fd"] - b.values["fd"])
     assert difference.error < min(a.errors["fd"], b.errors["fd"])
-    same = differences(a, a)
+    same = paired_differences(a, a)
     assert all(one.value == 0 and not one.exceeds for one in same.values())
     assert set(same) == {"fd", "precision", "recall", "is"}
 
 
 def test_every_kind_of_measure_equals_its_function():
     generator = torch.Generator().manual_seed(1)
-    real, made = (torch.randn(n, 6, generator=generator) for n in (1200, 1100))
+    real, generated = (torch.randn(n, 6, generator=generator) for n in (1200, 1100))
     logits = torch.randn(1100, 5, generator=generator)
     rules = Protocol(
         "all",
@@ -141,8 +147,8 @@ def test_every_kind_of_measure_equals_its_function():
         ),
         "a test",
     )  # fmt: skip
-    result = measure(found_of(made, logits), rules, reference_of(real), groups=2)
-    values, (a, b) = result.values, (moments_of(real), moments_of(made))
+    result = evaluate_features(features_of(generated, logits), rules, reference_of(real), groups=2)
+    values, (a, b) = result.values, (moments_of(real), moments_of(generated))
     assert values["fd"] == pytest.approx(
         frechet_distance(real=(a.mean, a.cov), generated=(b.mean, b.cov)), rel=1e-9
     )
@@ -153,34 +159,34 @@ def test_every_kind_of_measure_equals_its_function():
         torch.randperm(n, generator=torch.Generator().manual_seed(0))[:300].sort().values
         for n in (1200, 1100)
     ]
-    few = {"real": real[rows[0]], "generated": made[rows[1]]}
+    few = {"real": real[rows[0]], "generated": generated[rows[1]]}
     assert (values["precision"], values["recall"]) == precision_recall(**few, k=5, strict=True)
     assert (values["density"], values["coverage"]) == density_coverage(**few, k=5)
     assert all(len(result.replicates[name]) == 2 for name in values if not name.endswith("_std"))
 
 
-def test_real_images_serve_where_the_reference_has_no_features(reference, judged, digits):
+def test_real_images_serve_where_the_reference_has_no_features(reference, evaluated, digits):
     bare = {"digits": reference.statistics["digits"]._replace(features=None)}
     few = reference._replace(statistics=bare)
-    made = found_of(reference.statistics["digits"].features[:50], name="digits")
+    generated = features_of(reference.statistics["digits"].features[:50], name="digits")
     rules = DIGITS.only(["fd", "precision"])
-    result = measure(made, rules, few)
+    result = evaluate_features(generated, rules, few)
     assert result.values["precision"] is None and result.values["fd"] > 0
-    assert result.notes == [
+    assert result.undefined == [
         "precision and recall: real images are needed, give them by --real DIR or ZIP"
     ]
-    real = {"digits": Features(reference.statistics["digits"].features)}
-    with_real = measure(made, rules, few, real=real)
+    real = {"digits": Outputs(reference.statistics["digits"].features)}
+    with_real = evaluate_features(generated, rules, few, real=real)
     assert with_real.values["precision"] == 1
-    alone = measure(made, rules, None, real=real)  # no reference: the real images say all
+    alone = evaluate_features(generated, rules, None, real=real)
     assert alone.values == pytest.approx(with_real.values, rel=1e-9)
 
 
-def test_too_few_images_for_some_metrics(judged, digits):
-    result = judged(digits[0][:3])
+def test_too_few_images_for_some_metrics(evaluated, digits):
+    result = evaluated(digits[0][:3])
     assert math.isfinite(result.values.pop("fd"))
     assert set(result.values.values()) == {None}
-    assert "precision and recall: 3 images are too few, 4 are needed" in result.notes
+    assert "precision and recall: 3 images are too few, 4 are needed" in result.undefined
     assert result.errors["precision"] is None
 
 
@@ -193,12 +199,12 @@ def test_floor_falls_with_n_and_is_lower_with_balanced_classes(reference):
     assert fd_floor(real, 500, labels, seed=1) != small
 
 
-def test_refusals(judged, reference, digits):
+def test_refusals(evaluated, reference, digits):
     images = digits[0][:20]
     with pytest.raises(ValueError, match="there are 1 images: at least 2"):
-        judged(images[:1])
+        evaluated(images[:1])
     with pytest.raises(ValueError, match="20 images but labels of shape .19."):
-        judged(images, labels=[0] * 19)
+        evaluated(images, labels=[0] * 19)
     with pytest.raises(ValueError, match="needs real features"):
         fd_floor(reference.statistics["digits"]._replace(features=None), 100)
     with pytest.raises(ValueError, match="FD floor of 19 images needs 20 or more"):
@@ -207,17 +213,20 @@ def test_refusals(judged, reference, digits):
 
 def test_protocols():
     assert {"erk-paper", "edm", "edm2", "adm", "dgm-eval", "kynkaat-dinov2", "digits"} <= {
-        *PROTOCOLS
+        *known_protocols()
     }
     paper = find_protocol("erk-paper")
     assert paper.columns == ["fid", "fd_dinov2", "precision", "recall", "is", "is_std"]
-    assert paper.wanted() == {
+    assert paper.outputs() == {
         "inception": ["features", "logits"], "dinov2": ["features"], "vgg16": ["features"]
     }  # fmt: skip
-    assert paper.wanted(real=True) == {"vgg16": ["features"]}
+    assert paper.outputs(real=True) == {"vgg16": ["features"]}
     assert paper.only(["recall", "is"]).columns == ["precision", "recall", "is", "is_std"]
-    assert find_protocol("adm").wanted() == {"inception": ["features", "spatial", "logits"]}
+    assert find_protocol("adm").outputs() == {"inception": ["features", "spatial", "logits"]}
     assert find_protocol("adm").measures[1].statistics == "inception-spatial"
+    assert default_protocol(["inception"]) == "edm"
+    assert default_protocol(["inception", "inception-spatial"]) == "adm"
+    assert default_protocol(["vgg16"]) is None
     with pytest.raises(ValueError, match="does not measure kid: choose among fid, fd_dinov2"):
         paper.only(["fid", "kid"])
     with pytest.raises(ValueError, match="no protocol 'fidelity': choose one of erk-paper"):

@@ -6,7 +6,7 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as original
 
 from erk.runtime.precision import NONE, tf32_only
-from metrics.extractors import Features, inception, load_extractor
+from metrics.extractors import Outputs, inception, load_extractor
 from metrics.extractors.network import NetworkExtractor
 
 LIMIT = 1e-5  # of the largest absolute value; measured: 4.5e-6
@@ -144,7 +144,7 @@ def test_tf32_is_off_inside_and_as_before_outside(allowed):
 
     def network(x):
         seen.append(switches())
-        return Features(x)
+        return Outputs(x)
 
     NetworkExtractor("spy", 1, "", lambda x: x, network, "cpu")(pictures(8))
     assert seen == [("ieee", "ieee")] and switches() == allowed

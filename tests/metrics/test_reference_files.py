@@ -216,7 +216,7 @@ def test_what_may_not_be_written(tmp_path):
     features = torch.ones(9, 3)
     with pytest.raises(ValueError, match="covariances in .*inception.* hold NaN"):
         write_reference(tmp_path / "x.npz", {"inception": bad})
-    with pytest.raises(ValueError, match="under no extractor"):
+    with pytest.raises(ValueError, match="names no extractor"):
         write_reference(tmp_path / "x.npz", {})
     with pytest.raises(ValueError, match="must end in .npz"):
         write_reference(tmp_path / "x.pkl", {"inception": statistics(3)})

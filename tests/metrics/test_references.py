@@ -9,17 +9,20 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from metrics.reference_files import Reference, Statistics, write_reference
+from erk.io.rows import read_rows
+from metrics import references
+from metrics.reference_files import Reference, write_reference
 from metrics.references import (
     ROWS,
-    Known,
+    ReferenceRow,
     check_extractor,
     describe,
     known_references,
     load_reference,
-    read_rows,
+    real_images,
     reference_names,
 )
+from metrics.statistics import Statistics
 
 ADDRESSES = {  # as the projects that publish the files give them
     "imagenet512": "nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img512.pkl",
@@ -65,8 +68,7 @@ def test_digits(extractor, built_in, digits):
     np.testing.assert_allclose(found.cov, np.cov(features.double().T), atol=1e-10)
     assert built_in.labels.bincount().min() >= 174
     assert check_extractor(built_in, extractor) is found
-    with pytest.raises(ValueError, match="needs the extractor digits"):
-        load_reference("digits")
+    assert torch.equal(load_reference("digits").statistics["digits"].cov, found.cov)
 
 
 def test_real_digits_are_the_pixels_of_scikit_learn(digits):
@@ -94,7 +96,7 @@ def test_a_bare_npz_of_digits(tmp_path, extractor, built_in):
 def test_a_bare_npz_belongs_to_the_extractor_of_its_dimension(bare):
     stands = {name: Stand(name, dim) for name, dim in (("vgg16", 12), ("dinov2", 7))}
     found = load_reference(bare(7), stands)
-    assert (list(found.statistics), found.protocol) == (["dinov2"], None)
+    assert (list(found.statistics), found.protocol) == (["dinov2"], "kynkaat-dinov2")
     for dim, name, protocol in ((2048, "inception", "edm"), (64, "digits", "digits")):
         found = load_reference(bare(dim), stands)
         assert (list(found.statistics), found.protocol) == ([name], protocol)
@@ -127,10 +129,11 @@ def moments(dim, **more):
 def test_the_table_of_names():
     names = reference_names()
     rows = known_references()
-    assert names == ("digits", *rows)
+    assert names == tuple(rows)
     assert [line.split()[0] for line in describe()] == list(names)
     found = {name: (row.protocol, row.image_size) for name, row in rows.items()}
     assert found == {
+        "digits": ("digits", 8),
         "imagenet512": ("erk-paper", 512),
         "imagenet64": ("edm2", 64),
         "cifar10": ("edm", 32),
@@ -164,12 +167,15 @@ GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "  sha: 1\n", r"rows\.yaml: a has the unknown key 'sha': use url, protocol"),
-        (GOOD.replace("8", "eight"), r"rows\.yaml: a has the image_size 'eight': it must be int"),
-        (GOOD.replace("8", "true"), "image_size True: it must be int"),
-        (GOOD.replace("protocol: edm", "protocol:"), "protocol None: it must be str"),
+        (GOOD + "  sha: 1\n", r"rows\.yaml: a has the unknown key 'sha': use protocol, image_size"),
+        (GOOD.replace("8", "eight"), r"rows\.yaml: a has the image_size 'eight': input should be"),
+        (GOOD.replace("8", "true"), "image_size True: input should be a valid integer"),
+        (GOOD.replace("protocol: edm", "protocol:"), "protocol None: input should be a valid str"),
         (GOOD.replace("  protocol: edm\n", ""), r"rows\.yaml: a has no protocol: add it"),
-        ("a: https://host/a.npz", r"rows\.yaml: a must be a row of url, protocol"),
+        (GOOD.replace("url: https://host/a.npz", "licence: MIT"), "a must have either url or im"),
+        (GOOD + "  images: b.zip\n", "a must have either url or images: give one of them"),
+        (GOOD.replace("url", "images"), "a must have both images and extractors, or a url"),
+        ("a: https://host/a.npz", r"rows\.yaml: a must be a row of protocol, image_size"),
         ("- a\n- b\n", r"rows\.yaml must hold one row per name"),
         ("a: [", r"rows\.yaml is not readable YAML"),
     ],
@@ -177,11 +183,38 @@ GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
 def test_errors_in_the_table(tmp_path, text, message):
     path = tmp_path / "rows.yaml"
     path.write_text(GOOD)
-    assert read_rows(path) == {"a": Known("https://host/a.npz", "edm", 8)}
+    assert read_rows(path, ReferenceRow) == {"a": ReferenceRow("edm", 8, "https://host/a.npz")}
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        read_rows(path)
+        read_rows(path, ReferenceRow)
     assert "\n" not in str(caught.value)
+
+
+def test_moments_and_features_of_different_images_by_a_row(tmp_path, monkeypatch, digits):
+    """Moments of a training set, features and labels of a test set: configuration only."""
+    images, labels = (one.numpy() for one in digits)
+    np.savez(tmp_path / "train.npz", images=images[:1000, 0])
+    np.savez(tmp_path / "test.npz", images=images[1000:, 0], labels=labels[1000:])
+    (tmp_path / "references.yaml").write_text(
+        "split:\n  images: train.npz\n  features: test.npz\n  extractors: [digits]\n"
+        "  protocol: digits\n  image_size: 8\n"
+    )
+    monkeypatch.setattr(references, "ROWS", tmp_path / "references.yaml")
+    known_references.cache_clear()
+    try:
+        reference = load_reference("split")
+        assert torch.equal(real_images("split")[0], digits[0][:1000])
+    finally:
+        monkeypatch.undo()
+        known_references.cache_clear()
+    statistics = reference.statistics["digits"]
+    assert statistics.n == 1000 and statistics.features.shape == (797, 64)
+    assert reference.labels.tolist() == labels[1000:].tolist()
+
+
+def test_real_images_of_a_reference_of_statistics():
+    with pytest.raises(ValueError, match="imagenet512 has no real images: choose among digits"):
+        real_images("imagenet512")
 
 
 def test_the_shipped_table_has_no_row_twice():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from metrics.protocols import EXCHANGED
+from metrics.protocols import find_protocol
 from scripts.paper.config import Request, load_config
 from scripts.paper.pages import page_of
 from scripts.paper.render import (
@@ -176,7 +176,7 @@ def test_page_at_paper_scale_gives_differences_to_the_published():
     assert page.data[1]["paired"]["is"]["value"] == 0 and page.data[2]["measured"] is False
     text = to_md(page)
     assert "| 32 steps, w_stiff 0.5 | 63 | **91.00 ± 0.10** | **2.50 ± 0.10** |" in text
-    assert EXCHANGED in text and "ours − fid" in text
+    assert find_protocol("erk-paper").note in text and "ours − fid" in text
     assert "fid, of 1 paired differences: better in 1 (32 steps, w_stiff 0.5)." in text
     assert "NOT MEASURED YET: 8 of 10 rows" in text and "--rows 2,3,4,5,6,7,8,9." in text
     few = page_of(config, request, rows_with({0: found(1000, "paper", **values)}))

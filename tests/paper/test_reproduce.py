@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from PIL import Image
 from erk.calibration.problem import count_nfe
 from erk.commands import generate
 from erk.commands.cli import ListingError
+from metrics.evaluator import load_evaluator
 from metrics.images import open_images
-from metrics.judge import load_judge
 from scripts.paper import plan, reproduce, sampled
 from scripts.paper.config import Request, load_config
 from scripts.paper.plan import File, describe, fetch_files, files_of
@@ -202,7 +203,7 @@ def _lives(process):
 
 
 def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampled, "load_judge", None)
+    monkeypatch.setattr(sampled, "load_evaluator", None)
     monkeypatch.setattr(sampled, "open_job", None)
     output = run("table3", "--dry-run")
     assert "31 + 31" in output and "digits-autog" in output and "0 of 0 files" in output
@@ -214,7 +215,7 @@ def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
 
 
 def test_missing_files_are_listed_before_anything_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampled, "load_judge", None)
+    monkeypatch.setattr(sampled, "load_evaluator", None)
     (tmp_path / "val.zip").touch()
     real = str(tmp_path / "val.zip")
     output = run("table2", "--scale", "paper", "--offline", "--real", real, code=2)
@@ -343,28 +344,28 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, mo
     config = load_config("table2")
     options = plan.options_of_row(config, config.rows[9], request)
     one = sampled.Planned(config.rows[9], options, "digits")
-    by = load_judge("digits")
+    evaluator = load_evaluator("digits")
     images = tmp_path / "real"
     images.mkdir()
     for i in range(2):
         Image.new("L", (8, 8), i).save(images / f"{i}.png")
 
-    def key(row=one, judge=by):
-        return sampled._place(row, judge, request).name
+    def key(row=one, **changes):
+        return sampled._place(row, replace(evaluator, **changes), request).name
 
-    extractor = by.how.extractors["digits"]._replace(sha256="0" * 64)
+    extractor = evaluator.plan.extractors["digits"]._replace(sha256="0" * 64)
     others = [
         key(one._replace(ref="other")),
         *(key(one._replace(options=options | {name: value}))
           for name, value in (("w_stiff", 0.6), ("seeds", "0-19"), ("batch", 10))),
         key(one._replace(options=options | {"preset": "digits-autog"})),
-        key(judge=by._replace(groups=5)),
-        key(judge=by._replace(reference=by.reference._replace(sha256="0" * 64))),
-        key(judge=by._replace(how=by.how._replace(extractors={"digits": extractor}))),
-        key(judge=by._replace(real=open_images(images))),
+        key(options=replace(evaluator.options, groups=5)),
+        key(reference=evaluator.reference._replace(sha256="0" * 64)),
+        key(plan=replace(evaluator.plan, extractors={"digits": extractor})),
+        key(real=open_images(images)),
     ]  # fmt: skip
     Image.new("L", (8, 8), 7).save(images / "2.png")
-    others.append(key(judge=by._replace(real=open_images(images))))
+    others.append(key(real=open_images(images)))
     monkeypatch.setattr(sampled, "_digest", lambda address: "0" * 64)
     others.append(key())
     monkeypatch.undo()

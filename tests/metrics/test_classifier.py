@@ -6,20 +6,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.model_selection import train_test_split
 
-from metrics.extractors import load_extractor
-from metrics.extractors.digits import WEIGHTS, load, normalise
+from erk.io.download import sha256_of
+from metrics.extractors import classifier, extractor_names, load_extractor, output_sizes
+from metrics.extractors.classifier import Classifier, known_classifiers, load, normalise
+
+WEIGHTS = known_classifiers()["digits"].path
 
 
 def test_all_levels_survive_the_way_through_a_png():
     levels = torch.arange(17)
     stored = (levels * (255 / 16)).to(torch.uint8)
-    assert torch.equal(normalise(stored), levels / 8 - 1)
+    assert torch.equal(normalise(stored, 16), levels / 8 - 1)
 
 
 def test_every_byte_goes_to_its_nearest_level():
-    found = (normalise(torch.arange(256).to(torch.uint8)) + 1) * 8
+    found = (normalise(torch.arange(256).to(torch.uint8), 16) + 1) * 8
     nearest = np.abs(np.arange(256)[:, None] - np.arange(17) * 255 / 16).argmin(1)
     assert found.int().tolist() == nearest.tolist()
 
@@ -92,16 +96,42 @@ def test_copied_weights_are_the_same_extractor(extractor, tmp_path):
 def test_missing_and_foreign_weights(tmp_path):
     weights = tmp_path / "w.safetensors"
     with pytest.raises(FileNotFoundError, match="w.safetensors is missing"):
-        load(weights=weights)
+        load("digits", weights=weights)
     shutil.copy(WEIGHTS, weights)
     with pytest.raises(FileNotFoundError, match="w.json is missing"):
-        load(weights=weights)
+        load("digits", weights=weights)
     shutil.copy(WEIGHTS.with_suffix(".json"), tmp_path / "w.json")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(ValueError, match="is not the file its card describes"):
-        load(weights=weights)
+    with pytest.raises(ValueError, match="is not the file that its card describes"):
+        load("digits", weights=weights)
     (tmp_path / "w.json").write_text("{")
     with pytest.raises(ValueError, match="w.json is not a card"):
-        load(weights=weights)
+        load("digits", weights=weights)
+
+
+def test_another_classifier_is_a_row_and_two_files(tmp_path, monkeypatch):
+    """128 features of 28x28 images, on all 256 levels, without a line of code."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "extractors.yaml").write_text(
+        "mnist:\n  weights: mnist.safetensors\n  channels: 1\n  size: 28\n  levels: 255\n"
+    )
+    (tmp_path / "checkpoints").mkdir()
+    kwargs = {"width": 4, "features": 128, "classes": 10}
+    path = tmp_path / "checkpoints" / "mnist.safetensors"
+    save_file(Classifier(**kwargs, size=28).state_dict(), path)
+    card = {"architecture": {"kwargs": kwargs}, "sha256": sha256_of(path)}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    monkeypatch.setattr(classifier, "data", lambda folder: tmp_path / folder)
+    known_classifiers.cache_clear()
+    try:
+        assert extractor_names()[-1] == "mnist"
+        assert output_sizes("mnist") == {"features": 128, "logits": 10}
+        images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+        outputs = load_extractor("mnist")(images)
+        assert outputs.features.shape == (3, 128) and outputs.logits.shape == (3, 10)
+        assert torch.equal(normalise(images, 255), images.float() / 127.5 - 1)
+    finally:
+        monkeypatch.undo()
+        known_classifiers.cache_clear()

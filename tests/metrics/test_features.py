@@ -1,4 +1,4 @@
-"""One pass, the store, chunks, shards: features do not depend on how they were come by."""
+"""One pass, the store, chunks, shards: features do not depend on how they were come plan."""
 
 import hashlib
 from collections import Counter
@@ -10,9 +10,18 @@ from PIL import Image
 
 from erk.io.untrusted import ShapeError, decode_image
 from erk.runtime.distributed import World
-from metrics import extraction, store
-from metrics.extraction import Chunk, Pass, assemble, collect, extract, image_chunks, work
-from metrics.extractors import Features
+from metrics import chunks as chunks_module
+from metrics import store
+from metrics.chunks import Chunk
+from metrics.extractors import Outputs
+from metrics.features import (
+    ExtractionPlan,
+    collect,
+    extract,
+    image_chunks,
+    load_features,
+    store_features,
+)
 from metrics.images import open_images, subset
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -29,12 +38,12 @@ class Counted:
     def __call__(self, images):
         self.seen += len(images)
         rows = images.flatten(1)[:, :2].float()
-        return Features(rows, rows * 2, rows + 1)
+        return Outputs(rows, rows * 2, rows + 1)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(extraction, "CHUNK", 4)
+    monkeypatch.setattr(chunks_module, "CHUNK", 4)
 
 
 @pytest.fixture
@@ -43,13 +52,14 @@ def source(save_pngs):
     return open_images(save_pngs(images))
 
 
-def how(folder, *extractors, fields=("features",), **options):
+def plan_of(folder, *extractors, fields=("features",), **options):
     named = {one.name: one for one in extractors or (Counted(),)}
-    return Pass(named, dict.fromkeys(named, fields), folder / "store", batch=3, **options)
+    outputs = dict.fromkeys(named, fields)
+    return ExtractionPlan(named, outputs, folder / "store", batch=3, **options)
 
 
-def found(source, by, world=ALONE):
-    return collect(by, image_chunks(source, by), world, len(source.names))
+def extracted(source, plan, world=ALONE):
+    return collect(plan, image_chunks(source, plan), world, len(source.names))
 
 
 def expected(source):
@@ -58,31 +68,31 @@ def expected(source):
 
 
 def test_every_extractor_sees_every_image_once(source, tmp_path):
-    by = how(tmp_path, Counted("a"), Counted("b"), fields=("features", "logits"))
-    result = found(source, by)
-    assert torch.equal(result.features["a"].features, expected(source))
-    assert torch.equal(result.features["b"].logits, 2 * expected(source))
-    assert result.features["a"].spatial is None
-    assert result.n == 11 and result.kept.tolist() == list(range(11))
-    assert [one.seen for one in by.extractors.values()] == [11, 11]
+    plan = plan_of(tmp_path, Counted("a"), Counted("b"), fields=("features", "logits"))
+    result = extracted(source, plan)
+    assert torch.equal(result.outputs["a"].features, expected(source))
+    assert torch.equal(result.outputs["b"].logits, 2 * expected(source))
+    assert result.outputs["a"].spatial is None
+    assert result.n == 11 and result.index.tolist() == list(range(11))
+    assert [one.seen for one in plan.extractors.values()] == [11, 11]
 
 
 def test_large_images_come_in_smaller_chunks(source, tmp_path, monkeypatch):
     """Memory has a bound, whatever the size of the images; the features stay the same."""
-    monkeypatch.setattr(extraction, "CHUNK_BYTES", 3 * 8 * 8 + 1)
-    by = how(tmp_path)
-    chunks = list(image_chunks(source, by)(0, 1))
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", 3 * 8 * 8 + 1)
+    plan = plan_of(tmp_path)
+    chunks = list(image_chunks(source, plan)(0, 1))
     assert [chunk.size for chunk in chunks] == [3, 3, 3, 2]
-    monkeypatch.setattr(extraction, "CHUNK_BYTES", 1)
-    assert len(list(image_chunks(source, by)(0, 1))) == 11
-    assert torch.equal(found(source, by).features["counted"].features, expected(source))
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", 1)
+    assert len(list(image_chunks(source, plan)(0, 1))) == 11
+    assert torch.equal(extracted(source, plan).outputs["counted"].features, expected(source))
 
 
 def test_an_image_of_another_size_is_not_decoded(source, tmp_path, monkeypatch):
     big = Image.new("L", (4000, 4000))
     big.save(source.path / source.names[7])
     with pytest.raises(ValueError, match="4000x4000 grey but the first image is 8x8 grey"):
-        found(source, how(tmp_path))
+        extracted(source, plan_of(tmp_path))
     monkeypatch.setattr(np, "asarray", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ShapeError):
         decode_image((source.path / source.names[7]).read_bytes(), (8, 8, 1))
@@ -90,98 +100,101 @@ def test_an_image_of_another_size_is_not_decoded(source, tmp_path, monkeypatch):
 
 def test_an_image_is_decoded_once_for_all_extractors(source, tmp_path, monkeypatch):
     decoded = Counter()
-    original = extraction.read_image
+    original = chunks_module.read_image
     monkeypatch.setattr(
-        extraction, "read_image",
+        chunks_module, "read_image",
         lambda source, index, *more: decoded.update([index]) or original(source, index, *more),
     )  # fmt: skip
-    found(source, how(tmp_path, Counted("a"), Counted("b")))
-    assert decoded == {0: 2} | {i: 1 for i in range(1, 11)}  # the first one tells the size, too
+    extracted(source, plan_of(tmp_path, Counted("a"), Counted("b")))
+    assert decoded == {i: 1 for i in range(11)}
 
 
 def test_measuring_again_extracts_nothing(source, tmp_path):
-    first, again = how(tmp_path), how(tmp_path)
-    a, b = found(source, first), found(source, again)
-    assert torch.equal(a.features["counted"].features, b.features["counted"].features)
+    first, again = plan_of(tmp_path), plan_of(tmp_path)
+    a, b = extracted(source, first), extracted(source, again)
+    assert torch.equal(a.outputs["counted"].features, b.outputs["counted"].features)
     assert again.extractors["counted"].seen == 0
-    other = how(tmp_path, Counted(sha256="cd" * 32))  # other weights, other features
-    found(source, other)
+    other = plan_of(tmp_path, Counted(sha256="cd" * 32))  # other weights, other features
+    extracted(source, other)
     assert other.extractors["counted"].seen == 11
-    lower = how(tmp_path, Counted(precision="bf16"))  # another precision, other features
-    found(source, lower)
+    lower = plan_of(tmp_path, Counted(precision="bf16"))  # another precision, other features
+    extracted(source, lower)
     assert lower.extractors["counted"].seen == 11
-    more = how(tmp_path, fields=("features", "spatial"))  # an output that is not kept yet
-    assert found(source, more).features["counted"].spatial is not None
+    more = plan_of(tmp_path, fields=("features", "spatial"))  # an output that is not kept yet
+    assert extracted(source, more).outputs["counted"].spatial is not None
     assert more.extractors["counted"].seen == 11
 
 
 def test_a_changed_picture_is_extracted_anew(source, tmp_path):
-    found(source, how(tmp_path))
+    extracted(source, plan_of(tmp_path))
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(source.path / source.names[9])
-    again = how(tmp_path)
-    result = found(source, again)
+    again = plan_of(tmp_path)
+    result = extracted(source, again)
     assert again.extractors["counted"].seen == 3  # its chunk of 4 holds the last 3
-    assert torch.equal(result.features["counted"].features, expected(source))
+    assert torch.equal(result.outputs["counted"].features, expected(source))
 
 
 def test_same_pictures_elsewhere_are_known(source, tmp_path):
-    found(source, how(tmp_path))
+    extracted(source, plan_of(tmp_path))
     source.path.rename(tmp_path / "moved")
-    again = how(tmp_path)
-    found(open_images(tmp_path / "moved"), again)
+    again = plan_of(tmp_path)
+    extracted(open_images(tmp_path / "moved"), again)
     assert again.extractors["counted"].seen == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_cover_everything_once(source, tmp_path, size):
-    by = how(tmp_path)
-    chunks = image_chunks(source, by)
-    own = [[(c.start, c.size) for c in work(by, chunks(r, size), ALONE, 11)] for r in range(size)]
-    assert sorted(sum(own, [])) == [(0, 4), (4, 4), (8, 3)]
-    assert by.extractors["counted"].seen == 11
-    assert torch.equal(found(source, by).features["counted"].features, expected(source))
-    assert by.extractors["counted"].seen == 11  # all of it from the store
+    plan = plan_of(tmp_path)
+    chunks = image_chunks(source, plan)
+    shares = []
+    for rank in range(size):
+        stored = store_features(plan, chunks(rank, size), ALONE, 11)
+        shares += [(chunk.start, chunk.size) for chunk in stored]
+    assert sorted(shares) == [(0, 4), (4, 4), (8, 3)]
+    assert plan.extractors["counted"].seen == 11
+    assert torch.equal(extracted(source, plan).outputs["counted"].features, expected(source))
+    assert plan.extractors["counted"].seen == 11  # all of it from the store
 
 
 def test_a_killed_pass_goes_on(source, tmp_path):
-    by = how(tmp_path)
-    pieces = work(by, image_chunks(source, by)(0, 1), ALONE, 11)
+    plan = plan_of(tmp_path)
+    pieces = store_features(plan, image_chunks(source, plan)(0, 1), ALONE, 11)
     next(pieces)
     pieces.close()  # killed after the first chunk
-    again = how(tmp_path)
-    assert torch.equal(found(source, again).features["counted"].features, expected(source))
+    again = plan_of(tmp_path)
+    assert torch.equal(extracted(source, again).outputs["counted"].features, expected(source))
     assert again.extractors["counted"].seen == 7
 
 
 def test_a_damaged_file_of_the_store_is_made_again(source, tmp_path):
-    found(source, how(tmp_path))
+    extracted(source, plan_of(tmp_path))
     victim = sorted((tmp_path / "store").rglob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:30])
-    again = how(tmp_path)
-    assert torch.equal(found(source, again).features["counted"].features, expected(source))
+    again = plan_of(tmp_path)
+    assert torch.equal(extracted(source, again).outputs["counted"].features, expected(source))
     assert 0 < again.extractors["counted"].seen < 11
 
 
 def test_features_of_another_folder_are_asked_for(source, tmp_path):
     with pytest.raises(FileNotFoundError, match="every process needs the same folder"):
-        assemble(how(tmp_path), [(0, "00" * 32, 4)])
+        load_features(plan_of(tmp_path), [(0, "00" * 32, 4)])
 
 
 def test_corrupt_pictures_are_named_or_skipped(source, tmp_path):
     for i in (0, 5):
         (source.path / source.names[i]).write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"000000\.png is not a readable image"):
-        found(source, how(tmp_path))
-    skipping = how(tmp_path, skip_corrupt=True)
-    result = found(source, skipping)
-    assert result.kept.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10]
-    assert result.features["counted"].features.shape == (9, 2)
+        extracted(source, plan_of(tmp_path))
+    skipping = plan_of(tmp_path, skip_corrupt=True)
+    result = extracted(source, skipping)
+    assert result.index.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert result.outputs["counted"].features.shape == (9, 2)
     with pytest.raises(ValueError, match=r"000000\.png is not a readable image"):
-        found(source, how(tmp_path))  # the store does not hide them
+        extracted(source, plan_of(tmp_path))  # the store does not hide them
     for name in source.names:
         (source.path / name).write_bytes(b"junk")
     with pytest.raises(ValueError, match="holds no readable image"):
-        found(source, how(tmp_path, skip_corrupt=True))
+        extracted(source, plan_of(tmp_path, skip_corrupt=True))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +205,7 @@ def test_corrupt_pictures_are_named_or_skipped(source, tmp_path):
 def test_mixed_images_are_refused(source, tmp_path, shape, message):
     Image.fromarray(np.zeros(shape, np.uint8)).save(source.path / source.names[10])
     with pytest.raises(ValueError, match=message):
-        found(source, how(tmp_path))
+        extracted(source, plan_of(tmp_path))
 
 
 def test_nan_features_name_the_image(source, tmp_path):
@@ -200,17 +213,17 @@ def test_nan_features_name_the_image(source, tmp_path):
         def __call__(self, images):
             rows = super().__call__(images).features
             rows[-1] = torch.nan
-            return Features(rows)
+            return Outputs(rows)
 
     with pytest.raises(ValueError, match="images from number 0 on hold NaN .* in row 2"):
-        found(source, how(tmp_path, Broken()))
+        extracted(source, plan_of(tmp_path, Broken()))
     assert not list((tmp_path / "store").rglob("*.safetensors"))
     with pytest.raises(ValueError, match="counted features hold NaN or infinity .first in row 2"):
         extract([torch.zeros(3, 1, 8, 8, dtype=torch.uint8)], {"counted": Broken()})
 
 
 def test_facts_travel_with_the_features(tmp_path):
-    by = how(tmp_path)
+    plan = plan_of(tmp_path)
 
     def pieces(rank, size):
         for start in range(0, 6, 3):
@@ -220,25 +233,25 @@ def test_facts_travel_with_the_features(tmp_path):
             yield Chunk(start, key, 3, lambda i=images, f=facts: (i, torch.arange(3), f))
 
     for _ in range(2):  # made, then read
-        result = collect(by, pieces, ALONE, 6)
-        assert result.facts["labels"].tolist() == list(range(6))
-        assert result.features["counted"].features[:, 0].tolist() == [0] * 3 + [3] * 3
-    assert by.extractors["counted"].seen == 6
+        result = collect(plan, pieces, ALONE, 6)
+        assert result.metadata["labels"].tolist() == list(range(6))
+        assert result.outputs["counted"].features[:, 0].tolist() == [0] * 3 + [3] * 3
+    assert plan.extractors["counted"].seen == 6
 
 
 def test_in_memory(source):
     images = torch.arange(5 * 64, dtype=torch.uint8).reshape(5, 1, 8, 8)
     result = extract(images.split(2), {"counted": Counted()})
-    assert result.n == 5 and result.features["counted"].features[:, 1].tolist()[:2] == [1, 65]
+    assert result.n == 5 and result.outputs["counted"].features[:, 1].tolist()[:2] == [1, 65]
     with pytest.raises(ValueError, match="there are no images"):
         extract([], {"counted": Counted()})
 
 
 def test_a_subset_has_its_own_places(source, tmp_path):
     few = subset(source, 5, seed=1)
-    result = found(few, how(tmp_path))
+    result = extracted(few, plan_of(tmp_path))
     rows = [source.names.index(name) for name in few.names]
-    assert torch.equal(result.features["counted"].features, expected(source)[rows])
+    assert torch.equal(result.outputs["counted"].features, expected(source)[rows])
 
 
 def test_trim_removes_what_was_unused_longest(source, tmp_path):
@@ -247,8 +260,8 @@ def test_trim_removes_what_was_unused_longest(source, tmp_path):
     other = tmp_path / "store" / "models" / "ab" / "mine.safetensors"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"x" * 10**6)
-    by = how(tmp_path)
-    found(source, by)
+    plan = plan_of(tmp_path)
+    extracted(source, plan)
     other.touch()
     files = sorted(
         (tmp_path / "store" / "counted-1-abababababababababababababababab").rglob("*.s*")
@@ -256,8 +269,8 @@ def test_trim_removes_what_was_unused_longest(source, tmp_path):
     for age, file in enumerate(files):
         os.utime(file, (1000 - age, 1000 - age))
     size = files[0].stat().st_size
-    assert store.trim(by.folder, sum(f.stat().st_size for f in files)) == 0
-    assert store.trim(by.folder, 2 * size) >= size
+    assert store.trim(plan.cache, sum(f.stat().st_size for f in files)) == 0
+    assert store.trim(plan.cache, 2 * size) >= size
     assert [file.exists() for file in files] == [True, True, False] and other.exists()
 
 
@@ -270,9 +283,9 @@ def test_a_chunk_of_broken_pictures_only(source, tmp_path):
     for i in range(4, 11):
         (source.path / source.names[i]).write_bytes(b"junk")
     for _ in range(2):  # made, then read
-        by = how(tmp_path, Strict(), skip_corrupt=True)
-        assert found(source, by).kept.tolist() == [0, 1, 2, 3]
-    assert by.extractors["counted"].seen == 0
+        plan = plan_of(tmp_path, Strict(), skip_corrupt=True)
+        assert extracted(source, plan).index.tolist() == [0, 1, 2, 3]
+    assert plan.extractors["counted"].seen == 0
 
 
 def test_a_damaged_member_of_a_zip(source, tmp_path):
@@ -287,15 +300,17 @@ def test_a_damaged_member_of_a_zip(source, tmp_path):
     path.write_bytes(data)
     packed = open_images(path)
     with pytest.raises(ValueError, match=r"000000\.png is not a readable image"):
-        found(packed, how(tmp_path))
-    assert found(packed, how(tmp_path, skip_corrupt=True)).kept.tolist() == list(range(1, 11))
+        extracted(packed, plan_of(tmp_path))
+    assert extracted(packed, plan_of(tmp_path, skip_corrupt=True)).index.tolist() == list(
+        range(1, 11)
+    )
 
 
 def test_outputs_are_added_to_those_in_the_store(source, tmp_path):
     for fields in (("features", "spatial"), ("features", "logits")):
-        found(source, how(tmp_path, fields=fields))
-    every = how(tmp_path, fields=("features", "logits", "spatial"))
-    result = found(source, every).features["counted"]
+        extracted(source, plan_of(tmp_path, fields=fields))
+    every = plan_of(tmp_path, fields=("features", "logits", "spatial"))
+    result = extracted(source, every).outputs["counted"]
     assert every.extractors["counted"].seen == 0
     assert torch.equal(result.logits, 2 * expected(source))
     assert torch.equal(result.spatial, 1 + expected(source))
@@ -303,4 +318,4 @@ def test_outputs_are_added_to_those_in_the_store(source, tmp_path):
 
 def test_images_of_another_size_than_the_reference(source, tmp_path):
     with pytest.raises(ValueError, match="8x8 pixels but the reference is of 64x64"):
-        found(source, how(tmp_path, image_size=64))
+        extracted(source, plan_of(tmp_path, image_size=64))

@@ -1,0 +1,167 @@
+"""Sets of images in chunks, the unit of work: stored images are read and decoded ahead."""
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erk.io.untrusted import ShapeError
+from metrics.images import (
+    BrokenImageError,
+    ImageSource,
+    first_shape,
+    image_name,
+    read_bytes,
+    read_image,
+)
+
+CHUNK = 256  # images: small enough to hold two of them decoded, large enough for few files
+CHUNK_BYTES = 1 << 28  # of their pixels; chunks of images above 512 pixels hold fewer
+
+
+class ImageBatch(NamedTuple):
+    """The images of a chunk."""
+
+    images: Tensor  # uint8 [n, C, H, W]
+    index: Tensor  # int64 [n], their positions in the chunk; broken images leave gaps
+    metadata: dict[str, Tensor] = {}  # per image, [n] each: labels, nfe, ...
+
+
+class Chunk(NamedTuple):
+    """A part of a set of images; any tuple with these four fields will do."""
+
+    start: int  # position of its first image in the set
+    key: str  # 64 hexadecimal digits; equal keys, equal images
+    size: int  # number of images, broken ones included
+    read: Callable[[], Any]  # -> ImageBatch, or its fields as a tuple
+
+
+Chunks: TypeAlias = Callable[[int, int], Iterable[Chunk]]
+"""(rank, size) -> the chunks of that process."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How stored images are read."""
+
+    skip_corrupt: bool = False
+    pinned: bool = False  # in memory that a GPU copies from faster
+    needed: Callable[[Chunk], bool] = lambda _: True  # whether to decode a chunk's images
+    workers: int | None = None  # threads; None: from the number of cores
+
+
+def batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
+    """Split a tensor into chunks; leave an iterable of batches as it is."""
+    return images.split(CHUNK) if isinstance(images, Tensor) else images
+
+
+def tensor_chunks(images: Tensor | Iterable[Tensor]) -> Iterator[Chunk]:
+    """Yield the batches of images in memory as chunks, keyed by their pixels."""
+    start = 0
+    for batch in batches(images):
+        pixels = batch.detach().cpu().contiguous()
+        name = f"{pixels.dtype} {list(pixels.shape)}".encode()
+        key = hashlib.sha256(name + pixels.numpy().tobytes()).hexdigest()
+        read = functools.partial(ImageBatch, batch, torch.arange(len(batch)))
+        yield Chunk(start, key, len(batch), read)
+        start += len(batch)
+
+
+def source_chunks(source: ImageSource, reading: Reading) -> Chunks:
+    """Split stored images into chunks; threads read and decode ahead.
+
+    A chunk's key is the hash of its images' bytes. Every size-th chunk belongs to one process.
+    """
+
+    def chunks(rank: int, size: int) -> Iterator[Chunk]:
+        shape = first_shape(source, reading.skip_corrupt)
+        length = min(CHUNK, max(1, CHUNK_BYTES // math.prod(shape)))
+        starts = range(0, len(source.names), length)
+        with ThreadPoolExecutor(reading.workers or min(16, (os.cpu_count() or 1) + 2)) as pool:
+            opened = functools.partial(_open_chunk, source, reading, pool, shape, length)
+            yield from _one_ahead(opened, starts[rank::size])
+
+    return chunks
+
+
+def _one_ahead(function: Callable[[int], Chunk], items: Iterable[int]) -> Iterator[Chunk]:
+    """Yield function(item) of every item, computed in a thread while the one before is used."""
+    waiting = None
+    with ThreadPoolExecutor(1) as driver:
+        for item in items:
+            following = driver.submit(function, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _open_chunk(
+    source: ImageSource,
+    reading: Reading,
+    pool: ThreadPoolExecutor,
+    shape: tuple[int, ...],
+    length: int,
+    start: int,
+) -> Chunk:
+    """Read and hash the images of a chunk, and decode them if their features are missing."""
+    indices = range(start, min(start + length, len(source.names)))
+    data = list(pool.map(functools.partial(_fetch, source, reading), indices))
+    digests = pool.map(lambda piece: hashlib.sha256(piece or b"").digest(), data)
+    key = hashlib.sha256(repr(shape).encode() + b"".join(digests)).hexdigest()
+    chunk = Chunk(start, key, len(indices), lambda: None)
+    if not reading.needed(chunk):
+        return chunk
+    decode = functools.partial(_decode, source, reading, shape)
+    decoded = list(pool.map(decode, indices, data))
+    index = torch.tensor([i for i, image in enumerate(decoded) if image is not None]).long()
+    images = [image for image in decoded if image is not None]
+    pixels = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    tensor = tensor.pin_memory() if reading.pinned else tensor
+    return chunk._replace(read=lambda: ImageBatch(tensor, index))
+
+
+def _fetch(source: ImageSource, reading: Reading, index: int) -> bytes | None:
+    try:
+        return read_bytes(source, index)
+    except BrokenImageError:
+        if reading.skip_corrupt:
+            return None
+        raise
+
+
+def _decode(
+    source: ImageSource,
+    reading: Reading,
+    shape: tuple[int, ...],
+    index: int,
+    data: bytes | None,
+) -> np.ndarray | None:
+    if data is None:
+        return None
+    try:
+        return read_image(source, index, data, shape)
+    except BrokenImageError:
+        if reading.skip_corrupt:
+            return None
+        raise
+    except ShapeError as error:
+        raise ValueError(
+            f"{image_name(source, index)} is {_described(error.shape)} but the first image "
+            f"is {_described(shape)}: measure images of one size and mode at a time"
+        ) from None
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
