@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """The palette of Okabe and Ito (2008), distinguishable under colour-vision deficiency."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")  # curves never differ by colour alone
 GREY = "#666666"
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # shipped with matplotlib: the same glyphs everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -41,7 +41,7 @@ STYLE = {
 @contextmanager
 def panels(columns: int, height: float = 3.2, rows: int = 1, **options: Any) -> Iterator[Any]:
     """Yield (figure, array of rows x columns axes) in the common style; close the figure."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = plt.subplots(
             rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options
         )

@@ -1,7 +1,7 @@
-"""The paper's toy results as plain numbers: Table 1, Figures 1 and 2, and whether ERK-Guid helps.
+"""The paper's toy results as numbers: Table 1, Figures 1 and 2, and the gain by ERK-Guid.
 
-Everything runs on the project's own schedule, solver and guides, on the toy's exact drift in
-float64 (`erk.analysis.toy`). Where the published numbers do not come out, both stand side by side.
+Schedule, solver and guidance are the package's, on the toy's exact drift in float64
+(`erk.analysis.toy`). Where the published numbers are not reproduced, both are given.
 """
 
 import math
@@ -38,19 +38,19 @@ WEIGHTS = ((OPTIMUM, 0.5), (0.5, 0.5), (0.75, 0.5), (1.0, 0.5), (1.5, 0.0))  # w
 
 
 def levels(count: int = STEPS) -> Tensor:
-    """The positive noise levels of the toy's EDM schedule, [count] float64."""
+    """Return the positive noise levels of the toy's EDM schedule, [count] float64."""
     return Settings(steps=count, sigma_max=SIGMA_MAX, dtype=torch.float64).sigmas()[:-1]
 
 
 def noisy_states(mixture: toy.Mixture, count: int, sigma: Tensor | float, seed: int) -> Tensor:
-    """Exact samples of p(x; sigma), [count, 2] float64."""
+    """Draw exact samples of p(x; sigma), [count, 2] float64."""
     draw = torch.Generator().manual_seed(seed)
     clean, _ = toy.draw_samples(mixture, count, draw)
     return clean + sigma * torch.randn(count, 2, generator=draw, dtype=torch.float64)
 
 
 def axes(mixture: toy.Mixture, x: Tensor, sigma: Tensor) -> Tensor:
-    """Dominant and subdominant eigenvector of df/dx, each towards the drift: [B, 2, 2] in rows."""
+    """Compute both eigenvectors of df/dx, dominant first, oriented by <f, v> >= 0: [B, 2, 2]."""
     v = toy.dominant(mixture, x, sigma).v
     across = torch.stack([-v[:, 1], v[:, 0]], 1)
     f = toy.drift(mixture)(x, sigma).f
@@ -58,7 +58,7 @@ def axes(mixture: toy.Mixture, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def table1(mixture: toy.Mixture, centre: tuple[float, float] = STIFF) -> list[dict[str, Any]]:
-    """Table 1: one Heun step from `centre`, its errors along both eigenvectors and published."""
+    """Compute Table 1: errors of one Heun step from `centre` along both eigenvectors."""
     x, (sigma, sigma_next) = torch.tensor([centre], dtype=torch.float64), levels()[STEP:][:2]
     drift = toy.drift(mixture)
     step = heun(drift, x, sigma, sigma_next)
@@ -87,7 +87,7 @@ class Line(NamedTuple):
 
 
 class Figure1(NamedTuple):
-    """What Figure 1 shows."""
+    """The content of Figure 1."""
 
     x: Tensor  # samples of p(x; sigma_28)  [N, 2]
     rho: Tensor  # their stiffness          [N]
@@ -95,7 +95,7 @@ class Figure1(NamedTuple):
 
 
 def figure1(mixture: toy.Mixture, count: int, seed: int = 0, places: int = 61) -> Figure1:
-    """Stiffness at samples of the 29th step, and the drift along the lines AB, CD, EF, GH."""
+    """Compute the stiffness at samples of the 29th step and the drift along AB, CD, EF, GH."""
     sigma = levels()[STEP]
     x = noisy_states(mixture, count, sigma, seed)
     offsets = torch.linspace(-HALF_LENGTH, HALF_LENGTH, places, dtype=torch.float64)
@@ -109,14 +109,14 @@ def figure1(mixture: toy.Mixture, count: int, seed: int = 0, places: int = 61) -
 
 
 class ExactRun(NamedTuple):
-    """Exact trajectories and what was measured at the states that have a pair."""
+    """Exact trajectories and measurements at their states that have a pair."""
 
     start: Tensor  # [N, 2] at sigma_max
     end: Tensor  # [N, 2] at sigma_min
     rho: Tensor  # stiffness                                      [30, N]
     rho_estimated: Tensor  # by the embedded pair                 [30, N]
     cosines: dict[str, Tensor]  # of a vector with the dominant eigenvector, which lies towards f
-    errors: dict[str, Tensor]  # |LTE| of one step with a guide; both [30, N] each
+    errors: dict[str, Tensor]  # |LTE| of one guided step; both [30, N] each
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def exact_run(
 
     Every interval is solved by `substeps` Heun steps; the one Heun step from the same exact state
     gives LTE and ERK differences, its twin being the previous step's Euler solution. `guides` are
-    pairs of networks (main, guiding) asked for class A. 30 of the 31 states have a twin.
+    pairs of networks (main, guide), given class A. 30 of the 31 states have a twin.
     """
     drift, x, memory, rows = toy.drift(mixture), start, None, []
     for sigma, sigma_next in zip(levels(), levels()[1:], strict=False):
@@ -148,7 +148,7 @@ def exact_run(
 def _measure(
     mixture: toy.Mixture, step: Step, lte: Tensor, guides: dict[str, tuple[Denoiser, Denoiser]]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One step's stiffness, its estimate, cosines and guided local errors, each [N]."""
+    """Measure one step: stiffness, its estimate, cosines and guided local errors, each [N]."""
     start, twin = step.start, step.twin
     assert twin is not None
     rho, v, _ = toy.dominant(mixture, start.x, start.sigma)
@@ -159,13 +159,13 @@ def _measure(
         "ERK drift difference": pair.v,
     }
     vectors |= {name: guidance(start, *networks) for name, networks in guides.items()}
-    errors = {name: norm(lte + step.x - guide(step)).flatten() for name, guide in GUIDES.items()}
+    errors = {name: norm(lte + step.x - guide(step)).flatten() for name, guide in GUIDANCES.items()}
     cosines = {name: cosine(vector, v) for name, vector in vectors.items()}
     return rho, pair.rho.flatten(), cosines, errors
 
 
 def guidance(at: Point, main: Denoiser, guiding: Denoiser) -> Tensor:
-    """D_main - D_guide for class A, the direction of model guidance, [N, 2]."""
+    """Compute D_main - D_guide for class A, the direction of model guidance, [N, 2]."""
     labels = torch.tensor([[1.0, 0.0]]).expand(len(at.x), 2)
     pair = GuidedDrift(main, labels, guiding, guidance=2.0).denoise(at.x, at.sigma)
     assert pair[1] is not None
@@ -177,23 +177,23 @@ def _stacked(rows: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 
 
 def gaussian_rule(step: Step) -> Tensor:
-    """ERK-Guid with c = max(0, (1/(sigma rho) - 1)/2) in place of w_stiff^2, and no gate.
+    """Apply ERK-Guid with c = max(0, (1/(sigma rho) - 1)/2) instead of w_stiff^2, and no gate.
 
-    What removes Heun's local error on Gaussian data, where Eq. 9 need not drop df/dsigma: for
+    This removes Heun's local error on Gaussian data, where Eq. 9 need not drop df/dsigma: for
     x' = lambda x with lambda = sigma/(S^2 + sigma^2) it is c = S^2/(2 sigma^2).
     """
-    made = erk_push(step, w_stiff=1.0, w_con=0.0)
-    if made is None:
+    correction = erk_push(step, w_stiff=1.0, w_con=0.0)
+    if correction is None:
         return step.x
-    c = ((1 / (step.start.sigma * made.estimate.rho) - 1) / 2).clamp_min(0)
-    return torch.where(made.gate, step.x - c * made.push, step.x)
+    c = ((1 / (step.start.sigma * correction.estimate.rho) - 1) / 2).clamp_min(0)
+    return torch.where(correction.gate, step.x - c * correction.push, step.x)
 
 
 def _name(w_stiff: float, w_con: float) -> str:
     return f"w_stiff {w_stiff:.3g}, w_con {w_con:g}"
 
 
-GUIDES: dict[str, Callable[[Step], Tensor]] = {
+GUIDANCES: dict[str, Callable[[Step], Tensor]] = {
     "none": lambda step: step.x,
     **{_name(w, c): partial(erk_guid, w_stiff=w, w_con=c) for w, c in WEIGHTS},
     "Gaussian rule": gaussian_rule,
@@ -203,7 +203,7 @@ GUIDES: dict[str, Callable[[Step], Tensor]] = {
 def by_quartile(
     values: Tensor, rho: Tensor, statistic: Callable[[Tensor], Tensor] = torch.median
 ) -> dict[str, float]:
-    """A statistic of `values` within the quartiles of `rho`, both of one shape."""
+    """Compute a statistic of `values` within the quartiles of `rho`, of equal shapes."""
     values, rho = values.flatten(), rho.flatten()
     edges = torch.quantile(rho, torch.tensor([0.25, 0.5, 0.75], dtype=rho.dtype))
     place = torch.bucketize(rho, edges)
@@ -211,7 +211,7 @@ def by_quartile(
 
 
 def figure2(run: ExactRun) -> list[dict[str, Any]]:
-    """Figure 2: median |cos| with the dominant eigenvector by quartile of stiffness.
+    """Compute Figure 2: median |cos| with the dominant eigenvector by quartile of stiffness.
 
     The signed medians stand beside them: LTE = exact - Heun lies against v, the ERK solution
     difference along it. "within a step": quartiles of each noise level by itself, averaged.
@@ -227,14 +227,14 @@ def figure2(run: ExactRun) -> list[dict[str, Any]]:
 
 
 def estimates(run: ExactRun) -> dict[str, Any]:
-    """How well the pair tells the stiffness: correlation of the logs, median ratio by quartile."""
+    """Compare estimated and exact stiffness: correlation of logs, median ratio by quartile."""
     logs = torch.stack([run.rho_estimated.flatten(), run.rho.flatten()]).log()
     ratio = by_quartile(run.rho_estimated / run.rho, run.rho)
     return {"correlation of logs": torch.corrcoef(logs)[0, 1].item(), "median ratio": ratio}
 
 
 def guided_errors(run: ExactRun) -> list[dict[str, Any]]:
-    """Mean |LTE| of one guided step relative to the unguided one, by quartile of stiffness."""
+    """Compute the mean |LTE| of a guided step over the unguided one, by quartile of rho."""
     plain = by_quartile(run.errors["none"], run.rho, torch.mean)
     rows = []
     for name, errors in run.errors.items():
@@ -246,14 +246,14 @@ def guided_errors(run: ExactRun) -> list[dict[str, Any]]:
 def helps(
     mixture: toy.Mixture, start: Tensor, end: Tensor, counts: tuple[int, ...] = (8, 16, 32)
 ) -> list[dict[str, Any]]:
-    """Does ERK-Guid bring samples nearer to the exact end points [N, 2], and by how much?
+    """Compute distances of samples to the exact end points [N, 2], guided and unguided.
 
-    Means over the samples with their standard errors; those of the change are paired.
+    Means with standard errors; those of the change are paired.
     """
     drift, rows = toy.drift(mixture), []
     for count in counts:
         plain = None
-        for name, guide in GUIDES.items():
+        for name, guide in GUIDANCES.items():
             *_, (x, _) = steps(drift, start, levels(count), heun, memoryless(guide))
             distance = norm(x - end)
             plain = distance if plain is None else plain  # the first guide is none
@@ -274,7 +274,7 @@ def _standard_error(values: Tensor) -> Tensor:
 
 
 def sliced_w1(a: Tensor, b: Tensor, directions: int = 64) -> float:
-    """Sliced Wasserstein-1 distance of two sets of N points in the plane, evenly spaced slices."""
+    """Compute the sliced Wasserstein-1 distance of two sets of N points in the plane."""
     angle = torch.arange(directions, dtype=a.dtype) * (math.pi / directions)
     onto = torch.stack([angle.cos(), angle.sin()])
     return ((a @ onto).sort(0).values - (b @ onto).sort(0).values).abs().mean().item()

@@ -103,7 +103,8 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     correction = Correction(
         tuple(content.sigmas), tuple(content.directions), tuple(map(tuple, content.weights))
     )
-    ratio = content.held_out and (content.held_out.ratio.value, content.held_out.ratio.error)
+    held_out = content.held_out
+    ratio = None if held_out is None else (held_out.ratio.value, held_out.ratio.error)
     report = {name: row[name] for name in row if name not in ("format", "for", *CONTENT)}
     return Card(correction, content.recipe, ratio, report)
 

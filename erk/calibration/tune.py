@@ -132,8 +132,8 @@ def tune_problem(
         best = min((plain, choice, *others), key=lambda trial: trial.errors.mean().item())
         report["grid_best"] = _row(best, plain)
         report["over_grid_best"] = (choice.errors.mean() / best.errors.mean()).item()
-    default = Settings.__dataclass_fields__["w_con"].default
-    w_stiff, w_con = (0.0, default) if report["flags"] == OFF else choice[:2]
+    off = report["flags"] == OFF
+    w_stiff, w_con = (0.0, Settings().w_con) if off else (choice.w_stiff, choice.w_con)
     return Tuning(w_stiff, w_con, held_out_ratio, report)
 
 

@@ -119,7 +119,7 @@ def figure2(keep: Keep, run: Run) -> None:
     keep(
         "figure2", rows, toy_plots.figure2(rows, errors), states=run.rho.numel(),
         estimated_stiffness=toy_results.estimates(run), guided_errors=errors,
-        networks={name: read_metadata(name)["sha256"] for pair in NETWORKS.values() for name in pair},
+        networks={n: read_metadata(n)["sha256"] for pair in NETWORKS.values() for n in pair},
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from erk.analysis import toy
-from erk.analysis.toy_results import AXES, GUIDES, HALF_LENGTH, QUARTILES, Figure1, Line
+from erk.analysis.toy_results import AXES, GUIDANCES, HALF_LENGTH, QUARTILES, Figure1, Line
 
 # Okabe and Ito's colours
 BLUE, SKY, GREEN, YELLOW, ORANGE, PURPLE = (
@@ -26,7 +26,7 @@ BLUE, SKY, GREEN, YELLOW, ORANGE, PURPLE = (
 GREY = "#666666"
 COMPONENTS = (BLUE, ORANGE)  # dominant, subdominant
 NAME_AT = {"calm": (-0.55, 0.1), "stiff": (-0.45, 1.3)}  # clear of the tree
-LOOKS = (  # of the GUIDES, in their order
+LOOKS = (  # of the GUIDANCES, in their order
     ("o-", "black"), ("s-", BLUE), ("^-", SKY), ("v--", YELLOW), ("P--", ORANGE), ("x:", PURPLE),
     ("D-", GREEN),
 )  # fmt: skip
@@ -179,7 +179,7 @@ def helps(rows: list[dict[str, Any]]) -> bytes:
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
         for panel, (column, title) in zip(panels, titles.items(), strict=True):
-            for name, (look, colour) in zip(GUIDES, LOOKS, strict=True):
+            for name, (look, colour) in zip(GUIDANCES, LOOKS, strict=True):
                 y = [_value(row[column]) for row in rows if row["guide"] == name]
                 label = "Heun" if name == "none" else name
                 panel.plot(counts, y, look, color=colour, label=label, markersize=5)

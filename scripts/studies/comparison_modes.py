@@ -96,7 +96,8 @@ def _paths(data: str, budgets: tuple[int, ...]) -> tuple[list[float], ReferenceB
     noise, labels = problem.draw(range(CALIBRATED_FROM, CALIBRATED_FROM + count))
     noise = noise.to(problem.settings.dtype)
     drift, sigmas = problem.exact_drift(labels), torch.tensor(levels, dtype=noise.dtype)
-    return levels, ReferenceBatch(noise, labels, reference_path(drift, noise, sigmas))
+    path = reference_path(drift, noise, sigmas).unbind()
+    return levels, ReferenceBatch(noise, labels, path)
 
 
 CHOOSE: dict[str, Callable[[Cell, Problem, Read], Choice]] = {

@@ -47,7 +47,7 @@ class Experiment:
         noise, labels = self.data.draw(SEEDS[:seeds])
         problem = self.data.problem(self.settings(steps))
         path = reference_path(problem.exact_drift(labels), noise, problem.sigmas)
-        return fit(problem, [ReferenceBatch(noise, labels, path)], directions)
+        return fit(problem, [ReferenceBatch(noise, labels, path.unbind())], directions)
 
     def ratio(self, steps: int, correction: Correction) -> tuple[float, float]:
         """Measure the error with a correction relative to without."""
@@ -56,7 +56,8 @@ class Experiment:
             errors(s, self.data.model, self.noise, self.labels, self.ends, self.data.guide_model)
             for s in (plain, replace(plain, erk=correction))
         )
-        return tuple(ratio(after, before))
+        value, error = ratio(after, before)
+        return value, error
 
     def rule(self, steps: int, directions: tuple[str, ...]) -> Tensor:
         """Return the weights of `auto` in the columns of `directions`, [N, K]."""
