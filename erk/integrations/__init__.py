@@ -1,4 +1,4 @@
-"""ERK-Guid inside other people's packages: diffusers, k-diffusion, ComfyUI.
+"""ERK-Guid in other packages: diffusers, k-diffusion, ComfyUI.
 
-Nothing here is imported by the rest, and nothing here imports its package before it is asked for.
+No other module of erk imports these, so their packages are optional.
 """

@@ -1,4 +1,4 @@
-"""ERK-Guid for users of diffusers: schedulers for their pipelines, and a pipeline for EDM2."""
+"""ERK-Guid for diffusers: schedulers for existing pipelines, and a pipeline for EDM2."""
 
 from erk.integrations.edm2_pipeline import EDM2Network, EDM2Pipeline
 from erk.integrations.schedulers import (

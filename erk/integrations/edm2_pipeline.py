@@ -1,4 +1,4 @@
-"""EDM2 and EDM networks in diffusers: a model and a pipeline made from the released files.
+"""EDM2 and EDM networks in diffusers: a model and a pipeline for the released files.
 
 pipe = EDM2Pipeline.from_checkpoint("edm2-img512-s", w_stiff=1.0).to("cuda")
 pipe(class_labels=[207, 360]).images[0].save("golden-retriever.png")
@@ -29,11 +29,14 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 
 
 class EDM2Network(ModelMixin, ConfigMixin):
-    """A network and its encoder as diffusers holds models: D(x; sigma), for inference.
+    """A network and its encoder as a diffusers model: the denoiser D(x; sigma), for inference.
 
-    `architecture` and `encoder` are {"class": ..., "kwargs": ...} as on the card of a checkpoint,
-    `stored_as` is the type of the parameters, which EDM2's gains are divided in, and `precision`
-    what the network computes in (see erk.load_model).
+    Parameters
+    ----------
+    architecture, encoder : {"class": ..., "kwargs": ...} as in the metadata of a checkpoint.
+    stored_as : dtype of the parameters; EDM2's gains are divided in it.
+    precision : of the network's computations, as in `erk.load_model`.
+    licence : of the weights.
     """
 
     @register_to_config
@@ -57,9 +60,9 @@ class EDM2Network(ModelMixin, ConfigMixin):
     def from_checkpoint(
         cls, source: str | Path, precision: str = "auto", offline: bool = False
     ) -> "EDM2Network":
-        """From what erk.load_model takes: a preset's name, a path or a URL of a released file.
+        """Load a preset, or the path or URL of a released file, as `erk.load_model`.
 
-        Raises OSError or ValueError, each with one sentence.
+        Raises OSError or ValueError.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision}.")
@@ -73,36 +76,39 @@ class EDM2Network(ModelMixin, ConfigMixin):
         }  # fmt: skip
         parts["stored_as"] = str(next(network.parameters()).dtype).removeprefix("torch.")
         licence = checkpoint.metadata.get("licence", "unknown")
-        with torch.device("meta"):  # no memory for weights that are there already
-            made = cls(**parts, precision=precision, licence=licence)
+        with torch.device("meta"):  # the weights are in memory already
+            model = cls(**parts, precision=precision, licence=licence)
         network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
-        made.network, made.encoder = network, encoder
-        return made
+        model.network, model.encoder = network, encoder
+        return model
 
     @property
     def denoiser(self) -> Model:
-        """The network as erk.sample takes it, with decode and the shape of a sample."""
+        """The network as an `erk.Model`, for `erk.sample`."""
         if isinstance(self.network, Precond) and not self._is_folded:
             self.network.fold()
             self._is_folded = True
         return Model(self.network, self.encoder, self.device)
 
     def forward(self, sample: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """D(sample; sigma), see erk.Model."""
+        """Denoise a sample: D(sample; sigma), as `erk.Model`."""
         return self.denoiser(sample, sigma, class_labels)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._is_folded = False  # .to() moves parameters, not what was computed from them
+        self._is_folded = False  # .to() does not move the folded weights
         return super()._apply(*args, **kwargs)
 
 
 class EDM2Pipeline(DiffusionPipeline):
-    """Classes to pictures with EDM2's or EDM's networks, with CFG or Autoguidance and ERK-Guid.
+    """Class-conditional images from EDM2 or EDM networks with CFG, Autoguidance and ERK-Guid.
 
-    `guide` is a second EDM2Network (an unconditional one for CFG, a weaker one for Autoguidance),
-    `guidance_scale` its weight w in D_guide + w (D - D_guide). ERK-Guid is the scheduler's:
-    ERKHeunScheduler(prediction_type="sample", w_stiff=...); any scheduler will do whose
-    set_timesteps takes `sigmas` and that accepts sample prediction.
+    Parameters
+    ----------
+    network : the denoiser.
+    scheduler : ERKHeunScheduler(prediction_type="sample", w_stiff=...), which applies ERK-Guid, or
+        any scheduler with sample prediction whose set_timesteps accepts `sigmas`.
+    guide : guiding network: an unconditional one for CFG, a weaker one for Autoguidance.
+    guidance_scale : weight w in D_guide + w (D - D_guide).
     """
 
     _optional_components = ["guide"]
@@ -129,9 +135,9 @@ class EDM2Pipeline(DiffusionPipeline):
         precision: str = "auto",
         offline: bool = False,
     ) -> "EDM2Pipeline":
-        """From a preset's name, a path or a URL; a preset brings its guide and weight with it."""
+        """Load a preset with its guide and guidance weight, or a network from a path or URL."""
         net, scale = source, 1.0
-        with suppress(ValueError):  # a path or a URL is no preset
+        with suppress(ValueError):  # a path or URL is not a preset
             preset = find_preset(str(source))
             net, guide, scale = preset.net, guide or preset.gnet, preset.guidance
         scale = scale if guidance_scale is None else guidance_scale
@@ -155,12 +161,21 @@ class EDM2Pipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Pictures of the given classes, [B]; without classes `batch_size` of them.
+        """Generate images.
 
-        The levels are EDM's (`num_inference_steps` intervals, sigma_min, sigma_max, rho).
-        `latents` is unit noise [B, C, H, W] in place of the generator's; a list of generators gives
-        each picture its own. `output_type`: pil, np [B, H, W, C] or pt [B, C, H, W] within 0..1, or
-        latent. Raises ValueError for what does not go together.
+        Parameters
+        ----------
+        class_labels : classes [B]; None: `batch_size` images without classes.
+        num_inference_steps, sigma_min, sigma_max, rho : EDM's schedule; steps are intervals.
+        guidance_scale : replaces that of the pipeline.
+        generator : source of noise; a list has one per image.
+        latents : unit noise [B, C, H, W] in place of the generator's.
+        output_type : "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in 0..1, or "latent".
+        return_dict : False returns a tuple.
+
+        Raises
+        ------
+        ValueError for an unknown output_type, a scale without a guide or an unsuitable scheduler.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._check(output_type, scale)
@@ -192,7 +207,7 @@ class EDM2Pipeline(DiffusionPipeline):
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type must be {' or '.join(OUTPUTS)}, not '{output_type}'.")
         if scale != 1 and self.guide is None:
-            raise ValueError(f"guidance_scale {scale:g} needs a guide, and this pipeline has none.")
+            raise ValueError(f"guidance_scale {scale:g} needs a guide: load the pipeline with one.")
         takes_sigmas = "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters
         if not takes_sigmas or self.scheduler.config.get("prediction_type") != "sample":
             raise ValueError(
@@ -202,7 +217,7 @@ class EDM2Pipeline(DiffusionPipeline):
 
 
 def _converted(images: Tensor, output_type: str) -> Any:
-    """uint8 [B, C, H, W] as diffusers hands pictures out."""
+    """Convert images uint8 [B, C, H, W] to diffusers' output type."""
     if output_type == "pt":
         return images.to(torch.float32) / 255
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()

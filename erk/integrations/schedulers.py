@@ -1,10 +1,10 @@
-"""Schedulers of diffusers with ERK-Guid: the parent's own step, then the correction.
+"""Schedulers of diffusers with ERK-Guid: the step of the parent class, then the correction.
 
-The parent computes its answer as always. From what the pipeline hands to `step`, which is the
-guided prediction, an evaluation of the ODE in sigma is noted: x = sample / alpha and the drift
-(x - D) / sigma, at sigma = noise / alpha. When the parent has finished a step, our solver of the
-same name is shown these evaluations and reports the pair and the signed h (Table 9,
-docs/theory.md), and `erk_guid` the correction, which is added to the parent's answer.
+The parent class computes its step unchanged. The guided prediction that the pipeline passes to
+`step` is also recorded as an evaluation of the ODE in sigma: x = sample / alpha and the drift
+(x - D) / sigma, at sigma = noise / alpha. At the end of a step the solver of the same name receives
+these evaluations and returns the pair and the signed h (Table 9, docs/theory.md); the correction of
+`erk_guid` is added to the parent's result.
 """
 
 import functools
@@ -31,19 +31,19 @@ from erk.models.adapters import PREDICTIONS, discrete_times
 
 
 def _with_weights(parent: type) -> Callable[[Any], Any]:
-    """For an __init__: the parent's arguments, then w_stiff and w_con, all kept in the config."""
+    """Give an __init__ the parent's arguments, w_stiff and w_con; register all in the config."""
 
     def decorate(init: Any) -> Any:
-        own = inspect.signature(init).parameters
+        weights = inspect.signature(init).parameters
         theirs = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
-        init.__signature__ = inspect.Signature([*theirs, own["w_stiff"], own["w_con"]])
+        init.__signature__ = inspect.Signature([*theirs, weights["w_stiff"], weights["w_con"]])
         return register_to_config(init)
 
     return decorate
 
 
 class _Guided(SchedulerMixin):
-    """What ERK-Guid adds to a scheduler. With w_stiff 0 every step is the parent's alone."""
+    """ERK-Guid for a scheduler. With w_stiff 0 every step is the parent's."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -51,15 +51,15 @@ class _Guided(SchedulerMixin):
         self._forget()
 
     def _forget(self) -> None:
-        self._points: list[Point] = []  # evaluations of the step that is under way
+        self._points: list[Point] = []  # evaluations of the current step
         self._memory: Any = None  # the solver's
 
     def _check(self) -> None:
-        """ValueError for weights that are none, and where ERK-Guid cannot act."""
+        """Raise ValueError for invalid weights, and for settings without ERK-Guid."""
         for name in ("w_stiff", "w_con"):
             weight = self.config[name]
             if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} must be a finite number from 0 on, not {weight}.")
+                raise ValueError(f"{name} must be a finite number of at least 0, not {weight}.")
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
@@ -74,7 +74,7 @@ class _Guided(SchedulerMixin):
         if self.step_index is None:
             self._init_step_index(timestep)
         index = self.step_index
-        wide = torch.promote_types(sample.dtype, torch.float32)  # differences want the digits
+        wide = torch.promote_types(sample.dtype, torch.float32)  # for differences
         point = self._point(model_output.to(wide), sample.to(wide), index)
         result = super().step(model_output, timestep, sample, *args, **kwargs)
         self._points.append(point)
@@ -85,8 +85,8 @@ class _Guided(SchedulerMixin):
         return result
 
     def _correction(self, solver: Solver, alpha: Tensor, sigma_next: Tensor) -> Tensor:
-        """What ERK-Guid adds to the parent's answer, in the parent's scale; 0 where it is shut."""
-        if sigma_next == 0:  # that step is Euler's and never guided
+        """Compute the correction in the parent's scale; 0 below the stiffness threshold."""
+        if sigma_next == 0:  # Euler's last step, never corrected
             return torch.zeros_like(self._points[0].x)
         known, start = iter(self._points), self._points[0]
         step = solver(lambda x, sigma: next(known), start.x, start.sigma, sigma_next, self._memory)
@@ -95,15 +95,15 @@ class _Guided(SchedulerMixin):
         return alpha * erk_guid(bare, self.config.w_stiff, self.config.w_con)
 
     def _point(self, output: Tensor, sample: Tensor, index: int) -> Point:
-        """The evaluation that the pipeline made at the index-th level, in sigma."""
+        """Return the pipeline's evaluation at a level, in sigma."""
         raise NotImplementedError
 
     def _finished(self, index: int) -> Solver | None:
-        """Our solver of the step that ends with this call; None: it is not finished yet."""
+        """Return the solver of the step that ends with this call; None within a step."""
         raise NotImplementedError
 
     def _end(self, index: int) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of the parent's answer, each []."""
+        """Return (alpha, sigma) of the parent's result, each []."""
         raise NotImplementedError
 
 
@@ -111,8 +111,8 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler with ERK-Guid: epsilon, v and sample prediction.
 
     `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
-    corrected. `set_timesteps` also takes `sigmas`, so EDM and EDM2 networks, which have no discrete
-    steps, are sampled with prediction_type 'sample' on EDM's schedule (see EDM2Pipeline).
+    corrected. `set_timesteps` also accepts `sigmas`, so EDM and EDM2 networks, which have no
+    discrete steps, are sampled with prediction_type 'sample' on EDM's schedule (see EDM2Pipeline).
     """
 
     @_with_weights(HeunDiscreteScheduler)
@@ -132,10 +132,10 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
         *,
         sigmas: Sequence[float] | Tensor | None = None,
     ) -> None:
-        """As the parent's; or `sigmas`: the noise levels themselves, falling, with a 0 at the end.
+        """Set timesteps as the parent class, or by `sigmas`: noise levels that decrease to 0.
 
-        Their timesteps are the parent's, held at the ends of its table. ValueError if other
-        arguments are given with them, or if they do not fall to 0.
+        Timesteps of `sigmas` are clamped to the parent's table. Raises ValueError if other
+        arguments are given with them, or if they do not decrease to 0.
         """
         if sigmas is None:
             super().set_timesteps(num_inference_steps, device, num_train_timesteps, timesteps)
@@ -144,7 +144,7 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
             raise ValueError("give only one of num_inference_steps, timesteps and sigmas.")
         levels = make_schedule(sigmas).to(torch.float32)
         if levels[-1] != 0:
-            raise ValueError("sigmas must end in 0, the step of which is Euler's.")
+            raise ValueError("sigmas must end in 0, where the last step is Euler's: append 0.")
         super().set_timesteps(len(levels) - 1, device, num_train_timesteps)
         steps = discrete_times(self.alphas_cumprod).of(levels[:-1])
         self.sigmas = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
@@ -165,11 +165,11 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
         return heun if self.state_in_first_order else None
 
     def _end(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.ones(()), self.sigmas[index]  # the second call is made where the step ends
+        return torch.ones(()), self.sigmas[index]  # the second call is at the end of the step
 
 
 class _GuidedDPM(_Guided):
-    """What the two schedulers of DPM-Solver share."""
+    """Common part of the two DPM-Solver schedulers."""
 
     def _check(self) -> None:
         super()._check()
@@ -189,7 +189,7 @@ class _GuidedDPM(_Guided):
         return self._level(index + 1)
 
     def _level(self, index: int) -> tuple[Tensor, Tensor]:
-        """(alpha, noise / alpha) at the index-th level: x_t = alpha data + noise epsilon."""
+        """Return (alpha, noise / alpha) at a level: x_t = alpha data + noise epsilon."""
         alpha, noise = self._sigma_to_alpha_sigma_t(self.sigmas[index])
         return alpha, noise / alpha
 
@@ -203,8 +203,8 @@ class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
 
     The pair of a second-order step is its start and its middle stage; a step of order 1 has the
     previous node as euler has. `w_stiff` scales the correction (0: off), `w_con` is the stiffness
-    above which a sample is corrected. ValueError where there is no pair: for stochastic algorithms
-    and for solver_order 3, whose error is of a higher order than the correction.
+    above which a sample is corrected. Raises ValueError for stochastic algorithms and for
+    solver_order 3, which have no pair.
     """
 
     @_with_weights(DPMSolverSinglestepScheduler)
@@ -234,9 +234,9 @@ class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
 class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
     """diffusers' DPMSolverMultistepScheduler (DPM-Solver++(2M), (3M)) with ERK-Guid.
 
-    The pair is the start of the step and the previous node, with the sign of our `dpmpp`.
+    The pair is the start of the step and the previous node, with the sign of `dpmpp`.
     `w_stiff` scales the correction (0: off), `w_con` is the stiffness above which a sample is
-    corrected. ValueError for stochastic algorithms.
+    corrected. Raises ValueError for stochastic algorithms.
     """
 
     @_with_weights(DPMSolverMultistepScheduler)
@@ -247,7 +247,7 @@ class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
     def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().step(*args, **kwargs)
 
-    # Which order a step has is the parent's choice, seen by the update it calls.
+    # The parent chooses the order of a step; these overrides record it.
 
     def dpm_solver_first_order_update(self, *args: Any, **kwargs: Any) -> Tensor:
         self._order = 1
@@ -269,7 +269,7 @@ class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
 
 
 def _replaced(result: Any, sample: Tensor) -> Any:
-    """The parent's result, a tuple or an output object, with another prev_sample."""
+    """Replace prev_sample in the parent's result, a tuple or an output object."""
     if isinstance(result, tuple):
         return (sample, *result[1:])
     result.prev_sample = sample

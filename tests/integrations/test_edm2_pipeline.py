@@ -129,7 +129,7 @@ def test_one_class_and_none(digits):
 def test_mistakes_have_one_sentence():
     pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
     for message, how in {
-        "needs a guide, and this pipeline has none": {"guidance_scale": 2.0},
+        "needs a guide: load the pipeline": {"guidance_scale": 2.0},
         "output_type must be pil or np or pt or latent": {"output_type": "jpg"},
         "are 0 to 9": {"class_labels": [10]},
         "needs at least 2 steps": {"num_inference_steps": 1},

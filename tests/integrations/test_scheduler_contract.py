@@ -184,7 +184,7 @@ def test_where_there_is_no_pair_it_says_so():
         SINGLE(solver_order=3, w_stiff=1.0)
     for weights in ({"w_stiff": -1.0}, {"w_con": math.nan}, {"w_stiff": math.inf}):
         for kind in PARENTS:
-            with pytest.raises(ValueError, match="finite number from 0 on"):
+            with pytest.raises(ValueError, match="finite number of at least 0"):
                 kind(**weights)
     scheduler = HEUN(prediction_type="score", w_stiff=1.0)
     scheduler.set_timesteps(3)

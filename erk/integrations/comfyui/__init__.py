@@ -1,8 +1,8 @@
 """ERK-Guid for ComfyUI: link or copy this folder into ComfyUI/custom_nodes.
 
-The package `erk` must be importable there (docs/integrations.md). `erk_heun` and `erk_dpm2` join
-the lists of samplers, with their default weights; the node "ERK-Guid sampler" offers the weights to
-SamplerCustom. Without ComfyUI the folder can still be imported, and does nothing.
+The package `erk` must be importable there (docs/integrations.md). `erk_heun` and `erk_dpm2` are
+added to the lists of samplers with default weights; the node "ERK-Guid sampler" sets the weights
+for SamplerCustom. Without ComfyUI, importing this folder has no effect.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class ERKGuidSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802, ComfyUI's name
-        """ComfyUI's description of the node's inputs."""
+        """Return the node's inputs in ComfyUI's format."""
         return {
             "required": {
                 "solver": (list(SAMPLERS),),
@@ -31,7 +31,7 @@ class ERKGuidSampler:
         }
 
     def get_sampler(self, solver: str, w_stiff: float, w_con: float) -> tuple[Any]:
-        """ComfyUI's object for one of our samplers."""
+        """Return ComfyUI's object for a sampler."""
         from comfy.samplers import KSAMPLER  # type: ignore[import-not-found]
 
         return (KSAMPLER(SAMPLERS[solver], {"w_stiff": w_stiff, "w_con": w_con}),)
@@ -42,7 +42,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {"ERKGuidSampler": "ERK-Guid sampler"}
 
 
 def register() -> bool:
-    """Enter our samplers in ComfyUI's lists, each once; False where there is no ComfyUI."""
+    """Add the samplers to ComfyUI's lists, once; return False without ComfyUI."""
     try:
         from comfy import samplers  # type: ignore[import-not-found]
         from comfy.k_diffusion import sampling  # type: ignore[import-not-found]
