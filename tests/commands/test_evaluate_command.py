@@ -54,7 +54,7 @@ def test_row_and_table(evaluate, save_pngs, digits):
     assert row["fd_floor"] > 0 and row["command"] and "commit" in row
     line = next(csv.DictReader(Path("row.csv").read_text().splitlines()))
     assert line["n"] == "200" and line["fd_se"]
-    assert "not complete: it is to make 300 images" in result.output
+    assert "not complete: it should have 300 images" in result.output
     for shown in ("fd", "precision", "recall", "is", "standard error", "run-0.5-digits.json",
                   "protocol digits", "compare these only with 200 images"):  # fmt: skip
         assert shown in result.output
