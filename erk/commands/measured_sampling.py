@@ -1,7 +1,7 @@
 """`erk generate --evaluate`: from the sampler to the metrics, without images on the disk."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -12,6 +12,7 @@ from erk.generation.stream import image_chunks, summarize
 from erk.io.atomic import save_file
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
+from metrics.chunks import Chunks
 from metrics.evaluator import Options, load_evaluator
 from metrics.report import text, to_json
 
@@ -42,16 +43,17 @@ def generate_and_evaluate(
         options=Options(device=device, offline=options["offline"]),
     )
     job = open_job(options)
+    chunks = cast(Chunks, image_chunks(job))  # an ImageChunk has the fields of a Chunk
     with join(device) as world:
         if shard is not None:
-            evaluator.extract_shard(image_chunks(job), world, len(job.seeds), shard)
+            evaluator.extract_shard(chunks, world, len(job.seeds), shard)
             click.echo(
                 f"shard {shard[0]} of {shard[1]} done, features in {evaluator.plan.cache}; when "
                 "all shards are done, run this command with --shard 0/1"
             )
             return
         images = evaluator.extract_real(world)
-        features = evaluator.extract(image_chunks(job), world, len(job.seeds))
+        features = evaluator.extract(chunks, world, len(job.seeds))
     if features is None:  # another rank has the result
         return
     evaluation = evaluator.evaluate(features, images)
