@@ -100,8 +100,8 @@ def figure1(mixture: toy.Mixture, count: int, seed: int = 0, places: int = 61) -
     x = noisy_states(mixture, count, sigma, seed)
     offsets = torch.linspace(-HALF_LENGTH, HALF_LENGTH, places, dtype=torch.float64)
     lines = {}
-    for name, (place, axis) in LINES.items():
-        centre = torch.tensor([place], dtype=torch.float64)
+    for name, (point, axis) in LINES.items():
+        centre = torch.tensor([point], dtype=torch.float64)
         basis = axes(mixture, centre, sigma)[0]
         f = toy.drift(mixture)(centre + offsets[:, None] * basis[axis], sigma).f
         lines[name] = Line(centre[0], basis[axis], offsets, f @ basis.T)
@@ -206,8 +206,8 @@ def by_quartile(
     """Compute a statistic of `values` within the quartiles of `rho`, of equal shapes."""
     values, rho = values.flatten(), rho.flatten()
     edges = torch.quantile(rho, torch.tensor([0.25, 0.5, 0.75], dtype=rho.dtype))
-    place = torch.bucketize(rho, edges)
-    return {name: statistic(values[place == i]).item() for i, name in enumerate(QUARTILES)}
+    quartile = torch.bucketize(rho, edges)
+    return {name: statistic(values[quartile == i]).item() for i, name in enumerate(QUARTILES)}
 
 
 def figure2(run: ExactRun) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Problem(NamedTuple):
         guidance: Guidance = unguided,
         watch: Callable[[Step], None] | None = None,
     ) -> Tensor:
-        """Solve with a guidance in place of that of the settings; return the last state [B, ...].
+        """Solve with a guidance instead of that of the settings; return the last state [B, ...].
 
         `watch` is called with every step.
         """

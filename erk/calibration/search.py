@@ -1,4 +1,4 @@
-"""Search for w_stiff and w_con by the solver's own error, without FID and real images.
+"""Search for w_stiff and w_con by the solver's error, without FID and real images.
 
 All pairs of a grid start on a few seeds; the better half continues on twice as many (successive
 halving, Jamieson and Talwalkar 2016). All pairs see the same noise, so what a seed adds to every

@@ -1,6 +1,6 @@
-"""A solver's own error: the distance of its samples to the converged solution from the same noise.
+"""The solver's error: the distance of its samples to the converged solution from the same noise.
 
-It says how well a solver follows the model, not how good the model is, and needs no real images.
+It says whether a solver follows the model, not whether the model is good, and needs no real images.
 """
 
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ from scripts.studies.rows import VERSION
 
 
 def cost(cells: Iterable[Cell], results: Path) -> str:
-    """Describe what is to be computed and about how many evaluations it takes."""
+    """Describe what is to be computed and about the evaluations it takes."""
     cells = list(cells)
     todo = pending(cells, results)
     spent = sum(cell.nfe * cell.num * (2 if "-" in cell.data else 1) for cell in todo)

@@ -29,7 +29,7 @@ HELD_OUT = 16_384
 
 
 class Run(NamedTuple):
-    """One network and how long it trains."""
+    """One network and its training."""
 
     width: int
     label_dim: int

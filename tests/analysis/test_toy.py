@@ -109,9 +109,9 @@ def test_score_and_hessian_are_finite_differences(tree, sigma):
             (toy.log_density, toy.score(tree, x, sigma)[:, axis]),
             (toy.score, toy.hessian(tree, x, sigma)[:, axis]),
         ):
-            found = (function(tree, x + e, sigma) - function(tree, x - e, sigma)) / (2 * h)
+            result = (function(tree, x + e, sigma) - function(tree, x - e, sigma)) / (2 * h)
             scale = derivative.abs().max()
-            assert (found - derivative).abs().max() < 1e-6 * scale  # measured 5e-8
+            assert (result - derivative).abs().max() < 1e-6 * scale  # measured 5e-8
 
 
 def test_one_noise_level_per_row(tree):
@@ -145,13 +145,13 @@ def test_stiffness_of_the_branches(tree):
 @pytest.mark.parametrize("sigma", [0.3, 0.01])
 def test_dominant_pair_is_that_of_the_oracles(tree, sigma):
     x, level = states(tree, sigma), torch.tensor(sigma, dtype=torch.float64)
-    found, field = toy.dominant(tree, x, level), toy.drift(tree)
+    result, field = toy.dominant(tree, x, level), toy.drift(tree)
     exact = exact_dominant(field, x, level)
-    assert torch.allclose(found.rho, exact.rho, rtol=1e-12)
-    assert (cosine(found.v, exact.v) > 1 - 1e-12).all()
-    assert ((field(x, level).f * found.v).sum(1) >= 0).all()
+    assert torch.allclose(result.rho, exact.rho, rtol=1e-12)
+    assert (cosine(result.v, exact.v) > 1 - 1e-12).all()
+    assert ((field(x, level).f * result.v).sum(1) >= 0).all()
     power = power_iteration(field, x[:4], level, iterations=100)
-    assert torch.allclose(found.rho[:4], power.rho, rtol=1e-10)
+    assert torch.allclose(result.rho[:4], power.rho, rtol=1e-10)
 
 
 def test_drift_and_denoiser_say_the_same(tree):
@@ -166,15 +166,15 @@ def test_drift_and_denoiser_say_the_same(tree):
 
 def test_samples_have_the_mixtures_moments(tree):
     x, label = toy.draw_samples(toy.tree("AB"), 50_000, torch.Generator().manual_seed(0))
-    own = x[label == 0]
+    class_a = x[label == 0]
     weights = tree.log_weights.exp()[:, None]
     mean = (weights * tree.means).sum(0)
     centred = tree.means - mean
     spread = (weights[..., None] * (tree.covariances + centred[:, :, None] * centred[:, None])).sum(
         0
     )
-    assert (own.mean(0) - mean).abs().max() < 0.005  # measured 0.0013
-    assert (torch.cov(own.T) - spread).abs().max() < 0.002  # measured 0.0002
+    assert (class_a.mean(0) - mean).abs().max() < 0.005  # measured 0.0013
+    assert (torch.cov(class_a.T) - spread).abs().max() < 0.002  # measured 0.0002
     again, _ = toy.draw_samples(toy.tree("AB"), 50_000, torch.Generator().manual_seed(0))
     assert torch.equal(x, again)
 
@@ -185,8 +185,8 @@ def test_erk_sample_takes_the_denoiser(tree):
     noise = torch.randn(128, 2, generator=draw)
     x0 = erk.sample(toy.denoiser(tree), noise, steps=32, sigma_max=5.0, w_stiff=0.4, w_con=0.5)
     true, _ = toy.draw_samples(tree, 128, draw)
-    found, expected = (toy.log_density(tree, x, 0.002).mean() for x in (x0, true))
-    assert x0.dtype == torch.float32 and abs(found - expected) < 0.4  # measured 1.52 and 1.36
+    result, expected = (toy.log_density(tree, x, 0.002).mean() for x in (x0, true))
+    assert x0.dtype == torch.float32 and abs(result - expected) < 0.4  # measured 1.52 and 1.36
 
 
 def test_the_converged_solution_is_that_of_adaptive_steps(tree):

@@ -51,13 +51,13 @@ def test_cfg_points_the_way_of_the_exact_guidance():
     draw = torch.Generator().manual_seed(0)
     x = toy.draw_samples(a, 256, draw)[0].float() + sigma * torch.randn(256, 2, generator=draw)
     labels = CLASS_A.expand(256, 2)
-    found = load_network("toy-main")(x, sigma, labels) - load_network("toy-uncond")(x, sigma)
+    result = load_network("toy-main")(x, sigma, labels) - load_network("toy-uncond")(x, sigma)
     exact = toy.denoiser(a)(x, sigma, None) - toy.denoiser(both)(x, sigma, None)
-    assert cosine(found, exact).median() > 0.98
+    assert cosine(result, exact).median() > 0.98
 
 
 def test_preconditioning():
-    """D leaves x as it is at sigma -> 0 and forgets how far away it is at large sigma."""
+    """D leaves x as it is at sigma -> 0 and forgets the distance at large sigma."""
     network = load_network("toy-uncond")
     x = torch.tensor([[0.3, 0.2], [-0.4, 0.1]])
     assert torch.allclose(network(x, 1e-5), x, atol=1e-4)

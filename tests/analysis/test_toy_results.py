@@ -88,16 +88,16 @@ def test_axes_are_orthonormal_and_towards_the_drift(tree):
 
 
 def test_figure1_drift_splits_in_the_gap_alone(tree):
-    found = toy_results.figure1(tree, 2000)
-    assert found.x.shape == (2000, 2) and found.rho.shape == (2000,)
-    assert torch.quantile(found.rho, 0.99).item() == pytest.approx(103, abs=6)  # measured 103.4
-    swing = {name: (line.drift.amax(0) - line.drift.amin(0)) for name, line in found.lines.items()}
+    result = toy_results.figure1(tree, 2000)
+    assert result.x.shape == (2000, 2) and result.rho.shape == (2000,)
+    assert torch.quantile(result.rho, 0.99).item() == pytest.approx(103, abs=6)  # measured 103.4
+    swing = {name: (line.drift.amax(0) - line.drift.amin(0)) for name, line in result.lines.items()}
     # measured, dominant: AB 0.81, CD 0.00, EF 16.4, GH 2.4
     assert swing["EF"][0] > 15 and swing["AB"][0] < 1 and swing["CD"].max() < 0.03
     assert swing["GH"][0] < swing["EF"][0] / 5
-    dominant = found.lines["EF"].drift[:, 0]
+    dominant = result.lines["EF"].drift[:, 0]
     assert dominant[0] > 5 and dominant[-1] < -5  # towards two branches
-    for line in found.lines.values():
+    for line in result.lines.values():
         assert line.places[0] == -line.places[-1] and line.direction.norm().item() == pytest.approx(
             1
         )
@@ -112,25 +112,25 @@ def test_exact_run_ends_where_many_heun_steps_end(tree, run):
 
 def test_alignment_rises_with_stiffness(run):
     """Within the noise of 256 trajectories: at most 0.047 from the rebuilt medians."""
-    found = medians(run)
+    result = medians(run)
     for name, expected in MEDIANS.items():
-        assert found[name] == pytest.approx(expected, abs=0.06), name
-    assert found["LTE"][3] > 0.97 and found["ERK drift difference"][3] > 0.999
+        assert result[name] == pytest.approx(expected, abs=0.06), name
+    assert result["LTE"][3] > 0.97 and result["ERK drift difference"][3] > 0.999
     signed = medians(run, "cos")
     assert signed["LTE"][3] < -0.97 and signed["ERK solution difference"][3] > 0.97
 
 
 def test_within_one_step_alignment_hardly_depends_on_stiffness(run):
     """So the trend over all states is largely one of sigma."""
-    found = medians(run, "|cos|, within a step")["LTE"]
-    assert max(found) - min(found) < 0.15  # measured 0.08; over all states 0.38
+    result = medians(run, "|cos|, within a step")["LTE"]
+    assert max(result) - min(result) < 0.15  # measured 0.08; over all states 0.38
 
 
 def test_the_pair_tells_the_stiffness(run):
     """Rebuilt: correlation 0.969, median ratio 1.00, 0.97, 0.77, 0.96."""
-    found = toy_results.estimates(run)
-    assert found["correlation of logs"] == pytest.approx(0.967, abs=0.01)
-    ratios = [found["median ratio"][q] for q in QUARTILES]
+    result = toy_results.estimates(run)
+    assert result["correlation of logs"] == pytest.approx(0.967, abs=0.01)
+    ratios = [result["median ratio"][q] for q in QUARTILES]
     assert ratios == pytest.approx([1.00, 0.97, 0.77, 0.96], abs=0.04)
     assert max(ratios) <= 1
 
@@ -157,8 +157,8 @@ def test_erk_guid_brings_samples_nearer(tree, run):
     assert nearer == {row["guide"] for row in rows if row["change in %"][0] < 0}
 
 
-@pytest.mark.parametrize("place", [4, 2, 1, 0.5, 0.25])
-def test_gaussian_rule_on_gaussian_data(place):
+@pytest.mark.parametrize("level", [4, 2, 1, 0.5, 0.25])
+def test_gaussian_rule_on_gaussian_data(level):
     """It removes 84 to 98 % of Heun's local error there; the first step has no pair."""
 
     def drift(x, sigma):
@@ -167,7 +167,7 @@ def test_gaussian_rule_on_gaussian_data(place):
     def exact(sigma):
         return torch.sqrt(1 + sigma**2).reshape(1, 1)
 
-    before, now, then = (torch.tensor(place * 1.1**k, dtype=torch.float64) for k in (1, 0, -1))
+    before, now, then = (torch.tensor(level * 1.1**k, dtype=torch.float64) for k in (1, 0, -1))
     first = heun(drift, exact(before), before, now)
     assert torch.equal(toy_results.gaussian_rule(first), first.x)
     step = heun(drift, exact(now), now, then, first.memory)
@@ -177,8 +177,8 @@ def test_gaussian_rule_on_gaussian_data(place):
 
 def test_by_quartile():
     rho, values = torch.arange(8.0), torch.tensor([0, 1, 10, 11, 20, 21, 30, 31.0])
-    found = toy_results.by_quartile(values.reshape(2, 4), rho.reshape(2, 4), torch.mean)
-    assert list(found.values()) == [0.5, 10.5, 20.5, 30.5]
+    result = toy_results.by_quartile(values.reshape(2, 4), rho.reshape(2, 4), torch.mean)
+    assert list(result.values()) == [0.5, 10.5, 20.5, 30.5]
 
 
 def test_sliced_w1_of_a_shift():
@@ -195,26 +195,26 @@ def test_guidance_of_the_networks(tree):
     x, sigma = toy_results.noisy_states(tree, 5, 0.1, 0), torch.tensor(0.1, dtype=torch.float64)
     labels = torch.eye(2)[[0] * 5]
     expected = main(x.float(), 0.1, labels) - weak(x.float(), 0.1, labels)
-    found = toy_results.guidance(Point(x, x, sigma), main, weak)
-    assert torch.allclose(found.float(), expected, atol=1e-6)
+    result = toy_results.guidance(Point(x, x, sigma), main, weak)
+    assert torch.allclose(result.float(), expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("toy")
-    command = ["--fast", "--samples", "16", "--results", str(place)]
+    path = tmp_path_factory.mktemp("toy")
+    command = ["--fast", "--samples", "16", "--results", str(path)]
     done = CliRunner().invoke(script.main, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return place
+    return path
 
 
 @pytest.mark.parametrize("name", script.PARTS)
 def test_the_script_writes_numbers_with_their_origin(folder, name):
-    found = json.loads((folder / f"{name}.json").read_text())
-    assert found["settings"]["samples"] == 16 and found["settings"]["substeps"] == 20
-    assert found["made_by"]["versions"]["torch"] == torch.__version__
-    assert found["caption"] == script.CAPTIONS[name] and found["rows"]
-    assert len((folder / f"{name}.csv").read_text().splitlines()) == len(found["rows"]) + 1
+    result = json.loads((folder / f"{name}.json").read_text())
+    assert result["settings"]["samples"] == 16 and result["settings"]["substeps"] == 20
+    assert result["made_by"]["versions"]["torch"] == torch.__version__
+    assert result["caption"] == script.CAPTIONS[name] and result["rows"]
+    assert len((folder / f"{name}.csv").read_text().splitlines()) == len(result["rows"]) + 1
 
 
 @pytest.mark.parametrize("name", ["figure1", "figure2", "helps"])
@@ -235,9 +235,9 @@ def test_the_script_writes_only_what_was_asked_for(tmp_path):
     done = CliRunner().invoke(script.main, ["--what", "table1", "--results", str(tmp_path)])
     assert done.exit_code == 0 and "dominant" in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table1.csv", "table1.json"]
-    found = json.loads((tmp_path / "table1.json").read_text())
-    assert found["centre"] == [0.54, 1.04]
-    assert [row["published"] for row in found["rows"]] == [7.22e-05, 5.78e-06, 4.03e-04, 6.18e-05]
+    result = json.loads((tmp_path / "table1.json").read_text())
+    assert result["centre"] == [0.54, 1.04]
+    assert [row["published"] for row in result["rows"]] == [7.22e-05, 5.78e-06, 4.03e-04, 6.18e-05]
 
 
 def test_bad_options_are_refused(tmp_path):
@@ -250,9 +250,9 @@ def test_bad_options_are_refused(tmp_path):
 def test_at_full_fidelity(tree):
     """4096 trajectories, 100 sub-steps; measured 0.025, 4 % and 7 points off."""
     run = toy_results.exact_run(tree, toy_results.noisy_states(tree, 4096, 5.0, 0), {})
-    found = medians(run)
+    result = medians(run)
     for name, expected in MEDIANS.items():
-        assert found[name] == pytest.approx(expected, abs=0.03), name
+        assert result[name] == pytest.approx(expected, abs=0.03), name
     rows = toy_results.helps(tree, run.start, run.end)
     plain = [row["distance"][0] for row in rows if row["guide"] == "none"]
     assert plain == pytest.approx(HEUN, rel=0.06)

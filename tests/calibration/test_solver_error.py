@@ -1,4 +1,4 @@
-"""The yardstick of a solver's own error: the converged solution and ratios of errors."""
+"""The solver's error: the converged solution and ratios of errors."""
 
 import math
 
@@ -38,9 +38,9 @@ def test_the_path_of_a_network_agrees_with_adaptive_steps():
     noise, labels = erk.noise_and_labels(range(500, 504), model)
     exact = adaptive_solution(model, noise * 80, labels)
     plan = Settings(schedule="logsnr")
-    found = errors(plan, model, noise, labels, converged(plan, model, noise, labels))
+    error = errors(plan, model, noise, labels, converged(plan, model, noise, labels))
     apart = (converged(plan, model, noise, labels) - exact).flatten(1).norm(dim=1).mean()
-    assert apart < 1e-3 < 0.05 * found.mean()
+    assert apart < 1e-3 < 0.05 * error.mean()
 
 
 def test_guidance_is_in_the_solution_and_erk_is_not():
@@ -59,8 +59,8 @@ def test_guidance_is_in_the_solution_and_erk_is_not():
 def test_the_ratio_and_its_error():
     draw = torch.Generator().manual_seed(0)
     plain = 1 + 0.1 * torch.rand(640, generator=draw, dtype=torch.float64)
-    own = 0.5 * plain + 0.02 * torch.randn(640, generator=draw, dtype=torch.float64)
-    value, error = ratio(own, plain)
-    assert value == pytest.approx(own.mean().item() / plain.mean().item())
-    expected = (own - value * plain).std().item() / math.sqrt(640) / plain.mean().item()
+    corrected = 0.5 * plain + 0.02 * torch.randn(640, generator=draw, dtype=torch.float64)
+    value, error = ratio(corrected, plain)
+    assert value == pytest.approx(corrected.mean().item() / plain.mean().item())
+    expected = (corrected - value * plain).std().item() / math.sqrt(640) / plain.mean().item()
     assert error == pytest.approx(expected, rel=0.5)

@@ -1,4 +1,4 @@
-"""The script that makes the judge: reproducible, and its card tells the truth."""
+"""The digits classifier: training is reproducible, and the metadata is true."""
 
 import hashlib
 import json
