@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
 # Sheets
 
 
-def test_a_sheet_holds_every_picture_at_its_place():
+def test_a_sheet_holds_every_image_at_its_position():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
     pairs = zip(pictures[:3], pictures[3:], strict=True)
@@ -68,14 +68,14 @@ def test_a_sheet_holds_every_picture_at_its_place():
 
 
 @pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (64, 64), (256, 256), (512, 256)])
-def test_pictures_are_scaled_by_whole_factors(size, shown):
+def test_images_are_scaled_by_whole_factors(size, shown):
     image = np.arange(size, dtype=np.uint8)[None, None].repeat(size, 1)
     assert fitted(image).shape == (3, shown, shown)
     assert fitted(np.full((3, size, size), 9, np.uint8)).tolist()[0][0][0] == 9
 
 
-def test_pictures_of_two_sizes_make_no_sheet():
-    with pytest.raises(ValueError, match="pictures of one size"):
+def test_images_of_two_sizes_make_no_sheet():
+    with pytest.raises(ValueError, match="one size"):
         captioned_sheet([[SheetCell(np.zeros((1, 8, 8), np.uint8))],
                          [SheetCell(np.zeros((1, 16, 8), np.uint8))]], ["a"])  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_films_refuse_in_one_sentence(tmp_path, monkeypatch, options, reason):
 # Traces
 
 
-def test_a_trace_becomes_a_picture(runs, tmp_path):
+def test_a_trace_becomes_a_figure(runs, tmp_path):
     out = tmp_path / "trace.png"
     traces = runs / "on.npz", runs / "off.npz"
     code, told, error = run(trace, *traces, "--w-con", 0.3, "--out", out)
@@ -269,7 +269,7 @@ def test_the_nearest_are_those_of_brute_force():
     assert found.ratios[3] == 0
 
 
-def test_copies_of_training_pictures_are_found(runs, tmp_path, monkeypatch):
+def test_copies_of_training_images_are_counted(runs, tmp_path, monkeypatch):
     """Three digits and one with a touched pixel among generated ones: these are copied, in both
     spaces, and the others are not."""
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))

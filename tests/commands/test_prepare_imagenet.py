@@ -263,7 +263,7 @@ def test_a_damaged_member_of_a_zip_is_a_corrupt_image(prepare, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_image_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, monkeypatch):
+def test_an_image_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, monkeypatch):
     """The 170 megapixels that Pillow lets pass with a warning are refused unread."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 17_000, 10_000, 8, 0, 0, 0, 0)
     huge = PNG + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -284,7 +284,7 @@ def test_a_image_may_be_as_large_as_imagenets_and_no_larger(prepare, tmp_path, m
         assert result.exit_code == 2 and "is too large (more than 100 bytes)" in result.stderr
 
 
-def test_a_image_of_endless_passes_is_refused(prepare, tmp_path):
+def test_an_image_of_endless_passes_is_refused(prepare, tmp_path):
     data = io.BytesIO()
     draw(64, 64).save(data, "JPEG", progressive=True)
     start = data.getvalue().index(b"\xff\xda")
