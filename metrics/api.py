@@ -61,11 +61,10 @@ def evaluate(
         What is missing or does not fit.
     """
     chosen, known = Options(**options), dict(extractors or {})
-    if not _is_reference(reference):
-        real, reference = reference, None
-    opened, opened_real = _opened(images), _opened(real)
+    statistics: Any = reference if _is_reference(reference) else None
+    opened, opened_real = _opened(images), _opened(real if statistics is reference else reference)
     has_real = opened_real is not None
-    rules, loaded = resolve(reference, protocol, metrics, has_real, known, chosen)
+    rules, loaded = resolve(statistics, protocol, metrics, has_real, known, chosen)
     source = opened_real if isinstance(opened_real, ImageSource) else None
     if _are_features(opened) and (not has_real or _are_features(opened_real)):
         evaluator = Evaluator.without_networks(rules, loaded, chosen)

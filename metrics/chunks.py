@@ -31,7 +31,7 @@ class ImageBatch(NamedTuple):
     """The images of a chunk."""
 
     images: Tensor  # uint8 [n, C, H, W]
-    index: Tensor  # int64 [n], their positions in the chunk; broken images leave gaps
+    positions: Tensor  # int64 [n], in the chunk; broken images leave gaps
     metadata: dict[str, Tensor] = {}  # per image, [n] each: labels, nfe, ...
 
 

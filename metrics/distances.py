@@ -1,7 +1,7 @@
 """Distances as pure functions: numpy arrays or tensors in, plain floats out."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -289,8 +289,12 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
+def _has_moments(values: Any) -> TypeGuard[HasMoments]:
+    return hasattr(values, "cov")
+
+
 def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
-    pair = (values.mean, values.cov) if hasattr(values, "cov") else values
+    pair: Any = (values.mean, values.cov) if _has_moments(values) else values
     mean, cov = map(_float64, pair)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(

@@ -256,12 +256,12 @@ def _on_device(plan: ExtractionPlan, batch: ImageBatch) -> ImageBatch:
 
 
 def _outputs(plan: ExtractionPlan, name: str, chunk: Chunk, batch: ImageBatch) -> dict[str, Tensor]:
-    if not len(batch.index):
-        return {"kept": batch.index}
+    if not len(batch.positions):
+        return {"kept": batch.positions}
     joined = _joined(_network_outputs(plan.extractors[name], batch.images, plan.batch))
     check_finite(joined.features, f"{name} features of images from number {chunk.start} on")
     tensors = {key: getattr(joined, key) for key in plan.outputs[name]}
-    return tensors | {"kept": batch.index} | batch.metadata
+    return tensors | {"kept": batch.positions} | batch.metadata
 
 
 def _network_outputs(extractor: Extractor, images: Tensor, batch: int) -> list[dict[str, Any]]:

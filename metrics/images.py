@@ -295,7 +295,7 @@ def _open_bundled(address: str) -> ImageSource:
 
     load = getattr(datasets, f"load_{address.removeprefix(BUNDLED)}", None)
     try:
-        bunch = load() if load else None
+        bunch: Any = load() if load else None
     except TypeError:  # a function that needs arguments
         bunch = None
     if not hasattr(bunch, "images") or bunch.images.ndim != 3:

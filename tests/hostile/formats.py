@@ -247,7 +247,7 @@ def read_images(folder):
     path = next((p for p in folder.glob("images.*")), folder)
     source = images.open_images(path)
     shape = images.first_shape(source)
-    total = [len(chunk.read().index) for chunk in source_chunks(source, Reading())(0, 1)]
+    total = [len(chunk.read().positions) for chunk in source_chunks(source, Reading())(0, 1)]
     labels = images.labels_of(source, 10)
     return shape, total, images.seeds_of(source), None if labels is None else labels[:3]
 
