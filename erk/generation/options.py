@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class JobPlan:
     noise_device: str | None
     identity: dict[str, Any]
     options: dict[str, Any]
-    metadata: dict[str, Any] = field(default_factory=dict)  # known once networks are loaded
+    metadata: None = None  # known once the networks are loaded
 
     def load(self) -> Job:
         """Load the networks.

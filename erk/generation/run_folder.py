@@ -23,20 +23,18 @@ from erk.generation.archives import (
     pack,
     summarize_records,
 )
+from erk.generation.contents import Contents, find_images, share_of
 from erk.generation.images import (
     IMAGE_NAME,
     image_files,
-    is_complete_png,
     png_bytes,
     read_png,
-    stored_seeds,
     write_grid,
 )
 from erk.generation.job import plain
 from erk.generation.manifest import (
     MANIFEST,
     PARTS,
-    TABLE,
     ImageLog,
     ImageRecord,
     has_records,
@@ -109,12 +107,10 @@ class RunFolder:
         self.files = ImageFiles(root, subdirs, self.kind)
         self.metadata: Metadata = {}
         self.pending: list[int] = []
-        self._new = metadata or {}  # {}: the networks are not loaded
+        self._new = metadata  # None: the networks are not loaded
         self._key = ""  # hash of the settings and networks, in the records
         self._created: list[Path] = []
-        self._present = np.empty(0, np.int64)  # seeds whose image is complete
-        self._unlisted = np.empty(0, np.int64)  # those of them without a record
-        self._records = np.empty(0, TABLE)
+        self._contents = Contents()
         self._stack = ExitStack()
         self._map: Callable[..., Any] = map
         self._submit: Submit = _call
@@ -172,7 +168,9 @@ class RunFolder:
             )
         self.metadata = read_metadata(self.path) or {}
         if self.metadata:
-            check_same(self.metadata, self._new | {"settings": self.settings}, self.path / RUN)
+            check_same(
+                self.metadata, (self._new or {}) | {"settings": self.settings}, self.path / RUN
+            )
         elif log_files(self.path) or next(self.path.rglob("*.png"), None) is not None:
             raise ValueError(
                 f"{self.path} holds images but no run.json with their settings; choose another "
@@ -182,9 +180,9 @@ class RunFolder:
             self._check_archived()
             self.pending = []
             return
-        self._find_images(self.seeds)
-        share = np.asarray(_share(self.seeds, self.shard), np.int64)
-        self.pending = share[~np.isin(share, self._present)].tolist()
+        self._contents = find_images(self.path, self.files, self.metadata, self.seeds, self.shard)
+        share = np.asarray(share_of(self.seeds, self.shard), np.int64)
+        self.pending = share[~np.isin(share, self._contents.present)].tolist()
 
     @property
     def is_complete(self) -> bool:
@@ -194,10 +192,12 @@ class RunFolder:
 
     def settings_key(self) -> str:
         """Hash the settings and networks, as the records of this run hold them."""
-        return settings_hash((self._new or self.metadata) | {"settings": self.settings})
+        return settings_hash(
+            (self.metadata if self._new is None else self._new) | {"settings": self.settings}
+        )
 
     def __enter__(self) -> "RunFolder":
-        if self.pending and not self._new:
+        if self.pending and self._new is None:
             raise ValueError("images are missing and the networks are not loaded: load the plan")
         self._has_work = bool(self.pending) or not self.is_complete
         self._key = self.settings_key()
@@ -216,7 +216,7 @@ class RunFolder:
             self._stack.close()
             self._abandon()
             raise
-        self._records = np.empty(0, TABLE)
+        self._contents = Contents()  # 100 bytes per seed
         return self
 
     def write(self, batch: ImageBatch) -> None:
@@ -278,7 +278,7 @@ class RunFolder:
 
         Raises ValueError if a run of other settings has begun in the folder meanwhile.
         """
-        new = self._new or self.metadata | {"seeds": format_seeds(self.seeds)}
+        new = self.metadata if self._new is None else self._new
         for folder in (self.path, self.path / PARTS):
             if not folder.exists():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ class RunFolder:
 
         Of a shard, these include the seeds that other shards are to sample.
         """
-        earlier: Any = self._present
+        earlier: Any = self._contents.present
         if self.shard is not None and self.metadata:
             earlier = parse_seeds(self.metadata["seeds"])
         seeds = np.union1d(np.asarray(self.seeds, np.int64), np.asarray(earlier, np.int64))
@@ -312,33 +312,13 @@ class RunFolder:
             "settings": self.settings,
         }
 
-    def _find_images(self, seeds: Sequence[int], every_shard: bool = False) -> None:
-        """Find the images of these seeds and of run.json's, and those without a record.
-
-        ``every_shard``: list also images without a record that belong to another shard.
-        """
-        wanted = np.unique(np.asarray(seeds, np.int64))
-        if self.metadata:
-            wanted = np.union1d(wanted, np.asarray(parse_seeds(self.metadata["seeds"]), np.int64))
-            self._records = read_records(self.path, settings_hash(self.metadata))
-        stored = stored_seeds(self.files.root, self.files.subdirs)
-        stored = stored[np.isin(stored, wanted)]
-        is_listed = np.isin(stored, self._records["seed"])
-        unlisted = stored[~is_listed]
-        if not every_shard and self.shard is not None:
-            unlisted = unlisted[np.isin(unlisted, _share(seeds, self.shard))]
-        complete = [is_complete_png(self.files.path(seed)) for seed in unlisted.tolist()]
-        self._unlisted = unlisted[np.asarray(complete, bool)]
-        self._present = np.union1d(stored[is_listed], self._unlisted)
-
     def _list_unlisted(self) -> None:
         """Add records for unlisted images; batch size and NFE stay unknown."""
-        seeds = self._unlisted.tolist()
+        seeds = self._contents.unlisted.tolist()
         for i in range(0, len(seeds), GROUP):
             group = seeds[i : i + GROUP]
             records = [self.files.record(s, self.files.path(s).read_bytes()) for s in group]
             self._log.append([one._replace(settings=self._key) for one in records])
-        self._unlisted = np.empty(0, np.int64)
 
     def _end(self) -> None:
         """Finish the run unless other shards still work on it; write the grid; tidy up."""
@@ -358,19 +338,20 @@ class RunFolder:
         Raises ValueError if images are missing.
         """
         seeds = np.unique(np.asarray(parse_seeds(self.metadata["seeds"]), np.int64))
-        self._find_images(seeds.tolist(), every_shard=True)
-        missing = np.setdiff1d(seeds, self._present)
+        self._contents = find_images(self.path, self.files, self.metadata, [])
+        missing = np.setdiff1d(seeds, self._contents.present)
         if len(missing):
             raise ValueError(
                 f"the images of the seeds {format_seeds_short(missing)} are missing in "
                 f"{self.path}: run the same command again"
             )
-        if len(self._unlisted):
+        records = self._contents.records
+        if len(self._contents.unlisted):
             self._list_unlisted()
-            self._find_images(seeds.tolist())
+            records = read_records(self.path, self._key)
         if self.grid:
             self._write_grid()
-        records = self._records[np.isin(self._records["seed"], seeds)]
+        records = records[np.isin(records["seed"], seeds)]
         pack(self.path, self.files, records, self._key)
         summary = summarize_records(records, self.metadata.get("batch"))
         kept = {name: value for name, value in self.metadata.items() if name not in DERIVED}
@@ -387,9 +368,8 @@ class RunFolder:
             if self.is_complete:  # another shard was faster
                 self._tidy()
                 return
-            seeds = parse_seeds(self.metadata["seeds"])
-            self._find_images(seeds, every_shard=True)
-            if np.isin(seeds, self._present).all():
+            contents = find_images(self.path, self.files, self.metadata, [])
+            if np.isin(parse_seeds(self.metadata["seeds"]), contents.present).all():
                 self._finish()
 
     def _write_grid(self) -> None:
@@ -441,11 +421,6 @@ def _is_ours(name: str) -> bool:
 
 def _call(function: Callable[..., Any], *args: Any) -> None:
     function(*args)
-
-
-def _share(seeds: Sequence[int], shard: tuple[int, int] | None) -> Sequence[int]:
-    """Return every n-th seed for the shard (i, n); all of them for None."""
-    return seeds if shard is None else seeds[shard[0] :: shard[1]]
 
 
 def _rank_share(seeds: Sequence[int], batch: int, world: World) -> list[int]:
