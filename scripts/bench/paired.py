@@ -82,7 +82,9 @@ def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], cli
 
 
 def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available
+    }  # fmt: skip
     if not available.get(device, lambda: True)():
         raise click.UsageError(f"this machine has no device '{device}'; use --device cpu.")
     return device

@@ -195,8 +195,8 @@ def cpu() -> str:
         about = dict(re.findall(r"^([^:\n]*?)\s*: (.*)$", first, re.MULTILINE))
         name = about.get("model name", name)
         flags = [flag for flag in FLAGS if flag in about.get("flags", "").split()]
-    able = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if able else os.cpu_count()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux knows which cores may be used
+    cores = len(affinity(0)) if affinity else os.cpu_count()
     text = f"{name}, {cores} cores, {' '.join(flags[-3:]) or 'no AVX2'}"
     if memory.exists():
         sizes = dict(re.findall(r"(\w+):\s+(\d+) kB", memory.read_text("utf-8")))
