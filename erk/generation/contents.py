@@ -1,17 +1,22 @@
 """Which images a run's folder holds, by its files and its logs."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from erk.generation.archives import ImageFiles
-from erk.generation.images import is_complete_png, stored_seeds
-from erk.generation.manifest import TABLE, read_records
-from erk.generation.metadata import Metadata, settings_hash
+from erk.generation.archives import ARCHIVES, ImageFiles
+from erk.generation.images import IMAGE_NAME, image_files, is_complete_png, stored_seeds
+from erk.generation.manifest import MANIFEST, TABLE, read_records
+from erk.generation.metadata import RUN, Metadata, settings_hash
 from erk.generation.seeds import parse_seeds
+from erk.io.atomic import draft_target
+from erk.runtime.distributed import World
 
+GRID = "grid.png"
 NO_SEEDS = np.empty(0, np.int64)
 
 
@@ -64,3 +69,28 @@ def find_images(
 def share_of(seeds: Sequence[int], shard: tuple[int, int] | None) -> Sequence[int]:
     """Return every n-th seed for the shard (i, n); all of them for None."""
     return seeds if shard is None else seeds[shard[0] :: shard[1]]
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts of a run's files that killed processes left."""
+    names = (GRID, RUN, MANIFEST, *ARCHIVES.values())
+    for file in image_files(folder):
+        target = draft_target(Path(file.path))
+        if target is not None and (target in names or IMAGE_NAME.fullmatch(target)):
+            with suppress(OSError):
+                os.unlink(file.path)
+
+
+def rank_share(seeds: Sequence[int], batch: int, world: World) -> list[int]:
+    """Return the seeds of every size-th batch, for this rank."""
+    starts = range(world.rank * batch, len(seeds), world.size * batch)
+    return [seed for start in starts for seed in seeds[start : start + batch]]
+
+
+def check_archived(archive: Path, archived: str, seeds: Sequence[int]) -> None:
+    """Raise ValueError if a complete archive, with the seeds `archived`, lacks one of `seeds`."""
+    if not np.isin(np.asarray(seeds), parse_seeds(archived)).all():
+        raise ValueError(
+            f"{archive} is complete with the seeds {archived}; choose another --outdir for other "
+            "seeds."
+        )

@@ -10,10 +10,11 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from erk.generation.contents import GRID
 from erk.generation.job import Job
 from erk.generation.metadata import check_writable
 from erk.generation.options import JobPlan, plan_job
-from erk.generation.run_folder import GRID, RunFolder
+from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.io.atomic import write_file
 from erk.method.corrections import Card

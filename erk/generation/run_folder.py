@@ -17,23 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from erk.generation.archives import (
-    ARCHIVES,
-    ImageFiles,
-    pack,
-    summarize_records,
+from erk.generation.archives import ARCHIVES, ImageFiles, pack, summarize_records
+from erk.generation.contents import (
+    GRID,
+    Contents,
+    check_archived,
+    find_images,
+    rank_share,
+    remove_drafts,
+    share_of,
 )
-from erk.generation.contents import Contents, find_images, share_of
-from erk.generation.images import (
-    IMAGE_NAME,
-    image_files,
-    png_bytes,
-    read_png,
-    write_grid,
-)
+from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png, write_grid
 from erk.generation.job import plain
 from erk.generation.manifest import (
-    MANIFEST,
     PARTS,
     ImageLog,
     ImageRecord,
@@ -54,12 +50,11 @@ from erk.generation.metadata import (
 from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
 from erk.generation.writer import Submit, background, spare_cores, thread_map
-from erk.io.atomic import draft_target, uninterrupted
+from erk.io.atomic import uninterrupted
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
 
 ALONE = World(0, 1, torch.device("cpu"))
-GRID = "grid.png"
 GRID_IMAGES = 100
 LOCK = ".lock"  # for shards that end at the same time
 LOCK_TIMEOUT = 3600  # seconds that a shard waits for another one that packs an archive
@@ -177,7 +172,7 @@ class RunFolder:
                 "--outdir."
             )
         if self.is_complete and self.kind in ARCHIVES:
-            self._check_archived()
+            check_archived(self.path / ARCHIVES[self.kind], self.metadata["seeds"], self.seeds)
             self.pending = []
             return
         self._contents = find_images(self.path, self.files, self.metadata, self.seeds, self.shard)
@@ -205,7 +200,7 @@ class RunFolder:
         if self.world.rank == 0 and self._has_work:
             self._begin()
         pending = broadcast(self.world, self.pending)  # also waits until the folder exists
-        self.pending = _rank_share(pending, self.batch, self.world)
+        self.pending = rank_share(pending, self.batch, self.world)
         try:
             self._stack.enter_context(self.timer.host("wall"))
             if self.pending:
@@ -381,11 +376,7 @@ class RunFolder:
         if self.is_complete:
             shutil.rmtree(self.path / PARTS, ignore_errors=True)
             (self.path / LOCK).unlink(missing_ok=True)
-        for file in image_files(self.path):
-            target = draft_target(Path(file.path))
-            if target is not None and _is_ours(target):
-                with suppress(OSError):
-                    os.unlink(file.path)
+        remove_drafts(self.path)
 
     def _abandon(self) -> None:
         """Remove what this process created of a run that failed before its first image.
@@ -403,27 +394,6 @@ class RunFolder:
                 if self.path in self._created:
                     self.path.rmdir()
 
-    def _check_archived(self) -> None:
-        """Raise ValueError if a complete archive lacks one of the seeds."""
-        archived = parse_seeds(self.metadata["seeds"])
-        if not np.isin(np.asarray(self.seeds), archived).all():
-            raise ValueError(
-                f"{self.path / ARCHIVES[self.kind]} is complete with the seeds "
-                f"{self.metadata['seeds']}; choose another --outdir for other seeds."
-            )
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file of a run's folder has this name."""
-    names = (GRID, RUN, MANIFEST, *ARCHIVES.values())
-    return name in names or IMAGE_NAME.fullmatch(name) is not None
-
 
 def _call(function: Callable[..., Any], *args: Any) -> None:
     function(*args)
-
-
-def _rank_share(seeds: Sequence[int], batch: int, world: World) -> list[int]:
-    """Return the seeds of every size-th batch, for this rank."""
-    starts = range(world.rank * batch, len(seeds), world.size * batch)
-    return [seed for start in starts for seed in seeds[start : start + batch]]
