@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from erk.method.solvers import SOLVERS
-from scripts.studies.auto import DATA, STEPS, compare, main, settings_of, worse
+from scripts.studies.auto import DATA, STEPS, compare, main, settings_of, text, worse
 from scripts.studies.data import load
 
 
@@ -39,6 +39,14 @@ def test_worse_means_beyond_two_standard_errors():
     good = {"ratio": (1.01, 0.01), "change": (0.1, 0.06)}
     assert not worse(good) and not worse({})
     assert worse(good | {"ratio": (1.03, 0.01)}) and worse(good | {"change": (0.13, 0.06)})
+
+
+def test_the_text_names_cells_with_a_larger_mean_error():  # S11, N13
+    kept = {"data": "mixture", "solver": "heun", "steps": 64, "ratio": [3.2, 2.6]}
+    shown = text([kept | {"median ratio": 0.25, "change": [0.0, 0.1]}])
+    assert "Mean error larger than the plain solver's: mixture heun 64" in shown
+    assert "Worse by more than two standard errors: none" in shown
+    assert "| mixture | heun |" in shown and "0.25" in shown and "3.2 ± 2.6" in shown
 
 
 def test_rows_are_kept_and_replace_those_of_earlier_versions(tmp_path, monkeypatch):
