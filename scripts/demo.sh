@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does all set-up, then samples digits with and without ERK-Guid and measures them (minutes).
+# Set up, then sample digits with and without ERK-Guid and measure them (minutes).
 #   bash scripts/demo.sh [--seeds 0-1499] [--results DIR]
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

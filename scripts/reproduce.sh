@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does all set-up, then makes a table or figure of the paper with all cores or GPUs.
+# Set up, then reproduce a table or figure of the paper with all cores or GPUs.
 #   bash scripts/reproduce.sh table2 [--scale paper] [--num 64] [--dry-run] ... (--help lists all)
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tables and figures, one after the other; the options are those of scripts/paper/reproduce.py.
-# What fails does not stop the others; the exit code and the last line tell.
+# All tables and figures, one after the other, with the options of scripts/paper/reproduce.py.
+# A failure does not stop the others; the last line and the exit code report it.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -10,6 +10,6 @@ for config in $(ls configs/table*.yaml | sort -V) $(ls configs/fig*.yaml | sort 
     bash scripts/reproduce.sh "$name" "$@" || failed+=("$name")
 done
 if [ ${#failed[@]} -gt 0 ]; then
-    printf 'not made: %s\n' "${failed[*]}" >&2
+    printf 'failed: %s\n' "${failed[*]}" >&2
     exit 1
 fi

@@ -1,52 +1,246 @@
-"""Experiments as data: one file of configs/ per table or figure, read strictly.
+"""Experiments as data: one YAML file of configs/ per table or figure, checked when it is read.
 
-A mistake in a file is a ValueError that names the file and the line.
+A mistake in a file is a ValueError that names the file, the row and the key.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from scripts.paper.schema import SCALES as SCALES
-from scripts.paper.schema import hint, read
+import click
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from erk.commands import generate
+from erk.method.guidance import SCALES as ERK_SCALES
+from erk.method.schedule import SCHEDULES
+from erk.method.settings import Settings
+from erk.method.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs"
+MAX_BYTES = 1 << 20  # of a file: reading YAML of this size takes a second
+Scale = Literal["paper", "embedded"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+NETWORKS = ("preset", "net", "gnet", "labels")
+RENAMED = ("solver_option", "pc_deterministic")  # options whose field has another name
+CHOICES = {"solver": SOLVERS, "schedule": SCHEDULES, "erk_scale": ERK_SCALES}
+CLICK_TYPES: dict[type, type] = {click.types.IntParamType: int, click.types.FloatParamType: float,
+                                 click.types.BoolParamType: bool}  # fmt: skip
 
 
-class Row(NamedTuple):
+class Strict(BaseModel):
+    """A mapping with the keys and types declared, and no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _type_of(option: click.Parameter) -> Any:
+    """Return the type that YAML must have where the command line has this option."""
+    if option.name in CHOICES:
+        return Literal[tuple(CHOICES[option.name])]
+    if isinstance(option.type, click.Choice):
+        return Literal[tuple(option.type.choices)]
+    kinds = (known for base, known in CLICK_TYPES.items() if isinstance(option.type, base))
+    kind = next(kinds, str)
+    return list[kind] if option.multiple else kind  # type: ignore[valid-type]
+
+
+def _row_settings() -> type[BaseModel]:
+    """Return the model of what a row may set: generate's options that decide an image."""
+    allowed = {*Settings.__dataclass_fields__, *NETWORKS, *RENAMED}
+    options = [option for option in generate.main.params if option.name in allowed]
+    fields: dict[str, Any] = {str(one.name): (_type_of(one), None) for one in options}
+    return create_model("RowSettings", __base__=Strict, **fields)
+
+
+def _as_given(settings: BaseModel) -> dict[str, Any]:
+    return settings.model_dump(exclude_unset=True)
+
+
+RowSettings = _row_settings()
+Given = Annotated[RowSettings, AfterValidator(_as_given)]  # type: ignore[valid-type]
+"""Checked as RowSettings, kept as a dict of the settings that are given."""
+
+
+class Row(Strict):
     """One row of a table."""
 
     name: str  # shown in the first column
-    settings: dict[str, Any] = {}  # by the names of schema.SETTINGS
-    published: dict[str, Any] = {}  # column -> what the paper prints
-    as_printed: dict[str, Any] = {}  # settings that the paper's text gives otherwise than its code
+    settings: Given = {}
+    published: dict[str, int | float | str] = {}  # column -> value printed in the paper
+    as_printed: Given = {}  # settings that the paper's text gives otherwise than its code
     against: str | None = None  # the row that this one is compared with, seed by seed
 
 
-class Config(NamedTuple):
+class Config(Strict):
     """One table or figure."""
 
-    name: str  # that of the file: table2
+    name: str  # of the file: table2
     title: str
-    kind: str  # one of schema.KINDS: which module makes it
-    paper: str  # one line: what the paper shows, and how it was made
-    rows: tuple[Row, ...] = ()
-    columns: tuple[str, ...] = ()  # metrics shown, in order
-    best: dict[str, str] = {}  # column -> "low" or "high": which value is bold
-    num: dict[str, int] = {}  # scale -> images per row
-    seeds: dict[str, int] = {}  # scale -> first seed
-    ref: dict[str, str] = {}  # scale -> reference
+    paper: str  # one line: what the paper shows, and how it was computed
+    rows: list[Row] = []
+    columns: list[str] = []  # metrics shown, in order
+    best: dict[str, Literal["low", "high"]] = {}  # column -> which value is bold
+    num: dict[Scale, int] = {}  # images per row
+    seeds: dict[Scale, int] = {}  # first seed
+    ref: dict[Scale, str] = {}  # reference
     presets: dict[str, str] = {}  # preset at paper scale -> preset or file at embedded scale
-    embedded: dict[str, Any] = {}  # settings of every row at embedded scale, over the row's own
-    options: dict[str, Any] = {}  # of the module that makes it
-    notes: tuple[str, ...] = ()
+    settings: Given = {}  # defaults of every row
+    embedded: Given = {}  # settings of every row at embedded scale, instead of the row's
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        """Row names are unique, ``against`` names another row, values belong to columns."""
+        names = [row.name for row in self.rows]
+        _known("best", self.best, self.columns)
+        for index, row in enumerate(self.rows):
+            label = f"row '{row.name}'"
+            if row.name in names[:index]:
+                raise ValueError(f"{label}: name: two rows have this name; give each its own")
+            if row.against == row.name:
+                raise ValueError(f"{label}: against: a row cannot be compared with itself")
+            if row.against is not None:
+                _known(f"{label}: against", [row.against], names)
+            _known(f"{label}: published", row.published, [*self.columns, "nfe"])
+            for column, value in row.published.items():
+                if isinstance(value, str) and not isinstance(self, SettingsTable):
+                    raise ValueError(f"{label}: published.{column}: '{value}' is not a number")
+        return self
+
+
+def _known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: unknown name '{name}': {hint(name, known)}")
+
+
+class SampledOptions(Strict):
+    """Options of rows that are sampled and measured."""
+
+    group_by: list[Literal[tuple(RowSettings.model_fields)]] = []  # type: ignore[valid-type]
+    refs: dict[str, str] = {}  # preset -> reference, where rows differ in it
+
+
+class SweepOptions(SampledOptions):
+    """Options of a figure of sampled rows."""
+
+    show: Literal["over_w_con", "scalings"]
+    metrics: dict[Scale, list[str]]
+
+
+class SettingsOptions(Strict):
+    """Options of a table of settings."""
+
+    weights_of: str | None = None  # the table whose w_stiff are shown; None: pairs of solvers
+
+
+class CostOptions(Strict):
+    """Options of a table of costs."""
+
+    what: Literal["seconds", "memory"]
+    batch: int
+
+
+class EstimatorOptions(Strict):
+    """Options of a figure about the estimates of stiffness and direction."""
+
+    show: Literal["estimates", "convergence"]
+    iterations: int
+
+
+class GridOptions(Strict):
+    """Options of a figure of images."""
+
+    columns: int
+
+
+class PromptOptions(Strict):
+    """Options of a figure of images that prompts ask for."""
+
+    repo: str
+    steps: int
+    guidance: float
+    prompts: list[str]
+
+
+class Sampled(Config):
+    """A table whose rows are sampled and measured."""
+
+    kind: Literal["sampled"]
+    options: SampledOptions = SampledOptions()
+
+
+class Sweep(Config):
+    """A figure whose points are sampled and measured."""
+
+    kind: Literal["sweep"]
+    options: SweepOptions
+
+
+class SettingsTable(Config):
+    """A table without sampling: weights of a table, or pairs of the solvers."""
+
+    kind: Literal["settings"]
+    options: SettingsOptions = SettingsOptions()
+
+
+class Toy(Config):
+    """A table or figure of the two-dimensional toy."""
+
+    kind: Literal["toy"]
+
+
+class Cost(Config):
+    """A table of seconds or bytes."""
+
+    kind: Literal["timing"]
+    options: CostOptions
+
+
+class Estimator(Config):
+    """A figure about the estimates of stiffness and direction."""
+
+    kind: Literal["estimator"]
+    options: EstimatorOptions
+
+
+class Grid(Config):
+    """A figure of images of the same seeds."""
+
+    kind: Literal["grid"]
+    options: GridOptions
+
+
+class TextToImage(Config):
+    """A figure of images that prompts ask for."""
+
+    kind: Literal["text-to-image"]
+    options: PromptOptions
+
+
+Measured = Sampled | Sweep
+AnyConfig = Sampled | Sweep | SettingsTable | Toy | Cost | Estimator | Grid | TextToImage
+READER: TypeAdapter[AnyConfig] = TypeAdapter(Annotated[AnyConfig, Field(discriminator="kind")])
 
 
 class Request(NamedTuple):
     """What the command line asks for; see scripts/paper/reproduce.py."""
 
-    scale: str = "embedded"
+    scale: Scale = "embedded"
     num: int | None = None  # images per row; None: the config's
     rows: str | None = None  # "0,2-4"; None: all
     as_printed: bool = False
@@ -56,65 +250,144 @@ class Request(NamedTuple):
     device: str = "auto"
     batch: int | None = None
     real: str | None = None  # real images, for precision and recall
-    cache: str | None = None  # where features are kept
+    cache: str | None = None  # folder of features
     shard: tuple[int, int] | None = None  # (index, count)
     offline: bool = False
 
     @property
     def rows_folder(self) -> Path:
-        """Where finished rows are."""
+        """Folder of finished rows."""
         return self.results / "rows" if self.rows_in is None else self.rows_in
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; raise ConstructorError for a repeated key."""
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if key.value in (other.value for other in keys[:index]):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"two values for '{key.value}'", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def config_names() -> list[str]:
-    """Names of all experiments, files of configs/ that end in a number: tables, then figures."""
-    found = (re.fullmatch(r"(\D+)(\d+).*", path.stem) for path in FOLDER.glob("*.yaml"))
-    return [m[0] for m in sorted(filter(None, found), key=_place)]
+    """Return the names of all experiments: tables, then figures, in order of their numbers."""
+    matches = (re.fullmatch(r"(\D+)(\d+).*", path.stem) for path in FOLDER.glob("*.yaml"))
+    ordered = sorted(filter(None, matches), key=lambda m: (m[1] != "table", m[1], int(m[2]), m[0]))
+    return [match[0] for match in ordered]
 
 
-def _place(name: re.Match[str]) -> tuple[bool, str, int, str]:
-    return name[1] != "table", name[1], int(name[2]), name[0]
+def load_config(name: str | Path) -> AnyConfig:
+    """Read the experiment of that name, or a .yaml file.
 
-
-def load_config(name: str | Path) -> Config:
-    """The experiment of that name, or in that .yaml file.
-
-    Beside Config's fields a file may hold ``settings``, which every row starts from. Raises
-    FileNotFoundError, or ValueError with the file and the line of what scripts/paper/schema.py
-    does not know: a key, a type, a name that is missing or there twice.
+    Every row starts from the file's ``settings``. Raises FileNotFoundError, or ValueError with the
+    file, the row and the key of what is unknown, missing, repeated or of a wrong type.
     """
     path = Path(name) if Path(name).suffix == ".yaml" else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"there is no experiment '{name}': {hint(name, config_names())}")
-    found = read(path)
-    common = found.pop("settings", {})
-    rows = (Row(**row) for row in found.pop("rows", ()))
-    found |= {key: tuple(found[key]) for key in ("columns", "notes") if key in found}
-    rows = tuple(row._replace(settings=common | row.settings) for row in rows)
-    return Config(path.stem, rows=rows, **found)
+    content = _read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must be a mapping of names to values")
+    if "name" in content:
+        raise ValueError(f"{path}: name: unknown key; an experiment has the name of its file")
+    try:
+        config = READER.validate_python(content | {"name": path.stem})
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first(error, content)}") from None
+    rows = [row.model_copy(update={"settings": config.settings | row.settings})
+            for row in config.rows]  # fmt: skip
+    return config.model_copy(update={"rows": rows})
+
+
+def _read_yaml(path: Path) -> Any:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes; at most {MAX_BYTES} are allowed")
+    try:
+        return yaml.load(path.read_text("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not readable YAML (nested too deeply)") from None
+    except Exception as error:  # dates that are none, integers of 5000 digits, keys that are lists
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise ValueError(f"{path}{line}: not readable YAML ({reason})") from None
+
+
+def _first(error: ValidationError, content: dict[Any, Any]) -> str:
+    """Return row, key and reason of the first mistake."""
+    one = error.errors(include_url=False)[0]
+    keys = list(one["loc"])
+    if keys and keys[0] == content.get("kind"):  # the union's tag
+        keys = keys[1:]
+    label, model = "", _model_of(content)
+    if len(keys) > 1 and keys[0] == "rows" and isinstance(keys[1], int):
+        row = content["rows"][keys[1]]
+        name = row.get("name") if isinstance(row, dict) else None
+        label = f"row {keys[1]}" + (f" '{name}'" if isinstance(name, str) else "") + ": "
+        keys, model = keys[2:], Row
+    key = ".".join(str(part) for part in keys if "Settings" not in str(part))
+    reason = str(one["msg"]).removeprefix("Value error, ")
+    if one["type"] == "extra_forbidden":
+        reason = f"unknown key; {hint(keys[-1], _fields(model, keys[:-1]))}"
+    elif one["type"] not in ("missing", "value_error") and isinstance(
+        one["input"], str | int | float | None
+    ):
+        reason += f", not {str(one['input'])[:60]!r}" if one["input"] is not None else ", not null"
+    return f"{label}{key}{': ' if key else ''}{reason}"
+
+
+def _model_of(content: dict[Any, Any]) -> type[BaseModel]:
+    """Return the model of the file's kind; Config where it has none that is known."""
+    kinds = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(AnyConfig)}
+    kind = content.get("kind")
+    return kinds.get(kind, Config) if isinstance(kind, str) else Config
+
+
+def _fields(model: type[BaseModel], keys: list[Any]) -> list[str]:
+    """Return the keys that are known where an unknown one stands."""
+    if keys and keys[-1] in ("settings", "as_printed", "embedded"):
+        return list(RowSettings.model_fields)
+    if keys and keys[-1] == "options":
+        return list(model.model_fields["options"].annotation.model_fields)  # type: ignore[union-attr]
+    if keys:
+        return list(SCALES)
+    return [name for name in model.model_fields if model is Row or name != "name"]
+
+
+def hint(name: Any, known: Iterable[str]) -> str:
+    """Return the nearest known names, or all of them, for a message about an unknown name."""
+    near = difflib.get_close_matches(str(name), list(known), n=2)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 
 
 def chosen_rows(config: Config, text: str | None) -> list[Row]:
-    """The rows that ``0,2-4`` names, in the order of the table; None: all. Raises ValueError."""
+    """Return the rows that ``0,2-4`` names, in order; None names all. Raises ValueError."""
     if text is None:
         return list(config.rows)
-    wanted: set[int] = set()
+    chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"--rows wants numbers of rows such as 0,2-4, not '{text}'")
-        wanted |= set(range(int(first), int(last or first) + 1))
-    if not wanted or max(wanted) >= len(config.rows):
+            raise ValueError(f"--rows needs row numbers such as 0,2-4, not '{text}'")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    if not chosen or max(chosen) >= len(config.rows):
         raise ValueError(f"{config.name} has the rows 0 to {len(config.rows) - 1}, not '{text}'")
-    return [row for index, row in enumerate(config.rows) if index in wanted]
+    return [row for index, row in enumerate(config.rows) if index in chosen]
 
 
-def settings_of_row(config: Config, row: Row, scale: str, as_printed: bool) -> dict[str, Any]:
-    """A row's settings by generate.py's option names, at a scale of SCALES.
+def settings_of_row(config: Config, row: Row, scale: Scale, as_printed: bool) -> dict[str, Any]:
+    """Return a row's settings, named as the options of ``erk generate``, at a scale.
 
-    At embedded scale ``config.embedded`` overrides the row's and ``config.presets`` says what
-    stands for its preset: another preset, or a network's file, which becomes ``net``. A network
-    without classes takes no labels.
+    At embedded scale ``config.embedded`` replaces the row's and ``config.presets`` names what
+    represents its preset: another preset, or the file of a network, which becomes ``net``. A
+    network without classes takes no labels.
     """
     settings = row.settings | (row.as_printed if as_printed else {})
     if scale == "paper":
@@ -124,7 +397,7 @@ def settings_of_row(config: Config, row: Row, scale: str, as_printed: bool) -> d
         return settings
     preset = settings.pop("preset")
     if preset not in config.presets:
-        raise ValueError(f"{config.name} names nothing that stands for {preset} under presets")
+        raise ValueError(f"{config.name}: presets: no substitute for {preset} is named")
     chosen = config.presets[preset]
     if "uncond" in chosen:
         settings.pop("labels", None)
@@ -132,10 +405,10 @@ def settings_of_row(config: Config, row: Row, scale: str, as_printed: bool) -> d
     return settings | {"net" if is_file else "preset": str(ROOT / chosen) if is_file else chosen}
 
 
-def differs_as_printed(config: Config, scale: str) -> bool:
-    """Whether the text of the paper gives some row other settings than its script, at a scale."""
-    if "weights_of" in config.options:
-        return differs_as_printed(load_config(config.options["weights_of"]), scale)
+def differs_as_printed(config: Config, scale: Scale) -> bool:
+    """Return whether the text of the paper gives a row other settings than its script."""
+    if isinstance(config, SettingsTable) and config.options.weights_of is not None:
+        return differs_as_printed(load_config(config.options.weights_of), scale)
     return any(
         settings_of_row(config, row, scale, True) != settings_of_row(config, row, scale, False)
         for row in config.rows
@@ -144,15 +417,16 @@ def differs_as_printed(config: Config, scale: str) -> bool:
 
 
 def images_of(config: Config, request: Request) -> int:
-    """Images per row, 0 where a config has none. Raises ValueError for fewer than 2."""
+    """Return the images per row, 0 where a config has none. Raises ValueError below 2."""
     num = config.num.get(request.scale, 0) if request.num is None else request.num
     if request.num is not None and num < 2:
         raise ValueError(f"--num must be at least 2, not {num}: one image cannot be measured")
     return num
 
 
-def page_name(config: Config, request: Request) -> str:
-    """What the files in results/ are called: NAME at embedded scale, else NAME-paper; the toy and
-    tables of settings have no scale."""
-    paper = "-paper" if request.scale == "paper" and config.kind not in ("toy", "settings") else ""
+def page_name(config: AnyConfig, request: Request) -> str:
+    """Return the name of the files in results/: NAME, or NAME-paper at paper scale where the
+    experiment has scales."""
+    has_scale = not isinstance(config, Toy | SettingsTable)
+    paper = "-paper" if request.scale == "paper" and has_scale else ""
     return config.name + paper + ("-as-printed" if request.as_printed else "")

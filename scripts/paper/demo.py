@@ -1,4 +1,4 @@
-"""The demo: digits with and without ERK-Guid, from the same seeds, sampled, measured, shown.
+"""The demo: sample digits with and without ERK-Guid from the same seeds, evaluate, show.
 
     bash scripts/demo.sh          # set-up, then this
 
@@ -31,15 +31,18 @@ from metrics.extractors import load_extractor
 from metrics.features import extract
 from metrics.protocols import find_protocol
 from metrics.references import load_reference
-from metrics.table import to_json, to_markdown, to_text, write
+from metrics.report import number, to_text
+from scripts.paper.config import ROOT
+from scripts.paper.page import Page, flatten, table_of, write_page
+from scripts.paper.plan import nfe_text
+from scripts.paper.tables import Change, verdict
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = (6, 8, 16)
 ERK = {"w_stiff": 0.5, "w_con": 0.3}
 GUIDES = {"none": "digits", "Autoguidance": "digits-autog"}
 BATCH = 250
 CHANGE = "change of FD"
-SHOWN = 12  # pictures per row of the sheet
+SHOWN = 12  # images per row of the sheet
 
 
 class Run(NamedTuple):
@@ -54,33 +57,30 @@ class Run(NamedTuple):
 
 
 def sample_row(guide: str, steps: int, erk: bool, seeds: list[int]) -> tuple[Any, list[int], str]:
-    """Pictures [N, 1, 8, 8], their classes and the counted NFE of one row."""
+    """Sample one row: images [N, 1, 8, 8], their classes and the counted NFE."""
     preset = find_preset(GUIDES[guide])
-    made = list(
-        generate(
-            Job(
-                load_model(preset.net),
-                Settings(steps=steps, guidance=preset.guidance, **(ERK if erk else {})),
-                load_model(preset.gnet) if preset.gnet else None,
-                seeds,
-                labels="balanced",
-                batch=min(BATCH, len(seeds)),
-            )
-        )
+    job = Job(
+        load_model(preset.net),
+        Settings(steps=steps, guidance=preset.guidance, **(ERK if erk else {})),
+        load_model(preset.gnet) if preset.gnet else None,
+        seeds,
+        labels="balanced",
+        batch=min(BATCH, len(seeds)),
     )
-    classes = [int(c) for batch in made for c in ([] if batch.classes is None else batch.classes)]
-    nfe = f"{made[0].nfe:g}" + (f" + {made[0].guide_nfe:g}" if preset.gnet else "")
-    return torch.cat([batch.wait() for batch in made]).numpy(), classes, nfe
+    batches = list(generate(job))
+    classes = [int(c) for batch in batches if batch.classes is not None for c in batch.classes]
+    nfe = nfe_text(batches[0].nfe, batches[0].guide_nfe)
+    return torch.cat([batch.wait() for batch in batches]).numpy(), classes, nfe
 
 
 def sample_all(seeds: list[int], groups: int) -> list[Run]:
-    """Every combination of guide, steps and ERK-Guid, from the same seeds and labels.
+    """Sample and evaluate every combination of guide, steps and ERK-Guid on the same seeds.
 
-    Rows are sampled side by side, one thread each: pictures then do not depend on the machine's
-    number of cores, and nets this small gain nothing from more threads.
+    Rows are sampled side by side, one thread each: images then do not depend on the machine's
+    number of cores, and networks this small gain nothing from more threads.
     """
-    judges = {"digits": load_extractor("digits", "cpu")}
-    reference, protocol = load_reference("digits", judges), find_protocol("digits")
+    extractors = {"digits": load_extractor("digits", "cpu")}
+    reference, protocol = load_reference("digits"), find_protocol("digits")
     rows = [(guide, steps, erk) for guide in GUIDES for steps in STEPS for erk in (False, True)]
     workers = min(os.cpu_count() or 1, len(rows))
     runs = []
@@ -91,21 +91,20 @@ def sample_all(seeds: list[int], groups: int) -> list[Run]:
         for row, future in zip(rows, futures, strict=True):
             pixels, classes, nfe = future.result()
             images = torch.from_numpy(pixels)
-            found = extract([images], judges)
-            result = evaluate_features(found, protocol, reference, labels=classes, groups=groups)
+            features = extract([images], extractors)
+            result = evaluate_features(features, protocol, reference, labels=classes, groups=groups)
             runs.append(Run(*row, nfe, images, result))
             guide, steps, erk = row
-            state = "on" if erk else "off"
-            told = f"{guide}, {steps} steps, ERK-Guid {state}: FD {result.values['fd']:.2f}"
-            click.echo(f"[{len(runs)}/{len(rows)}] {told}", err=True)
+            name = f"{guide}, {steps} steps, ERK-Guid {'on' if erk else 'off'}"
+            click.echo(f"[{len(runs)}/{len(rows)}] {name}: FD {result.values['fd']:.2f}", err=True)
     return runs
 
 
 def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
-    """Table rows; the last column is the paired change that ERK-Guid makes to FD."""
+    """Return the table's rows; the last columns are the paired change of FD with ERK-Guid."""
     rows = []
     for run in runs:
-        found = {
+        values = {
             name: (run.result.values[name], error) for name, error in run.result.errors.items()
         }
         row: dict[str, Any] = {
@@ -113,11 +112,11 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
             "steps": run.steps,
             "ERK-Guid": "on" if run.erk else "off",
             "NFE": run.nfe,
-            "FD": found["fd"],
-            "precision": found["precision"],
-            "recall": found["recall"],
-            "IS": found["is"],
-            "recognised": found["accuracy"],
+            "FD": values["fd"],
+            "precision": values["precision"],
+            "recall": values["recall"],
+            "IS": values["is"],
+            "recognised": values["accuracy"],
             CHANGE: None,
             "beyond noise": None,
         }
@@ -131,31 +130,28 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """What the paired differences say, counted, not hoped for."""
-    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not measurably changed": []}
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Count what the paired differences say."""
+    changes = []
     for row in rows:
         if row[CHANGE] is not None:
-            sure = row["beyond noise"] == "yes"
-            kind = (
-                ("lower" if row[CHANGE][0] < 0 else "higher") if sure else "not measurably changed"
-            )
             guide = "" if row["guide"] == "none" else f" with {row['guide']}"
-            groups[kind].append(f"{row['steps']} steps{guide}")
-    told = "; ".join(f"{kind} at {', '.join(names)}" for kind, names in groups.items() if names)
+            name = f"{row['steps']} steps{guide}"
+            changes.append(Change(name, row[CHANGE][0], row["beyond noise"] == "yes"))
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
     moves = []
     for name in ("precision", "recall"):
         up = sum(on[name][0] > off[name][0] for off, on in pairs)
         moves.append(f"{name} rises in {up} of {len(pairs)} pairs")
+    sentence = verdict("FD with ERK-Guid", changes, ("lower", "higher"))
     return (
-        f"With ERK-Guid FD is {told} (paired differences, the same seeds on and off, "
-        f"95 % interval). Of the single rows, {' and '.join(moves)}, on against off."
+        f"{sentence} (The same seeds on and off, 95 % interval.) Of the single rows, "
+        f"{' and '.join(moves)}, on against off."
     )
 
 
-def picture(runs: list[Run]) -> bytes:
-    """A PNG: one panel per guide, one row of digits per run, the same seeds below each other."""
+def draw(runs: list[Run]) -> bytes:
+    """Draw a PNG: a panel per guide, a row of digits per run, the same seeds in each column."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,17 +159,17 @@ def picture(runs: list[Run]) -> bytes:
 
     figure, panels = plt.subplots(1, len(GUIDES), figsize=(12, 2.9), layout="constrained")
     for panel, guide in zip(panels, GUIDES, strict=True):
-        own = [run for run in runs if run.guide == guide]
-        images = np.concatenate([run.images[:SHOWN].numpy() for run in own])
-        page = sheet(images, columns=len(own[0].images[:SHOWN]), scale=4)[0]
+        shown = [run for run in runs if run.guide == guide]
+        images = np.concatenate([run.images[:SHOWN].numpy() for run in shown])
+        page = sheet(images, columns=len(shown[0].images[:SHOWN]), scale=4)[0]
         panel.imshow(page, cmap="gray", vmin=0, vmax=255)
-        height = page.shape[0] / len(own)
+        height = page.shape[0] / len(shown)
         names = [
             f"{run.steps} steps, {'ERK-Guid' if run.erk else 'plain'}\n"
             f"FD {run.result.values['fd']:.2f}"
-            for run in own
+            for run in shown
         ]
-        panel.set_yticks([(i + 0.5) * height for i in range(len(own))], names, fontsize=8)
+        panel.set_yticks([(i + 0.5) * height for i in range(len(shown))], names, fontsize=8)
         panel.set_xticks([])
         panel.set_title("no model guidance" if guide == "none" else guide, fontsize=10)
     stream = io.BytesIO()
@@ -183,9 +179,9 @@ def picture(runs: list[Run]) -> bytes:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--seeds", default="0-1499", help="Pictures per row of the table.")
+@click.option("--seeds", default="0-1499", help="Images per row of the table.")
 @click.option("--groups", default=10, help="Groups of seeds of the error bars.")
-@click.option("--results", default=str(ROOT / "results"), help="Where the files go.")
+@click.option("--results", default=str(ROOT / "results"), help="Folder of the results.")
 @clean_exit
 def main(seeds: str, groups: int, results: str) -> None:
     """Sample digits with and without ERK-Guid, measure, and write results/demo.*."""
@@ -195,28 +191,29 @@ def main(seeds: str, groups: int, results: str) -> None:
     reference = load_reference("digits")
     floor = fd_floor(reference.statistics["digits"], len(chosen), reference.labels)
     notes = [
-        f"{len(chosen)} pictures per row (seeds {seeds}, balanced labels, preset digits, Heun, "
+        f"{len(chosen)} images per row (seeds {seeds}, balanced labels, preset digits, Heun, "
         f"EDM schedule); ERK-Guid: w_stiff {ERK['w_stiff']}, w_con {ERK['w_con']}.",
         "FD is the Fréchet distance on the 64 features of the digits classifier, recognised the "
         "share that it takes for the class asked for; w_stiff and w_con were fixed beforehand, not "
         "chosen on these seeds.",
-        f"FD floor {floor.value:.2f} ± {floor.error:.2f}: what as many real digits get. Standard "
-        f"errors by leaving out each of {groups} groups of seeds in turn (jackknife); the last but "
-        "one column is the change that ERK-Guid makes, from the same seeds.",
-        verdict(rows),
+        f"FD floor {number((floor.value, floor.error))}: the FD of as many real digits. Standard "
+        f"errors: each of {groups} groups of seeds left out in turn (jackknife); the last but "
+        "one column is the change of FD with ERK-Guid on the same seeds.",
+        summary(rows),
     ]
-    made_by = provenance("cpu")
+    page = Page(
+        name="demo",
+        title="Digits with and without ERK-Guid",
+        kind="demo",
+        scale=None,
+        tables=[table_of("", rows)],
+        rows=[flatten(row) for row in rows],
+        notes=notes,
+        made_by=[provenance("cpu")],
+        files=["demo.png"],
+    )
     folder = Path(results)
-    write(
-        folder / "demo.md",
-        "# Digits with and without ERK-Guid\n\n"
-        + to_markdown(rows)
-        + "\n" + "\n\n".join(notes) + "\n\n![digits](demo.png)\n\n"
-        + f"Made by `{made_by['command']}` at commit {made_by['commit']} on {made_by['device']} "
-        + f"with {', '.join(f'{k} {v}' for k, v in made_by['versions'].items())}.\n",
-    )  # fmt: skip
-    write(folder / "demo.json", to_json([row | {"made_by": made_by} for row in rows]))
-    write(folder / "demo.png", picture(runs))
+    write_page(folder, page, {"demo.png": draw(runs)}, ends=("json", "md"))
     click.echo(to_text(rows) + "\n" + "\n".join(notes))
     click.echo(f"wrote {folder / 'demo.md'}, demo.json and demo.png")
 

@@ -24,10 +24,10 @@ from erk.method.sampler import integrate
 from erk.method.stiffness import stiffness
 from erk.models.noise import noise_and_labels
 from erk.runtime.provenance import provenance
-from scripts.paper.config import Config, Request
-from scripts.paper.figure_page import FigureContent, write_figure
+from scripts.paper.config import Estimator, Request
+from scripts.paper.page import significant, table_of
 from scripts.paper.plan import describe, options_of_row
-from scripts.paper.render import Block, sixth
+from scripts.paper.tables import Content, write_content
 
 SMALL = 64  # dimensions up to which Jacobians are written out: D JVPs per state
 QUARTILES = ("25 %", "median", "75 %")
@@ -48,25 +48,27 @@ class States(NamedTuple):
     history: Tensor  # power iteration's stiffness after each of K iterations [K, S, N]
 
 
-def run(config: Config, request: Request) -> list[Path]:
-    """Measure the states and write the figure; the files written."""
+def run(config: Estimator, request: Request) -> list[Path]:
+    """Compare the estimates with their references, write Figure 3 or 7 and return the paths."""
     options = options_of_row(config, config.rows[0], request) | {"precision": "fp32"}
-    iterations = config.options["iterations"]
-    how = (
+    iterations = config.options.iterations
+    method = (
         f"Every state with a pair of {options['preset']}, {options['steps']} Heun steps, seeds "
         f"{options['seeds']}; power iteration of {iterations} JVPs in float32 from a random vector."
     )
     if request.dry_run:
-        click.echo(f"{config.name}: {how}\nThe JVPs come on top of:\n")
+        click.echo(f"{config.name}: {method}\nThe JVPs come in addition to:\n")
         click.echo(describe(config, request))
         return []
     job = open_job(options)
     states = study(job, iterations)
-    content = FIGURES[config.options["show"]](states)
-    written = "Its Jacobians are written out, one JVP per dimension; iterations multiply by them."
-    notes = [how, *([written] if states.dims <= SMALL else []), *content.notes]
+    content = FIGURES[config.options.show](states)
+    notes = [method, *content.notes]
+    if states.dims <= SMALL:
+        notes.insert(1, "Its Jacobians are computed in full, one JVP per dimension; iterations "
+                     "multiply by them.")  # fmt: skip
     content = content._replace(notes=notes)
-    return write_figure(config, request, options["preset"], content, [provenance(job.model.device)])
+    return write_content(config, request, options["preset"], content, provenance(job.model.device))
 
 
 @torch.no_grad()
@@ -147,7 +149,7 @@ def linear(at: Point, j: Tensor) -> Drift:
     return evaluate
 
 
-def estimates(states: States, bins: int = 8) -> FigureContent:
+def estimates(states: States, bins: int = 8) -> Content:
     """Figure 3: what the pair says, in bins of equally many states from calm to stiff."""
     values = {name: one.flatten() for name, one in states.values.items()}
     parts = values[POWER].argsort().tensor_split(bins)
@@ -159,22 +161,26 @@ def estimates(states: States, bins: int = 8) -> FigureContent:
     ]  # fmt: skip
     random = float(beta.median(0.5, (states.dims - 1) / 2) ** 0.5)
     together = correlations(states) | {"|cos| of a random direction": random}
-    blocks = [
-        Block("Medians in bins of equally many states, from calm to stiff. |cos| is with the "
-              "dominant eigenvector of power iteration, in the last column that of power "
-              "iteration's with the exact one, of the Jacobian's symmetric part.",
-              list(rows[0]), rows),
-        Block("Over all states: correlations of the estimated stiffness with power iteration's.",
-              list(together), [together]),
-    ]  # fmt: skip
+    tables = [
+        table_of(
+            "Medians in bins of equally many states, from calm to stiff. |cos| is with the "
+            "dominant eigenvector from power iteration; in the last column it is between that "
+            "vector and the exact eigenvector of the Jacobian's symmetric part.",
+            rows,
+        ),
+        table_of(
+            "Over all states: correlations of the estimated stiffness with power iteration's.",
+            [together],
+        ),
+    ]
     with panels(2) as (figure, axes):
         _scatter(axes[0, 0], states)
         _directions(axes[0, 1], values, parts, random)
-        return FigureContent(blocks, [*rows, together], [_verdict(rows, together)], png(figure))
+        return Content(tables, [*rows, together], [_summary(rows, together)], {"": png(figure)})
 
 
-def _verdict(rows: Sequence[dict[str, Any]], together: dict[str, float]) -> str:
-    """What the numbers of Figure 3 say, counted."""
+def _summary(rows: Sequence[dict[str, Any]], together: dict[str, float]) -> str:
+    """Summarize the numbers of Figure 3."""
     nearer = sum(row[DRIFT] > row[SOLUTION] for row in rows)
     aligned = sum(row[DRIFT] > 2 * together["|cos| of a random direction"] for row in rows)
     return (
@@ -203,7 +209,7 @@ def correlations(states: States) -> dict[str, float]:
     }
 
 
-def convergence(states: States) -> FigureContent:
+def convergence(states: States) -> Content:
     """Figure 7: quartiles over all states of power iteration's error after each iteration."""
     history, exact = states.history, states.values[EXACT]
     errors = {OWN: (history - history[-1]).abs()}
@@ -222,10 +228,12 @@ def convergence(states: States) -> FigureContent:
         for k in range(len(history))
     ]  # fmt: skip
     chosen = [data[k - 1] for k in SHOWN if k <= len(data)]
-    blocks = [
-        Block(f"{name[0].upper()}{name[1:]}, over all states.", ["iteration", *QUARTILES],
-              [{"iteration": row["iteration"]} | {part: row[f"{name}, {part}"]
-               for part in QUARTILES} for row in chosen])
+    tables = [
+        table_of(
+            f"{name[0].upper()}{name[1:]}, over all states.",
+            [{"iteration": row["iteration"]}
+             | {part: row[f"{name}, {part}"] for part in QUARTILES} for row in chosen],
+        )
         for name in errors
     ]  # fmt: skip
     absolute = [name for name in errors if name != RELATIVE]
@@ -233,7 +241,7 @@ def convergence(states: States) -> FigureContent:
     with panels(len(groups)) as (figure, axes):
         for axis, names, title in zip(axes[0], groups, "ab", strict=False):
             _curves(axis, data, names, f"({title}) median (solid) and quartiles (dashed)")
-        return FigureContent(blocks, data, notes, png(figure))
+        return Content(tables, data, notes, {"": png(figure)})
 
 
 FIGURES = {"estimates": estimates, "convergence": convergence}
@@ -281,8 +289,8 @@ def _curves(axis: Axes, data: Sequence[dict[str, Any]], names: Sequence[str], ti
 
 def _quartiles(values: Tensor) -> list[float | None]:
     at = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
-    return [sixth(value) for value in torch.quantile(values.flatten(), at).tolist()]
+    return [significant(value) for value in torch.quantile(values.flatten(), at).tolist()]
 
 
 def _median(values: Tensor) -> float | None:
-    return sixth(values.median().item())
+    return significant(values.median().item())

@@ -1,137 +1,170 @@
-"""results/index.html: one page of all tables and figures that are there, without outside requests.
+"""results/index.html: all tables and figures on one page that asks for nothing from outside.
 
-It is made from the files of each page alone, so that it can be made again at any time.
+It is rendered from the .json files of the pages and their images alone, at any time.
 """
 
 import base64
-import html
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
-from metrics.table import cell, write
+from erk.io.atomic import save_file
+from metrics.report import number
 from scripts.paper.config import config_names
-from scripts.paper.traces import trace_svg
+from scripts.paper.page import Page, environment, read_page, to_ascii
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 VARIANTS = ("", "-as-printed", "-paper", "-paper-as-printed")  # see config.page_name
 CARD = ("settings", "seeds", "images", "batch", "nfe", "guide_nfe", "processes", "seconds",
         "command", "commit", "device", "versions")  # fmt: skip
 """What a run card says of a row, in this order."""
+WIDTH, HEIGHT = 900, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 26, 42  # margins around the curves
+
+Row = Mapping[str, Any]
 
 
-class Part(NamedTuple):
-    """One page: its name, what json says of it, and its html."""
+class Entry(NamedTuple):
+    """One page within the index."""
 
-    name: str
-    told: Mapping[str, Any]
-    text: str
+    page: Page
+    label: str  # in the navigation
+    cards: list[tuple[str, list[tuple[str, str]]]]  # row -> (name, value) of its run
+    viewer: dict[str, Any] | None  # images of the same seeds, with sliders
 
 
 def write_index(folder: str | Path) -> Path:
-    """Write index.html beside the pages in ``folder``; its path."""
-    return write(Path(folder) / "index.html", index_of(Path(folder)))
+    """Write index.html beside the pages in ``folder`` and return its path."""
+    return save_file(Path(folder) / "index.html", index_of(Path(folder)))
 
 
 def index_of(folder: Path) -> str:
-    """The page of all tables and figures whose files are in ``folder``."""
-    parts = [part for name in config_names() for part in _parts(folder, name)]
-    there = {part.name for part in parts}
-    lacking = [name for name in config_names() if not any(name + v in there for v in VARIANTS)]
-    links = [f'<a href="#{part.name}">{_label(part)}</a>' for part in parts]
-    missing = f'<p class="note">Not made yet: {", ".join(lacking)}.</p>' if lacking else ""
-    sections = [_section(folder, part) for part in parts]
-    text = Template(TEMPLATE.read_text("utf-8")).substitute(
-        links="\n".join(links), missing=missing, sections="\n".join(sections)
-    )
-    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    """Return the page of all tables and figures whose files are in ``folder``."""
+    entries = [entry for name in config_names() for entry in _entries(folder, name)]
+    present = {entry.page.name for entry in entries}
+    missing = [name for name in config_names() if not any(name + v in present for v in VARIANTS)]
+    template = environment().get_template("index.html.j2")
+    address = partial(_address, folder)
+    return to_ascii(template.render(entries=entries, missing=missing, address=address))
 
 
-def _parts(folder: Path, name: str) -> list[Part]:
-    found = []
+def _entries(folder: Path, name: str) -> list[Entry]:
+    entries = []
     for variant in VARIANTS:
-        place = folder / f"{name}{variant}.json"
-        if place.is_file() and place.with_suffix(".html").is_file():
-            told = json.loads(place.read_text("utf-8"))
-            found.append(Part(place.stem, told, place.with_suffix(".html").read_text("utf-8")))
-    return found
+        path = folder / f"{name}{variant}.json"
+        if path.is_file():
+            page = read_page(path)
+            viewer = viewer_of(folder, page.rows) if page.kind == "grid" else None
+            cards = [(row["name"], _card(row)) for row in page.rows if row.get("measured")]
+            entries.append(Entry(page, _label(page, variant), cards, viewer))
+    return entries
 
 
-def _label(part: Part) -> str:
-    """Table 2, from its title; with what makes it another page than the plain one."""
-    start = re.match(r"\w+ \d+", part.told["title"])
-    variant = next((v for v in VARIANTS[:0:-1] if part.name.endswith(v)), "")
-    return html.escape((start[0] if start else part.name) + variant.replace("-", " "))
+def _label(page: Page, variant: str) -> str:
+    """Return ``Table 2`` of a title, with what distinguishes the page from the plain one."""
+    start = re.match(r"\w+ \d+", page.title)
+    return (start[0] if start else page.name) + variant.replace("-", " ")
 
 
-def _section(folder: Path, part: Part) -> str:
-    text = part.text
-    for name in part.told["files"]:
-        text = text.replace(f'src="{html.escape(name)}"', f'src="{_data(folder / name)}"')
-    more = [_viewer(folder, part.told["rows"]) if part.told["kind"] == "grid" else "",
-            _cards([row for row in part.told["rows"] if row.get("measured")])]  # fmt: skip
-    end = "</section>"
-    return text.rstrip().removesuffix(end) + "\n".join(filter(None, more)) + end
-
-
-def _data(place: Path) -> str:
-    """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(place.read_bytes()).decode("ascii")
-
-
-def _cards(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each row's numbers were made with, folded."""
-    if not rows:
-        return ""
-    lines = ['<details class="cards"><summary>Run cards: what each row was made with</summary>']
-    for row in rows:
-        lines.append(f"<details><summary>{html.escape(row['name'])}</summary><dl>")
-        for name in CARD:
-            if row.get(name) is not None:
-                lines.append(f"<dt>{name}</dt><dd>{html.escape(_plain(row[name]))}</dd>")
-        lines.append("</dl></details>")
-    return "\n".join([*lines, "</details>"])
+def _card(row: Row) -> list[tuple[str, str]]:
+    return [(name, _plain(row[name])) for name in CARD if row.get(name) is not None]
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={_plain(one)}" for key, one in value.items() if one is not None)
-    return cell(value)
+    return number(value)
 
 
-def _viewer(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Pictures of the same seeds with a slider for w_stiff, and one for w_con where it varies."""
+def _address(folder: Path, name: str) -> str:
+    """Return a PNG file as an address that contains it."""
+    encoded = base64.b64encode((folder / name).read_bytes()).decode("ascii")
+    return f"data:image/png;base64,{encoded}"
+
+
+def viewer_of(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the sheets of a grid with the values of its sliders and its curves."""
     cells = [
-        {"w_stiff": row["w_stiff"], "w_con": row["w_con"], "image": _data(folder / row["sheet"]),
-         "told": f"{row['row']}: {row['steps']} steps, NFE {row['NFE']:g}"
-                 + ("" if row["w_con"] is None else f", w_con {row['w_con']:g}")}
+        {
+            "w_stiff": row["w_stiff"],
+            "w_con": row["w_con"],
+            "image": _address(folder, row["sheet"]),
+            "caption": f"{row['row']}: {row['steps']} steps, NFE {row['NFE']:g}"
+            + ("" if row["w_con"] is None else f", w_con {row['w_con']:g}"),
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     thresholds = sorted({one["w_con"] for one in cells if one["w_con"] is not None})
-    sliders = [_slider("w_stiff", sorted({one["w_stiff"] for one in cells}))]
-    sliders += [_slider("w_con", thresholds)] if len(thresholds) > 1 else []
-    return "\n".join([
-        '<figure class="viewer">',
-        *sliders,
-        f'<img src="{cells[0]["image"]}" alt="{html.escape(cells[0]["told"])}">',
-        f"<figcaption>{html.escape(cells[0]['told'])}</figcaption>",
-        f'<div class="scroll">{trace_svg(rows)}</div>',
-        f'<script type="application/json">{_script(cells)}</script>',
-        "</figure>",
-    ])  # fmt: skip
+    sliders = {"w_stiff": sorted({one["w_stiff"] for one in cells})}
+    if len(thresholds) > 1:
+        sliders["w_con"] = thresholds
+    sliders_json = {name: json.dumps(values) for name, values in sliders.items()}
+    return {"cells": cells, "sliders": sliders, "json": sliders_json, "curves": curves_of(rows)}
 
 
-def _slider(name: str, values: Sequence[float]) -> str:
-    return (
-        f'<label>{name} <input type="range" min="0" max="{len(values) - 1}" step="1" value="0" '
-        f'aria-label="{name}" data-values="{html.escape(json.dumps(values))}">'
-        f"<output>{values[0]:g}</output></label>"
+def curves_of(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return coordinates of the stiffness over sigma, both logarithmic, one curve per row.
+
+    ``rows``: each with ``row`` (its name), ``w_con`` and ``traces`` (sigma and the quartiles of
+    the stiffness by step). None where no row has a trace.
+    """
+    sigmas = list(chain.from_iterable(row["traces"]["sigma"] for row in rows))
+    values = list(chain.from_iterable(chain(*row["traces"]["stiffness"]) for row in rows))
+    values = [value for value in values if value > 0]
+    if not sigmas or not values:
+        return None
+    x = _Axis(max(sigmas), min(sigmas), LEFT, WIDTH - RIGHT)
+    y = _Axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
+    return {
+        "width": WIDTH, "height": HEIGHT, "left": LEFT, "top": TOP,
+        "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM,
+        "x_ticks": [(x(value), value) for value in _decades(sigmas)],
+        "y_ticks": [(y(value), value) for value in _decades(values)],
+        "groups": [_curve(row, x, y) for row in rows],
+    }  # fmt: skip
+
+
+class _Axis(NamedTuple):
+    """Map [first, last], logarithmic, to [start, end]."""
+
+    first: float
+    last: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        a, b = math.log(self.first), math.log(self.last)
+        scale = (self.end - self.start) / (b - a) if a != b else 0.0
+        return self.start + (math.log(value) - a) * scale
+
+
+def _curve(row: Row, x: _Axis, y: _Axis) -> dict[str, Any]:
+    """Return the paths of one row: the band of the quartiles, the median and the threshold."""
+    steps = list(zip(row["traces"]["sigma"], row["traces"]["stiffness"], strict=True))
+    low, median, high = (
+        [(x(sigma), y(max(rho[quartile], y.first))) for sigma, rho in steps]
+        for quartile in range(3)
     )
+    threshold = row["w_con"]
+    is_shown = threshold is not None and y.first <= threshold <= y.last
+    return {
+        "name": row["row"],
+        "band": _path(low + high[::-1]) + "Z",
+        "median": _path(median),
+        "gate": y(threshold) if is_shown else None,
+    }
 
 
-def _script(value: Any) -> str:
-    """JSON that cannot end the element around it."""
-    return json.dumps(value).replace("<", "\\u003c")
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    """Return the powers of ten within the values; their ends where there are none."""
+    low, high = min(values), max(values)
+    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [10.0**k for k in powers] or [low, high]

@@ -1,4 +1,4 @@
-"""Before anything is loaded: what a table runs, which files it wants and what it will cost."""
+"""Before anything is loaded: what a table runs, which files it needs and what it will cost."""
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,18 @@ from metrics.measures import Measure
 from metrics.protocols import find_protocol
 from metrics.references import known_references
 from metrics.report import to_text
-from scripts.paper.config import Config, Request, Row, chosen_rows, images_of, settings_of_row
+from scripts.paper.config import (
+    AnyConfig,
+    Measured,
+    Request,
+    Row,
+    Sampled,
+    Scale,
+    Sweep,
+    chosen_rows,
+    images_of,
+    settings_of_row,
+)
 
 BATCH = {"paper": 125, "embedded": 250}  # images at a time
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -29,7 +40,7 @@ MEGABYTES = {
     "dinov2_vitl14": 1217, "vgg16": 553, "weights-inception": 96, "diffusion_pytorch_model": 335,
     "img512.pkl": 42, "img64.pkl": 42,
 }  # fmt: skip
-"""Start of a file's name -> its size by what it holds: parameters, 2 bytes each in EDM2's files,
+"""Start of a file's name -> its size from its content: parameters, 2 bytes each in EDM2's files,
 else 4; of a reference the moments of 2048 and 1024 features, 8 bytes each."""
 
 BOTH_WAYS = 1.7  # adaptive steps compute more than they keep: 105 evaluations for 90 on digits
@@ -47,10 +58,10 @@ class File(NamedTuple):
     source: str  # as ``erk.io.download.fetch`` takes it
 
 
-def options_of_row(config: Config, row: Row, request: Request) -> dict[str, Any]:
-    """A row as the options of generate.py, complete, numbers as its command line reads them.
+def options_of_row(config: AnyConfig, row: Row, request: Request) -> dict[str, Any]:
+    """Return a row as all options of ``erk generate``, numbers as its command line reads them.
 
-    At embedded scale the device is the CPU unless another one is asked for, so that numbers do not
+    At embedded scale the device is the CPU unless another one is chosen, so that numbers do not
     depend on the machine.
     """
     settings = settings_of_row(config, row, request.scale, request.as_printed)
@@ -65,60 +76,58 @@ def options_of_row(config: Config, row: Row, request: Request) -> dict[str, Any]
     }  # fmt: skip
 
 
-def ref_of(config: Config, row: Row, scale: str) -> str:
-    """The reference of a row: ``options.refs`` of its preset, else the config's for the scale."""
-    chosen: str | None = config.ref.get(scale)
-    return chosen or config.options["refs"][row.settings["preset"]]
+def ref_of(config: Measured, row: Row, scale: Scale) -> str:
+    """Return the reference of a row: the config's for the scale, or that of the row's preset."""
+    return config.ref.get(scale) or config.options.refs[row.settings["preset"]]
 
 
 def usable_measures(ref: str, has_real: bool) -> list[Measure]:
-    """What can be measured against a reference by name; some measures want real images."""
+    """Return what can be measured against a reference; some measures need real images."""
     known = known_references()
     protocol = find_protocol(known[ref].protocol if ref in known else ref)
     has_features = has_real or (ref in known and known[ref].images is not None)
     return [m for m in protocol.measures if has_features or not m.rule.needs_real_features]
 
 
-def files_of(config: Config, request: Request) -> list[File]:
-    """The files that the chosen rows want and that this repository does not hold, each once."""
-    named = tuple(Row(preset, {"preset": preset}) for preset in config.presets)
-    found = []
-    for row in chosen_rows(config if config.rows else config._replace(rows=named), request.rows):
+def files_of(config: AnyConfig, request: Request) -> list[File]:
+    """Return the files outside this repository that the chosen rows need, each once."""
+    rows = chosen_rows(config, request.rows) or [
+        Row(name=preset, settings={"preset": preset}) for preset in config.presets
+    ]
+    files = []
+    for row in rows:
         net, gnet, _ = networks_of(
             DEFAULTS | settings_of_row(config, row, request.scale, request.as_printed)
         )
-        found += _of_network("network", net)
-        found += _of_network("guide", gnet) if gnet else []
-        if _is_measured(config):
-            found += _of_reference(ref_of(config, row, request.scale), request.real is not None)
-    first: dict[str, File] = {}
-    for file in found:
-        first.setdefault(file.source, file)
-    return list(first.values())
+        files += _of_network("network", net)
+        files += _of_network("guide", gnet) if gnet else []
+        if isinstance(config, Sampled | Sweep):
+            files += _of_reference(ref_of(config, row, request.scale), request.real is not None)
+    return list({file.source: file for file in reversed(files)}.values())[::-1]
 
 
 def missing_files(files: Iterable[File]) -> list[File]:
-    """Those that are not in the cache."""
+    """Return those that are not in the cache."""
     return [file for file in files if not _is_here(file.source)]
 
 
 def fetch_files(files: Sequence[File], offline: bool, command: str) -> None:
-    """Download what is missing; nothing is loaded.
+    """Download missing files; load nothing.
 
     Raises ListingError with all files that are still missing and the command that fetches them.
     """
     for file in missing_files(files):
         if is_offline(offline):
-            raise _wanted(files, command, "downloads are off (--offline)")
+            raise _missing(files, command, "downloads are off (--offline)")
         click.echo(f"fetching {file.what}: {file.source}", err=True)
         try:
             fetch(file.source)
         except OSError as error:
-            raise _wanted(files, command, str(error)) from None
+            raise _missing(files, command, str(error)) from None
 
 
-def describe(config: Config, request: Request) -> str:
-    """The plan of what is sampled, for people: rows, evaluations, images, time, disk and files."""
+def describe(config: AnyConfig, request: Request) -> str:
+    """Describe what is sampled: rows, evaluations, images, time, disk and files."""
     num, total = images_of(config, request), 0.0
     lines = []
     for row in chosen_rows(config, request.rows):
@@ -137,7 +146,7 @@ def describe(config: Config, request: Request) -> str:
             "images": num,
             "time": "unknown" if seconds is None else _span(seconds),
         }
-        if _is_measured(config):
+        if isinstance(config, Sampled | Sweep):
             ref = ref_of(config, row, request.scale)
             size = _bytes(usable_measures(ref, request.real is not None)) * num
             line["features"] = f"{size / 2**20:.1f} MiB"
@@ -147,23 +156,18 @@ def describe(config: Config, request: Request) -> str:
     speeds = [f"{name}*: {1e3 * s:.3g} ms per image and evaluation on {on}"
               for name, (s, on) in SECONDS.items()]  # fmt: skip
     notes = [
-        "NFE: counted on a stand-in for the networks, evaluations + those of the guide.",
+        "NFE: evaluations of the network + those of the guide, counted without loading them.",
         f"Time: sampling alone, of one process, {_span(total)} in all where it is known; "
-        f"{'; '.join(speeds)}. Rows that are there already take none.",
-        f"{len(missing)} of {len(files)} files from elsewhere are not in {cache_dir()}",
+        f"{'; '.join(speeds)}. Finished rows take none.",
+        f"{len(missing)} of {len(files)} files to download are not in {cache_dir()}",
         *(f"  {_line(file)}" for file in missing),
     ]
     return f"{to_text(lines)}\n" + "\n".join(notes)
 
 
 def nfe_text(nfe: float, guide: float) -> str:
-    """63, or 63 + 63 with those of the guide."""
+    """Return ``63``, or ``63 + 63`` with the evaluations of the guide."""
     return f"{nfe:g} + {guide:g}" if guide else f"{nfe:g}"
-
-
-def _is_measured(config: Config) -> bool:
-    """Whether the images meet a reference."""
-    return bool(config.ref) or "refs" in config.options
 
 
 def _of_network(what: str, net: str) -> list[File]:
@@ -180,8 +184,8 @@ def _of_reference(ref: str, has_real: bool) -> list[File]:
     row = known_references().get(ref)
     if row is None or row.url is None:
         return []
-    wanted = {one.extractor for one in usable_measures(ref, has_real)}
-    addresses = {name: weights_url(name) for name in sorted(wanted)}
+    names = {one.extractor for one in usable_measures(ref, has_real)}
+    addresses = {name: weights_url(name) for name in sorted(names)}
     weights = [File(f"weights of {name}", url) for name, url in addresses.items() if url]
     return [File(f"reference {ref}", row.url), *weights]
 
@@ -194,21 +198,21 @@ def _is_here(source: str) -> bool:
     return True
 
 
-def _wanted(files: Sequence[File], command: str, reason: str) -> ListingError:
+def _missing(files: Sequence[File], command: str, reason: str) -> ListingError:
     missing = missing_files(files)
     return ListingError(
         f"{len(missing)} of {len(files)} files are not in {cache_dir()}:",
         *map(_line, missing),
         reason,
-        f"Where there is a network, this fetches them: {command}",
+        f"On a machine with internet access, this downloads them: {command}",
     )
 
 
 def _line(file: File) -> str:
     name = file.source.rpartition("/")[2]
     known = [start for start in MEGABYTES if name.startswith(start)]
-    told = f"about {MEGABYTES[max(known, key=len)]} MB" if known else "size unknown"
-    return f"{file.what}: {file.source} ({told})"
+    size = f"about {MEGABYTES[max(known, key=len)]} MB" if known else "size unknown"
+    return f"{file.what}: {file.source} ({size})"
 
 
 def _seconds(net: str, evaluations: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Tables of settings: nothing is sampled, all is read from the configs or asked of the solvers."""
+"""Tables 5 and 9: weights read from a config, and pairs measured on the solvers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,49 +12,53 @@ from erk.method.point import Step
 from erk.method.sampler import loop
 from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
-from scripts.paper.config import Config, Request, Row, load_config, page_name, settings_of_row
-from scripts.paper.render import Block, Page, heading, write_page
+from scripts.paper.config import (
+    AnyConfig,
+    Request,
+    Row,
+    SettingsTable,
+    load_config,
+    settings_of_row,
+)
+from scripts.paper.page import table_of
+from scripts.paper.tables import Content, write_content
 
-PROBED = 3  # the step that is looked at: every multistep solver has its full order by then
+PROBED = 3  # index of the step that is examined: multistep solvers have their full order by then
 
 
-def run(config: Config, request: Request) -> list[Path]:
-    """Write the table; the files written."""
-    made = _weights if "weights_of" in config.options else _pairs
+def run(config: SettingsTable, request: Request) -> list[Path]:
+    """Write Table 5 or 9 and return the paths."""
     if request.dry_run:
-        click.echo(f"{config.name}: {config.title}; no network is needed and no time")
+        click.echo(f"{config.name}: {config.title}; needs no network and no time")
         return []
-    blocks, data = made(config, request)
-    page = Page(
-        page_name(config, request), heading(config, None), config.kind, None, blocks, data,
-        [config.paper, *config.notes], [provenance()],
-    )  # fmt: skip
-    return write_page(request.results, page)
+    name = config.options.weights_of
+    content = pairs(config) if name is None else weights(load_config(name), request.as_printed)
+    return write_content(config, request, None, content, provenance())
 
 
-def _weights(config: Config, request: Request) -> tuple[list[Block], list[dict[str, Any]]]:
-    """w_stiff of another table's rows, solver by NFE, a block per network (Table 5)."""
-    data = []
-    for row in load_config(config.options["weights_of"]).rows:
-        options = DEFAULTS | settings_of_row(config, row, "paper", request.as_printed)
+def weights(table: AnyConfig, as_printed: bool) -> Content:
+    """Return w_stiff of another table's rows, solver by NFE, one table per network (Table 5)."""
+    data: list[dict[str, Any]] = []
+    for row in table.rows:
+        options = DEFAULTS | settings_of_row(table, row, "paper", as_printed)
         _, _, guidance = networks_of(options)
         nfe, _ = count_nfe(settings_of(options, guidance))
         if options["w_stiff"] > 0:
             names = ("preset", "solver", "w_stiff", "w_con")
             data.append({name: options[name] for name in names} | {"nfe": nfe})
-    blocks = []
+    tables = []
     for preset in dict.fromkeys(one["preset"] for one in data):
-        lines: dict[str, dict[str, Any]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for one in data:
             if one["preset"] == preset:
-                line = lines.setdefault(one["solver"], {"solver": one["solver"]})
-                line[f"NFE {one['nfe']:g}"] = one["w_stiff"]
-        blocks.append(Block(preset, list(next(iter(lines.values()))), list(lines.values())))
-    return blocks, data
+                row = rows.setdefault(one["solver"], {"solver": one["solver"]})
+                row[f"NFE {one['nfe']:g}"] = one["w_stiff"]
+        tables.append(table_of(preset, list(rows.values())))
+    return Content(tables, data, [])
 
 
-def _pairs(config: Config, request: Request) -> tuple[list[Block], list[dict[str, Any]]]:
-    """What each solver reports, beside what the paper prints (Table 9)."""
+def pairs(config: SettingsTable) -> Content:
+    """Return what each solver reports, beside the published values (Table 9)."""
     data: list[dict[str, Any]] = [
         {"name": row.name, "ours": pair_of(row), "published": row.published} for row in config.rows
     ]
@@ -64,13 +68,14 @@ def _pairs(config: Config, request: Request) -> tuple[list[Block], list[dict[str
         | {f"published {name}": value for name, value in one["published"].items()}
         for one in data
     ]
-    columns = [*config.columns, "from step", *(f"published {name}" for name in config.columns)]
-    return [Block("Found by running each solver.", ["solver", *columns], rows)], data
+    return Content([table_of("Measured by running each solver.", rows)], data, [])
 
 
 def pair_of(row: Row) -> dict[str, Any]:
-    """Pair of states, step size and sign of ERK-Guid in the paper's words, and the first step that
-    has a pair, found by running the solver on Gaussian data."""
+    """Run the solver on Gaussian data and describe its pair in the notation of the paper.
+
+    The pair of states, the step size, the sign, and the first step that has a pair.
+    """
     settings = Settings(**{"steps": 8} | row.settings)
     sigmas = settings.sigmas()
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
@@ -88,7 +93,7 @@ def pair_of(row: Row) -> dict[str, Any]:
 
 
 def _twin(steps: list[Step], sigmas: torch.Tensor) -> str:
-    """The paper's name of the second point of a pair."""
+    """Return the paper's symbol of the second point of a pair."""
     twin, before = steps[PROBED].twin, steps[PROBED - 1].start
     assert twin is not None
     here, after = sigmas[PROBED], sigmas[PROBED + 1]
@@ -99,4 +104,6 @@ def _twin(steps: list[Step], sigmas: torch.Tensor) -> str:
         return "x_{i−1}"
     if after < twin.sigma < here:
         return "x_{i+δ}"
-    raise ValueError(f"the pair of this solver, at sigma {twin.sigma:g}, has no name here")
+    raise ValueError(
+        f"the pair of this solver, at sigma {twin.sigma:g}, has no symbol in the paper"
+    )

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from erk.analysis.plots import COLOURS, GREY, MARKS, panels, png
 from erk.calibration.solver_error import ratio
 from metrics.jackknife import paired_difference
-from metrics.table import write
-from scripts.paper.render import Block, Page, best_cells, write_page
+from scripts.paper.page import Page, Table, best_cells, table_of, write_page
 from scripts.studies.comparison_cells import read
 from scripts.studies.comparison_plan import FEW, METHODS, MODES, MOST_CHOSEN, Cell
 from scripts.studies.rows import Row
@@ -43,14 +42,17 @@ def write_all(cells: Sequence[Cell], results: Path) -> list[Path]:
     origins = {str(row["made_by"]): row["made_by"] for row in rows}
     missing = len(cells) - len(rows)
     page = Page(
-        NAME, "Solvers with and without ERK-Guid at equal numbers of evaluations", NAME, None,
-        [block for name in data for block in _blocks(name, rows)],
-        [{k: v for k, v in row.items() if k != "made_by"} for row in rows],
-        [*_notes(rows), *([f"NOT MEASURED YET: {missing} cells."] if missing else [])],
-        list(origins.values()), list(figures),
-    )  # fmt: skip
-    images = [write(results / name, content) for name, content in figures.items()]
-    return [*write_page(results, page), *images]
+        name=NAME,
+        title="Solvers with and without ERK-Guid at equal numbers of evaluations",
+        kind=NAME,
+        scale=None,
+        tables=[table for name in data for table in _tables(name, rows)],
+        rows=[{k: v for k, v in row.items() if k != "made_by"} for row in rows],
+        notes=[*_notes(rows), *([f"NOT MEASURED YET: {missing} cells."] if missing else [])],
+        made_by=list(origins.values()),
+        files=list(figures),
+    )
+    return write_page(results, page, figures)
 
 
 def rows_of(cells: Sequence[Cell], results: Path) -> Iterator[Row]:
@@ -97,7 +99,7 @@ def _is_large(row: Row, rows: Sequence[Row]) -> bool:
     return bool(row["samples"] == max(one["samples"] for one in rows))
 
 
-def _blocks(data: str, rows: Sequence[Row]) -> list[Block]:
+def _tables(data: str, rows: Sequence[Row]) -> list[Table]:
     part = [row for row in rows if row["data"] == data]
     values: list[tuple[str, Callable[[Row], Any]]] = [
         ("Distance to the converged solution from the same noise, mean ± standard error; bold: "
@@ -108,12 +110,12 @@ def _blocks(data: str, rows: Sequence[Row]) -> list[Block]:
          lambda row: (row["quality"], row["quality_se"]) if _is_large(row, part) else None),
     ]  # fmt: skip
     return [
-        *(_block(f"{data}. {caption}", part, value) for caption, value in values),
+        *(_table(f"{data}. {caption}", part, value) for caption, value in values),
         _winners(data, part),
     ]
 
 
-def _block(caption: str, rows: Sequence[Row], value: Callable[[Row], Any]) -> Block:
+def _table(caption: str, rows: Sequence[Row], value: Callable[[Row], Any]) -> Table:
     """Lay out one value per solver and mode (rows) and budget (columns)."""
     lines = []
     for method in METHODS:
@@ -123,13 +125,15 @@ def _block(caption: str, rows: Sequence[Row], value: Callable[[Row], Any]) -> Bl
             if any(r["acts"] or mode == "plain" for r in line) and any(values.values()):
                 lines.append({"solver": method.name, "ERK-Guid": mode} | values)
     columns = [f"NFE {budget}" for budget in sorted({row["budget"] for row in rows})]
-    bold = frozenset[tuple[int, str]]()
+    bold: list[tuple[int, str]] = []
     if "bold" in caption:
         bold = best_cells(lines, dict.fromkeys(columns, "low"), [0] * len(lines))
-    return Block(caption, ["solver", "ERK-Guid", *columns], lines, bold)
+    return Table(
+        caption=caption, columns=["solver", "ERK-Guid", *columns], rows=lines, bold=bold
+    )
 
 
-def _winners(data: str, rows: Sequence[Row]) -> Block:
+def _winners(data: str, rows: Sequence[Row]) -> Table:
     """List the best plain solver and the best of all for every budget, by distance."""
     lines = []
     for budget in sorted({row["budget"] for row in rows}):
@@ -144,7 +148,7 @@ def _winners(data: str, rows: Sequence[Row]) -> Block:
             "distance": (best["error"], best["error_se"]),
             "best / best plain": best["error"] / plain["error"],
         })  # fmt: skip
-    return Block(f"{data}. Which to use when.", list(lines[0]), lines)
+    return table_of(f"{data}. Which to use when.", lines)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

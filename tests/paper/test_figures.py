@@ -18,7 +18,7 @@ from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import generate
 from erk.method.point import Point
 from erk.method.settings import Settings
-from scripts.paper import estimator, grids, reproduce, sweeps, text_to_image, timing, toy_tables
+from scripts.paper import costs, estimator, figures, reproduce, text_to_image, toy
 from scripts.paper.config import Request, load_config
 from scripts.paper.plan import options_of_row
 
@@ -31,9 +31,9 @@ PAGES = ("csv", "md", "tex", "html", "json")
 def short(name, **settings):
     """An experiment whose rows have other settings, such as fewer steps."""
     config = load_config(name)
-    rows = tuple(row._replace(settings=row.settings | settings) for row in config.rows)
+    rows = [row.model_copy(update={"settings": row.settings | settings}) for row in config.rows]
     kept = {key: value for key, value in config.embedded.items() if key not in settings}
-    return config._replace(rows=rows, embedded=kept)
+    return config.model_copy(update={"rows": rows, "embedded": kept})
 
 
 def page(request, name):
@@ -147,8 +147,8 @@ def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
         and not small.values[estimator.EXACT].isnan().any()
     )
     told = estimator.estimates(large, bins=2)
-    assert told.data[0][estimator.FOUND] is None
-    assert [block.columns for block in estimator.convergence(large).blocks] == [
+    assert told.rows[0][estimator.FOUND] is None
+    assert [table.columns for table in estimator.convergence(large).tables] == [
         ["iteration", *estimator.QUARTILES]
     ]
 
@@ -157,7 +157,8 @@ def test_figures_3_and_7(few):
     shown = {}
     for name in ("figure3", "figure7"):
         config = short(name, steps=8)
-        config = config._replace(options=config.options | {"iterations": 40})
+        options = config.options.model_copy(update={"iterations": 40})
+        config = config.model_copy(update={"options": options})
         written = estimator.run(config, few)
         assert {path.name for path in written} == {f"{name}.{e}" for e in (*PAGES, "png")}
         shown[name] = page(few, name)
@@ -184,13 +185,13 @@ def test_figures_3_and_7(few):
 
 def test_median_interval_is_that_of_the_sign_test():
     """10 values: 2nd smallest to 2nd largest (97.9 %); 5 values reach 93.8 % at most."""
-    assert timing.median_interval([5, 1, 4, 2, 3, 10, 9, 8, 7, 6]) == (5.5, (2, 9))
-    assert timing.median_interval([3, 1, 2, 5, 4]) == (3, None)
+    assert costs.median_interval([5, 1, 4, 2, 3, 10, 9, 8, 7, 6]) == (5.5, (2, 9))
+    assert costs.median_interval([3, 1, 2, 5, 4]) == (3, None)
 
 
 def test_peak_bytes_counts_what_lives_at_a_time(digits):
     """Two tensors of 1 MB one after the other, then two at once."""
-    job = timing.Job(digits, None, Settings(), [0], "random", 1, None, {}, {})
+    job = costs.Job(digits, None, Settings(), [0], "random", 1, None, {}, {})
 
     def one_by_one():
         for _ in range(3):
@@ -199,17 +200,17 @@ def test_peak_bytes_counts_what_lives_at_a_time(digits):
     def together():
         return [torch.zeros(250_000) for _ in range(2)]
 
-    assert 1_000_000 <= timing.peak_bytes(one_by_one, job) < 1_001_000
-    assert 2_000_000 <= timing.peak_bytes(together, job) < 2_001_000
+    assert 1_000_000 <= costs.peak_bytes(one_by_one, job) < 1_001_000
+    assert 2_000_000 <= costs.peak_bytes(together, job) < 2_001_000
 
 
 def test_table_6(few, monkeypatch):
-    monkeypatch.setattr(timing, "LARGE", 2)
-    monkeypatch.setattr(timing, "FEWER", 2)
-    written = timing.run(short("table6", steps=5), few._replace(num=6))
+    monkeypatch.setattr(costs, "LARGE", 2)
+    monkeypatch.setattr(costs, "FEWER", 2)
+    written = costs.run(short("table6", steps=5), few._replace(num=6))
     assert {path.name for path in written} == {f"table6.{e}" for e in PAGES}
     told = page(few, "table6")
-    rows, costs = told["rows"][:8], told["rows"][8:]
+    rows, differences = told["rows"][:8], told["rows"][8:]
     assert [(row["row"], row["batch"], row["clock"], row["rounds"]) for row in rows] == [
         (name, batch, clock, count)
         for batch, count in ((1, 6), (2, 3)) for clock in ("wall", "CPU")
@@ -218,18 +219,18 @@ def test_table_6(few, monkeypatch):
     for row in rows:
         assert 0 < row["min"] <= row["median"] <= row["max"]
         assert row["min"] <= row["avg"] <= row["max"]
-    for cost in costs:
+    for cost in differences:
         assert cost["difference per step"] == pytest.approx(cost["difference"] / 3)  # 5 steps
         assert 0 < cost["correction alone per step"] < rows[0]["median"] / 5
-    intervals = [cost["95 % interval"] for cost in costs]
+    intervals = [cost["95 % interval"] for cost in differences]
     assert intervals[2:] == ["too few pairs"] * 2 and "too few pairs" not in intervals[:2]
     assert "2.777" in (few.results / "table6.md").read_text("utf-8")
 
 
 def test_table_7_counts_one_sample_more(few, monkeypatch):
     """Measured: ERK-Guid holds one sample (256 bytes) more at the peak."""
-    monkeypatch.setattr(timing, "LARGE", 8)
-    timing.run(short("table7", steps=5), few)
+    monkeypatch.setattr(costs, "LARGE", 8)
+    costs.run(short("table7", steps=5), few)
     rows = page(few, "table7")["rows"]
     assert [(row["row"], row["batch"]) for row in rows] == [
         ("Heun", 1), ("ERK-Guid", 1), ("Heun", 8), ("ERK-Guid", 8)
@@ -238,7 +239,7 @@ def test_table_7_counts_one_sample_more(few, monkeypatch):
     assert 256 < rows[0]["bytes"] < rows[2]["bytes"] < 8 * rows[0]["bytes"]  # 151 kB, 448 kB
     assert all(0 <= row["bytes more per image"] <= 4 * 256 for row in rows[1::2])
     again = [row["bytes"] for row in rows]
-    timing.run(short("table7", steps=5), few)
+    costs.run(short("table7", steps=5), few)
     assert [row["bytes"] for row in page(few, "table7")["rows"]] == again
 
 
@@ -250,7 +251,7 @@ def test_table_7_counts_one_sample_more(few, monkeypatch):
 )
 def test_sweeps(name, rows, count, few):
     config = load_config(name)
-    written = sweeps.run(config, few._replace(num=24, rows=rows))
+    written = figures.run_sweep(config, few._replace(num=24, rows=rows))
     assert {path.name for path in written} == {f"{name}.{e}" for e in (*PAGES, "png")}
     told = page(few, name)
     assert told["files"] == [f"{name}.png"] and len(told["rows"]) == len(config.rows)
@@ -277,17 +278,17 @@ def test_curves_show_what_was_measured(monkeypatch):
     """The lines of both pictures hold the rows' numbers; the same rows give the same bytes."""
     seen = []
     monkeypatch.setattr(
-        sweeps, "png", lambda figure: seen.append([
+        figures, "png", lambda figure: seen.append([
             line.get_xydata().tolist() for axis in figure.axes for line in axis.lines
         ]) or plots.png(figure),
     )  # fmt: skip
     rows = [row_of(0.0, 0.5, 4.0), row_of(1.0, 0.5, 3.0), row_of(1.0, 0.1, 3.5)]
-    first = sweeps.over_w_con(rows, ["fd"])
-    assert sweeps.over_w_con(rows[::-1], ["fd"]) == first and first.startswith(b"\x89PNG")
+    first = figures.over_w_con(rows, ["fd"])
+    assert figures.over_w_con(rows[::-1], ["fd"]) == first and first.startswith(b"\x89PNG")
     assert [[0.1, 3.5], [0.5, 3.0]] in seen[0]  # in order of w_con
     assert [y for _, y in seen[0][0]] == [4.0, 4.0]  # Heun, a level line
     rows = [row_of(0.0, 0.5, 4.0), row_of(0.2, 0.5, 3.0, "abs"), row_of(0.1, 0.5, 3.5, "abs")]
-    sweeps.scalings(rows, ["fd", "accuracy"])
+    figures.scalings(rows, ["fd", "accuracy"])
     assert [[3.5, 0.65], [3.0, 0.7]] in seen[-1] and [[4.0, 0.6]] in seen[-1]
     z, alpha = np.array(seen[-1][0]).T
     assert np.allclose(alpha[z != 0], (np.expm1(z) / z - 1 - z / 2)[z != 0], atol=1e-9)
@@ -307,7 +308,7 @@ def test_pictures_carry_no_date():
 
 def test_figure_8_shows_the_pictures_of_generate(few, digits):
     config = load_config("figure8")
-    written = grids.run(config, few._replace(rows="0,2"))
+    written = figures.run_grid(config, few._replace(rows="0,2"))
     told = page(few, "figure8")
     assert [row["sheet"] for row in told["rows"]] == ["figure8/0.png", "figure8/0.5.png"]
     assert {few.results / row["sheet"] for row in told["rows"]} < set(written)
@@ -325,22 +326,22 @@ def test_figure_8_shows_the_pictures_of_generate(few, digits):
 
 def test_figure_9_names_equal_pictures_and_has_a_place_for_each(few):
     """At 6 steps no stiffness of these seeds lies between 0.3 and 0.5."""
-    grids.run(load_config("figure9"), few._replace(rows="0-3"))
+    figures.run_grid(load_config("figure9"), few._replace(rows="0-3"))
     told = page(few, "figure9")
     assert [row["w_con"] for row in told["rows"]] == [None, 0.1, 0.3, 0.5]
     assert [row["sheet"] for row in told["rows"]][1] == "figure9/0.5-0.1.png"
-    same = [note for note in told["notes"] if note.startswith("The same in every pixel")]
-    assert same == ["The same in every pixel: w_stiff 0.5, w_con 0.3; w_stiff 0.5, w_con 0.5."]
+    same = [note for note in told["notes"] if note.startswith("Identical in every pixel")]
+    assert same == ["Identical in every pixel: w_stiff 0.5, w_con 0.3; w_stiff 0.5, w_con 0.5."]
     with Image.open(few.results / "figure9.png") as image:
         assert image.width > image.height > 200
 
 
 def test_large_pictures_are_averaged_for_the_figure():
     images = np.arange(2 * 3 * 520 * 520).reshape(2, 3, 520, 520) % 251
-    small = grids._shrunk(images.astype(np.uint8))
+    small = figures._shrunk(images.astype(np.uint8))
     assert small.shape == (2, 3, 173, 173)  # 520 // 3, the last column left out
     assert small[1, 2, 5, 7] == round(images[1, 2, 15:18, 21:24].mean())
-    assert (grids._shrunk(small) == small).all()
+    assert (figures._shrunk(small) == small).all()
 
 
 # Figure 5 and the toy
@@ -358,14 +359,15 @@ def test_figure_5_names_what_is_missing(tmp_path, monkeypatch):
     done = CliRunner().invoke(reproduce.main, ["figure5", "--results", str(tmp_path / "r")])
     assert done.exit_code == 0
     text = (tmp_path / "r" / "figure5.md").read_text("utf-8")
-    assert "NOT MADE" in text and "hf download PixArt-alpha" in text
+    assert "NOT COMPUTED" in text and "hf download PixArt-alpha" in text
     assert not (tmp_path / "r" / "figure5.png").exists()
 
 
 def test_toy_pages_hold_the_numbers_of_the_toy(few, monkeypatch):
     monkeypatch.setattr(toy_results, "SUBSTEPS", 5)
     files = {
-        name: toy_tables.run(load_config(name), few._replace(num=8)) for name in toy_tables.BLOCKS
+        name: toy.run(load_config(name), few._replace(num=8))
+        for name in ("table1", "figure1", "figure2")
     }
     assert {path.name for path in files["table1"]} == {f"table1.{e}" for e in PAGES}
     assert few.results / "figure2.png" in files["figure2"]
@@ -377,4 +379,4 @@ def test_toy_pages_hold_the_numbers_of_the_toy(few, monkeypatch):
         r["quantity"] for r in rows
     }
     assert all(0 <= r["Q75-100"] <= 1 for r in rows if r["median"] == "|cos|")
-    assert "240 states" in page(few, "figure2")["columns"][0][0]
+    assert "240 states" in page(few, "figure2")["tables"][0]["caption"]

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from scripts.paper import reproduce
 from scripts.paper.config import ROOT, config_names
-from scripts.paper.index import index_of, write_index
-from scripts.paper.traces import trace_svg
+from scripts.paper.index import curves_of, index_of, write_index
+from scripts.paper.page import Page, write_page
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -80,7 +80,7 @@ def test_it_says_what_is_not_there_and_who_made_the_rest(results):
     lacking = [
         name for name in config_names() if name not in ("table2", "table5", "figure8", "figure9")
     ]
-    assert f"Not made yet: {', '.join(lacking)}." in text
+    assert f"Not computed yet: {', '.join(lacking)}." in text
     cards = text[text.index("Run cards") :].split("<details><summary>")[1:]
     assert [card.partition("<")[0] for card in cards[:2]] == ["8 steps", "8 steps, w_stiff 0.5"]
     for told in ("w_stiff=0.5", "100000-100019", "<dt>commit</dt>", "torch="):
@@ -89,29 +89,30 @@ def test_it_says_what_is_not_there_and_who_made_the_rest(results):
 
 
 def test_names_are_text_and_not_html(tmp_path):
-    """A page's names go through escaping, also within the script's JSON."""
+    """A page's names are escaped, also within the script's JSON."""
     row = {"row": "</script><b>", "w_stiff": 0.0, "w_con": None, "steps": 6, "NFE": 11,
            "sheet": "a.png", "traces": {"sigma": [], "stiffness": []}}  # fmt: skip
-    told = {"title": "Figure 8 <i>", "kind": "grid", "files": [], "rows": [row]}
+    page = Page(
+        name="figure8", title="Figure 8 <i>", kind="grid", scale=None, tables=[], rows=[row]
+    )
     (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "figure8.json").write_text(json.dumps(told))
-    (tmp_path / "figure8.html").write_text('<section id="figure8"></section>\n')
+    write_page(tmp_path, page)
     text = index_of(tmp_path)
     assert "<b>" not in text and "<i>" not in text and text.count("</script>") == 2
 
 
-def test_curves_stand_where_their_values_are():
+def test_curves_are_drawn_at_their_values():
     """Two steps a decade of sigma apart, stiffness 1 to 10 to 100: equal distances."""
     row = {"row": "a", "w_con": 10.0,
            "traces": {"sigma": [10.0, 1.0, 0.1], "stiffness": [[1.0, 1.0, 1.0], [9.0, 10.0, 11.0],
                                                                [100.0, 100.0, 100.0]]}}  # fmt: skip
-    svg = trace_svg([row])
-    middle = re.search(r'/><path d="M([\d. L]+)"/><path class="gate" d="M56 ([\d.]+)H', svg)
-    (x0, y0), (x1, y1), (x2, y2) = [map(float, p.split()) for p in middle[1].split("L")]
+    (curve,) = curves_of([row])["groups"]
+    points = [tuple(map(float, p.split())) for p in curve["median"].removeprefix("M").split("L")]
+    (x0, y0), (x1, y1), (x2, y2) = points
     assert x0 == 56 and x1 - x0 == pytest.approx(x2 - x1, abs=0.1) and x2 == 886
     assert y0 > y1 > y2 == 26 and y0 - y1 == pytest.approx(y1 - y2, abs=0.1)
-    assert float(middle[2]) == y1  # the threshold 10 is the middle value
-    assert trace_svg([row | {"traces": {"sigma": [], "stiffness": []}}]) == ""
+    assert curve["gate"] == pytest.approx(y1, abs=0.05)  # the threshold 10 is the middle value
+    assert curves_of([row | {"traces": {"sigma": [], "stiffness": []}}]) is None
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_a_combination_that_was_not_made_shows_no_picture(results, visit, tmp_pa
     weight, threshold = viewer.locator("input").all()
     weight.focus()
     page.keyboard.press("End")
-    assert viewer.locator("figcaption").inner_text() == "w_stiff 2, w_con 0.1: not made"
+    assert viewer.locator("figcaption").inner_text() == "w_stiff 2, w_con 0.1: not computed"
     assert not viewer.locator("img").is_visible() and viewer.locator(".trace.on").count() == 0
     threshold.focus()
     page.keyboard.press("ArrowRight")
@@ -276,5 +277,5 @@ def test_both_schemes_have_contrast(results, visit, scheme):
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     empty = write_index(tmp_path).read_text("ascii")
-    assert f"Not made yet: {', '.join(config_names())}." in empty
+    assert f"Not computed yet: {', '.join(config_names())}." in empty
     assert (ROOT / "results" / "index.html").read_text("ascii") == index_of(ROOT / "results")

@@ -17,10 +17,12 @@ from PIL import Image
 from erk.calibration.problem import count_nfe
 from erk.commands import generate
 from erk.commands.cli import ListingError
+from erk.io.cache import digest
 from metrics.evaluator import load_evaluator
 from metrics.images import open_images
-from scripts.paper import plan, reproduce, sampled
-from scripts.paper.config import Request, load_config
+from scripts.paper import plan, reproduce
+from scripts.paper import rows as paper_rows
+from scripts.paper.config import Request, Sampled, load_config
 from scripts.paper.plan import File, describe, fetch_files, files_of
 from scripts.paper.settings import pair_of
 
@@ -95,9 +97,9 @@ def test_a_table_of_two_rows(run, tmp_path, name):
 
 def test_rows_are_made_once_and_networks_loaded_once(run, tmp_path, monkeypatch):
     opened, made = [], []
-    original, make = sampled.open_job, sampled._make
-    monkeypatch.setattr(sampled, "open_job", lambda o: opened.append(o) or original(o))
-    monkeypatch.setattr(sampled, "_make", lambda *a: made.append(a) or make(*a))
+    original, make = paper_rows.open_job, paper_rows._measure
+    monkeypatch.setattr(paper_rows, "open_job", lambda o: opened.append(o) or original(o))
+    monkeypatch.setattr(paper_rows, "_measure", lambda *a: made.append(a) or make(*a))
     run("table2", "--rows", "8", "--num", "16")
     run("table2", "--rows", "7-9", "--num", "16")
     assert len(opened) == 2 and len(made) == 3  # rows 7 and 9 share their networks
@@ -119,7 +121,7 @@ def test_shards_are_put_together(run, tmp_path):
     run(*FAST)
     for shard in ("0/2", "1/2"):
         output = run(*FAST, "--shard", shard, "--cache", tmp_path / "shards", results="other")
-        assert "run it without --shard" in output
+        assert "run without --shard" in output
         assert not (tmp_path / "other").exists()
     run(*FAST, "--cache", tmp_path / "shards", results="other")
     assert numbers(tmp_path / "other") == numbers(tmp_path / "results")
@@ -203,19 +205,19 @@ def _lives(process):
 
 
 def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampled, "load_evaluator", None)
-    monkeypatch.setattr(sampled, "open_job", None)
+    monkeypatch.setattr(paper_rows, "load_evaluator", None)
+    monkeypatch.setattr(paper_rows, "open_job", None)
     output = run("table3", "--dry-run")
     assert "31 + 31" in output and "digits-autog" in output and "0 of 0 files" in output
     output = run("table3", "--dry-run", "--scale", "paper", "--rows", "4")
-    assert "50000" in output and "7 of 7 files from elsewhere are not in" in output
+    assert "50000" in output and "7 of 7 files to download are not in" in output
     assert "edm2-img512-xs-uncond-2147483-0.025.pkl (about 249 MB)" in output
-    assert "no network is needed" in run("table9", "--dry-run")
+    assert "needs no network" in run("table9", "--dry-run")
     assert not (tmp_path / "results").exists()
 
 
 def test_missing_files_are_listed_before_anything_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampled, "load_evaluator", None)
+    monkeypatch.setattr(paper_rows, "load_evaluator", None)
     (tmp_path / "val.zip").touch()
     real = str(tmp_path / "val.zip")
     output = run("table2", "--scale", "paper", "--offline", "--real", real, code=2)
@@ -295,10 +297,10 @@ def test_shards(monkeypatch, text, env, expected):
         (["table2", "--shard", "2/2"], "--shard must be I/N"),
         (["table2", "--rows", "10"], "table2 has the rows 0 to 9"),
         (["table2", "--num", "1"], "--num must be at least 2"),
-        (["table2", "--processes", "0"], "--processes wants a number"),
+        (["table2", "--processes", "0"], "--processes must be a number"),
         (["table2", "--real", "nowhere"], "nowhere does not exist"),
-        (["table1", "--rows", "0"], "made as a whole: leave out --rows"),
-        (["figure8", "--shard", "0/2"], "not made in shards: leave out --shard"),
+        (["table1", "--rows", "0"], "computed together: leave out --rows"),
+        (["figure8", "--shard", "0/2"], "has no shards: leave out --shard"),
         (["figure2", "--num", "4"], "figure2 needs --num 8 or more"),
     ],
 )
@@ -321,7 +323,7 @@ def test_bad_input_is_one_sentence_through_the_scripts():
 def test_a_trial_stays_out_of_the_results(monkeypatch):
     """--num and --rows write to results/trial, and finished rows are shared."""
     seen = []
-    monkeypatch.setattr(sampled, "run", lambda config, request: seen.append(request) or [])
+    monkeypatch.setitem(reproduce.RUN, Sampled, lambda config, request: seen.append(request) or [])
     for arguments in ([], ["--num", "9"], ["--rows", "0"], ["--results", "r", "--num", "9"]):
         assert CliRunner().invoke(reproduce.main, ["table2", *arguments]).exit_code == 0
     whole = ROOT / "results"
@@ -332,18 +334,17 @@ def test_a_trial_stays_out_of_the_results(monkeypatch):
 
 def test_as_printed_is_said_where_it_changes_nothing(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(sampled, "run", lambda config, request: seen.append(request) or [])
+    monkeypatch.setitem(reproduce.RUN, Sampled, lambda config, request: seen.append(request) or [])
     assert "changes nothing" in run("table3", "--as-printed")  # guidance is 1.25 there
     assert "changes nothing" not in run("table2", "--as-printed")
     assert [request.as_printed for request in seen] == [False, True]
 
 
-def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, monkeypatch):
-    """Every ingredient alone gives another file; the same ones give the same."""
-    request = Request(num=20, results=tmp_path)
+def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeypatch):
+    """Every ingredient alone gives another key; the same ones give the same."""
     config = load_config("table2")
-    options = plan.options_of_row(config, config.rows[9], request)
-    one = sampled.Planned(config.rows[9], options, "digits")
+    options = plan.options_of_row(config, config.rows[9], Request(num=20, results=tmp_path))
+    one = paper_rows.Planned(config.rows[9], options, "digits")
     evaluator = load_evaluator("digits")
     images = tmp_path / "real"
     images.mkdir()
@@ -351,10 +352,11 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, mo
         Image.new("L", (8, 8), i).save(images / f"{i}.png")
 
     def key(row=one, **changes):
-        return sampled._place(row, replace(evaluator, **changes), request).name
+        return digest(paper_rows.key_of(row, replace(evaluator, **changes)), paper_rows.VERSION)
 
     extractor = evaluator.plan.extractors["digits"]._replace(sha256="0" * 64)
     others = [
+        digest(paper_rows.key_of(one, evaluator), paper_rows.VERSION + 1),
         key(one._replace(ref="other")),
         *(key(one._replace(options=options | {name: value}))
           for name, value in (("w_stiff", 0.6), ("seeds", "0-19"), ("batch", 10))),
@@ -366,10 +368,10 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, mo
     ]  # fmt: skip
     Image.new("L", (8, 8), 7).save(images / "2.png")
     others.append(key(real=open_images(images)))
-    monkeypatch.setattr(sampled, "_digest", lambda address: "0" * 64)
+    monkeypatch.setattr(paper_rows, "_network_sha256", lambda address: "0" * 64)
     others.append(key())
     monkeypatch.undo()
-    monkeypatch.setattr(sampled, "computation", lambda: ["another version"])
+    monkeypatch.setattr(paper_rows, "computation", lambda: ["another version of sampling"])
     others.append(key())
     monkeypatch.undo()
     assert len({key(), *others}) == 1 + len(others) and key() == key()
@@ -378,9 +380,9 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(run, tmp_path, mo
 def test_processes(monkeypatch):
     table, settings = load_config("table2"), load_config("table9")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert reproduce.count_of("auto", table, Request()) == reproduce.MOST
-    assert reproduce.count_of("auto", settings, Request()) == 1
-    assert reproduce.count_of("3", table, Request()) == 3
+    assert reproduce.process_count("auto", table, Request()) == reproduce.MAX_PROCESSES
+    assert reproduce.process_count("auto", settings, Request()) == 1
+    assert reproduce.process_count("3", table, Request()) == 3
 
 
 def test_table5_shows_the_weights_of_table4(run, tmp_path):
@@ -408,19 +410,11 @@ def test_table9_finds_what_the_paper_prints(run, tmp_path):
 
 def test_a_pair_without_a_name_is_an_error():
     row = load_config("table9").rows[0]
-    swapped = row._replace(settings={"twin": lambda step, before: (step.start, step.h)})
-    with pytest.raises(ValueError, match="has no name here"):
+    swapped = row.model_copy(
+        update={"settings": {"twin": lambda step, before: (step.start, step.h)}}
+    )
+    with pytest.raises(ValueError, match="has no symbol in the paper"):
         pair_of(swapped)
-
-
-def test_scripts():
-    for number in range(1, 12):
-        path = ROOT / "scripts" / f"table{number}.sh"
-        lines = path.read_text().splitlines()
-        assert os.access(path, os.X_OK) and f'reproduce.sh" table{number} "$@"' in lines[-1]
-        assert len([line for line in lines if line and not line.startswith("#")]) == 1
-    for path in (ROOT / "scripts").glob("*.sh"):
-        assert subprocess.run(["bash", "-n", path]).returncode == 0, path
 
 
 def test_every_sampled_table_fits_in_fifteen_minutes():

@@ -65,7 +65,7 @@ def prompts(count=3):
 
 def config(**options):
     found = load_config("figure5")
-    return found._replace(options=found.options | options)
+    return found.model_copy(update={"options": found.options.model_copy(update=options)})
 
 
 def pictures(sheet, rows, columns=3, gap=4):
@@ -78,7 +78,7 @@ def pictures(sheet, rows, columns=3, gap=4):
 
 def test_figure_5_shows_both_schedulers(pipe, tmp_path):
     request = Request(scale="paper", results=tmp_path)
-    written = text_to_image.make(config(), request, pipe, prompts())
+    written = text_to_image.write(config(), request, pipe, prompts())
     ends = {"csv", "md", "tex", "html", "json", "png"}
     assert {path.name for path in written} == {f"figure5-paper.{end}" for end in ends}
     told = json.loads((tmp_path / "figure5-paper.json").read_text("utf-8"))
@@ -102,7 +102,7 @@ def test_figure_5_shows_both_schedulers(pipe, tmp_path):
 
 def test_the_plain_row_is_diffusers_own_scheduler(pipe, tmp_path):
     """The row without ERK-Guid, byte by byte; and 15 steps are 15 evaluations of the network."""
-    text_to_image.make(config(), Request(scale="paper", results=tmp_path), pipe, prompts())
+    text_to_image.write(config(), Request(scale="paper", results=tmp_path), pipe, prompts())
     with Image.open(tmp_path / "figure5-paper.png") as page:
         shown = pictures(page, rows=2)
     stock = diffusers.DPMSolverMultistepScheduler().config
@@ -150,7 +150,7 @@ def test_the_command_makes_the_figure_once_all_is_there(pipe, tmp_path, monkeypa
     monkeypatch.setattr(text_to_image, "encode", lambda pipe, texts: prompts(len(texts)))
     done = command(tmp_path)
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "r/figure5-paper.png").is_file() and "NOT MADE" not in done.output
+    assert (tmp_path / "r/figure5-paper.png").is_file() and "NOT COMPUTED" not in done.output
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_it_lists_exactly_what_is_missing(tmp_path, hub, monkeypatch):
     put(hub / "vae", weights__safetensors={})
     (hub / "transformer/2.safetensors").symlink_to(hub / "nowhere")  # a download that was cut off
     (one,) = lacking(tmp_path)
-    assert "/tree/main/transformer; fetch them by: hf download" in one
+    assert "/tree/main/transformer; download them: hf download" in one
     (hub / "transformer/2.safetensors").unlink()
     put(hub / "transformer", **{"2__safetensors": {}})
     monkeypatch.setattr(text_to_image, "find_spec", lambda name: None)
