@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from erk.io.config import read_config
 from erk.io.resources import data
-from erk.io.rows import read_rows
 from metrics.measures import Measure
 
 
@@ -76,7 +76,7 @@ class ProtocolRow:
 @functools.cache
 def known_protocols() -> dict[str, Protocol]:
     """Return the protocols by name, in the order of configs/protocols.yaml."""
-    rows = read_rows(data("configs") / "protocols.yaml", ProtocolRow)
+    rows = read_config(data("configs") / "protocols.yaml", dict[str, ProtocolRow])
     return {
         name: Protocol(name, row.measures, row.source, row.note, row.floor)
         for name, row in rows.items()

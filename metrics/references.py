@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Strict
 from torch import Tensor
 
+from erk.io.config import read_config
 from erk.io.download import fetch
 from erk.io.resources import data
-from erk.io.rows import read_rows
 from metrics.extractors import Extractor, load_extractor
 from metrics.features import extract
 from metrics.images import BUNDLED, load_images
@@ -126,7 +126,7 @@ def describe() -> list[str]:
 @functools.cache
 def known_references() -> dict[str, ReferenceRow]:
     """Return the references by name, in the order of configs/references.yaml."""
-    return read_rows(ROWS, ReferenceRow)
+    return read_config(ROWS, dict[str, ReferenceRow])
 
 
 def real_images(name: str, offline: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ import difflib
 import functools
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from erk.io.config import read_config
 from erk.io.resources import data
@@ -60,14 +60,10 @@ class Group(_Checked):
         return f"{self.root}/{file}" if "://" in self.root else str(data(self.root) / file)
 
 
-class _Groups(RootModel[dict[str, Group]]):
-    pass
-
-
 @functools.cache
 def presets() -> dict[str, Preset]:
     """Return all presets by name, in the order of the file."""
-    groups = read_config(data("configs") / "models.yaml", _Groups).root.values()
+    groups = read_config(data("configs") / "models.yaml", dict[str, Group]).values()
     return {
         name: Preset(
             name,

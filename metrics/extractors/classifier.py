@@ -10,9 +10,9 @@ from pydantic import Strict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from erk.io.config import read_config
 from erk.io.download import sha256_of
 from erk.io.resources import data
-from erk.io.rows import read_rows
 from erk.io.untrusted import parse_json
 from erk.runtime.memory import without_weights
 from metrics.extractors import Outputs
@@ -98,7 +98,7 @@ def normalise(images: Tensor, levels: int) -> Tensor:
 @functools.cache
 def known_classifiers() -> dict[str, ClassifierRow]:
     """Return the rows of configs/extractors.yaml by name."""
-    return read_rows(data("configs") / "extractors.yaml", ClassifierRow)
+    return read_config(data("configs") / "extractors.yaml", dict[str, ClassifierRow])
 
 
 def output_sizes(name: str) -> dict[str, int]:

@@ -3,26 +3,22 @@
 A mistake in a file is a ValueError that names the file, the row and the key.
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import click
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
     create_model,
     model_validator,
 )
 
 from erk.commands import generate
+from erk.io.config import hint, read_yaml, validated
 from erk.method.guidance import SCALES as ERK_SCALES
 from erk.method.schedule import SCHEDULES
 from erk.method.settings import Settings
@@ -30,7 +26,6 @@ from erk.method.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs"
-MAX_BYTES = 1 << 20  # of a file: reading YAML of this size takes a second
 Scale = Literal["paper", "embedded"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 NETWORKS = ("preset", "net", "gnet", "labels")
@@ -234,7 +229,9 @@ class TextToImage(Config):
 
 Measured = Sampled | Sweep
 AnyConfig = Sampled | Sweep | SettingsTable | Toy | Cost | Estimator | Grid | TextToImage
-READER: TypeAdapter[AnyConfig] = TypeAdapter(Annotated[AnyConfig, Field(discriminator="kind")])
+KINDS: dict[str, type[AnyConfig]] = {
+    get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(AnyConfig)
+}
 
 
 class Request(NamedTuple):
@@ -260,20 +257,6 @@ class Request(NamedTuple):
         return self.results / "rows" if self.rows_in is None else self.rows_in
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose mappings have every key once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raise ConstructorError for a repeated key."""
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, key in enumerate(keys):
-            if key.value in (other.value for other in keys[:index]):
-                raise yaml.constructor.ConstructorError(
-                    problem=f"two values for '{key.value}'", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def config_names() -> list[str]:
     """Return the names of all experiments: tables, then figures, in order of their numbers."""
     matches = (re.fullmatch(r"(\D+)(\d+).*", path.stem) for path in FOLDER.glob("*.yaml"))
@@ -290,81 +273,18 @@ def load_config(name: str | Path) -> AnyConfig:
     path = Path(name) if Path(name).suffix == ".yaml" else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"there is no experiment '{name}': {hint(name, config_names())}")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a mapping of names to values")
     if "name" in content:
         raise ValueError(f"{path}: name: unknown key; an experiment has the name of its file")
-    try:
-        config = READER.validate_python(content | {"name": path.stem})
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_first(error, content)}") from None
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{path}: kind: unknown kind {kind!r}; {hint(kind, KINDS)}")
+    config = validated(content | {"name": path.stem}, KINDS[kind], path)
     rows = [row.model_copy(update={"settings": config.settings | row.settings})
             for row in config.rows]  # fmt: skip
     return config.model_copy(update={"rows": rows})
-
-
-def _read_yaml(path: Path) -> Any:
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes; at most {MAX_BYTES} are allowed")
-    try:
-        return yaml.load(path.read_text("utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not readable YAML (nested too deeply)") from None
-    except Exception as error:  # dates that are none, integers of 5000 digits, keys that are lists
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise ValueError(f"{path}{line}: not readable YAML ({reason})") from None
-
-
-def _first(error: ValidationError, content: dict[Any, Any]) -> str:
-    """Return row, key and reason of the first mistake."""
-    one = error.errors(include_url=False)[0]
-    keys = list(one["loc"])
-    if keys and keys[0] == content.get("kind"):  # the union's tag
-        keys = keys[1:]
-    label, model = "", _model_of(content)
-    if len(keys) > 1 and keys[0] == "rows" and isinstance(keys[1], int):
-        row = content["rows"][keys[1]]
-        name = row.get("name") if isinstance(row, dict) else None
-        label = f"row {keys[1]}" + (f" '{name}'" if isinstance(name, str) else "") + ": "
-        keys, model = keys[2:], Row
-    key = ".".join(str(part) for part in keys if "Settings" not in str(part))
-    reason = str(one["msg"]).removeprefix("Value error, ")
-    if one["type"] == "extra_forbidden":
-        reason = f"unknown key; {hint(keys[-1], _fields(model, keys[:-1]))}"
-    elif one["type"] not in ("missing", "value_error") and isinstance(
-        one["input"], str | int | float | None
-    ):
-        reason += f", not {str(one['input'])[:60]!r}" if one["input"] is not None else ", not null"
-    return f"{label}{key}{': ' if key else ''}{reason}"
-
-
-def _model_of(content: dict[Any, Any]) -> type[BaseModel]:
-    """Return the model of the file's kind; Config where it has none that is known."""
-    kinds = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(AnyConfig)}
-    kind = content.get("kind")
-    return kinds.get(kind, Config) if isinstance(kind, str) else Config
-
-
-def _fields(model: type[BaseModel], keys: list[Any]) -> list[str]:
-    """Return the keys that are known where an unknown one stands."""
-    if keys and keys[-1] in ("settings", "as_printed", "embedded"):
-        return list(RowSettings.model_fields)
-    if keys and keys[-1] == "options":
-        return list(model.model_fields["options"].annotation.model_fields)  # type: ignore[union-attr]
-    if keys:
-        return list(SCALES)
-    return [name for name in model.model_fields if model is Row or name != "name"]
-
-
-def hint(name: Any, known: Iterable[str]) -> str:
-    """Return the nearest known names, or all of them, for a message about an unknown name."""
-    near = difflib.get_close_matches(str(name), list(known), n=2)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 
 
 def chosen_rows(config: Config, text: str | None) -> list[Row]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from erk.io.rows import read_rows
+from erk.io.config import read_config
 from metrics import references
 from metrics.reference_files import Reference, write_reference
 from metrics.references import (
@@ -167,26 +167,28 @@ GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "  sha: 1\n", r"rows\.yaml: a has the unknown key 'sha': use protocol, image_size"),
-        (GOOD.replace("8", "eight"), r"rows\.yaml: a has the image_size 'eight': input should be"),
-        (GOOD.replace("8", "true"), "image_size True: input should be a valid integer"),
-        (GOOD.replace("protocol: edm", "protocol:"), "protocol None: input should be a valid str"),
-        (GOOD.replace("  protocol: edm\n", ""), r"rows\.yaml: a has no protocol: add it"),
-        (GOOD.replace("url: https://host/a.npz", "licence: MIT"), "a must have either url or im"),
-        (GOOD + "  images: b.zip\n", "a must have either url or images: give one of them"),
-        (GOOD.replace("url", "images"), "a must have both images and extractors, or a url"),
-        ("a: https://host/a.npz", r"rows\.yaml: a must be a row of protocol, image_size"),
-        ("- a\n- b\n", r"rows\.yaml must hold one row per name"),
-        ("a: [", r"rows\.yaml is not readable YAML"),
+        (GOOD + "  sha: 1\n", r"rows\.yaml: row 'a': sha: unknown key; known are protocol, image"),
+        (GOOD.replace("8", "eight"), "row 'a': image_size: Input should be a valid integer"),
+        (GOOD.replace("8", "true"), "image_size: Input should be a valid integer, not True"),
+        (GOOD.replace("protocol: edm", "protocol:"), "protocol: Input should be a valid string"),
+        (GOOD.replace("  protocol: edm\n", ""), "row 'a': protocol: missing: add it"),
+        (GOOD.replace("url: https://host/a.npz", "licence: MIT"), "'a': must have either url or"),
+        (GOOD + "  images: b.zip\n", "'a': must have either url or images: give one of them"),
+        (GOOD.replace("url", "images"), "'a': must have both images and extractors, or a url"),
+        ("a: https://host/a.npz", "row 'a': must be a mapping of protocol, image_size"),
+        ("- a\n- b\n", r"rows\.yaml: must be a mapping of names to rows"),
+        ("a: [", r"rows\.yaml:1: not readable YAML"),
     ],
 )
 def test_errors_in_the_table(tmp_path, text, message):
     path = tmp_path / "rows.yaml"
     path.write_text(GOOD)
-    assert read_rows(path, ReferenceRow) == {"a": ReferenceRow("edm", 8, "https://host/a.npz")}
+    assert read_config(path, dict[str, ReferenceRow]) == {
+        "a": ReferenceRow("edm", 8, "https://host/a.npz")
+    }
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        read_rows(path, ReferenceRow)
+        read_config(path, dict[str, ReferenceRow])
     assert "\n" not in str(caught.value)
 
 
