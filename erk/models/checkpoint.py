@@ -20,7 +20,13 @@ from erk.io.atomic import write_file
 from erk.io.download import sha256_of
 from erk.io.untrusted import parse_json
 from erk.models import edm, edm2
-from erk.models.encoders import DigitsEncoder, Encoder, PixelEncoder, VAEEncoder
+from erk.models.encoders import (
+    DigitsEncoder,
+    Encoder,
+    PixelEncoder,
+    PixelUnshuffleEncoder,
+    VAEEncoder,
+)
 from erk.models.shapes import DEFAULTED, Part, architecture_of, encoder_of, stripped
 from erk.runtime.memory import without_weights
 
@@ -35,6 +41,7 @@ ENCODERS: dict[str, type[Any]] = {
     "StandardRGBEncoder": PixelEncoder,
     "StabilityVAEEncoder": VAEEncoder,
     "DigitsEncoder": DigitsEncoder,
+    "PixelUnshuffleEncoder": PixelUnshuffleEncoder,
 }
 
 MAX_HEADER = 100_000_000  # bytes, as in safetensors

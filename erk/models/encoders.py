@@ -57,6 +57,29 @@ class DigitsEncoder:
         return (values * (255 / 16)).clip(0, 255).to(torch.uint8)
 
 
+class PixelUnshuffleEncoder:
+    """Lossless latents: standardized pixels, each block of factor x factor pixels as channels.
+
+    Parameters
+    ----------
+    mean, std : of pixel values 0..1, over the training images.
+    factor : edge of a block; an image [C, H, W] has latents [C factor^2, H / factor, W / factor].
+    """
+
+    def __init__(self, mean: float, std: float, factor: int = 2):
+        self.mean, self.std, self.factor = mean, std, factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode uint8 [B, C, H, W] as float32 latents of mean 0 and standard deviation 0.5."""
+        values = (images.to(torch.float32) / 255 - self.mean) / self.std * 0.5
+        return torch.nn.functional.pixel_unshuffle(values, self.factor)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Decode float latents to the nearest uint8 [B, C, H, W]."""
+        pixels = torch.nn.functional.pixel_shuffle(x.to(torch.float32), self.factor)
+        return ((pixels / 0.5 * self.std + self.mean) * 255).round().clip(0, 255).to(torch.uint8)
+
+
 class VAEEncoder:
     """Latents of Stability's VAE, standardized per channel (EDM2 at 512x512).
 
