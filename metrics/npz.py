@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from erk.io.untrusted import DECODE_ERRORS, find_member, read_array, read_npy_header
+from erk.io.untrusted import (
+    DECODE_ERRORS,
+    archive_budget,
+    find_member,
+    open_archive,
+    read_array,
+    read_npy_header,
+)
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of its name, of its extra
 
@@ -18,9 +25,10 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     Raises ValueError, naming the file, if it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            return {name: read_array(archive, name) for name in wanted if f"{name}.npy" in names}
+        with open_archive(path) as archive:
+            names, budget = set(archive.namelist()), archive_budget(archive)
+            arrays = (name for name in wanted if f"{name}.npy" in names)
+            return {name: read_array(archive, name, budget) for name in arrays}
     except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable npz file: create it again ({error})") from error
 
@@ -28,7 +36,7 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
 def array_names(path: Path) -> list[str]:
     """List the arrays of an npz. Raises ValueError, naming the file, if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except DECODE_ERRORS as error:
         raise ValueError(f"{path} is not a readable npz file: create it again ({error})") from error
@@ -40,7 +48,7 @@ def map_npz(path: Path, name: str) -> np.ndarray | None:
     Raises ValueError, naming the file, if it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 return None
             member = find_member(archive, f"{name}.npy", 0, 1 << 30)  # a mapping reads nothing

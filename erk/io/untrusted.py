@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -19,13 +20,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from erk.io.budget import MAX_RATIO, Budget
+from erk.io.files import check_regular, open_regular
+
 Array = np.ndarray
 
 MAX_DEPTH = 100  # levels of nested JSON
 MAX_DIGITS = 20  # of an integer in JSON: 64 bits
 MAX_HEADER = 1 << 16  # bytes of an array's header
 CHUNK = 1 << 20  # bytes read at a time, and the size that any zip member may have
-MAX_RATIO = 100  # maximum decompression ratio: arrays may be all zeros
 MAX_IMAGE_RATIO = 8  # maximum decompression ratio of an image, whose format compresses it already
 MIN_ARRAY_LIMIT = 1 << 26  # bytes that any array may have
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
@@ -67,17 +70,21 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | str, budget: Budget | None = None) -> Any:
     """Parse JSON text.
 
-    Raises ValueError for malformed text, for numbers that are not finite or exceed 64 bits, and for
-    lists and objects nested more than ``MAX_DEPTH`` deep.
+    Raises ValueError for malformed text, for more values than the budget (of a file of that size)
+    has left, for numbers that are not finite or exceed 64 bits, for surrogates, and for lists and
+    objects nested more than ``MAX_DEPTH`` deep.
     """
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    (budget or Budget(len(text))).create(sum(map(text.count, ",[{")))  # before they exist
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
         value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError for one surrogate alone
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -103,13 +110,37 @@ def _float(text: str) -> float:
     return number
 
 
-def read_member(archive: zipfile.ZipFile, name: str, ratio: int = MAX_RATIO) -> bytes:
+def open_archive(path: str | Path) -> zipfile.ZipFile:
+    """Open a zip file for reading. Raises OSError, or ValueError for what is not a zip.
+
+    Give `archive_budget` to the functions below that read its members.
+    """
+    check_regular(path)
+    try:
+        return zipfile.ZipFile(path)
+    except DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} is not a readable zip file: create it again ({error})") from error
+
+
+def archive_budget(archive: zipfile.ZipFile) -> Budget:
+    """Return what reading all members of an open zip may cost together."""
+    assert archive.fp is not None
+    return Budget(os.fstat(archive.fp.fileno()).st_size)
+
+
+def read_member(
+    archive: zipfile.ZipFile, name: str, ratio: int = MAX_RATIO, budget: Budget | None = None
+) -> bytes:
     """Read a member of a zip.
 
-    Raises ValueError if it is missing, encrypted, damaged, or larger than ``ratio`` times its
-    compressed size.
+    Raises ValueError if it is missing, encrypted, damaged, larger than ``ratio`` times its
+    compressed size, or than the budget has left.
     """
     info = find_member(archive, name, CHUNK, ratio)
+    if budget is not None:
+        budget.allocate(info.file_size)
     try:
         with archive.open(info) as stream:
             data = stream.read(info.file_size)  # without a size, zipfile reads 2 GiB at once
@@ -169,9 +200,14 @@ def read_npy_header(stream: IO[bytes], size: int) -> Header:
     return header
 
 
-def read_array(archive: zipfile.ZipFile, name: str) -> Array:
-    """Read the array ``name`` of an npz. Raises ValueError as `read_npy_header`, `find_member`."""
+def read_array(archive: zipfile.ZipFile, name: str, budget: Budget | None = None) -> Array:
+    """Read the array ``name`` of an npz.
+
+    Raises ValueError as `read_npy_header` and `find_member`, and beyond the budget.
+    """
     info = find_member(archive, f"{name}.npy", MIN_ARRAY_LIMIT, MAX_RATIO)
+    if budget is not None:
+        budget.allocate(info.file_size)
     try:
         with archive.open(info) as stream:
             header = read_npy_header(stream, info.file_size)
@@ -191,7 +227,7 @@ def _fill(stream: IO[bytes], raw: Array) -> None:
 
 def read_image_file(path: Path) -> bytes:
     """Read an image file. Raises OSError, or TooLargeError beyond ``MAX_IMAGE_BYTES``."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(MAX_IMAGE_BYTES + 1)
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLargeError(f"more than {MAX_IMAGE_BYTES} bytes")
