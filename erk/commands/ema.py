@@ -28,8 +28,8 @@ POOR = 0.05  # relative misfit that is warned about; 32 snapshots at 0.05, 0.10 
     "Averages",
     cloup.option("--std", "stds", type=float, multiple=True, required=True, metavar="STD",
                  help="Width of the average, relative to the time of training; may be repeated."),
-    cloup.option("--kimg", type=float, help="End of the average, in thousands of images.  "
-                 "[default: the last snapshot]"),
+    cloup.option("--kimg", type=float, help="End of the average: the time of a snapshot, in "
+                 "thousands of images; later ones are not used.  [default: the last snapshot]"),
     cloup.option("--out", required=True, metavar="FILE.safetensors",
                  help="File to write; with several --std it holds {std}."),
     cloup.option("--dtype", type=click.Choice(["float16", "float32"]),
@@ -43,16 +43,11 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
     network.
     """
     from erk.models.ema import Profile, combine
-    from erk.models.snapshots import find_snapshots, sums, write_sum
+    from erk.models.snapshots import find_snapshots, sums, until, write_sum
 
     outputs = _outputs(out, stds)
-    snapshots = find_snapshots(sources)
-    last = max(snapshot.profile.time for snapshot in snapshots)
-    time = last if kimg is None else kimg * 1000
-    if not 0 < time <= last:
-        raise ValueError(
-            f"--kimg {kimg:g} is not within the training, which ended at {last / 1000:g}"
-        )
+    snapshots = until(find_snapshots(sources), kimg)
+    time = max(snapshot.profile.time for snapshot in snapshots)
     stored = [snapshot.profile for snapshot in snapshots]
     plans = [combine(stored, Profile(std, time)) for std in stds]
     for std, plan in zip(stds, plans, strict=True):

@@ -17,6 +17,9 @@ target in least squares over tau. The coefficients x solve A x = b with
 for exponents g, h and times t, s. One of t, s is m, so large powers cancel:
 
     <p, q> = (g + 1)(h + 1) / (g + h + 1)  (m / t)^g (m / s)^h / max(t, s)
+
+The x are then divided by their sum, so that the sum of profiles has the integral 1 of an average:
+weights that never changed come back unchanged.
 """
 
 import math
@@ -69,8 +72,9 @@ def inner_product(first: Profile, second: Profile) -> float:
 def combine(stored: Sequence[Profile], target: Profile) -> Combination:
     """Compute the coefficients of the stored averages whose sum approximates the target.
 
-    Minimum-norm least squares in float64. Raises ValueError if there are no averages, or times that
-    are not positive.
+    Minimum-norm least squares in float64, divided by the sum of the coefficients. Raises ValueError
+    if there are no averages, for times that are not positive and for a target that the averages
+    cannot approximate.
     """
     if not stored:
         raise ValueError("no stored averages were given.")
@@ -82,5 +86,11 @@ def combine(stored: Sequence[Profile], target: Profile) -> Combination:
     norms = np.sqrt(np.diag(a))  # normalized: profiles of early times are large
     y = np.linalg.lstsq(a / np.outer(norms, norms), b / norms, rcond=1e-15)[0]
     x = y / norms
+    if not x.sum() > 0:
+        raise ValueError(
+            f"the stored averages cannot approximate std {target.std:g}: choose a width nearer to "
+            "theirs."
+        )
+    x /= x.sum()
     residual = square - 2 * b @ x + x @ a @ x
     return Combination(x, math.sqrt(max(residual, 0.0) / square))

@@ -70,7 +70,35 @@ def _snapshot(path: Path) -> Snapshot | None:
             f"{path} does not say what it averages: name it ...-KIMG-STD{path.suffix}, such as "
             "net-0134217-0.050.pkl, or add training: {images, ema_std} to its .json file"
         )
-    return Snapshot(path, Profile(float(name[2]), 1000 * float(name[1])))
+    return Snapshot(path, Profile(float(name[2]), _images_of(int(name[1]))))
+
+
+def _images_of(kimg: int) -> int:
+    """Return the number of training images whose thousands are in a snapshot's name.
+
+    EDM2's batches are powers of 2, so the number is the multiple of 1024 between kimg * 1000 and
+    kimg * 1000 + 999: 134217 stands for 2^27. Where there is none, it is kimg * 1000.
+    """
+    images = (kimg * 1000 + 999) // 1024 * 1024
+    return images if images // 1000 == kimg else kimg * 1000
+
+
+def until(snapshots: Sequence[Snapshot], kimg: float | None) -> list[Snapshot]:
+    """Return the snapshots up to the time of an average: what is later is no part of it.
+
+    ``kimg`` is the time of one of the snapshots in thousands of images, or in full thousands as in
+    its name; None: the last one. Raises ValueError for any other.
+    """
+    times = sorted({s.profile.time for s in snapshots if s.profile.time > 0})
+    fitting = times[-1:] if kimg is None else [t for t in times if t == round(kimg * 1000, 6)]
+    fitting = fitting or [time for time in times if time // 1000 == kimg]
+    if len(fitting) != 1:
+        known = ", ".join(f"{time / 1000:.9g}" for time in times[-8:])
+        raise ValueError(
+            f"--kimg {kimg:g} is not the time of one snapshot: choose one of "
+            f"{'..., ' if len(times) > 8 else ''}{known}"
+        )
+    return [snapshot for snapshot in snapshots if 0 < snapshot.profile.time <= fitting[0]]
 
 
 def sums(

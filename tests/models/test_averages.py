@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import click.testing
 import numpy as np
@@ -15,6 +16,7 @@ from erk.io.download import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
 from erk.models.ema import MAX_STD, Profile, combine, exponent_of, inner_product, std_of
+from erk.models.snapshots import find_snapshots
 from scripts.train.digits import NETWORK, edm2_loss, load_digits
 
 PAIR = (0.05, 0.10)  # what EDM2's training stores
@@ -59,11 +61,12 @@ def test_inner_products_are_the_integrals():
 
 
 @pytest.mark.parametrize("std", [0.04, 0.07, 0.12, 0.15, 0.2, 0.25])
-def test_coefficients_are_the_least_squares_solution(std):
+def test_coefficients_are_the_least_squares_solution_of_sum_one(std):
     wanted = Profile(std, 1.0)
     ends = sorted({p.time for p in GRID})
     columns, target = design(GRID, ends), design([wanted], ends)[:, 0]
     expected, *_ = np.linalg.lstsq(columns, target, rcond=None)
+    expected /= expected.sum()
     made = combine(GRID, wanted)
     assert made.coefficients.dtype == np.float64
     np.testing.assert_allclose(made.coefficients, expected, rtol=1e-7, atol=1e-9)
@@ -83,6 +86,18 @@ def test_what_was_stored_comes_back_and_copies_share():
     assert made.misfit < 1e-7
     twice = combine([*GRID, GRID[5]], GRID[5])  # one snapshot given twice
     assert twice.coefficients[[5, -1]] == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize(("std", "off"), [(0.075, 0.011), (0.13, 0.021), (0.2, 0.09)])
+def test_weights_that_never_changed_come_back(std, off):
+    """G1: few snapshots, where the least squares alone sum to 1 - ``off``."""
+    stored = [Profile(width, time) for time in (2048, 4096, 6144, 8192) for width in PAIR]
+    coefficients = combine(stored, Profile(std, 8192)).coefficients
+    assert coefficients.sum() == pytest.approx(1, abs=1e-14)
+    a = [[inner_product(p, q) for q in stored] for p in stored]
+    plain = np.linalg.solve(a, [inner_product(p, Profile(std, 8192)) for p in stored])
+    assert abs(1 - plain.sum()) == pytest.approx(off, abs=1e-3)
+    np.testing.assert_allclose(coefficients, plain / plain.sum(), atol=1e-13)  # rounding
 
 
 @pytest.mark.parametrize("std", [0, -0.1, MAX_STD * 1.01, float("nan")])
@@ -205,11 +220,37 @@ def test_released_pickles_are_snapshots_by_their_names(tmp_path):
     assert code == 0, told
     made, one = read(out), read(pickle_paths("edm2_cond")[0])
     assert made.architecture == one.architecture and made.encoder == one.encoder
-    assert made.metadata["training"] == {"images": 200_000, "ema_std": 0.07}
-    total = sum(s["coefficient"] for s in made.metadata["snapshots"])
-    weight = "unet.out_conv.weight"
-    torch.testing.assert_close(made.tensors[weight].float(), total * one.tensors[weight].float(),
+    assert made.metadata["training"] == {"images": 196 * 1024, "ema_std": 0.07}
+    weight = "unet.out_conv.weight"  # the same in all snapshots, and so in their average
+    torch.testing.assert_close(made.tensors[weight].float(), one.tensors[weight].float(),
                                rtol=1e-3, atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("134217", 2**27), ("2147483", 2**31), ("0000100", 98 * 1024), ("0000042", 42_000)],
+)
+def test_names_stand_for_multiples_of_1024_images(name, images, tmp_path):
+    """G1: EDM2 writes the thousands only; 42 is none of its names (41 * 1024 and 43,008)."""
+    (tmp_path / f"net-{name}-0.050.pkl").touch()
+    (snapshot,) = find_snapshots([str(tmp_path)])
+    assert snapshot.profile == Profile(0.05, images)
+
+
+def test_an_average_ends_at_a_snapshot_and_uses_none_after_it(training, tmp_path):
+    """G1: the sum at an earlier time is that of a training that stopped there."""
+    folder, stopped = training[0][torch.float16], tmp_path / "stopped"
+    stopped.mkdir()
+    for path in folder.glob("snap-00*"):
+        shutil.copy(path, stopped)
+    out = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    assert run("--in", folder, "--std", 0.15, "--kimg", 1.44, "--out", out[0])[0] == 0
+    assert run("--in", stopped, "--std", 0.15, "--out", out[1])[0] == 0
+    first, second = map(read, out)
+    assert first.metadata == second.metadata
+    assert len(first.metadata["snapshots"]) == 18  # 10, 20, ... 90 steps at two widths
+    assert first.metadata["training"] == {"images": 90 * BATCH, "ema_std": 0.15}
+    assert all(torch.equal(t, second.tensors[name]) for name, t in first.tensors.items())
 
 
 def test_ema_refuses_in_one_sentence(training, tmp_path):
@@ -224,8 +265,12 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
         (("--in", folder, "--std", 0.3, "--out", out), "std must be above 0 and at most 0.2887"),
         (("--in", folder, "--std", 0.1, "--out", tmp_path / "a.pkl"), "must end in .safetensors"),
         (("--in", folder, "--std", 0.1, "--std", 0.2, "--out", out), "write {std} in --out"),
-        (("--in", folder, "--std", 0.1, "--kimg", 4, "--out", out), "is not within the training"),
-        (("--in", folder, "--std", 0.1, "--kimg", "nan", "--out", out), "is not within the train"),
+        (
+            ("--in", folder, "--std", 0.1, "--kimg", 4, "--out", out),
+            "--kimg 4 is not the time of one snapshot: choose one of ..., 1.44, 1.6, ",
+        ),
+        (("--in", folder, "--std", 0.1, "--kimg", 1, "--out", out), "is not the time of one"),
+        (("--in", folder, "--std", 0.1, "--kimg", "nan", "--out", out), "is not the time of one"),
         (("--in", folder, "--in", other, "--std", 0.1, "--out", out), "is another network than"),
     ]:
         code, _, errors = run(*arguments)
