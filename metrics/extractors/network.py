@@ -1,4 +1,4 @@
-"""A network and its preprocessing made into an Extractor: the part that all networks share."""
+"""An Extractor from a network and its preprocessing: what all networks share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +14,7 @@ AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class NetworkExtractor(NamedTuple):
-    """A network of colour images as an Extractor; grey images are repeated to three channels."""
+    """An Extractor around a network of RGB images; grey images are repeated to three channels."""
 
     name: str
     feature_dim: int
@@ -26,7 +26,7 @@ class NetworkExtractor(NamedTuple):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """images uint8 [B, 1 or 3, H, W], on any device; raises ValueError for any other."""
+        """Extract from uint8 images [B, 1 or 3, H, W] on any device; ValueError for any other."""
         grey_or_colour = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
         if images.dtype != torch.uint8 or not grey_or_colour:
             raise ValueError(
@@ -34,15 +34,15 @@ class NetworkExtractor(NamedTuple):
                 f"{images.dtype} {list(images.shape)}: give it 8-bit grey or RGB images"
             )
         with computing(self.precision, self.device):
-            pictures = images.to(self.device).expand(-1, 3, -1, -1)
-            return as_float32(self.network(self.prepare(pictures)))
+            rgb = images.to(self.device).expand(-1, 3, -1, -1)
+            return as_float32(self.network(self.prepare(rgb)))
 
 
 @contextmanager
 def computing(precision: str, device: str) -> Iterator[None]:
-    """Products and convolutions in fp32, tf32 (on CUDA; elsewhere fp32), fp16 or bf16.
+    """Compute matrix products and convolutions in fp32, tf32 (CUDA only), fp16 or bf16.
 
-    With the last two the rest, and sums that leave a network's layers, stay in float32 (autocast).
+    fp16 and bf16 use autocast: all other operations stay in float32.
     """
     kind = AUTOCAST.get(precision)
     with (
@@ -52,7 +52,7 @@ def computing(precision: str, device: str) -> Iterator[None]:
         yield
 
 
-def as_float32(found: Outputs) -> Outputs:
-    """Outputs in float32, whatever the network computed in."""
-    rest = (part if part is None else part.float() for part in found[1:])
-    return Outputs(found.features.float(), *rest)
+def as_float32(outputs: Outputs) -> Outputs:
+    """Convert outputs to float32."""
+    rest = (part if part is None else part.float() for part in outputs[1:])
+    return Outputs(outputs.features.float(), *rest)

@@ -1,7 +1,7 @@
-"""From uint8 images of any size to the square input of a network: the resizes of the protocols.
+"""The resizes of the protocols: uint8 images of any size to the square input of a network.
 
-All take uint8 [B, C, H, W] and keep the range 0..255 (the float bicubic one overshoots it). On a
-GPU the whole batch stays there.
+All take uint8 [B, C, H, W] on any device and keep the range 0..255, except that ``bicubic``
+overshoots it.
 """
 
 import functools
@@ -18,45 +18,46 @@ BITS = 22  # of the fraction in Pillow's weights for 8-bit images
 
 
 def bilinear_tf1(images: Tensor, size: int) -> Tensor:
-    """TensorFlow 1's ``resize_bilinear`` (no aligned corners): float32 [B, C, size, size].
+    """Resize as TensorFlow 1's ``resize_bilinear`` (no aligned corners): float32 [B, C, S, S].
 
-    Output pixel i looks at i * W / size, between two neighbours and without antialiasing, so
-    images that shrink are undersampled: FID is defined with it. Rows are interpolated first, in
+    Output pixel i interpolates linearly at i * W / size, without antialiasing: FID is defined
+    with this resize, although it undersamples images that shrink. Rows are interpolated first, in
     TensorFlow's order of operations, so the CPU's result has the same bits as torch-fidelity's.
     """
-    low, high, share = _neighbours(images.shape[3], size, images.device)
+    low, high, weight = _neighbours(images.shape[3], size, images.device)
     left = images.index_select(3, low).float()  # bytes are gathered, four times less than floats
-    rows = images.index_select(3, high).float().sub_(left).mul_(share).add_(left)
-    low, high, share = _neighbours(images.shape[2], size, images.device)
+    rows = images.index_select(3, high).float().sub_(left).mul_(weight).add_(left)
+    low, high, weight = _neighbours(images.shape[2], size, images.device)
     top = rows.index_select(2, low)
-    return rows.index_select(2, high).sub_(top).mul_(share[:, None]).add_(top)
+    return rows.index_select(2, high).sub_(top).mul_(weight[:, None]).add_(top)
 
 
 def bicubic(images: Tensor, size: int) -> Tensor:
-    """PyTorch's antialiased bicubic resize, neither rounded nor clipped: float32, as EDM2's."""
+    """Resize by PyTorch's antialiased bicubic filter as EDM2: float32, unrounded, unclipped."""
     return torch.nn.functional.interpolate(
         images.float(), size=(size, size), mode="bicubic", antialias=True
     )
 
 
 def bicubic_pil(images: Tensor, size: int) -> Tensor:
-    """Pillow's bicubic resize of 8-bit images [B, 3, H, W], as dgm-eval's: uint8."""
+    """Resize 8-bit images [B, 3, H, W] by Pillow's bicubic filter as dgm-eval does: uint8."""
     if images.is_cuda and images.shape[2] == images.shape[3]:
         return bicubic_fixed_point(images, size)
-    pictures = images.permute(0, 2, 3, 1).cpu().numpy()
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     small = [
-        np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
-        for picture in pictures
+        np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC))
+        for array in arrays
     ]
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).to(images.device)
 
 
 def bicubic_fixed_point(images: Tensor, size: int) -> Tensor:
-    """What ``bicubic_pil`` gives, to the bit, as two matrix products: uint8 [B, C, S, S] -> uint8.
+    """Compute ``bicubic_pil`` bit for bit as two matrix products: uint8 [B, C, S, S] -> uint8.
 
-    Pillow weighs pixels by whole numbers of 2^-22 and rounds after each of its two passes, along
-    the rows first. (Not so of tall images from version 13 on; this is for square ones.) Its sums
-    stay below 2^53, so float64 holds them exactly in any order.
+    Pillow's weights are integer multiples of 2^-22, and it rounds after each of its two passes,
+    along the rows first. (From version 13 on it starts with the columns of tall images; this
+    function is for square ones.) The sums stay below 2^53, so float64 holds them exactly in any
+    order.
     """
     x = images
     for axis in (3, 2):
@@ -67,7 +68,7 @@ def bicubic_fixed_point(images: Tensor, size: int) -> Tensor:
 
 
 def imagenet_normalise(x: Tensor) -> Tensor:
-    """RGB 0..255 [B, 3, H, W] -> float32 with ImageNet's mean 0 and standard deviation 1."""
+    """Normalise RGB 0..255 [B, 3, H, W] by ImageNet's mean and standard deviation: float32."""
     mean, std = (
         torch.tensor(values, device=x.device).mul_(255)[:, None, None]
         for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -76,7 +77,7 @@ def imagenet_normalise(x: Tensor) -> Tensor:
 
 
 def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``size`` output pixels: both source pixels, and the second one's share."""
+    """Return both source pixels of each output pixel, and the weight of the second."""
     at = torch.arange(size, dtype=torch.float32, device=device)
     at = at * np.float32(length / size).item()  # as TensorFlow: the factor in float32
     low = at.long()
@@ -85,10 +86,10 @@ def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, T
 
 @functools.cache
 def _fixed_point_weights(length: int, size: int) -> Tensor:
-    """Pillow's bicubic weights times 2^22, whole numbers in float64 [size, length].
+    """Return Pillow's bicubic weights times 2^22: integers in float64 [size, length].
 
-    Catmull and Rom's cubic (a = -1/2), stretched by length / size where the image shrinks; the
-    weights of an output pixel sum to 1 before they are rounded, halves away from 0.
+    Catmull and Rom's cubic (a = -1/2), stretched by length / size where the image shrinks. The
+    weights of an output pixel are normalised to sum 1, then rounded (halves away from 0).
     """
     scale = length / size
     stretch = max(scale, 1.0)
@@ -105,7 +106,7 @@ def _fixed_point_weights(length: int, size: int) -> Tensor:
 
 
 def _cubic(x: float) -> float:
-    """Keys 1981 with a = -1/2."""
+    """Evaluate the cubic convolution kernel of Keys (1981) with a = -1/2."""
     a, x = -0.5, abs(x)
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1

@@ -725,7 +725,7 @@ def weights():
         "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), seen),
         "a zip behind a zip": (torch_pickle(GIGABYTES) + torch_pickle(b"}"), seen),
         "no state dict": (torch_pickle(b"]"), "no state dict"),
-        "another shape": (torch_pickle(b"}"), "lacks the tensor"),
+        "another shape": (torch_pickle(b"}"), "has no tensor"),
     }
 
 

@@ -73,13 +73,13 @@ def test_a_text_between_two_blocks_is_seen(monkeypatch, block):
 @pytest.mark.parametrize(
     "state, message",
     [
-        ({"conv.bias": STATE["conv.bias"]}, "a.pth lacks the tensor conv.weight: give the"),
+        ({"conv.bias": STATE["conv.bias"]}, "a.pth has no tensor conv.weight: give the"),
         (STATE | {"fc.bias": torch.ones(1)}, "a.pth holds fc.bias, which this network"),
         (STATE | {"conv.bias": torch.ones(5)}, r"a.pth holds conv.bias of shape \[5\], not \[4\]"),
-        ({"state_dict": STATE}, "a.pth holds no state dict"),
-        ({1: torch.ones(1)}, "a.pth holds no state dict"),
-        ([1, 2], "a.pth holds no state dict"),
-        (torch.nn.Conv2d(3, 4, 2), "a.pth cannot be read .*: it is cut off or no state dict"),
+        ({"state_dict": STATE}, "a.pth is not a state dict"),
+        ({1: torch.ones(1)}, "a.pth is not a state dict"),
+        ([1, 2], "a.pth is not a state dict"),
+        (torch.nn.Conv2d(3, 4, 2), "a.pth cannot be read .*: it is truncated or not a state dict"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, state, message):
@@ -97,7 +97,7 @@ def test_cut_files(tmp_path, name, share):
     else:
         path.write_bytes(bytes_of(STATE, _use_new_zipfile_serialization=name == "a.pth"))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match="cannot be read .*: it is cut off or no state dict"):
+    with pytest.raises(ValueError, match="cannot be read .*: it is truncated or not a state dict"):
         load(path)
 
 
@@ -117,7 +117,7 @@ def test_published_file_is_remembered_by_its_hash(published):
     assert {file.name for file in path.parent.iterdir()} == {"network.pth", "network.pth.sha256"}
     load_weights(None, url, SHAPES, offline=True)  # and it fits ever after
     published(bytes_of(random_state(SHAPES, 1)))
-    with pytest.raises(ValueError, match=f"expected {digest}: delete it and, if there, network"):
+    with pytest.raises(ValueError, match=f"expected {digest}: delete it and, if it exists, network"):
         load_weights(None, url, SHAPES, offline=True)
     record.write_text("")
     with pytest.raises(ValueError, match="network.pth has sha256 .*, expected"):
