@@ -1,15 +1,18 @@
-"""Pages of the site that come from files outside of docs/; called by mkdocs (see mkdocs.yml)."""
+"""Pages of the site that come from files outside of docs/, and its formulas (see mkdocs.yml)."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 import click
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from erk.commands.main import main as erk
+from erk.method.fields import PYTHON, Field, fields
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
@@ -24,7 +27,18 @@ One command, `erk`, has a subcommand for every task. `python -m erk` and, in sev
 `torchrun -m erk` run the same; `generate.py` and `evaluate.py` in the root of the repository are
 `erk generate` and `erk evaluate`. Options may be spelt with underscores, `--w_stiff`.
 """
+SETTINGS = """# Settings
+
+Every setting of `erk.sample`, `erk.trajectory` and `erk.Settings`, with its option of `erk
+generate`, its default, and its symbol in the paper or in EDM. This page is generated from
+`erk.method.fields.fields()`, as are the options, the rows of `configs/` and a run's identity.
+"""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
+
+
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.S
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,7 +46,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, target in OUTSIDE.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=commands()))
+    files.append(File.generated(config, "reference/settings.md", content=settings()))
     return files
+
+
+def settings() -> str:
+    """Return the page of settings: one table for each group of `fields()`."""
+    parts = [SETTINGS]
+    groups = dict.fromkeys(field.group for field in fields())
+    for group in sorted(groups, key=lambda group: group == PYTHON):  # stable: that one last
+        rows = "\n".join(_row(field) for field in fields() if field.group == group)
+        parts.append(f"## {group}\n\n| setting | option | default | symbol | meaning |\n"
+                     f"| --- | --- | --- | --- | --- |\n{rows}\n")  # fmt: skip
+    return "\n".join(parts)
+
+
+def _row(field: Field) -> str:
+    """Return the row of one setting; file names of docs/ become links."""
+    name, option = f"`{field.name}`", f"`{field.option}`" if field.option else "–"
+    default = field.note or f"`{field.default!r}`"
+    unit = f" Unit: {field.unit}." if field.unit not in field.help.lower() else ""
+    choices = f" One of {', '.join(f'`{choice}`' for choice in field.choices)}." * bool(
+        field.choices and field.name != "solver"
+    )
+    meaning = re.sub(r"docs/(\w+)\.md", r"[\1](../\1.md)", field.help) + choices + unit
+    cells = [name, option, default, f"`{field.symbol}`" if field.symbol else "", meaning]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def commands() -> str:
@@ -72,3 +111,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"[{text}]({up}{name.removeprefix('docs/')}{anchor})"
 
     return LINK.sub(replace, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Write the LaTeX of formulas as MathML, which browsers show without a script."""
+
+    def formula(match: re.Match[str]) -> str:
+        display = "inline" if match[2] == "(" else "block"
+        return convert(html.unescape(match[3]).strip(), display=display)
+
+    return FORMULA.sub(formula, content)

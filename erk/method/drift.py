@@ -152,7 +152,7 @@ class GuidedDrift:
 class ProjectedDrift(GuidedDrift):
     """ERK-Proj: model guidance damped outside the stiff direction (Eq. 59-61).
 
-    The guiding difference g = f_main - f_guide becomes eta g + (1 - eta) <g, v> v with
+    The guiding difference g = f_main - f_guide becomes `eta g + (1 - eta) <g, v> v` with
     eta = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come
     from the MAIN network's drift (the paper does not say which) at two successive evaluations.
     Until there is a pair the plain g acts (Heun: the first step).

@@ -114,7 +114,7 @@ def telemetry(
 ) -> dict[str, Tensor]:
     """Return the quantities of ERK-Guid in one step, each [B]; NaN while there is no pair.
 
-    stiffness: rho; gate: 1 where corrected; z; slope: <f, v>; dx, df: norms of the pair's
+    stiffness: rho; gate: 1 where corrected; z; slope: `<f, v>`; dx, df: norms of the pair's
     differences; cosine: cos(f, v); push: norm of the applied correction.
     """
     batch = step.x.shape[0]

@@ -12,9 +12,30 @@ import yaml
 import erk
 import metrics
 from erk.commands.main import SUBCOMMANDS
+from erk.method.fields import fields
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("mkdocs", reason="needs the extra [docs]")
+
+
+TAG = re.compile(  # of HTML, MathML (m...) and SVG
+    "a|article|body|button|clipboard-copy|code|dd|details|div|dl|dt|em|figcaption|figure|footer|"
+    "form|h[1-6]|head|header|html|img|input|label|li|link|m[a-z]+|nav|ol|output|p|pre|script|section|"
+    "small|span|strong|style|summary|sup|table|tbody|td|th|thead|title|tr|ul|"
+    "svg|g|path|rect|circle|line|text|defs|use|polyline"
+)
+
+
+class Tags(HTMLParser):
+    """Collect the names of a page's tags."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.names = set()
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
 
 
 class Loads(HTMLParser):
@@ -56,6 +77,24 @@ def test_no_page_fetches_anything_from_elsewhere(site):
     for page in site.rglob("*.html"):
         outside = [a for a in Loads(page).addresses if a and re.match("(https?:)?//", a)]
         assert outside == [], page
+
+
+def test_no_text_is_taken_for_a_tag(site):  # N2: `<f, v>` in prose was lost
+    for page in site.rglob("*.html"):
+        assert [name for name in Tags(page).names if not TAG.fullmatch(name)] == [], page
+
+
+def test_formulas_are_mathml(site):
+    theory = (site / "theory.html").read_text("utf-8")
+    assert theory.count("<math") > 60 and "arithmatex" not in theory
+    assert not re.search(r"\\(frac|langle|sigma|lambda)\b", theory)  # no LaTeX is left
+
+
+def test_the_page_of_settings_has_every_field(site):
+    text = (site / "reference/settings.html").read_text("utf-8")
+    for field in fields():
+        assert f"<code>{field.name}</code>" in text, field.name
+        assert f"<code>{field.option}</code>" in text or not field.option, field.name
 
 
 def test_the_reference_shows_signature_and_text_of_every_public_name(site):
