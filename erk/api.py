@@ -76,7 +76,7 @@ def sample(
     erk
         ERK-Guid without weights: "auto", a card of `erk calibrate`, or the path of one.
     dtype
-        dtype of the state and of the result.
+        dtype of the state and of the result; noise injected as EDM does needs a float64 state.
     callback
         Called with the `State` of every step, such as an `erk.Trace()`.
     guide_labels
@@ -85,7 +85,8 @@ def sample(
         Draws the noise of stochastic settings.
     **settings
         The other fields of `erk.Settings`: solver_options, erk_scale, erk_proj, twin, S_churn,
-        S_min, S_max, S_noise, afs, denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic.
+        S_min, S_max, S_noise, churn_rule, afs, denoise_to_zero, adaptive_tau, pc_snr,
+        pc_stochastic.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def sample(
         guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
         caller="sample", **settings,
     )  # fmt: skip
-    return solve(drift, noise, plan, randn_like, callback)
+    return solve(drift, noise, plan, randn_like, callback).to(dtype)
 
 
 def trajectory(

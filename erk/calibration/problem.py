@@ -92,7 +92,7 @@ class Problem(NamedTuple):
         `watch` is called with every step.
         """
         drift, sigmas = self.drift(labels), self.sigmas
-        end = noise.to(self.settings.dtype) * sigmas[0]
+        end = noise.to(sigmas.dtype) * sigmas[0]
         for x, step in loop(drift, end, sigmas, self.settings, guidance=guidance):
             end = x
             if watch is not None:

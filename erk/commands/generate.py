@@ -29,7 +29,9 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @shared.label_options(
     cloup.option("--seeds", metavar="LIST", default="0-49999", help="One image per seed: 0-9,12."),
 )  # fmt: skip
-@shared.sampling_options(32, *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise")))
+@shared.sampling_options(
+    32, *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise", "churn_rule"))
+)
 @cloup.option_group("ERK-Guid", *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk")))
 @cloup.option_group(
     "Baselines of the paper",

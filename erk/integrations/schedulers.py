@@ -30,16 +30,39 @@ from erk.method.solvers import dpm2, dpmpp, euler, heun
 from erk.models.adapters import PREDICTIONS, discrete_times
 
 
+def _extend(method: Any, parents: Any) -> Any:
+    """Give an override the parameters of the parent's method, then its keyword-only ones.
+
+    Pipelines look at the names of parameters to see what a scheduler supports.
+    """
+    theirs, ours = inspect.signature(parents), inspect.signature(method).parameters.values()
+    more = [one for one in ours if one.kind is one.KEYWORD_ONLY]
+    method.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *more])
+    method.__name__, method.__doc__ = parents.__name__, method.__doc__ or parents.__doc__
+    return method
+
+
 def _with_weights(parent: type) -> Callable[[Any], Any]:
     """Give an __init__ the parent's arguments, w_stiff and w_con; register all in the config."""
+    return lambda init: register_to_config(_extend(init, parent.__init__))  # type: ignore[misc]
 
-    def decorate(init: Any) -> Any:
-        weights = inspect.signature(init).parameters
-        theirs = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
-        init.__signature__ = inspect.Signature([*theirs, weights["w_stiff"], weights["w_con"]])
-        return register_to_config(init)
+
+def _extends(parent: type) -> Callable[[type], type]:
+    """Give every public method that a scheduler overrides the parameters of `parent`'s."""
+
+    def decorate(kind: type) -> type:
+        for name, theirs in vars(parent).items():
+            ours = getattr(kind, name)
+            if inspect.isfunction(theirs) and ours is not theirs and not name.startswith("_"):
+                setattr(kind, name, _extend(vars(kind).get(name) or _copy(ours), theirs))
+        return kind
 
     return decorate
+
+
+def _copy(method: Any) -> Any:
+    """Return a function that calls a method of the common part, which the schedulers share."""
+    return lambda *args, **kwargs: method(*args, **kwargs)
 
 
 class _Guided(SchedulerMixin):
@@ -60,6 +83,21 @@ class _Guided(SchedulerMixin):
             weight = self.config[name]
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, not {weight}.")
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Create a scheduler from a config, as the parent class does.
+
+        Raises ValueError for `erk`, which the parent class would ignore silently.
+        """
+        if kwargs.get("erk") is not None:
+            raise ValueError(
+                f"{cls.__name__} has no erk={kwargs['erk']!r}: give w_stiff and w_con, or sample "
+                "with erk.sample(..., erk='auto')."
+            )
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
@@ -86,9 +124,9 @@ class _Guided(SchedulerMixin):
 
     def _correction(self, solver: Solver, alpha: Tensor, sigma_next: Tensor) -> Tensor:
         """Compute the correction in the parent's scale; 0 below the stiffness threshold."""
-        if sigma_next == 0:  # Euler's last step, never corrected
-            return torch.zeros_like(self._points[0].x)
         known, start = iter(self._points), self._points[0]
+        if sigma_next == 0:  # Euler's last step, never corrected
+            return torch.zeros_like(start.x)
         step = solver(lambda x, sigma: next(known), start.x, start.sigma, sigma_next, self._memory)
         self._points, self._memory = [], step.memory or (start,)
         bare = step._replace(x=torch.zeros_like(start.x))
@@ -107,6 +145,7 @@ class _Guided(SchedulerMixin):
         raise NotImplementedError
 
 
+@_extends(HeunDiscreteScheduler)
 class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler with ERK-Guid: epsilon, v and sample prediction.
 
@@ -118,10 +157,6 @@ class ERKHeunScheduler(_Guided, HeunDiscreteScheduler):
     @_with_weights(HeunDiscreteScheduler)
     def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
         super().__init__(*args, **kwargs)
-
-    @functools.wraps(HeunDiscreteScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return super().step(*args, **kwargs)
 
     def set_timesteps(
         self,
@@ -198,6 +233,7 @@ class _GuidedDPM(_Guided):
         return self.config.algorithm_type == "dpmsolver++"
 
 
+@_extends(DPMSolverSinglestepScheduler)
 class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
     """diffusers' DPMSolverSinglestepScheduler (DPM-Solver-2S) with ERK-Guid.
 
@@ -210,10 +246,6 @@ class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
     @_with_weights(DPMSolverSinglestepScheduler)
     def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
         super().__init__(*args, **kwargs)
-
-    @functools.wraps(DPMSolverSinglestepScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return super().step(*args, **kwargs)
 
     def _check(self) -> None:
         super()._check()
@@ -231,6 +263,7 @@ class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
         return functools.partial(dpm2, predict_x0=self._predicts_x0)
 
 
+@_extends(DPMSolverMultistepScheduler)
 class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
     """diffusers' DPMSolverMultistepScheduler (DPM-Solver++(2M), (3M)) with ERK-Guid.
 
@@ -242,10 +275,6 @@ class ERKDPMSolverMultistepScheduler(_GuidedDPM, DPMSolverMultistepScheduler):
     @_with_weights(DPMSolverMultistepScheduler)
     def __init__(self, *args: Any, w_stiff: float = 0.0, w_con: float = 0.5, **kwargs: Any):
         super().__init__(*args, **kwargs)
-
-    @functools.wraps(DPMSolverMultistepScheduler.step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return super().step(*args, **kwargs)
 
     # The parent chooses the order of a step; these overrides record it.
 

@@ -22,6 +22,8 @@ PUBLISHED_SCHEDULES = {
 """The schedule that each solver is published with."""
 SCHEDULE_NAMES = ("edm", "polynomial", "logsnr", "time_uniform", "discrete")
 SCALE_NAMES = ("quadratic", "abs", "alpha")
+CHURN_RULES = ("edm", "edm2")
+"""edm: float64 state and noise, drawn at every step; edm2: drawn only in [S_min, S_max]."""
 
 SOLVER, MODEL_GUIDANCE, ERK_GUID = "Sampling", "Model guidance", "ERK-Guid"
 BASELINES, CHURN, PYTHON = "Baselines", "Stochastic sampling", "In Python only"
@@ -80,6 +82,8 @@ FIELDS = (
     Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma"),
     Field("S_max", math.inf, "Highest noise level that is churned.", CHURN, unit="sigma"),
     Field("S_noise", 1.0, "Scale of the injected noise.", CHURN),
+    Field("churn_rule", None, "Whose stream of noise: edm (float64, drawn at every step) or edm2.",
+          CHURN, str, choices=CHURN_RULES, note="that of the network's release"),
     Field("afs", False, "Analytic first step: one evaluation less.", SOLVER, bool),
     Field("denoise_to_zero", False, "End with an Euler step to sigma = 0.", SOLVER, bool),
     Field("adaptive_tau", None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).",

@@ -37,8 +37,11 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
-    """Return the ERK-Guid correction of `step` (Eq. 19), or None while it has no pair yet."""
-    if step.twin is None or step.h is None:
+    """Return the ERK-Guid correction of `step` (Eq. 19), or None where there is none.
+
+    There is none while the step has no pair, and for a step of length 0.
+    """
+    if step.twin is None or step.h is None or step.sigma_next == step.start.sigma:
         return None
     estimate = stiffness(step.start, step.twin)
     z = w_stiff * step.h.abs() * estimate.rho  # the sign of h is the direction, not part of z
@@ -50,7 +53,8 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Tensor:
     """Move a solver's answer along the stiff direction (Eq. 17-20, Algorithm 1).
 
-    Costs no network evaluation. A step without a pair (`twin` or `h` None) is left alone.
+    Costs no network evaluation. A step without a pair (`twin` or `h` None) or of length 0 is left
+    alone.
 
     Parameters
     ----------

@@ -28,7 +28,8 @@ def steps(
 ) -> Iterator[tuple[Tensor, Step]]:
     """Run a solver along a schedule: the one sampling loop.
 
-    An interval that ends at sigma = 0 is Euler's and never guided: there x becomes D.
+    An interval that ends at sigma = 0 is Euler's and never guided: there x becomes D, which no
+    analytic first step replaces.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def integrate(
     that a GPU never waits.
     """
     sigmas = settings.sigmas(drift.model)
-    start = noise.to(settings.dtype) * sigmas[0]
+    start = noise.to(sigmas.dtype) * sigmas[0]
     sums = []
     for x, step in loop(drift, start, sigmas, settings, randn_like):
         sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))

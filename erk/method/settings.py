@@ -14,7 +14,7 @@ from torch import Tensor
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import Card, Correction, auto, networks
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
-from erk.method.fields import FIELDS, check_names, field, fields
+from erk.method.fields import CHURN_RULES, FIELDS, check_names, field, fields
 from erk.method.guidance import SCALES, ErkGuid
 from erk.method.point import Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
@@ -73,6 +73,7 @@ class Settings:
     S_min: float = _setting("S_min")
     S_max: float = _setting("S_max")
     S_noise: float = _setting("S_noise")
+    churn_rule: str | None = _setting("churn_rule")
     afs: bool = _setting("afs")
     denoise_to_zero: bool = _setting("denoise_to_zero")
     adaptive_tau: float | None = _setting("adaptive_tau")
@@ -92,6 +93,10 @@ class Settings:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name):g}.")
         if self.erk_scale not in SCALES:
             raise ValueError(f"erk_scale must be {' or '.join(SCALES)}, not '{self.erk_scale}'.")
+        if self.churn_rule not in (None, *CHURN_RULES):
+            raise ValueError(
+                f"churn_rule must be {' or '.join(CHURN_RULES)}, not '{self.churn_rule}'."
+            )
         interval = self.guidance_interval
         if interval is not None and not 0 <= interval[0] < interval[1]:
             raise ValueError(
@@ -123,7 +128,7 @@ class Settings:
         return published_schedule(self.solver) if self.schedule is None else self.schedule
 
     def sigmas(self, model: Any = None) -> Tensor:
-        """Return the noise levels, [N + 1] in `dtype` on the CPU.
+        """Return the noise levels, [N + 1] in `state_dtype` on the CPU.
 
         As in EDM's sampler they stay within model.sigma_min and model.sigma_max and become levels
         that the model knows, model.round_sigma; a model without these takes any level.
@@ -134,7 +139,7 @@ class Settings:
         if hasattr(model, "round_sigma"):
             levels = model.round_sigma(levels)
         # levels that are equal after rounding are one level
-        return torch.unique_consecutive(levels.to(self.dtype))
+        return torch.unique_consecutive(levels.to(self.state_dtype(model)))
 
     def solver_for(self, sigmas: Tensor | None, model: Any) -> Solver:
         """Return the solver, bound to the noise levels of a run, [N + 1]."""
@@ -193,17 +198,29 @@ class Settings:
         correction.check_levels(sigmas)
         return correction
 
+    def state_dtype(self, model: Any = None) -> torch.dtype:
+        """Return the dtype of the state: `dtype`, but float64 where noise is injected as in EDM."""
+        return torch.float64 if self.S_churn > 0 and self._churns_as_edm(model) else self.dtype
+
+    def _churns_as_edm(self, model: Any) -> bool:
+        return (self.churn_rule or getattr(model, "churn_rule", "edm2")) == "edm"
+
     def churn(self, model: Any, intervals: int, randn_like: Noise) -> Churn | None:
         """Return EDM's noise injection for a run of so many intervals, or None when it is off."""
         if self.S_churn == 0:
             return None
         gamma = min(self.S_churn / intervals, math.sqrt(2) - 1)
         round_sigma = getattr(model, "round_sigma", None)
-        return Churn(gamma, self.S_min, self.S_max, self.S_noise, randn_like, round_sigma)
+        every_step = self._churns_as_edm(model)
+        return Churn(
+            gamma, self.S_min, self.S_max, self.S_noise, randn_like, round_sigma, every_step
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return all settings as JSON holds them: equal for equal samples from equal inputs."""
         plain = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
+        if self.S_churn == 0:
+            del plain["churn_rule"]
         return plain | {"schedule": _plain(self.levels)}
 
     def recipe(self) -> dict[str, Any]:

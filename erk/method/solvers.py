@@ -5,7 +5,8 @@ its answer it reports the pair that ERK-Guid uses: a second point whose drift is
 (`twin`), and the signed step `h` (Table 9; the others are derived in docs/theory.md). Without an
 embedded stage the twin is the previous node. The keywords `sigmas` (all noise levels of the run)
 and `ends` (sigma_min, sigma_max) are filled in by `make_solver` for the solvers that have them. The
-step to sigma = 0 is Euler's for every solver: the sampling loop takes it.
+step to sigma = 0 is Euler's for every solver: the sampling loop takes it. A step of length 0 leaves
+x alone.
 """
 
 import inspect
@@ -32,7 +33,8 @@ from erk.method.point import Drift, Point, Solver, Step
 def euler(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
     """Take a step of Euler's method (DDIM in sigma): order 1, 1 evaluation; D at sigma_next = 0."""
     start = drift(x, sigma)
-    return _multistep(x + (sigma_next - sigma) * start.f, _latest(start, memory, 1), sigma_next)
+    x_next = start.x + (sigma_next - sigma) * start.f
+    return _multistep(x_next, _latest(start, memory, 1), sigma_next)
 
 
 def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
@@ -69,14 +71,14 @@ def dpm2(
     """
     start = drift(x, sigma)
     sigma_mid = sigma_next**r * sigma ** (1 - r)
-    middle = drift(x + (sigma_mid - sigma) * start.f, sigma_mid)
+    middle = drift(start.x + (sigma_mid - sigma) * start.f, sigma_mid)
     if predict_x0:
         m, m_mid = (_prediction(point, True, False) for point in (start, middle))
-        base, c, hh = _exponential(x, sigma, sigma_next, True)
+        base, c, hh = _exponential(start.x, sigma, sigma_next, True)
         x_next = base - c * hh * phi(1, hh) * (m + (m_mid - m) / (2 * r))
         return Step(x_next, start, sigma_next, twin=middle, h=sigma_next - sigma)
     slope = middle.f / (2 * r) + (1 - 1 / (2 * r)) * start.f
-    x_next = x + (sigma_next - sigma) * slope
+    x_next = start.x + (sigma_next - sigma) * slope
     return Step(x_next, start, sigma_next, twin=middle, h=sigma - sigma_next)
 
 
@@ -154,6 +156,8 @@ def dpmpp(
     has half of the second derivative's weight, so it converges at order 2, with a small error.
     """
     points = _latest(drift(x, sigma), memory, order)
+    if sigma_next == sigma:
+        return _multistep(x, points, sigma_next)
     now = _order(points, sigma_next, sigmas, order, lower_order_final)
     m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
     base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
@@ -190,6 +194,8 @@ def unipc(
     point. The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
     """
     points = memory or (drift(x, sigma),)
+    if sigma_next == sigma:
+        return _multistep(x, points, sigma_next)._replace(origin=x)
     now = _order(points, sigma_next, sigmas, order, lower_order_final)
     m = [_prediction(point, predict_x0, dynamic_thresholding) for point in points[:now]]
     base, c, hh = _exponential(x, sigma, sigma_next, predict_x0)
@@ -209,8 +215,15 @@ def unipc(
 
 
 def _latest(start: Point, memory: tuple[Point, ...] | None, order: int) -> tuple[Point, ...]:
-    """Return the latest points, newest first: as many as the order needs, at least the twin."""
-    return (start, *(memory or ()))[: max(order, 2)]
+    """Return the latest points, newest first: as many as the order needs, at least the twin.
+
+    A level that is evaluated again, after a step of length 0, counts once: polynomials through
+    two points of one level do not exist.
+    """
+    earlier = memory or ()
+    if earlier and earlier[0].sigma == start.sigma:
+        earlier = earlier[1:]
+    return (start, *earlier)[: max(order, 2)]
 
 
 def _multistep(
@@ -230,7 +243,7 @@ def _order(
     points: tuple[Point, ...], sigma_next: Tensor, sigmas: Tensor, order: int, lower_at_end: bool
 ) -> int:
     """Return the order of this step, limited by the known points and, if asked, the steps left."""
-    left = int(((sigmas <= sigma_next) & (sigmas > 0)).sum()) if lower_at_end else order
+    left = len(sigmas[(sigmas <= sigma_next) & (sigmas > 0)].unique()) if lower_at_end else order
     return min(order, len(points), left)
 
 

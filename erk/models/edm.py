@@ -482,6 +482,7 @@ class Precond(nn.Module):
     sigma_min: float
     sigma_max: float
     outputs = 1  # channels of F for each channel of x
+    churn_rule = "edm"  # how the sampler of the release injects noise
 
     def __init__(
         self,

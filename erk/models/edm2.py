@@ -330,6 +330,7 @@ class Precond(nn.Module):
     """
 
     sigma_min, sigma_max = 0.0, math.inf
+    churn_rule = "edm2"  # how the sampler of the release injects noise
 
     def __init__(
         self,

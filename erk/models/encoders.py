@@ -38,7 +38,8 @@ class PixelEncoder:
 
     def decode(self, x: Tensor) -> Tensor:
         """Convert [B, C, H, W] float to uint8 of the same shape, truncating as published."""
-        return (x.to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # EDM decodes float64 states
+        return (wide * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 class DigitsEncoder:

@@ -33,6 +33,7 @@ class Model:
     sample_shape : (C, H, W) of one sample.
     label_dim : number of classes, 0 if unconditional.
     sigma_min, sigma_max : range of noise levels in training.
+    churn_rule : "edm" or "edm2", how the sampler of the network's release injects noise.
     device, encoder, network : the device, the decoder to images and the wrapped module.
     name, sha256, licence : of the file.
 
@@ -51,6 +52,7 @@ class Model:
         self.label_dim = int(network.label_dim)  # type: ignore[arg-type]
         self.sigma_min = float(network.sigma_min)  # type: ignore[arg-type]
         self.sigma_max = float(network.sigma_max)  # type: ignore[arg-type]
+        self.churn_rule = getattr(network, "churn_rule", "edm2")
         if hasattr(network, "sigma_inv"):  # time of the network, for the discrete schedule
             self.sigma, self.sigma_inv = network.sigma, network.sigma_inv
         self.name, self.sha256, self.licence = "unnamed", "", "unknown"

@@ -294,14 +294,10 @@ def test_stores_with_a_broken_file_or_other_outputs(run, monkeypatch, tmp_path):
     kept = torch.arange(3)
     store("a", {"kept": kept, "features": torch.ones(3, 2)})
     store("b", {"kept": kept, "logits": torch.zeros(3, 4)})
-    assert "2 files of features added, 0 existed" in run(
-        merge_command, "a", "b", "--dest", "all"
-    )
+    assert "2 files of features added, 0 existed" in run(merge_command, "a", "b", "--dest", "all")
     (merged,) = Path("all").rglob("*.safetensors")
     assert {*load_file(merged)} == {"kept", "features", "logits"}
-    assert "0 files of features added, 2 existed" in run(
-        merge_command, "a", "b", "--dest", "all"
-    )
+    assert "0 files of features added, 2 existed" in run(merge_command, "a", "b", "--dest", "all")
     broken = store("c", {"kept": kept})
     broken.write_bytes(broken.read_bytes()[:-5])
     done = CliRunner().invoke(merge_command, ["a", "c", "--dest", "all"])

@@ -125,7 +125,7 @@ def test_every_command_is_installed_and_helps_without_torch(commands, tmp_path):
 
 
 def test_a_missing_package_is_one_sentence(commands, tmp_path):
-    (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError(\"No module\", name=\"yaml\")\n")
+    (tmp_path / "yaml.py").write_text('raise ModuleNotFoundError("No module", name="yaml")\n')
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([commands / "erk", "presets"], env=env, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1

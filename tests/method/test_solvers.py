@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from problems import STD, gaussian, gaussian_drift, gaussian_solution
 
 import erk
-from erk.method.guidance import erk_push
+from erk.method.guidance import erk_guid, erk_push, memoryless, unguided
 from erk.method.point import Point
+from erk.method.sampler import steps
 from erk.method.solvers import SOLVERS, analytic_first, make_solver
 from erk.method.stiffness import stiffness
 
@@ -220,3 +222,35 @@ def test_a_sample_never_depends_on_its_batch_mates(name, shape, split, dtype, co
     parts = [erk.sample(gaussian, part, **chosen) for part in noise.split(split)]
     assert whole.dtype == dtype and whole.shape == noise.shape
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_repeated_levels_change_nothing(name):
+    """F2: a step of length 0 keeps x, and its level counts once in multistep formulas."""
+    levels = torch.tensor([10, 5, 5, 5, 2, 2, 1, 0.5, 0.5, 0.2], dtype=torch.float64)
+
+    def ends(sigmas, guidance):
+        solver = make_solver(name, {}, sigmas)
+        drift = erk.Settings().drift(lambda x, sigma, _: x / (1 + 4 * sigma**2))
+        *_, (x, _) = steps(drift, 10 * torch.eye(2, dtype=torch.float64), sigmas, solver, guidance)
+        return x
+
+    for guidance in (unguided, memoryless(partial(erk_guid, w_stiff=0.5, w_con=0.0))):
+        repeated, once = ends(levels, guidance), ends(levels.unique_consecutive(), guidance)
+        assert repeated.isfinite().all()
+        if name == "heun" and guidance is not unguided:
+            continue  # its pair comes from the step before, here of length 0
+        torch.testing.assert_close(repeated, once, rtol=1e-6, atol=0)
+
+
+def test_afs_does_not_replace_the_denoiser_of_a_single_step():
+    """An interval that ends at 0 becomes D(x; sigma), which needs the network: 1 evaluation."""
+    noise, calls = torch.ones(2, 3), []
+
+    def model(x, sigma, labels):
+        calls.append(sigma)
+        return x / (1 + 4 * sigma**2)
+
+    x0 = erk.sample(model, noise, schedule=[80.0, 0.0], afs=True)
+    assert len(calls) == 1
+    torch.testing.assert_close(x0, model(80 * noise, torch.tensor(80.0), None))

@@ -1,0 +1,101 @@
+"""The noise of stochastic sampling is drawn as the release of the network draws it (G8)."""
+
+import functools
+import math
+
+import pytest
+import torch
+from golden_data import pickle_paths
+from problems import linear
+
+import erk
+from erk.method.churn import Churn
+from erk.models.model import load_model
+from erk.models.noise import SeededNoise
+
+SEEDS = range(3)
+RUN = dict(steps=6, S_churn=8.0, S_min=0.05, S_max=20.0, S_noise=1.003)
+
+
+@functools.cache
+def model(name):
+    return load_model(pickle_paths(name)[0])
+
+
+def draw(net):
+    source = SeededNoise(SEEDS, "cpu")
+    noise, labels = source.randn(net.sample_shape), None
+    if net.label_dim:
+        labels = torch.eye(net.label_dim)[source.randint(net.label_dim)]
+    return source, noise, labels
+
+
+def by_hand(net, rule):
+    """Algorithm 2 of Karras et al. 2022 in plain formulas, with noise as EDM or EDM2 draws it."""
+    source, noise, labels = draw(net)
+    dtype = torch.float64 if rule == "edm" else torch.float32
+    i, n = torch.arange(6, dtype=torch.float64), 6
+    t = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    t = torch.cat([t, torch.zeros(1, dtype=torch.float64)]).to(dtype)
+    x = noise.to(dtype) * t[0]
+    for now, after in zip(t[:-1], t[1:], strict=True):
+        inside = RUN["S_min"] <= now <= RUN["S_max"]
+        gamma = min(RUN["S_churn"] / n, math.sqrt(2) - 1) if inside else 0.0
+        hat = now + gamma * now
+        if inside or rule == "edm":
+            eps = source.randn(net.sample_shape, dtype)
+            x = x + (hat**2 - now**2).sqrt() * RUN["S_noise"] * eps
+        slope = (x - net(x.float(), hat.float(), labels).to(dtype)) / hat
+        end = x + (after - hat) * slope
+        if after > 0:
+            second = (end - net(end.float(), after.float(), labels).to(dtype)) / after
+            end = x + (after - hat) * (slope + second) / 2
+        x = end
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("edm_ddpmpp", "edm"), ("edm_adm", "edm"), ("edm2_pixel", "edm2"), ("edm_ddpmpp", "edm2")],
+)
+def test_samples_of_seeds_are_those_of_the_release(name, rule):
+    net = model(name)
+    chosen = {} if rule == net.churn_rule else {"churn_rule": rule}
+    source, noise, labels = draw(net)
+    wanted = by_hand(net, rule)
+    x0 = erk.sample(
+        net, noise, labels, randn_like=source.randn_like, dtype=wanted.dtype, **RUN, **chosen
+    )
+    assert (x0 - wanted).abs().max() < (1e-6 if rule == "edm" else 1e-4)
+    other = by_hand(net, "edm2" if rule == "edm" else "edm")
+    assert (x0 - other).abs().max() > 0.1  # the rules give other samples of the same seeds
+
+
+def test_the_rule_is_the_networks_unless_it_is_named():
+    assert model("edm_adm").churn_rule == "edm" and model("edm2_pixel").churn_rule == "edm2"
+    settings = erk.Settings(S_churn=1.0)
+    assert settings.state_dtype(model("edm_adm")) == torch.float64
+    assert settings.state_dtype(model("edm2_pixel")) == torch.float32
+    assert settings.state_dtype(linear(1.0)) == torch.float32
+    assert erk.Settings().state_dtype(model("edm_adm")) == torch.float32  # nothing is drawn
+    assert erk.Settings(S_churn=1.0, churn_rule="edm").state_dtype() == torch.float64
+    assert erk.sample(model("edm_adm"), draw(model("edm_adm"))[1], **RUN).dtype == torch.float32
+
+
+def test_the_rule_is_part_of_the_identity_only_where_noise_is_drawn():
+    plain, named = erk.Settings(), erk.Settings(churn_rule="edm")
+    assert plain.identity() == named.identity() and "churn_rule" not in plain.identity()
+    churned, named = erk.Settings(S_churn=1.0), erk.Settings(S_churn=1.0, churn_rule="edm")
+    assert churned.identity() != named.identity()
+
+
+def test_edm_draws_outside_the_range_and_drops_it():
+    count = []
+    noise = lambda x: count.append(x.dtype) or torch.ones_like(x)  # noqa: E731
+    for every, calls in ((True, 2), (False, 1)):
+        churn = Churn(0.1, 0.5, 2.0, 1.0, noise, every_step=every)
+        x, level = churn(torch.zeros(1, 2), torch.tensor(4.0))
+        assert level == 4 and not x.any()
+        x, level = churn(torch.zeros(1, 2), torch.tensor(1.0))
+        assert level > 1 and x.all() and len(count) == calls
+        count.clear()
