@@ -66,6 +66,7 @@ def fit(problem: Problem, batches: Sequence[ReferenceBatch], directions: Sequenc
         equations, rows = NormalEquations(len(directions)), []
         for j, (drift, x, memory) in enumerate(zip(drifts, states, memories, strict=True)):
             step = solver(drift, x, sigma, sigma_next, memory)
+            step = step._replace(sigma_next=sigma_next, index=i)
             vectors = torch.stack([DIRECTIONS[name](step, previous[j]) for name in directions])
             target = batches[j].path[i + 1].to(x) - step.x
             equations.add(vectors, target, step.length * step.start.f)

@@ -207,6 +207,7 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     weights, memory = [], None
     for sigma, sigma_next in pairwise(levels):
         step = solver(_gaussian, _exact(sigma), sigma, sigma_next, memory)
+        step = step._replace(sigma_next=sigma_next)
         memory = step.memory
         error = _exact(sigma_next) - step.x
         weights.append((_agreed(error, embedded(step), priors),))
@@ -224,7 +225,8 @@ def _end(solver: Solver, levels: Tensor, guidance: Guidance) -> Tensor:
     """Return the last state of a run on Gaussian data, [600, 1]."""
     x, memory, kept = _exact(levels[0]), None, None
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        step = solver(_gaussian, x, sigma, sigma_next, memory)._replace(index=index)
+        step = solver(_gaussian, x, sigma, sigma_next, memory)
+        step = step._replace(sigma_next=sigma_next, index=index)
         memory = step.memory
         x, kept = guidance(step, kept)
     return x

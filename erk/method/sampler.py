@@ -100,7 +100,7 @@ def with_twin(solver: Solver, choose: Twin) -> Solver:
 
     def paired(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
         inner, previous = memory or (None, None)
-        step = solver(drift, x, sigma, sigma_next, inner)
+        step = solver(drift, x, sigma, sigma_next, inner)._replace(sigma_next=sigma_next)
         twin, h = choose(step, previous)
         return step._replace(twin=twin, h=h, memory=(step.memory, step))
 

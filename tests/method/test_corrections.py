@@ -15,7 +15,7 @@ from erk.commands import generate
 from erk.method import corrections
 from erk.method.corrections import Correction, auto
 from erk.method.guidance import unguided
-from erk.method.point import Point, norm
+from erk.method.point import Point, Step, norm
 from erk.method.sampler import loop, solve, steps
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
@@ -38,6 +38,19 @@ def test_heuns_coefficient_is_the_one_that_theory_gives():
     for (weight,), ratio, sigma in zip(correction.weights, ratios, sigmas, strict=False):
         if 0.5 < sigma < 5:
             assert weight / (1 - ratio) == pytest.approx(-1 / 3, abs=0.02)
+
+
+def test_a_solver_need_not_report_sigma_next():
+    """A solver of the user's gives what docs/howto/solver.md shows; the loop knows the rest."""
+
+    def ralston(drift, x, sigma, sigma_next, memory=None):
+        h, start = sigma_next - sigma, drift(x, sigma)
+        late = drift(x + 2 / 3 * h * start.f, sigma + 2 / 3 * h)
+        return Step(x + h * (start.f / 4 + 3 / 4 * late.f), start, twin=late, h=-h)
+
+    sigmas = Settings(solver="heun", steps=8).sigmas()
+    known = auto(lambda *a: ralston(*a)._replace(sigma_next=a[3]), sigmas)
+    assert auto(ralston, sigmas) == known and known.acts
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 1.0, 3.0])
