@@ -23,7 +23,7 @@ from scripts.paper.config import Request, TextToImage, chosen_rows
 from scripts.paper.page import table_of
 from scripts.paper.tables import Content, write_content
 
-PACKAGES = ("transformers", "sentencepiece", "protobuf")  # pyproject's extra "diffusers"
+PACKAGES = ("transformers", "sentencepiece", "protobuf")  # pyproject's extra "text-to-image"
 MODULES = {"protobuf": "google.protobuf"}  # where the module has another name
 INDEX = "model_index.json"  # of a pipeline
 WEIGHTS = (".safetensors", ".bin")
