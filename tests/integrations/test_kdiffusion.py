@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -83,8 +84,6 @@ def test_signature_and_ends(name):
     assert sampler(Gaussian(), x, NODES[:0], disable=True) is x
     x.requires_grad_()
     assert not sampler(Gaussian(), x, NODES, disable=True).requires_grad
-    half = sampler(Gaussian(), start().half(), NODES, disable=True)
-    assert half.dtype == torch.float16 and half.isfinite().all()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -105,6 +104,83 @@ def test_the_defaults_guide():
         assert not torch.equal(sampler(Gaussian(), start(), NODES, disable=True), plain)
 
 
+def by_hand(name, model, x, sigmas, callback=None):
+    """k-diffusion's sample_heun and sample_dpm_2 without churn, in plain formulas."""
+    ones = x.new_ones([len(x)])
+    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
+        denoised = model(x, now * ones)
+        d = (x - denoised) / now.reshape(1, 1, 1)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
+        if after == 0:
+            x = x + d * (after - now)
+        elif name == "erk_heun":
+            end = x + d * (after - now)
+            second = (end - model(end, after * ones)) / after.reshape(1, 1, 1)
+            x = x + (d + second) / 2 * (after - now)
+        else:
+            mid = now.log().lerp(after.log(), 0.5).exp()
+            end = x + d * (mid - now)
+            x = x + (end - model(end, mid * ones)) / mid.reshape(1, 1, 1) * (after - now)
+    return x
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision_becomes_float32_as_in_k_diffusion(name, dtype):
+    """G4: the first call of the model sees x as given, later ones see float32."""
+    model, theirs = Gaussian(), Gaussian()
+    x = start().to(dtype)
+    ours = SAMPLERS[name](model, x, NODES, disable=True, w_stiff=0.0)
+    wanted = by_hand(name, theirs, x, NODES)
+    assert ours.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
+    types = [[(a.dtype, b.dtype) for a, b, _ in one.calls] for one in (model, theirs)]
+    assert types[0] == types[1]
+    guided = SAMPLERS[name](Gaussian(), x, NODES, disable=True, w_stiff=0.5, w_con=0.3)
+    fine = SAMPLERS[name](Gaussian(), x.float(), NODES, disable=True, w_stiff=0.5, w_con=0.3)
+    rounding = (wanted - by_hand(name, Gaussian(), x.float(), NODES)).norm()
+    assert (guided - fine).norm() <= 2 * rounding
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_callback_comes_first_and_may_change_x(name, dtype):
+    """G9: it is called before the second evaluation, and edits of x in place have effect."""
+    runs = []
+    for sampler in (SAMPLERS[name], None):
+        model, order = Gaussian(), []
+
+        def edit(state, model=model, order=order):
+            order.append(len(model.calls))
+            state["x"].mul_(0.9)
+
+        x = start().to(dtype)
+        if sampler is None:
+            runs.append((by_hand(name, model, x, NODES, edit), order))
+        else:
+            runs.append((sampler(model, x, NODES, callback=edit, disable=True, w_stiff=0), order))
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-6, atol=1e-6)
+    assert runs[0][1] == runs[1][1] == [1, 3, 5, 7, 9, 11, 13]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("patched", [False, True])
+def test_flow_models_of_comfyui_are_refused(name, patched):
+    flow = type("ModelSampling", (type("CONST", (), {}),), {})()
+
+    class Wrapped(Gaussian):
+        if patched:
+            patcher = SimpleNamespace(get_model_object=lambda name: flow)
+            inner_model = SimpleNamespace(model_patcher=patcher)
+        else:
+            inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=flow))
+
+    with pytest.raises(ValueError, match="set w_stiff to 0, or sample with erk.from_flow"):
+        SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True)
+    assert SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True, w_stiff=0).isfinite().all()
+
+
 def loaded():
     """The node folder as ComfyUI loads it: from its place, under a name of its own."""
     spec = importlib.util.spec_from_file_location("custom_nodes/erk", FOLDER / "__init__.py")
@@ -123,7 +199,9 @@ def comfy(monkeypatch):
     )
     samplers.KSAMPLER_NAMES = ["euler", "heun"]
     samplers.SAMPLER_NAMES = [*samplers.KSAMPLER_NAMES, "ddim"]
-    samplers.KSampler = type("KSampler", (), {"SAMPLERS": samplers.SAMPLER_NAMES})
+    samplers.KSampler = type("KSampler", (), {
+        "SAMPLERS": samplers.SAMPLER_NAMES, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS": {"dpm_2"},
+    })  # fmt: skip
     samplers.KSAMPLER = lambda function, extra_options: SimpleNamespace(
         sampler_function=function, extra_options=extra_options
     )
@@ -146,6 +224,8 @@ def test_the_comfyui_folder_registers_its_samplers(comfy):
     assert names == ["euler", "heun", "ddim", "erk_heun", "erk_dpm2"]
     assert comfy.samplers.SAMPLER_NAMES is names
     assert comfy.samplers.KSAMPLER_NAMES == ["euler", "heun", "erk_heun", "erk_dpm2"]
+    dropping = comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    assert dropping == {"dpm_2", "erk_dpm2"}  # G10
     for name, function in SAMPLERS.items():  # what ComfyUI's ksampler(name) looks up
         assert getattr(comfy.k_diffusion.sampling, f"sample_{name}") is function
 

@@ -53,6 +53,9 @@ def register() -> bool:
         for known in (samplers.KSampler.SAMPLERS, samplers.KSAMPLER_NAMES):
             if name not in known:
                 known.append(name)
+    dropping = getattr(samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", None)
+    if dropping is not None:
+        dropping.add("erk_dpm2")  # as dpm_2
     return True
 
 
