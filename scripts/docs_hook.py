@@ -70,6 +70,8 @@ def _row(field: Field) -> str:
         field.choices and field.name != "solver"
     )
     meaning = re.sub(r"docs/(\w+)\.md", r"[\1](../\1.md)", field.help) + choices + unit
+    if field.default is True and field.option:
+        meaning = f"The option sets False: {meaning[0].lower()}{meaning[1:]}"
     cells = [name, option, default, f"`{field.symbol}`" if field.symbol else "", meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

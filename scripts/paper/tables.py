@@ -219,7 +219,7 @@ def _published(
         name: max(len(repr(row.published.get(name, 0)).partition(".")[2]) for row in config.rows)
         for name in names
     }
-    swapped = {name: f"{name}, exchanged" for name in names if name in SWAP}
+    swapped = {name: f"{name}, swapped" for name in names if name in SWAP}
     rows = []
     for one in data:
         shown = {name: f"{value:.{decimals[name]}f}" for name, value in one["published"].items()}
@@ -300,9 +300,9 @@ def _notes(
     if any(one["settings"].get("adaptive_tau") for one in known):
         notes.append("Adaptive steps: NFE is the average over images.")
     if "precision" in config.columns:
-        exchanged = " ours − precision and ours − recall exchange them."
+        minus = " ours − precision and ours − recall take them swapped."
         note = find_protocol("erk-paper").note
-        notes.append(note + (exchanged if request.scale == "paper" else ""))
+        notes.append(note + (minus if request.scale == "paper" else ""))
     notes.append("Seconds: sampling and measuring, wall-clock; – where a part of the row was "
                  "already in the cache.")  # fmt: skip
     return [*notes, *_missing(config, finished)]

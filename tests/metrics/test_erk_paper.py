@@ -85,7 +85,7 @@ def test_inception_and_vgg(evaluate, tmp_path):
     assert row["fid"] == pytest.approx(expected, rel=1e-6)
     vgg = {"real": real.outputs["vgg16"].features, "generated": own.outputs["vgg16"].features}
     assert (row["precision"], row["recall"]) == precision_recall(**vgg, k=3)
-    for shown in ("RANDOM WEIGHTS", "very probably exchanged", "4 images in 2048 dimensions"):
+    for shown in ("RANDOM WEIGHTS", "very probably swapped", "4 images in 2048 dimensions"):
         assert shown in result.output, shown
 
     without_real = evaluate(*INCEPTION, "--metrics", "fid,precision", "--json", "row.json")

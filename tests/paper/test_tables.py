@@ -58,7 +58,7 @@ def test_page_at_paper_scale_gives_differences_to_the_published():
     assert page.name == "table2-paper" and page.title.startswith("Table 2, paper scale (ref): ")
     minus = page.rows[0]["minus_published"]
     assert minus["fd_dinov2"] == pytest.approx(0.9) and minus["fid"] == pytest.approx(0.02)
-    assert minus["precision"] == pytest.approx(0.67 - 0.672)  # with the exchanged column
+    assert minus["precision"] == pytest.approx(0.67 - 0.672)  # with the swapped column
     assert minus["recall"] == pytest.approx(0.63 - 0.631)
     paired = page.rows[1]["paired"]["fid"]
     assert paired["value"] == pytest.approx(-0.1) and paired["exceeds"]
