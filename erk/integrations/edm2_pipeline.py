@@ -82,6 +82,15 @@ class EDM2Network(ModelMixin, ConfigMixin):
         model.network, model.encoder = network, encoder
         return model
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a saved network as the parent class does; `torch_dtype` is for its parameters."""
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if isinstance(dtype, torch.dtype):  # the config's dtype is that of the saved file
+            (loaded[0] if isinstance(loaded, tuple) else loaded).to(dtype)
+        return loaded
+
     @property
     def denoiser(self) -> Model:
         """The network as an `erk.Model`, for `erk.sample`."""
@@ -96,7 +105,9 @@ class EDM2Network(ModelMixin, ConfigMixin):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._is_folded = False  # .to() does not move the folded weights
-        return super()._apply(*args, **kwargs)
+        module = super()._apply(*args, **kwargs)
+        self.register_to_config(stored_as=str(self.dtype).removeprefix("torch."))
+        return module
 
 
 class EDM2Pipeline(DiffusionPipeline):
@@ -112,6 +123,7 @@ class EDM2Pipeline(DiffusionPipeline):
     """
 
     _optional_components = ["guide"]
+    model_cpu_offload_seq = "guide->network"
 
     def __init__(
         self,
@@ -154,7 +166,7 @@ class EDM2Pipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         rho: float = 7.0,
@@ -165,17 +177,19 @@ class EDM2Pipeline(DiffusionPipeline):
 
         Parameters
         ----------
-        class_labels : classes [B]; None: `batch_size` images without classes.
+        class_labels : classes [B], or one class for all `batch_size` images; None: without classes.
         num_inference_steps, sigma_min, sigma_max, rho : EDM's schedule; steps are intervals.
         guidance_scale : replaces that of the pipeline.
         generator : source of noise; a list has one per image.
         latents : unit noise [B, C, H, W] in place of the generator's.
+        batch_size : number of images; default: that of the classes, else of `latents`, else 1.
         output_type : "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in 0..1, or "latent".
         return_dict : False returns a tuple.
 
         Raises
         ------
-        ValueError for an unknown output_type, a scale without a guide or an unsuitable scheduler.
+        ValueError for an unknown output_type, a scale without a guide, an unsuitable scheduler, and
+        for classes, generators and latents that do not fit together.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._check(output_type, scale)
@@ -183,12 +197,15 @@ class EDM2Pipeline(DiffusionPipeline):
         settings = Settings(
             steps=num_inference_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
         )
-        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
-        labels = labels.reshape(1) if labels is not None and labels.ndim == 0 else labels
-        shape = (batch_size if labels is None else len(labels), *model.sample_shape)
+        labels, size = _labels(class_labels, model.label_dim, batch_size, latents)
+        shape = (size, *model.sample_shape)
+        _check_noise(shape, generator, latents)
+        labels = None if labels is None else labels.to(device)
         noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
-        guide = None if self.guide is None or scale == 1 else self.guide.denoiser
-        x0 = self._sample(GuidedDrift(model, labels, guide, scale), noise, settings.sigmas(model))
+        guide = None if scale == 1 else self.guide
+        drift = GuidedDrift(self.network, labels, guide, scale)  # modules, whose hooks offload them
+        x0 = self._sample(drift, noise, settings.sigmas(model))
+        self.maybe_free_model_hooks()
         images = x0 if output_type == "latent" else _converted(model.decode(x0), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -214,6 +231,40 @@ class EDM2Pipeline(DiffusionPipeline):
                 "this pipeline needs a scheduler whose set_timesteps takes sigmas, with "
                 "prediction_type='sample', such as ERKHeunScheduler(prediction_type='sample')."
             )
+
+
+def _labels(
+    classes: Any, label_dim: int, batch_size: int | None, latents: Tensor | None
+) -> tuple[Tensor | None, int]:
+    """Return the classes [B] or None, and B; ValueError unless they fit together."""
+    size = batch_size or (1 if latents is None else len(latents))
+    if batch_size is not None and not (type(batch_size) is int and batch_size > 0):
+        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}.")
+    if classes is None:
+        return None, size
+    labels = torch.as_tensor(classes)
+    if labels.ndim > 1 or labels.is_floating_point() or labels.is_complex() or not labels.numel():
+        raise ValueError(f"class_labels must be an integer or a list of integers, not {classes!r}.")
+    if label_dim and not 0 <= labels.min() <= labels.max() < label_dim:
+        raise ValueError(f"class_labels are 0 to {label_dim - 1}, not {labels.tolist()}.")
+    if labels.ndim == 0:
+        return labels.expand(size), size
+    if batch_size not in (None, len(labels)):
+        raise ValueError(
+            f"{len(labels)} class_labels do not fit batch_size={batch_size}: leave one of them out."
+        )
+    return labels, len(labels)
+
+
+def _check_noise(shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> None:
+    """Raise ValueError unless there is one generator per image and latents have this shape."""
+    if isinstance(generator, list | tuple) and len(generator) != shape[0]:
+        raise ValueError(
+            f"{len(generator)} generators do not fit {shape[0]} images: give one per image, or one "
+            "for all."
+        )
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ValueError(f"latents must be {list(shape)}, not {list(latents.shape)}.")
 
 
 def _converted(images: Tensor, output_type: str) -> Any:

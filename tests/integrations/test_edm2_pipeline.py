@@ -149,3 +149,61 @@ def test_mistakes_have_one_sentence():
         EDM2Network.from_checkpoint("digits", precision="fp8")
     with pytest.raises(FileNotFoundError):
         EDM2Pipeline.from_checkpoint("nowhere/net.pkl")
+
+
+@pytest.mark.parametrize(("message", "arguments"), [
+    ("2 generators do not fit 3 images", dict(class_labels=CLASSES, generator=generators(2))),
+    ("4 generators do not fit 3 images", dict(class_labels=CLASSES, generator=generators(4))),
+    ("1 class_labels do not fit batch_size=4", dict(class_labels=[1], batch_size=4)),
+    (r"latents must be \[3, 1, 8, 8\], not \[3, 1, 8, 9\]",
+     dict(class_labels=CLASSES, latents=torch.zeros(3, 1, 8, 9))),
+    (r"latents must be \[3, 1, 8, 8\], not \[2, 1, 8, 8\]",
+     dict(class_labels=CLASSES, latents=torch.zeros(2, 1, 8, 8))),
+    ("an integer or a list of integers, not", dict(class_labels=[0.5])),
+    ("an integer or a list of integers, not", dict(class_labels=[])),
+    ("an integer or a list of integers, not", dict(class_labels=[[1, 2]])),
+    (r"class_labels are 0 to 9, not \[-1, 2\]", dict(class_labels=[-1, 2])),
+    ("batch_size must be a positive integer, not 0", dict(batch_size=0)),
+])  # fmt: skip
+def test_inputs_that_do_not_fit_together(message, arguments):
+    """F12: one sentence each, before the network is called."""
+    with pytest.raises(ValueError, match=message):
+        quiet(EDM2Pipeline.from_checkpoint("digits"))(num_inference_steps=2, **arguments)
+
+
+def test_one_class_for_a_batch_and_latents_give_its_size(digits):
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    arguments = dict(num_inference_steps=3, output_type="latent")
+    one = pipe(7, batch_size=3, generator=generators(), **arguments).images
+    listed = pipe([7, 7, 7], generator=generators(), **arguments).images
+    assert torch.equal(one, listed)
+    assert len(pipe(latents=noise_of(digits), **arguments).images) == 3
+
+
+def test_both_networks_are_called_as_modules():
+    """F12: enable_model_cpu_offload moves a network when its forward is called."""
+    pipe, calls = quiet(EDM2Pipeline.from_checkpoint("digits-autog")), []
+    assert pipe.model_cpu_offload_seq.split("->") == ["guide", "network"]
+    for name in ("network", "guide"):
+        hook = lambda *_, name=name: calls.append(name)  # noqa: E731
+        getattr(pipe, name).register_forward_pre_hook(hook)
+    pipe(CLASSES, 4)
+    assert calls == ["network", "guide"] * 7
+
+
+def test_dtypes_survive(tmp_path):
+    """G12: torch_dtype is honoured, and a pipeline that was cast is itself after loading."""
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits", w_stiff=0.5, w_con=0.3)).to(torch.float32)
+    pipe.save_pretrained(tmp_path)
+    again = quiet(EDM2Pipeline.from_pretrained(tmp_path))
+    assert again.network.dtype == torch.float32
+    made = [
+        one(CLASSES, 6, generator=generators(), output_type="np").images for one in (pipe, again)
+    ]
+    assert np.array_equal(*made)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        network = EDM2Network.from_pretrained(tmp_path / "network", torch_dtype=dtype)
+        assert {parameter.dtype for parameter in network.parameters()} == {dtype}
+        assert network(torch.zeros(1, 1, 8, 8), torch.tensor(1.0)).isfinite().all()
+        whole = EDM2Pipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+        assert whole.network.dtype == dtype
