@@ -11,6 +11,7 @@ import yaml
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 20  # of a file: reading YAML of this size takes a second
+MAX_DIGITS = 100  # of a number: longer ones fit no float and take long to read
 MISSING = ("missing", "missing_argument")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
@@ -63,7 +64,18 @@ def hint(name: Any, known: Iterable[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose mappings have every key once."""
+    """YAML whose mappings have every key once, with short numbers and strings that UTF-8 has."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        """Read a scalar; raise ConstructorError for a long number, UnicodeError for a surrogate."""
+        value = super().construct_scalar(node)
+        if isinstance(value, str):
+            value.encode()
+            if node.tag.endswith((":int", ":float")) and len(value) > MAX_DIGITS:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"a number of {len(value)} characters", problem_mark=node.start_mark
+                )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; raise ConstructorError for a repeated key."""

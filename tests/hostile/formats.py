@@ -50,7 +50,7 @@ def mapping(content):
     return b"}(" + b"".join(const(key) + value for key, value in content.items()) + b"u"
 
 
-def whole(body):
+def framed(body):
     return b"\x80\x04" + body + b"."
 
 
@@ -103,7 +103,7 @@ def _network_modules():
 
 def network_pickle(**changes):
     state = _network_modules() | {"_init_kwargs": const(KWARGS | changes)}
-    return whole(mapping({"ema": module("Precond", state)}))
+    return framed(mapping({"ema": module("Precond", state)}))
 
 
 @functools.cache
@@ -128,7 +128,7 @@ def zipped(members, packing=zipfile.ZIP_STORED):
     """A zip of (name, data) pairs, in that order."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", packing) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names that are there twice
+        warnings.simplefilter("ignore")  # duplicate names
         for name, data in members:
             archive.writestr(zipfile.ZipInfo(name), data, packing)
     return file.getvalue()
@@ -143,15 +143,15 @@ def npz(packed=False, **arrays):
 RUN = {"seeds": "0-2", "images": 3, "complete": True, "batch": 4,
        "network": {"name": "a", "sha256": "0" * 64}, "guide": None,
        "settings": {"labels": "balanced", "class": None, "steps": 3}}  # fmt: skip
-PICTURES = {f"{seed:06d}.png": png(40 * seed) for seed in range(3)}
+IMAGES = {f"{seed:06d}.png": png(40 * seed) for seed in range(3)}
 
 
 def dataset():
-    return json.dumps({"labels": [[name, i] for i, name in enumerate(PICTURES)]}).encode()
+    return json.dumps({"labels": [[name, i] for i, name in enumerate(IMAGES)]}).encode()
 
 
 def images_folder():
-    return PICTURES | {"run.json": json.dumps(RUN).encode(), "dataset.json": dataset()}
+    return IMAGES | {"run.json": json.dumps(RUN).encode(), "dataset.json": dataset()}
 
 
 def images_zip():
@@ -174,23 +174,23 @@ def run_folder(kind):
     import tempfile
 
     settings = RUN["settings"] | {"format": kind, "subdirs": False}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         metadata = {key: RUN[key] for key in ("seeds", "images", "batch", "network", "guide")}
-        run = RunFolder(Path(place) / "run", settings, range(3), metadata, batch=4)
+        run = RunFolder(Path(folder) / "run", settings, range(3), metadata, batch=4)
         run.look()
         with run:
             pixels = torch.arange(36, dtype=torch.uint8).reshape(3, 1, 4, 3)
             run.write(ImageBatch([0, 1, 2], pixels, None, 5.0, 0.0, 4))
-        return {f"run/{path.name}": path.read_bytes() for path in (Path(place) / "run").iterdir()}
+        return {f"run/{path.name}": path.read_bytes() for path in (Path(folder) / "run").iterdir()}
 
 
 def reference_npz():
     from tempfile import TemporaryDirectory
 
     mean, cov = torch.zeros(64, dtype=torch.float64), torch.eye(64, dtype=torch.float64)
-    with TemporaryDirectory() as place:
-        found = Statistics(mean, cov, 9, torch.ones(9, 64))
-        path = write_reference(Path(place) / "ref.npz", {"digits": found}, protocol="digits",
+    with TemporaryDirectory() as folder:
+        statistics = Statistics(mean, cov, 9, torch.ones(9, 64))
+        path = write_reference(Path(folder) / "ref.npz", {"digits": statistics}, protocol="digits",
                                labels=torch.arange(9), image_size=8)  # fmt: skip
         return {"ref.npz": path.read_bytes()}
 
@@ -228,9 +228,9 @@ def state_dict(**options):
 
 
 def digits_files():
-    place = classifier.known_classifiers()["digits"].path
-    return {"digits.safetensors": place.read_bytes(),
-            "digits.json": place.with_suffix(".json").read_bytes()}  # fmt: skip
+    path = classifier.known_classifiers()["digits"].path
+    return {"digits.safetensors": path.read_bytes(),
+            "digits.json": path.with_suffix(".json").read_bytes()}  # fmt: skip
 
 
 # --- readers
@@ -283,9 +283,9 @@ STORED = f"a-{store.VERSION}-{'0' * 32}/ab/{KEY}.safetensors"
 
 def read_features(folder):
     known = store.holds(folder, _Extractor(), KEY, ["features"], 3)
-    found = store.load(folder, _Extractor(), KEY)
+    stored = store.load(folder, _Extractor(), KEY)
     store.add_file(folder / STORED, folder / "dest" / STORED)
-    return known, {name: tuple(one.shape) for name, one in found.items()}
+    return known, {name: tuple(one.shape) for name, one in stored.items()}
 
 
 def read_labels(folder):

@@ -1,7 +1,7 @@
-"""Reads hostile files in a process that may do nothing but read, and tells what came of it.
+"""Read hostile files in a process that may only read, and report what happened.
 
-A hook on Python's audit events sees programs, sockets, imports, code out of a text, and files
-that are opened or changed; the memory is limited and its peak measured; so is the time.
+A hook on Python's audit events reports programs, sockets, imports, code compiled from text, and
+files that are opened or changed. Memory and processor time are limited and measured.
 """
 
 import json
@@ -30,15 +30,15 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Outcome(NamedTuple):
-    """What reading did."""
+    """The result of reading a set of files."""
 
     error: str | None  # the name of the exception's class; None: it was read
-    text: str  # the error's sentence, or what was read
-    faults: list[str]  # what it may not do and did
+    text: str  # the error message, or the repr of what was read
+    faults: list[str]  # forbidden actions
 
 
 class Caught(BaseException):
-    """Something forbidden was about to happen; no reader can swallow this one."""
+    """A forbidden action was attempted; no reader catches this exception."""
 
 
 class _State:
@@ -48,19 +48,19 @@ class _State:
     faults: list[str] = []  # noqa: RUF012
 
 
-def read_all(jobs, place):
-    """The Outcome of each job (reader, {name: bytes}), in order; ``place``: an empty folder.
+def read_all(jobs, scratch):
+    """Return the Outcome of each job (reader, {name: bytes}); ``scratch`` is an empty folder.
 
-    reader(folder) reads the files in a folder of their own; it may write below folder/dest.
+    reader(folder) reads the files in a new folder; it may write below folder/dest.
     """
     outcomes = []
     while len(outcomes) < len(jobs):
-        log = place / "log"
+        log = scratch / "log"
         log.write_text("")
         pid = os.fork()
         if pid == 0:
             try:
-                _child(jobs[len(outcomes) :], place, log)
+                _child(jobs[len(outcomes) :], scratch, log)
             finally:
                 os._exit(1)
         status = os.waitpid(pid, 0)[1]
@@ -72,9 +72,9 @@ def read_all(jobs, place):
     return outcomes
 
 
-def _child(jobs, place, log):
+def _child(jobs, scratch, log):
     sys.addaudithook(_hook)
-    target = place / "target"
+    target = scratch / "target"
     log_file = os.open(log, os.O_WRONLY)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
@@ -114,18 +114,18 @@ def _read(reader, target):
 
 
 def _start(target):
-    """Arm the guard; the memory in use before, in bytes."""
+    """Arm the guard; return the memory in use, in bytes."""
     _State.target, _State.faults = os.path.realpath(target), []
     _State.known = frozenset(name.partition(".")[0] for name in sys.modules)
     if os.path.exists("/proc/self/clear_refs"):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        _limit(4 * MEMORY)  # beyond it memory is refused, before the machine has none left
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+        _limit(4 * MEMORY)  # allocations fail before the machine runs out of memory
     _State.armed = True
     return _peak()
 
 
 def _limit(more):
-    """Let this process have so many bytes more than it has; 0: as many as it may."""
+    """Limit this process to ``more`` bytes above its size; 0: to the hard limit."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + more if more else hard, hard))
 
@@ -155,12 +155,12 @@ def _hook(event, arguments):
 
 
 def _fault(event, arguments):
-    """What is wrong with an event; None: nothing."""
+    """Describe a forbidden event; None for a permitted one."""
     if event.startswith(FORBIDDEN):
         return f"it calls {event}"
     if event.startswith(CHANGES):
         paths = [path for path in arguments if isinstance(path, str | bytes | os.PathLike)]
-        if isinstance(arguments[-1], int) and arguments[-1] >= 0:  # names in a folder that is open
+        if isinstance(arguments[-1], int) and arguments[-1] >= 0:  # relative to an open folder
             folder = os.readlink(f"/proc/self/fd/{arguments[-1]}")
             paths = [os.path.join(folder, os.fsdecode(path)) for path in paths]
         return None if all(map(_is_dest, paths)) else f"it calls {event} for {paths}"

@@ -1,4 +1,4 @@
-"""Changes of sound files, by seed: of their bytes, and of the parts that a format is made of."""
+"""Seeded mutations of sound files: of their bytes, and of the parts of each format."""
 
 import io
 import random
@@ -73,7 +73,7 @@ OPCODES = (
 
 
 def changed(files, seed):
-    """The files, of which one is changed; the same for the same seed."""
+    """Mutate one of the files; the same seed gives the same mutation."""
     rng = random.Random(seed)
     name = rng.choice(sorted(files))
     data = files[name]
@@ -99,7 +99,7 @@ def _change(rng, name, data):
 
 
 def _bytes(rng, data):
-    """Flip, insert, cut, repeat, overwrite by a number, anywhere."""
+    """Flip, insert, delete, repeat or overwrite bytes at a random offset."""
     at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 64, 1000))
     kind = rng.randrange(7)
     if kind == 0 and at < len(data):
@@ -126,19 +126,19 @@ def _number(rng):
 
 
 def _text(rng, data):
-    """One value becomes another, or takes the place of another; lines come twice or go."""
-    found = list(VALUE.finditer(data))
-    if not found or rng.random() < 0.1:
+    """Replace a value, or duplicate or delete a line."""
+    values = list(VALUE.finditer(data))
+    if not values or rng.random() < 0.1:
         lines = data.splitlines(True)
         rng.shuffle(lines)
         return b"".join(lines[1:] + lines[:3])
-    one = rng.choice(found)
-    new = rng.choice(WORDS).encode() if rng.random() < 0.7 else rng.choice(found)[0]
+    one = rng.choice(values)
+    new = rng.choice(WORDS).encode() if rng.random() < 0.7 else rng.choice(values)[0]
     return data[: one.start()] + new + data[one.end() :]
 
 
 def _zip(rng, data):
-    """A member is changed, gone, there twice, packed in another way or called something else."""
+    """Mutate, delete, duplicate, recompress or rename a member."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [(one.filename, archive.read(one)) for one in archive.infolist()]
@@ -165,7 +165,7 @@ def _zip(rng, data):
                           zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)) if kind == 7 else None  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names that are there twice
+        warnings.simplefilter("ignore")  # duplicate names
         for name, content in members:
             info = zipfile.ZipInfo(name)
             info.compress_type = rng.choice((0, 8)) if packing is None else packing
@@ -174,7 +174,7 @@ def _zip(rng, data):
 
 
 def _npy(rng, data):
-    """The header of an array says something else, at its right length."""
+    """Mutate an array's header and correct its length."""
     if data[:6] != b"\x93NUMPY":
         return _bytes(rng, data)
     length = int.from_bytes(data[8:10], "little")
@@ -227,7 +227,7 @@ def _npy(rng, data):
 
 
 def _png(rng, data):
-    """A chunk is changed, with a right checksum, or repeated."""
+    """Mutate a chunk and correct its checksum, or repeat it."""
     chunks, at = [], 8
     while at + 8 <= len(data):
         (size,) = struct.unpack(">I", data[at : at + 4])
@@ -248,21 +248,21 @@ def _png(rng, data):
         )
     else:
         chunks[i] = kind, _bytes(rng, content or b"x")
-    whole = (
+    chunks = (
         struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
     )
-    return data[:8] + b"".join(whole)
+    return data[:8] + b"".join(chunks)
 
 
 def _safetensors(rng, data):
-    """The header says something else, at its right length."""
+    """Mutate the header and correct its length."""
     length = int.from_bytes(data[:8], "little")
     header = _text(rng, data[8 : 8 + length])
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def _pickle(rng, data):
-    """An opcode becomes another, or a small number in front of one changes."""
+    """Replace an opcode, or a small number before one."""
     at = rng.randrange(len(data))
     kind = rng.randrange(4)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Every hostile file of the corpus ends in one sentence, in bounds, and with nothing done."""
+"""Every hostile file of the corpus is refused in one sentence, in bounds, without side effects."""
 
 import os
 import pickle
@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from faults import command, forked
-from hostile import corpus, guard
-from hostile.corpus import CANARY, MADE, SURVIVED, cases
-from hostile.formats import FORMATS, network_pickle, whole, zipped
+from hostile import guard, image_files, network_files
+from hostile.builders import CANARY
+from hostile.corpus import CASES, HARMLESS, cases
+from hostile.formats import FORMATS, framed, network_pickle, zipped
 from hostile.guard import read_all
 from opcodes import call, const
 
@@ -26,17 +27,17 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the guard forks
 
 
 @pytest.fixture
-def place(memory_path, monkeypatch):
-    """An empty folder, from which the current one and the network's cache are not seen."""
+def scratch(memory_path, monkeypatch):
+    """An empty folder; the working directory is another one."""
     here = memory_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     return memory_path
 
 
-def warm(kind, place):
-    """Read a sound file first: what is imported late is imported then."""
-    folder = place / "sound"
+def warm(kind, scratch):
+    """Read a sound file first, so that late imports have happened."""
+    folder = scratch / "sound"
     for name, data in FORMATS[kind].sound().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -45,47 +46,47 @@ def warm(kind, place):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_sound_files_are_read(kind, place):
-    warm(kind, place)
-    (outcome,) = read_all([(FORMATS[kind].read, FORMATS[kind].sound())], place)
+def test_sound_files_are_read(kind, scratch):
+    warm(kind, scratch)
+    (outcome,) = read_all([(FORMATS[kind].read, FORMATS[kind].sound())], scratch)
     assert outcome.error is None and outcome.faults == []
 
 
 def as_expected(case, outcome):
     """Return whether a hostile file was refused with its message, or read if it is harmless."""
-    if case.name in SURVIVED:
+    if case.name in HARMLESS:
         return outcome.error is None
-    return outcome.error is not None and re.search(case.says, outcome.text) is not None
+    return outcome.error is not None and re.search(case.message, outcome.text) is not None
 
 
-@pytest.mark.parametrize("kind", MADE)
-def test_hostile_files_end_in_a_sentence(kind, place):
-    warm(kind, place)
+@pytest.mark.parametrize("kind", CASES)
+def test_hostile_files_are_refused_in_one_sentence(kind, scratch):
+    warm(kind, scratch)
     corpus = cases(kind)
-    outcomes = read_all([(FORMATS[kind].read, case.files) for case in corpus], place)
+    outcomes = read_all([(FORMATS[kind].read, case.files) for case in corpus], scratch)
     wrong = [
         (case.name, outcome.faults, outcome.text)
         for case, outcome in zip(corpus, outcomes, strict=True)
         if outcome.faults or not as_expected(case, outcome)
     ]
     assert wrong == []
-    assert not list(place.rglob(f"{CANARY}*")) and not Path(CANARY).exists()
+    assert not list(scratch.rglob(f"{CANARY}*")) and not Path(CANARY).exists()
 
 
-def test_the_corpus_is_whole():
-    assert sum(len(cases(kind)) for kind in MADE) >= 200
-    assert {kind for kind in FORMATS if kind not in MADE} == {
+def test_the_corpus_covers_all_formats():
+    assert sum(len(cases(kind)) for kind in CASES) >= 200
+    assert {kind for kind in FORMATS if kind not in CASES} == {
         "reference npz", "reference pickle", "packed images npz", "run zip", "run npz",
         "old weights", "classifier",
-    }  # fmt: skip # the readers of these are those of the others; the fuzzer sees them all
+    }  # fmt: skip # other formats have the same readers; the fuzzer covers all
 
 
-def test_levels_of_noise_without_an_end():
+def test_the_number_of_noise_levels_is_bounded():
     with pytest.raises(ValueError, match="M must be between 1 and 10000"):
         iddpm_levels(0.001, 0.008, 1 << 40)
 
 
-# --- the guard itself: each of these must be caught, or the tests above see nothing
+# --- the guard itself must catch each of these
 
 
 def loads(folder):
@@ -100,7 +101,7 @@ def numpy_pickles(folder):
     return np.load(folder / "a.npy", allow_pickle=True)
 
 
-def objects():
+def object_array():
     import io
 
     file = io.BytesIO()
@@ -111,8 +112,8 @@ def objects():
 @pytest.mark.parametrize(
     ("reader", "files", "fault"),
     [
-        (loads, {"net.pkl": whole(call("os.system", const(f"touch {CANARY}")))}, "find_class"),
-        (numpy_pickles, {"a.npy": objects()}, "find_class"),
+        (loads, {"net.pkl": framed(call("os.system", const(f"touch {CANARY}")))}, "find_class"),
+        (numpy_pickles, {"a.npy": object_array()}, "find_class"),
         (lambda _: os.system(f"touch {CANARY}"), {}, "calls os.system"),
         (lambda _: subprocess.run(["touch", CANARY]), {}, "calls subprocess.Popen"),
         (lambda _: eval(f"open('{CANARY}', 'w')"), {}, "runs code of"),
@@ -130,20 +131,20 @@ def objects():
     ],
     ids=range(16),
 )
-def test_the_guard_sees(reader, files, fault, place):
-    (outcome,) = read_all([(reader, files)], place)
+def test_the_guard_catches(reader, files, fault, scratch):
+    (outcome,) = read_all([(reader, files)], scratch)
     assert re.search(fault, " ".join(outcome.faults)), outcome
-    assert not list(place.rglob(f"{CANARY}*"))
+    assert not list(scratch.rglob(f"{CANARY}*"))
 
 
-def test_the_guard_ends_what_does_not_end(place, monkeypatch):
+def test_the_guard_ends_an_endless_reader(scratch, monkeypatch):
     monkeypatch.setattr(guard, "SECONDS", 0.3)
 
     def endless(_):
         while True:
             pass
 
-    stuck, after = read_all([(endless, {}), (lambda _: 5, {})], place)
+    stuck, after = read_all([(endless, {}), (lambda _: 5, {})], scratch)
     assert stuck.faults == ["it took too long"] and after == (None, "5", [])
 
 
@@ -151,7 +152,7 @@ def test_the_guard_ends_what_does_not_end(place, monkeypatch):
 
 
 def ends_with(result, message):
-    """Exit code 2 and one sentence, without a traceback."""
+    """Check for exit code 2 and one sentence, without a traceback."""
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     last = result.stderr.rstrip("\n").rpartition("\n")[2]
@@ -168,21 +169,21 @@ def into_a_log(arguments):
     os._exit(code)
 
 
-def test_generate_with_a_hostile_network(place):
-    """As a process sees it: its exit code and all that it prints."""
-    Path("net.pkl").write_bytes(corpus.pickles()["posix.system in a network"][0])
+def test_generate_with_a_hostile_network(scratch):
+    """In a process: its exit code and everything that it prints."""
+    Path("net.pkl").write_bytes(network_files.pickles()["posix.system in a network"][0])
     arguments = ["--net", "net.pkl", "--seeds", "0-1", "--device", "cpu"]
     assert os.waitstatus_to_exitcode(forked(into_a_log, arguments, cwd=Path.cwd())) == 2
-    told = Path("log").read_text()
-    assert told.count("\n") == 1 and "requests 'posix.system'" in told
+    log = Path("log").read_text()
+    assert log.count("\n") == 1 and "requests 'posix.system'" in log
     assert sorted(os.listdir()) == ["log", "net.pkl"]
 
 
-def test_the_commands_with_hostile_files(place, monkeypatch):
-    monkeypatch.setenv("ERK_CACHE", str(place / "cache"))
+def test_the_commands_with_hostile_files(scratch, monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", str(scratch / "cache"))
     Path("net.pkl").write_bytes(network_pickle(num_blocks=10**6))
-    Path("bomb.zip").write_bytes(corpus.zips()["bombs"][0])
-    Path("bad.npz").write_bytes(corpus.arrays()["objects"][0].replace(b"arr_0", b"sigma"))
+    Path("bomb.zip").write_bytes(image_files.zips()["bombs"][0])
+    Path("bad.npz").write_bytes(image_files.arrays()["objects"][0].replace(b"arr_0", b"sigma"))
     Path("labels").write_bytes(b"0 \x1b[2J\n")
     Path("ref.npz").write_bytes(FORMATS["plain npz"].sound()["ref.npz"])
     for name, data in FORMATS["images folder"].sound().items():
@@ -201,11 +202,11 @@ def test_the_commands_with_hostile_files(place, monkeypatch):
     ends_with(run(evaluate, "--images", "images", "--ref", "ref.npz"), "run.json is not valid JSON")
     after = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     assert {p for p in after if after[p] != before.get(p)} == {Path("images/run.json")}
-    assert not list((place / "cache").rglob("*.safetensors"))
+    assert not list((scratch / "cache").rglob("*.safetensors"))
 
 
-def test_names_cannot_write_to_the_screen(place):
-    """A line break or a terminal's command in a file's name is shown, not obeyed."""
+def test_file_names_are_printed_escaped(scratch):
+    """Line breaks and terminal escapes in file names are printed escaped."""
     Path("a.zip").write_bytes(zipped([("a\n\x1b[2Jb.png", b"x"), ("c.png", b"x")]))
     Path("ref.npz").write_bytes(FORMATS["plain npz"].sound()["ref.npz"])
     arguments = ["--images", "a.zip", "--ref", "ref.npz", "--device", "cpu"]

@@ -15,7 +15,6 @@ PRODUCT = [path for path in PYTHON if not path.is_relative_to(ROOT / "tests")]
 MOST_LINES = 400
 TO_SHORTEN: set[str] = {  # whoever shortens one removes its name
     "tests/generation/test_run_folder.py",
-    "tests/hostile/corpus.py",
     "tests/io/test_download.py",
     "tests/io/test_pickles.py",
     "tests/method/test_solvers.py",
