@@ -117,7 +117,7 @@ def test_published_file_is_remembered_by_its_hash(published):
     assert {file.name for file in path.parent.iterdir()} == {"network.pth", "network.pth.sha256"}
     load_weights(None, url, SHAPES, offline=True)  # and it fits ever after
     published(bytes_of(random_state(SHAPES, 1)))
-    with pytest.raises(ValueError, match=f"expected {digest}: delete it and, if it exists, network"):
+    with pytest.raises(ValueError, match=f"expected {digest}: delete it and, if it exists"):
         load_weights(None, url, SHAPES, offline=True)
     record.write_text("")
     with pytest.raises(ValueError, match="network.pth has sha256 .*, expected"):
