@@ -5,7 +5,7 @@ Schedule, solver and guidance are the package's, on the toy's exact drift in flo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ class ExactRun(NamedTuple):
 def exact_run(
     mixture: toy.Mixture,
     start: Tensor,
-    guides: dict[str, tuple[Denoiser, Denoiser]],
+    guides: Mapping[str, tuple[Denoiser, Denoiser]],
     substeps: int = SUBSTEPS,
 ) -> ExactRun:
     """Follow exact trajectories from start [N, 2] through the 32 levels (App. B.1).
@@ -147,7 +147,7 @@ def exact_run(
 
 
 def _measure(
-    mixture: toy.Mixture, step: Step, lte: Tensor, guides: dict[str, tuple[Denoiser, Denoiser]]
+    mixture: toy.Mixture, step: Step, lte: Tensor, guides: Mapping[str, tuple[Denoiser, Denoiser]]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Measure one step: stiffness, its estimate, cosines and guided local errors, each [N]."""
     start, twin = step.start, step.twin

@@ -6,7 +6,7 @@ A mistake in a file is a ValueError that names the file, the row and the key.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import click
 from pydantic import (
@@ -44,7 +44,7 @@ class Strict(BaseModel):
 def _type_of(option: click.Parameter) -> Any:
     """Return the type that YAML must have where the command line has this option."""
     if option.name in CHOICES:
-        return Literal[tuple(CHOICES[option.name])]
+        return Literal[tuple(CHOICES[option.name])]  # type: ignore[arg-type]
     if isinstance(option.type, click.Choice):
         return Literal[tuple(option.type.choices)]
     kinds = (known for base, known in CLICK_TYPES.items() if isinstance(option.type, base))
@@ -65,8 +65,10 @@ def _as_given(settings: BaseModel) -> dict[str, Any]:
 
 
 RowSettings = _row_settings()
-Given = Annotated[RowSettings, AfterValidator(_as_given)]  # type: ignore[valid-type]
-"""Checked as RowSettings, kept as a dict of the settings that are given."""
+if TYPE_CHECKING:
+    Given = dict[str, Any]
+else:  # checked as RowSettings, kept as a dict of the settings that are given
+    Given = Annotated[RowSettings, AfterValidator(_as_given)]
 
 
 class Row(Strict):

@@ -154,7 +154,7 @@ MEASURED = {"seconds": seconds, "memory": memory}
 def batches_of(job: Job, plans: Plans, batch: int, count: int) -> dict[str, Callable[[], Any]]:
     """Return a function per row that samples the next batch, after a first batch to warm up."""
     seeds = range(job.seeds[0], job.seeds[0] + batch * (count + 1))
-    codes = {}
+    codes: dict[str, Callable[[], Any]] = {}
     for name, settings in plans.items():
         batches = generate(replace(job, settings=settings, batch=batch, noise_device=None), seeds)
         codes[name] = functools.partial(_next_images, batches)

@@ -38,7 +38,7 @@ from scripts.paper.plan import nfe_text
 from scripts.paper.tables import Change, verdict
 
 STEPS = (6, 8, 16)
-ERK = {"w_stiff": 0.5, "w_con": 0.3}
+ERK: dict[str, Any] = {"w_stiff": 0.5, "w_con": 0.3}
 GUIDES = {"none": "digits", "Autoguidance": "digits-autog"}
 BATCH = 250
 CHANGE = "change of FD"

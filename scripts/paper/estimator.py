@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from scipy.stats import beta, spearmanr
@@ -80,7 +81,7 @@ def study(job: Job, iterations: int) -> States:
     return parts[0]._replace(values=values, history=torch.cat([part.history for part in parts], 2))
 
 
-def _batch(job: Job, seeds: list[int], iterations: int) -> States:
+def _batch(job: Job, seeds: Sequence[int], iterations: int) -> States:
     noise, labels = noise_and_labels(seeds, job.model)
     drift = job.settings.drift(job.model, labels, job.guide)
     pairs = [
@@ -262,11 +263,12 @@ def _scatter(axis: Axes, states: States) -> None:
 def _directions(
     axis: Axes, values: dict[str, Tensor], parts: Sequence[Tensor], random: float
 ) -> None:
-    x = [_median(values[POWER][part]) for part in parts]
+    x = np.array([_median(values[POWER][part]) for part in parts], dtype=float)
     looks = ((DRIFT, COLOURS[0], "o", "drift difference"),
              (SOLUTION, COLOURS[1], "s", "solution difference"))  # fmt: skip
     for name, colour, mark, label in looks:
-        low, mid, high = zip(*(_quartiles(values[name][part]) for part in parts), strict=True)
+        quartiles = np.array([_quartiles(values[name][part]) for part in parts], dtype=float)
+        low, mid, high = quartiles.T
         axis.plot(x, mid, color=colour, marker=mark, label=label)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.axhline(random, color=GREY, linestyle=":", linewidth=1.2, label="random direction")

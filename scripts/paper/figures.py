@@ -245,7 +245,7 @@ def draw_grid(sheets: Sequence[Sheet], columns: int) -> bytes:
     """
     pages = {(c.settings.w_stiff, c.w_con): _tile(_shrunk(c.images), columns) for c in sheets}
     weights = sorted({w for w, _ in pages})
-    thresholds = _thresholds(sheets) or [None]
+    thresholds: list[float | None] = [*_thresholds(sheets)] or [None]
     _, height, width = next(iter(pages.values())).shape
     inches = 6.2 * height / width / len(thresholds) * len(weights) + 0.3
     with panels(len(thresholds), height=inches, rows=len(weights)) as (figure, axes):

@@ -51,8 +51,8 @@ def weights(table: AnyConfig, as_printed: bool) -> Content:
         rows: dict[str, dict[str, Any]] = {}
         for one in data:
             if one["preset"] == preset:
-                row = rows.setdefault(one["solver"], {"solver": one["solver"]})
-                row[f"NFE {one['nfe']:g}"] = one["w_stiff"]
+                line = rows.setdefault(one["solver"], {"solver": one["solver"]})
+                line[f"NFE {one['nfe']:g}"] = one["w_stiff"]
         tables.append(table_of(preset, list(rows.values())))
     return Content(tables, data, [])
 
@@ -76,7 +76,8 @@ def pair_of(row: Row) -> dict[str, Any]:
 
     The pair of states, the step size, the sign, and the first step that has a pair.
     """
-    settings = Settings(**{"steps": 8} | row.settings)
+    options: dict[str, Any] = {"steps": 8} | row.settings
+    settings = Settings(**options)
     sigmas = settings.sigmas()
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     steps = [step for _, step in loop(settings.drift(gaussian), x, sigmas, settings)]

@@ -34,7 +34,7 @@ SHADES = LinearSegmentedColormap.from_list(  # without the palest end: the paper
     "stiffness", matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, 256))
 )
 RANDOM = 0.5**0.5  # median |cos| of a random direction in the plane
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -70,8 +70,8 @@ def figure1(found: Figure1) -> bytes:
 def _dots(panel: Axes, found: Figure1, size: float) -> PathCollection:
     order = found.rho.argsort()  # the stiffest on top
     top = torch.quantile(found.rho, 0.99).item()
-    x, rho = found.x[order].T.numpy(), found.rho[order].numpy()
-    return panel.scatter(*x, s=size, c=rho, cmap=SHADES, vmin=0, vmax=top, linewidths=0)
+    (x1, x2), rho = found.x[order].T.numpy(), found.rho[order].numpy()
+    return panel.scatter(x1, x2, s=size, c=rho, cmap=SHADES, vmin=0, vmax=top, linewidths=0)
 
 
 def _stiffness_map(plane: Axes, found: Figure1) -> PathCollection:
@@ -93,7 +93,8 @@ def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], found: Figure1, wher
         zoom.quiver(*points[few].T, *arrows[few].T, width=0.007, zorder=3)
         for sign, letter in zip((-1, 1), name, strict=True):
             place = line.centre + sign * 1.4 * HALF_LENGTH * line.direction
-            zoom.text(*place.tolist(), letter, ha="center", va="center", weight="bold")
+            x, y = place.tolist()
+            zoom.text(x, y, letter, ha="center", va="center", weight="bold")
     (x, y), half = next(iter(lines.values())).centre.tolist(), 2.6 * HALF_LENGTH
     zoom.set(
         xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[], aspect="equal",
