@@ -1,8 +1,9 @@
-"""Evaluations as text for people, and rows as JSON and CSV."""
+"""Evaluations as text for people, and rows as text, Markdown, JSON and CSV."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from metrics.evaluation import Evaluation
@@ -58,8 +59,28 @@ def to_text(rows: Sequence[Row]) -> str:
     lines = [names, *([number(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     lines.insert(1, ["-" * width for width in widths])
-    right = [_is_numeric(rows, name) for name in names]
+    right = [is_numeric(rows, name) for name in names]
     return "".join(_aligned(line, widths, right) for line in lines)
+
+
+def to_markdown(
+    rows: Sequence[Row], columns: Sequence[str] = (), bold: Collection[tuple[int, str]] = ()
+) -> str:
+    """Format rows as a Markdown table.
+
+    Parameters
+    ----------
+    rows : a missing column is an empty cell.
+    columns : in this order; by default all, in the order of their appearance.
+    bold : (index of the row, column) of the cells in bold face.
+    """
+    names = columns or list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---:" if is_numeric(rows, name) else "---" for name in names]]
+    for index, row in enumerate(rows):
+        cells = {name: number(row.get(name)).replace("|", "\\|") for name in names}
+        lines.append([f"**{cell}**" if (index, name) in bold else cell
+                      for name, cell in cells.items()])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_json(value: Any) -> str:
@@ -98,9 +119,10 @@ def number(value: Any) -> str:
     return f"{value:.0f}" if is_whole else f"{value:.4g}"
 
 
-def _is_numeric(rows: Sequence[Row], name: str) -> bool:
-    values = [row.get(name) for row in rows]
-    return all(value is None or isinstance(value, int | float | tuple) for value in values)
+def is_numeric(rows: Sequence[Row], name: str) -> bool:
+    """Return whether a column holds only numbers, decimal texts and empty cells."""
+    texts = [value for row in rows if isinstance(value := row.get(name), str)]
+    return all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in texts)
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

@@ -21,8 +21,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from erk.commands.cli import CONTEXT, clean_exit
+from erk.io.atomic import save_file
 from erk.runtime.provenance import provenance
-from metrics.table import to_markdown, to_text, write
+from metrics.report import to_json, to_markdown, to_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "bench"
@@ -185,8 +186,9 @@ def report(
     record["versions"] |= {package: version(package) for package in packages}
     columns = dict.fromkeys(key for row in rows for key in row)
     shown = [c for c in columns if not any(isinstance(row.get(c), list) for row in rows)]
-    click.echo(to_text(rows, shown), nl=False)
+    table = [{name: row.get(name) for name in shown} for row in rows]
+    click.echo(to_text(table), nl=False)
     head = f"`{record['command']}` at {record['commit']}, {record['device']}; medians.\n\n"
-    write(out / f"{name}.md", head + to_markdown(rows, shown))
-    path = write(out / f"{name}.json", json.dumps(record | {"rows": list(rows)}, indent=2) + "\n")
+    save_file(out / f"{name}.md", head + to_markdown(table))
+    path = save_file(out / f"{name}.json", to_json(record | {"rows": list(rows)}))
     click.echo(f"Wrote {path} and {name}.md.")

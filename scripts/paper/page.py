@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel, ValidationError
 
 from erk.io.atomic import save_file
-from metrics.report import number
+from metrics.report import is_numeric, number, to_markdown
 
 Cell = str | int | float | None | tuple[float | None, float | None]
 """A text, a number, nothing, or (value, standard error)."""
@@ -41,14 +40,11 @@ class Table(BaseModel):
 
     def to_md(self) -> str:
         """Return the cells as a Markdown table."""
-        frame = self.frame(lambda text: text.replace("|", "\\|"), "**{}**")
-        rule = ["---:" if right else "---" for right in self.numeric()]
-        lines = [list(frame.columns), rule, *frame.to_numpy().tolist()]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return to_markdown(self.rows, self.columns, self.bold)
 
     def numeric(self) -> list[bool]:
-        """Whether each column holds numbers, which are aligned to the right."""
-        return [all(_is_number(row.get(name)) for row in self.rows) for name in self.columns]
+        """Return whether each column holds numbers, which are aligned to the right."""
+        return [is_numeric(self.rows, name) for name in self.columns]
 
 
 def table_of(caption: str, rows: Sequence[Mapping[str, Cell]]) -> Table:
@@ -203,13 +199,6 @@ def environment() -> Environment:
 def to_ascii(text: str) -> str:
     """Write every character beyond ASCII as a reference, so that no encoding can garble it."""
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
-
-
-def _is_number(value: Cell) -> bool:
-    """Return whether a cell is a number, a number with an error, a decimal text, or empty."""
-    if isinstance(value, str):
-        return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
-    return True
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -29,7 +29,7 @@ from erk.method.sampler import solve
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 from metrics.jackknife import paired_difference
-from metrics.table import to_markdown
+from metrics.report import to_markdown
 from scripts.studies.data import MIXTURES, NETWORKS, Data, change_of_fd, fd, load, sliced_w1
 from scripts.studies.rows import RESULTS, Row, Table, key_of
 

@@ -17,7 +17,7 @@ from erk.method.guidance import erk_push
 from erk.method.point import Point, Step
 from erk.method.settings import Settings
 from erk.method.solvers import make_solver
-from metrics.table import to_markdown
+from metrics.report import to_markdown
 
 LEVELS = (8, 4, 2, 1.4, 1, 0.7, 0.5, 0.3, 0.15)  # sigma in units of the data's deviation
 RATIO = 1.25  # of neighbouring noise levels

@@ -9,7 +9,7 @@ from erk.io.atomic import write_file
 from erk.io.cache import cached, cached_path, save_json
 from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
-from metrics.table import to_markdown
+from metrics.report import to_markdown
 from scripts.studies.data import Data
 
 VERSION = 1

@@ -19,7 +19,7 @@ from erk.calibration.solver_error import converged, errors, ratio, reference_pat
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.method.corrections import Correction, auto
 from erk.method.settings import Settings
-from metrics.table import to_markdown
+from metrics.report import to_markdown
 from scripts.studies.data import load
 from scripts.studies.rows import Row
 
