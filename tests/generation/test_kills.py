@@ -49,7 +49,7 @@ def fill(kind, number):
 
 
 def sweep(kind):
-    """A run killed before each operation in turn, killed once more at the same place of the run
+    """A run killed before each operation in turn, killed once more at the same operation of the run
     that goes on, and then let alone."""
     assert forked(fill, kind, 10**6, cwd="undisturbed") == 0
     for number in range(100):
@@ -91,7 +91,7 @@ def undisturbed(tmp_path_factory):
 )  # fmt: skip
 def test_killed_at_a_random_moment(kind, ranks, undisturbed, tmp_path):
     """``ranks``: processes that are killed together, and those that go on."""
-    whole, seconds = undisturbed
+    folders, seconds = undisturbed
     job = [*JOB, "--seeds", "0-39", "--format", kind]
 
     def begin(count):
@@ -102,10 +102,10 @@ def test_killed_at_a_random_moment(kind, ranks, undisturbed, tmp_path):
     for process in processes:
         process.kill()
     assert {ended(process) for process in processes} <= {-signal.SIGKILL, 0}
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/0*.png")}
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/0*.png")}
     assert [ended(process) for process in begin(ranks[1])] == [0] * ranks[1]
-    check_run(tmp_path / "out", whole / kind)
-    assert {path: path.stat().st_mtime_ns for path in made} == made  # none is made twice
+    check_run(tmp_path / "out", folders / kind)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # none is sampled twice
 
 
 @pytest.mark.parametrize("ranks", [(1, 1), (2, 1), (1, 2)])
@@ -154,7 +154,7 @@ def launch(folder, kind, ranks):
 
 
 def kill_all(process):
-    """SIGKILL to a process and all below it; torchrun's workers lead sessions of their own."""
+    """SIGKILL to a process and all below it; torchrun's workers lead separate sessions."""
     below = [process.pid]
     for pid in below:
         below += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -169,7 +169,7 @@ def kill_all(process):
 @pytest.mark.parametrize("kind", ["png", "zip", "npz", "png", "zip"])
 def test_killed_five_times_in_a_row(kind, ranks, tmp_path):
     """Kills come anywhere, from the imports to the last archive; the run still gets there."""
-    in_this_process([*JOB, "--seeds", "0-199", "--format", kind, "--outdir", tmp_path / "whole"])
+    in_this_process([*JOB, "--seeds", "0-199", "--format", kind, "--outdir", tmp_path / "intact"])
     begin = time.perf_counter()
     launch(tmp_path / "timed", kind, ranks).wait(300)
     seconds = time.perf_counter() - begin
@@ -178,14 +178,14 @@ def test_killed_five_times_in_a_row(kind, ranks, tmp_path):
         time.sleep(random.uniform(0.4, 0.95) * seconds)
         kill_all(process)
     assert launch(tmp_path, kind, ranks).wait(300) == 0
-    check_run(tmp_path / "out", tmp_path / "whole")
+    check_run(tmp_path / "out", tmp_path / "intact")
 
 
 @pytest.mark.slow  # torchrun waits a while before it looks, and two starts of PyTorch
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("kind", ["png", "zip"])
 def test_torchrun_ends_when_one_of_its_ranks_is_killed(kind, tmp_path):
-    in_this_process([*JOB, "--seeds", "0-199", "--format", kind, "--outdir", tmp_path / "whole"])
+    in_this_process([*JOB, "--seeds", "0-199", "--format", kind, "--outdir", tmp_path / "intact"])
     process = launch(tmp_path, kind, 2)
     while len(list((tmp_path / "out" / ".parts").glob("*.jsonl"))) < 2:
         assert process.poll() is None
@@ -195,4 +195,4 @@ def test_torchrun_ends_when_one_of_its_ranks_is_killed(kind, tmp_path):
     assert process.wait(120) not in (0, None)
     assert not json.loads((tmp_path / "out" / "run.json").read_text())["complete"]
     assert launch(tmp_path, kind, 1).wait(300) == 0
-    check_run(tmp_path / "out", tmp_path / "whole")
+    check_run(tmp_path / "out", tmp_path / "intact")

@@ -82,10 +82,10 @@ def test_files_and_metadata(out):
     files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     images = ["000000/000000.png", "000000/000001.png", "001000/001000.png"]
     assert files == [*images, "manifest.jsonl", "run.json"]
-    found = run_json(out)
-    assert found["complete"] is True and found["images"] == 3 and found["seeds"] == "0-1,1000"
-    assert found["nfe"] == 15 and found["network"] == NETWORK
-    assert found["settings"] == {
+    stored = run_json(out)
+    assert stored["complete"] is True and stored["images"] == 3 and stored["seeds"] == "0-1,1000"
+    assert stored["nfe"] == 15 and stored["network"] == NETWORK
+    assert stored["settings"] == {
         "net": "a.pkl", "steps": 8, "S_max": "inf", "guidance_interval": [0.1, 2.0],
         "format": "png", "subdirs": True,
     }  # fmt: skip
@@ -147,9 +147,9 @@ def test_metadata_covers_all_sessions(kind, out):
         raise Stop
     with look(out, range(4), kind=kind) as run:
         run.write(batch(run.pending, size=2, nfe=11, guide_nfe=3))
-    found = run_json(out)
-    assert (found["nfe"], found["guide_nfe"]) == (10.5, 3)
-    assert found["batches"] == {"2": 3, "4": 1} and "at most 1 grey level" in found["rounding"]
+    stored = run_json(out)
+    assert (stored["nfe"], stored["guide_nfe"]) == (10.5, 3)
+    assert stored["batches"] == {"2": 3, "4": 1} and "at most 1 grey level" in stored["rounding"]
     sample(out.with_name("b"), [0])
     assert "batches" not in run_json(out.with_name("b"))
 
@@ -329,9 +329,9 @@ def test_of_two_runs_that_begin_together_one_wins(out):
 def test_records_of_other_settings_are_refused(out):
     """Someone has put another run.json into the folder, or another run's log."""
     sample(out, [0, 1])
-    found = run_json(out)
-    found["settings"]["steps"] = 9
-    (out / "run.json").write_text(json.dumps(found))
+    stored = run_json(out)
+    stored["settings"]["steps"] = 9
+    (out / "run.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"manifest\.jsonl lists images of other settings"):
         look(out, [0, 1], steps=9)
     (out / "run.json").unlink()

@@ -1,4 +1,4 @@
-"""generate(): the originals' pictures, and a picture that depends on its own seed alone."""
+"""generate(): the originals' images, and an image that depends on its seed alone."""
 
 import random
 
@@ -22,7 +22,7 @@ PIXEL = str(GOLDEN / "nets" / "edm2_pixel.pkl")
 
 
 class Spy:
-    """A model whose pictures are the float samples, and which remembers its calls."""
+    """A model that decodes to the float samples and records its calls."""
 
     def __init__(self, model):
         self.model, self.calls = model, []
@@ -68,7 +68,7 @@ def check_pixels(images, run):
 
 @pytest.mark.parametrize("path", pickle_paths("edm2_pixel"), ids=["torch2", "torch1"])
 @pytest.mark.parametrize("run", RUNS)
-def test_pictures_of_the_originals(path, run):
+def test_images_of_the_originals(path, run):
     """From seeds to uint8 pixels, churn and drawn classes included."""
     row, settings = golden(run)
     model = load_model(path)
@@ -84,9 +84,9 @@ def test_pictures_of_the_originals(path, run):
 
 def test_samples_of_the_originals_before_rounding(models):
     row, settings = golden("pixel_erk")
-    made = sample(Spy(models["edm2_pixel"]), row["seeds"], 8, settings)
-    found = torch.stack([made[seed] for seed in row["seeds"]])
-    assert (found - tensor(IMAGES["pixel_erk_float"])).abs().max() < 1e-4
+    samples = sample(Spy(models["edm2_pixel"]), row["seeds"], 8, settings)
+    stacked = torch.stack([samples[seed] for seed in row["seeds"]])
+    assert (stacked - tensor(IMAGES["pixel_erk_float"])).abs().max() < 1e-4
 
 
 def test_guiding_by_the_net_itself_changes_nothing(models):
@@ -105,13 +105,13 @@ def test_batch_mates_do_not_matter(name, batch, models):
     mixed = random.Random(batch).sample(seeds, len(seeds))
     straight = sample(model, seeds, batch)
     for others in (mixed, seeds[::-1], mixed[:5], [17]):
-        made = sample(model, others, batch)
-        assert list(made) == others
-        assert all(torch.equal(made[seed], straight[seed]) for seed in others)
+        samples = sample(model, others, batch)
+        assert list(samples) == others
+        assert all(torch.equal(samples[seed], straight[seed]) for seed in others)
     assert {shape[0] for shape, _ in model.calls} == {batch}
 
 
-def test_guide_and_churn_know_no_mates_either(models):
+def test_batch_mates_do_not_matter_with_guide_and_churn(models):
     preset = find_preset("digits-autog")
     guide, seeds = load_model(preset.gnet), list(range(12))
     settings = Settings(steps=3, guidance=preset.guidance, S_churn=2)
@@ -124,7 +124,7 @@ def test_guide_and_churn_know_no_mates_either(models):
 
 @pytest.mark.parametrize(("name", "count"), [("digits", 64), ("edm2_pixel", 24)])
 def test_batch_size_moves_a_pixel_by_one_level_at_most(name, count, models):
-    """Measured: 1 of 4096 places of digits between batch 1 and the others, none of edm2_pixel."""
+    """Measured: 1 of 4096 pixels of digits between batch 1 and the others, none of edm2_pixel."""
     settings = Settings(steps=6 if name == "digits" else 4, w_stiff=0.5, w_con=0.3)
     runs = [
         torch.stack(list(sample(models[name], range(count), batch, settings).values()))
@@ -136,7 +136,7 @@ def test_batch_size_moves_a_pixel_by_one_level_at_most(name, count, models):
         assert (difference > 0).float().mean() <= 0.001
 
 
-def test_other_seeds_and_settings_give_other_pictures(models):
+def test_other_seeds_and_settings_give_other_images(models):
     model = Spy(models["digits"])
     a = sample(model, [0, 1], 2)
     assert not torch.equal(a[0], a[1])
@@ -151,12 +151,12 @@ def classes_of(model, seeds, labels, batch=4):
     batches = list(generate(Job(spy, Settings(steps=2), seeds=seeds, labels=labels, batch=batch)))
     seen = []
     calls = len(spy.calls) // len(batches)
-    for i, made in enumerate(batches):
-        assert made.classes.dtype == torch.int64 and len(made.classes) == len(made.seeds)
+    for i, one in enumerate(batches):
+        assert one.classes.dtype == torch.int64 and len(one.classes) == len(one.seeds)
         vectors = spy.calls[i * calls][1]
         assert vectors.sum(1).tolist() == [1] * batch
-        seen += vectors.argmax(1)[: len(made.seeds)].tolist()
-    assert seen == torch.cat([made.classes for made in batches]).tolist()
+        seen += vectors.argmax(1)[: len(one.seeds)].tolist()
+    assert seen == torch.cat([one.classes for one in batches]).tolist()
     return seen
 
 
@@ -175,7 +175,7 @@ def test_random_labels_follow_the_original_rule(models):
 
 
 def test_the_policy_does_not_move_later_draws(models):
-    """With churn: class 7 of seed 0 drawn, or asked for, gives the same picture."""
+    """With churn: class 7 of seed 0 drawn or requested gives the same image."""
     settings = Settings(steps=3, S_churn=2)
     model = Spy(models["digits"])
     (drawn,) = generate(Job(model, settings, seeds=[0], batch=1))
@@ -246,7 +246,7 @@ def test_nan_names_seed_and_step(sample_index, call, seed, step, models):
 
 def test_nan_in_a_later_batch_spares_the_earlier_ones(models):
     model = Broken(models["digits"], 0, 8)
-    made = generate(Job(model, Settings(steps=4), seeds=[5, 6, 7], batch=2))
-    assert next(made).seeds == [5, 6]
+    batches = generate(Job(model, Settings(steps=4), seeds=[5, 6, 7], batch=2))
+    assert next(batches).seeds == [5, 6]
     with pytest.raises(NonFiniteError, match="seed 7"):
-        next(made)
+        next(batches)

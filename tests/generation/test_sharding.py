@@ -1,4 +1,4 @@
-"""Shards that never speak to each other, and erk merge, which puts them together."""
+"""Shards that never communicate, and erk merge, which joins them."""
 
 import json
 import shutil
@@ -61,16 +61,16 @@ def refuse(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_one_after_the_other_fill_one_folder(kind, run, undisturbed):
-    """In any order; each makes its own seeds only, and the last one completes the run."""
+    """In any order; each samples its seeds only, and the last one completes the run."""
     for number, shard in enumerate(("2/3", "0/3", "1/3")):
-        told = run(main, *JOB, "--format", kind, "--shard", shard, "--grid")
-        assert ("is done; the shard that ends last" in told) == (number < 2)
+        output = run(main, *JOB, "--format", kind, "--shard", shard, "--grid")
+        assert ("is done; the shard that ends last" in output) == (number < 2)
         complete = json.loads(Path("out/run.json").read_text())["complete"]
         assert complete == (number == 2)
         if kind == "png" and number == 0:
             there = sorted(path.name for path in Path("out").glob("*.png"))
             assert there == [f"{seed:06d}.png" for seed in range(2, 20, 3)]
-    assert "20 images, NFE 5" in told
+    assert "20 images, NFE 5" in output
     Path("out/grid.png").unlink()
     check_run(Path("out"), undisturbed / kind)
 
@@ -85,14 +85,14 @@ def test_tasks_of_srun_at_the_same_time(kind, tmp_path, undisturbed):
         for task in range(3)
     ]  # fmt: skip
     assert [ended(task) for task in tasks] == [0, 0, 0]
-    told = "".join((tmp_path / f"log{task}").read_text() for task in range(3))
-    assert told.count("20 images, NFE 5 per image") >= 1 and "Traceback" not in told
+    output = "".join((tmp_path / f"log{task}").read_text() for task in range(3))
+    assert output.count("20 images, NFE 5 per image") >= 1 and "Traceback" not in output
     check_run(tmp_path / "out", undisturbed / kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_shards_may_change(kind, run, undisturbed):
-    """One of two shards, then three; what is there is not made again."""
+    """One of two shards, then three; existing images are not sampled again."""
     job = [*JOB, "--format", kind]
     run(main, *job, "--shard", "0/2")
     for shard in ("0/3", "1/3", "2/3"):
@@ -103,20 +103,20 @@ def test_the_number_of_shards_may_change(kind, run, undisturbed):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("last", ["generate", "merge"])
 def test_without_a_last_shard(kind, last, run, undisturbed):
-    """The job without --shard makes the rest; merge.py completes what is whole."""
+    """The job without --shard samples the rest; erk merge completes a finished run."""
     job = [*JOB, "--format", kind]
     run(main, *job, "--shard", "0/2")
     if last == "generate":
         run(main, *job)
     else:
         run(main, *job, "--shard", "1/2")
-        unfinish(Path("out"), undisturbed / kind)
+        unfinish(Path("out"))
         assert "out: 20 images, each seed once" in run(merge_command, "out")
     check_run(Path("out"), undisturbed / kind)
 
 
-def unfinish(folder, whole):
-    """As if the last shard had been killed between the pictures and its last words."""
+def unfinish(folder):
+    """Undo the last write of a shard: `complete` in run.json."""
     record = json.loads((folder / "run.json").read_text())
     if record["settings"]["format"] == "png":
         (folder / "run.json").write_text(json.dumps(record | {"complete": False}))
@@ -129,8 +129,8 @@ def test_streamed_shards_give_the_numbers_of_one_run(run, monkeypatch, tmp_path)
         monkeypatch.setenv("ERK_CACHE", str(tmp_path / f"cache{shard}"))
         assert "done, features in" in run(main, *measure, "--shard", f"{shard}/2")
         assert not Path("row.json").exists()
-    told = run(merge_command, "cache0/features", "cache1/features", "--dest", "all/features")
-    assert "all/features: 5 files of features added" in told
+    output = run(merge_command, "cache0/features", "cache1/features", "--dest", "all/features")
+    assert "all/features: 5 files of features added" in output
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "all"))
     with monkeypatch.context() as patch:
         patch.setattr("erk.generation.stream.generate", None)  # nothing is left to sample
@@ -142,7 +142,7 @@ def test_streamed_shards_give_the_numbers_of_one_run(run, monkeypatch, tmp_path)
     assert merged["replicates"] == alone["replicates"] and merged["fd"] == alone["fd"]
 
 
-# --- shards in folders of their own ---------------------------------------------------------
+# --- shards in separate folders ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def parts(run):
 
     def make(kind, *more):
         for shard in range(3):
-            place = ["--outdir", f"part{shard}", "--shard", f"{shard}/3"]
-            run(main, *JOB, "--format", kind, *place, *more)
+            path = ["--outdir", f"part{shard}", "--shard", f"{shard}/3"]
+            run(main, *JOB, "--format", kind, *path, *more)
         return ["part0", "part1", "part2"]
 
     return make
@@ -174,13 +174,13 @@ def test_folders_become_one(kind, run, parts, undisturbed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranges_of_seeds_become_one(kind, run, undisturbed):
-    """Finished runs of other seeds, with an overlap: the same picture counts once."""
+    """Finished runs of other seeds, with an overlap: an image of both counts once."""
     job = [*JOB[:-2], "--format", kind]
     run(main, *job, "--seeds", "0-11", "--outdir", "a")
     run(main, *job, "--seeds", "8-19", "--outdir", "b")
     name = {"png": "b", "zip": "b/images.zip", "npz": "b/images.npz"}[kind]
-    told = run(merge_command, "a", name, "--dest", "all")
-    assert "20 images, each seed once, 4 of them in several folders" in told
+    output = run(merge_command, "a", name, "--dest", "all")
+    assert "20 images, each seed once, 4 of them in several folders" in output
     check_run(Path("all"), undisturbed / kind)
 
 
@@ -191,7 +191,7 @@ def test_a_missing_shard_is_named(parts, refuse):
     refuse(merge_command, ["part0"], "no folder holds the images of the seeds 1-2,4-5")
 
 
-def test_two_pictures_of_one_seed_are_named(run, refuse):
+def test_two_images_of_one_seed_are_named(run, refuse):
     """Rounding of another batch size, or another machine: nobody chooses silently."""
     run(main, *JOB, "--outdir", "a")
     run(main, *JOB, "--outdir", "b")
@@ -213,29 +213,29 @@ def test_other_settings_are_named(run, refuse):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", ["unfinished", "finished"])
-def test_a_damaged_picture_is_found(kind, state, run, parts, undisturbed):
-    """One byte of one picture; the rest is merged when it is mended."""
+def test_a_damaged_image_is_refused(kind, state, run, parts, undisturbed):
+    """One byte of one image; merging succeeds once it is restored."""
     names = parts(kind)
-    place = Path({"png": "part1/000007.png", "zip": "part1/.parts/000007.png",
+    path = Path({"png": "part1/000007.png", "zip": "part1/.parts/000007.png",
                   "npz": "part1/.parts/000007.png"}[kind])  # fmt: skip
     if state == "finished":
-        shutil.copytree(undisturbed / kind, "whole")
-        names, place = ["whole"], Path("whole") / {
+        shutil.copytree(undisturbed / kind, "finished")
+        names, path = ["finished"], Path("finished") / {
             "png": "000007.png", "zip": "images.zip", "npz": "images.npz"
         }[kind]  # fmt: skip
-    whole = place.read_bytes()
-    at = len(whole) // 2
-    place.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    content = path.read_bytes()
+    at = len(content) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     done = CliRunner().invoke(merge_command, [*names, "--dest", "all"])
     assert done.exit_code == 2 and "damaged" in done.stderr and "Traceback" not in done.stderr
-    place.write_bytes(whole)
+    path.write_bytes(content)
     run(merge_command, *names, "--dest", "all")
     check_run(Path("all"), undisturbed / kind)
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/tmp/evil.png", "evil/000003.png"])
 def test_no_name_in_a_manifest_is_trusted(name, run, undisturbed):
-    """A manifest from a stranger: where a picture lies and goes follows from its seed."""
+    """A manifest from a stranger: the path of an image follows from its seed."""
     run(main, *JOB, "--outdir", "a")
     manifest = Path("a/manifest.jsonl")
     manifest.write_text(manifest.read_text().replace('"000003.png"', json.dumps(name)))
@@ -286,10 +286,10 @@ def test_stores_with_a_broken_file_or_other_outputs(run, monkeypatch, tmp_path):
     from safetensors.torch import load_file, save_file
 
     def store(name, tensors):
-        place = tmp_path / name / "digits-1-aa" / "ab" / f"ab{'0' * 62}.safetensors"
-        place.parent.mkdir(parents=True)
-        save_file(tensors, place)
-        return place
+        path = tmp_path / name / "digits-1-aa" / "ab" / f"ab{'0' * 62}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+        return path
 
     kept = torch.arange(3)
     store("a", {"kept": kept, "features": torch.ones(3, 2)})
@@ -305,8 +305,9 @@ def test_stores_with_a_broken_file_or_other_outputs(run, monkeypatch, tmp_path):
 
 
 def reference(path, features, protocol="digits", keep=True, n=None):
-    found = moments_of(features)
-    statistics = Statistics(found.mean, found.cov, n or found.n, features if keep else None, "w")
+    moments = moments_of(features)
+    kept = features if keep else None
+    statistics = Statistics(moments.mean, moments.cov, n or moments.n, kept, "w")
     labels = torch.arange(len(features)) if keep else None
     write_reference(path, {"digits": statistics}, protocol=protocol, labels=labels, image_size=8)
 
@@ -319,8 +320,8 @@ def test_references_of_parts_become_the_one_of_all(run):
     for name, part in zip("abc", features.split([20, 30, 40]), strict=True):
         reference(f"{name}.npz", part)
     run(merge_command, "a.npz", "b.npz", "c.npz", "--dest", "merged.npz")
-    whole, merged = (read_reference(Path(f"{name}.npz")) for name in ("all", "merged"))
-    one, other = (found.statistics["digits"] for found in (whole, merged))
+    of_all, merged = (read_reference(Path(f"{name}.npz")) for name in ("all", "merged"))
+    one, other = (one.statistics["digits"] for one in (of_all, merged))
     assert other.n == 90 and other.weights == "w" and merged.protocol == "digits"
     torch.testing.assert_close(other.mean, one.mean, rtol=1e-13, atol=0)
     torch.testing.assert_close(other.cov, one.cov, rtol=1e-12, atol=1e-13)

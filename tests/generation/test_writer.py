@@ -112,8 +112,8 @@ def test_threads_keep_the_order(count):
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    found = []
+    cores = []
     for processes in ("1", "2", "4", "16", "32"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        found.append(spare_cores())
-    assert found == [MAX_THREADS, 7, 3, 1, 1]
+        cores.append(spare_cores())
+    assert cores == [MAX_THREADS, 7, 3, 1, 1]
