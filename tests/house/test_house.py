@@ -17,7 +17,6 @@ TO_SHORTEN: set[str] = {  # whoever shortens one removes its name
     "tests/generation/test_run_folder.py",
     "tests/io/test_download.py",
     "tests/io/test_pickles.py",
-    "tests/method/test_solvers.py",
     "tests/models/test_files.py",
     "tests/paper/test_reproduce.py",
     "tests/test_faults.py",
