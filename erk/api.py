@@ -165,7 +165,16 @@ def _prepare(
     plan = Settings(**settings | {"erk": open_card(settings.get("erk"))})
     if isinstance(plan.erk, Card) and plan.erk.warning:
         warnings.warn(plan.erk.warning, stacklevel=4)
-    return plan.drift(model, labels, guide_model, guide_labels), plan
+    drift = plan.drift(model, labels, guide_model, guide_labels)
+    correction = plan.correction(plan.sigmas(model), model) if plan.erk == "auto" else None
+    if isinstance(correction, Correction) and not correction.acts:
+        warnings.warn(
+            f"erk='auto' finds no multiple that suits all data for the solver {plan.solver!r} at "
+            "these noise levels, so the samples are the plain solver's: take heun or dpm2, or "
+            "calibrate a card.",
+            stacklevel=4,
+        )
+    return drift, plan
 
 
 def save_images(

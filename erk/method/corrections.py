@@ -29,6 +29,8 @@ SCALES = torch.linspace(-12.0, 7.0, 600, dtype=torch.float64).exp()[:, None]
 WIDEST = (0.02, 0.1, 0.5, 2.0, 8.0, torch.inf)
 FINEST = (0.0, 0.03)
 """Priors of data: all scales S between these ends, equally frequent as in a power law."""
+WIDE = 1.0
+"""Deviation of samples above which a run with `auto` is checked."""
 REACH = 2  # previous steps that a direction looks at
 
 Previous = tuple[Point, ...]
@@ -219,6 +221,20 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     if (better > (1 - SHARE) * plain).any():
         correction = replace(correction, weights=((0.0,),) * len(weights))
     return correction
+
+
+def error_ratio(solver: Solver, sigmas: Tensor, scale: float) -> float:
+    """Return the error with `auto` / without it, of a run on Gaussian data of deviation `scale`.
+
+    Above 1 `auto` hurts: where data are wider than sigma_max supports.
+    """
+    levels = sigmas[sigmas > 0].double()
+    nearest = (SCALES - scale).abs().argmin()
+    plain, better = (
+        (_end(solver, levels, guidance) - _exact(levels[-1])).abs()[nearest].item()
+        for guidance in (unguided, auto(solver, sigmas))
+    )
+    return better / plain if plain > 0 else 1.0
 
 
 def _end(solver: Solver, levels: Tensor, guidance: Guidance) -> Tensor:

@@ -1,5 +1,6 @@
 """The sampling loop: a solver and a guidance along a schedule, and the trajectory it yields."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
+from erk.method.corrections import WIDE, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
 from erk.method.point import Drift, Guidance, Solver, Step, norm
@@ -199,7 +201,25 @@ def solve(
         x0 = state.x
         if callback is not None:
             callback(state)
+    if settings.erk == "auto":
+        _warn_if_wide(drift, x0, settings)
     return x0
+
+
+def _warn_if_wide(drift: GuidedDrift, x0: Tensor, settings: Settings) -> None:
+    """Warn if `auto` raises the error on Gaussian data of the deviation of the samples x0."""
+    scale = x0.double().std(correction=0).item()
+    if scale <= WIDE:
+        return
+    sigmas = settings.sigmas(drift.model)
+    ratio = error_ratio(settings.solver_for(sigmas, drift.model), sigmas, scale)
+    if ratio > 1:
+        warnings.warn(
+            f"the samples have standard deviation {scale:.3g}, and on Gaussian data that wide "
+            f"erk='auto' multiplies the error of this solver and schedule by {ratio:.3g}: scale "
+            "the data to about 0.5, raise sigma_max, or leave erk out.",
+            stacklevel=3,
+        )
 
 
 class Trace:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from erk.api import sample
-from erk.method.corrections import Correction
+from erk.method.corrections import Correction, auto, error_ratio
 from erk.method.guidance import alpha
 from erk.method.point import Point
 from erk.method.settings import Settings
@@ -141,3 +141,80 @@ def test_heun_with_the_exponential_weight_is_dpm_solver_pp(steps):
     theirs = sample(model, noise, solver="dpm2", solver_options=options, **chosen)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert not torch.allclose(theirs, sample(model, noise, **chosen), atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+@pytest.mark.parametrize("sigma", [0.3, 0.7, 2.0, 4.0])
+@pytest.mark.parametrize(("variant", "b"), [("bh2", 1 / 12), ("bh1", -1 / 6)])
+def test_the_error_of_unipc_of_order_one(scale, sigma, variant, b):
+    """S9: (dl)^3 (-D''/12 + (1 - q) D'/4 + b D'), D' = q (1 - q) x, q = sigma lambda."""
+    dl = 1e-3
+    levels = torch.tensor(sigma, dtype=torch.float64) * torch.exp(-dl * torch.arange(3.0).double())
+    now, after = levels[:2]
+    options = {"order": 1, "variant": variant, "lower_order_final": False}
+    solver = make_solver("unipc", options, levels)
+    start, end = (math.sqrt(scale**2 + level**2) for level in (now, after))
+
+    def drift(x, s):
+        return Point(x, x * s / (scale**2 + s**2), s)
+
+    step = solver(drift, torch.full((1, 1), start, dtype=torch.float64), now, after, None)
+    error = (end - step.x).item() / dl**3
+    q = sigma**2 / (scale**2 + sigma**2)
+    first = q * (1 - q) * start
+    second = scale**2 * sigma**2 * (sigma**2 - 2 * scale**2) / start**5  # of D, over l
+    wanted = -second / 12 + (1 - q) * first / 4 + b * first
+    assert error == pytest.approx(wanted, rel=0.01, abs=2e-4)
+    if variant == "bh1":
+        assert (error > 0) == (sigma < scale)
+    if (scale, sigma, variant) == (1.0, 4.0, "bh2"):
+        assert error == pytest.approx(0.0067, abs=1e-4)
+
+
+@pytest.mark.parametrize(("solver", "form"), [
+    ("heun", lambda r: -(1 - r) / 3), ("dpm2", lambda r: -(1 - r**0.5) / 2),
+])  # fmt: skip
+@pytest.mark.parametrize(("steps", "excess"), [(32, 0.1), (64, 0.05)])
+def test_auto_has_closed_forms_at_small_steps(solver, form, steps, excess):
+    """S10: the multiples of a known family of two-stage Runge-Kutta methods."""
+    settings = Settings(solver=solver, steps=steps, schedule="edm", dtype=torch.float64)
+    sigmas = settings.sigmas()
+    weights = auto(settings.solver_for(sigmas, None), sigmas).weights[: steps // 2]
+    for (weight,), (now, after) in zip(weights, pairwise(sigmas.tolist()), strict=False):
+        assert 1 < weight / form(after / now) < 1 + excess
+
+
+@pytest.mark.parametrize(("scale", "least"), [(0.5, None), (2.0, None), (8.0, 1.5), (20.0, 10.0)])
+def test_auto_warns_of_data_that_are_too_wide(recwarn, scale, least):
+    """S13: Gaussian data, Heun, sigma_max 5, 8 steps: the error grows 1.9-fold, 13-fold."""
+    unit = torch.randn(64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = dict(steps=8, sigma_max=5.0, dtype=torch.float64)
+
+    def model(x, sigma, labels):
+        return x * scale**2 / (scale**2 + sigma**2)
+
+    noise = unit / 5 * math.sqrt(25 + scale**2)  # whose exact solution ends at scale * unit
+    auto_error, plain_error = (
+        (sample(model, noise, erk=erk, **chosen) - scale * unit).norm() for erk in ("auto", None)
+    )
+    texts = [str(one.message) for one in recwarn.list]
+    if least is None:
+        assert not texts and auto_error < plain_error
+        return
+    assert len(texts) == 1 and "erk='auto' multiplies the error of this solver" in texts[0]
+    settings = Settings(**chosen)
+    sigmas = settings.sigmas()
+    predicted = error_ratio(settings.solver_for(sigmas, None), sigmas, scale)
+    assert auto_error / plain_error > least
+    assert predicted > least
+
+
+@pytest.mark.parametrize("solver", ["unipc", "deis", "dpmpp", "ipndm"])
+def test_auto_that_does_nothing_says_so(solver):
+    """N11."""
+
+    def model(x, sigma, labels):
+        return x / (1 + 4 * sigma**2)
+
+    with pytest.warns(UserWarning, match="the samples are the plain solver's: take heun or dpm2"):
+        sample(model, torch.ones(1, 2), solver=solver, steps=6, erk="auto")

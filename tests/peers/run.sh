@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Run the peers' own tests on our integrations, from checkouts in DIR; nothing of them is here.
+#
+#   bash tests/peers/run.sh DIR [PYTHON]
+#
+# DIR/diffusers (github.com/huggingface/diffusers): its scheduler tests with the parents and with
+# our schedulers at w_stiff 0 and 0.5 (fixed numbers of the plain solvers left out), and its
+# PipelineTesterMixin on EDM2Pipeline. DIR/k-diffusion (github.com/crowsonkb/k-diffusion): our
+# samplers against sample_heun and sample_dpm_2. What DIR lacks is left out. PYTHON needs the
+# packages of requirements-dev.txt, and accelerate for the offloading tests.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+peers=$(cd "${1:?usage: run.sh DIR [PYTHON]}" && pwd)
+python=${2:-$here/../../.venv/bin/python}
+failed=0
+
+count() {  # a title, then arguments of pytest: print the counts
+    local title=$1 line
+    shift
+    line=$("$python" -m pytest -q -p no:cacheprovider -W ignore -o addopts= "$@" 2>/dev/null \
+        | tee "${PEERS_LOG:-/dev/null}" | tail -n 1)
+    printf '%-44s %s\n' "$title" "$line"
+    case $line in *failed* | *error* | "" | *"no tests"*) failed=1 ;; esac
+}
+
+if [ -d "$peers/diffusers/tests/schedulers" ]; then
+    export PYTHONPATH="$peers/diffusers:$here"
+    for name in heun dpm_single dpm_multi; do
+        file="$peers/diffusers/tests/schedulers/test_scheduler_$name.py"
+        for kind in parent 0 0.5; do
+            PEERS_KIND=$kind count "$name, $kind" --rootdir "$peers/diffusers" -p swap_schedulers "$file"
+        done
+    done
+    count "EDM2Pipeline, PipelineTesterMixin" --rootdir "$peers/diffusers" "$here/pipeline_suite.py"
+fi
+if [ -d "$peers/k-diffusion/k_diffusion" ]; then
+    PYTHONPATH="$here" PEERS_KDIFFUSION="$peers/k-diffusion" \
+        count "k-diffusion's siblings" --rootdir "$here" "$here/kdiffusion_suite.py"
+fi
+exit $failed
