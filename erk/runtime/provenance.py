@@ -46,6 +46,9 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _script(root: Path) -> str:
-    """Return the running script: relative to the repository if inside it, else its name."""
+    """Return what runs: ``-m MODULE``, or the script, relative to the repository if inside it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m; None for scripts
+    if spec is not None and spec.name.startswith("scripts."):
+        return f"-m {spec.name.removesuffix('.__main__')}"
     path = Path(sys.argv[0]).resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

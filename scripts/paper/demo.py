@@ -2,7 +2,8 @@
 
     bash scripts/demo.sh          # set-up, then this
 
-Writes results/demo.md, results/demo.json and results/demo.png and prints the table. Standard
+Writes demo.md, demo.json and demo.png to out/demo and prints the table; the committed demo is
+written by python -m scripts.paper.demo --results results. Standard
 errors leave out groups of seeds; differences are paired, the same seeds with and without ERK-Guid.
 """
 
@@ -181,10 +182,11 @@ def draw(runs: list[Run]) -> bytes:
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", default="0-1499", help="Images per row of the table.")
 @click.option("--groups", default=10, help="Groups of seeds of the error bars.")
-@click.option("--results", default=str(ROOT / "results"), help="Folder of the results.")
+@click.option("--results", default=str(ROOT / "out" / "demo"), show_default="out/demo",
+              help="Folder of the results.")  # fmt: skip
 @clean_exit
 def main(seeds: str, groups: int, results: str) -> None:
-    """Sample digits with and without ERK-Guid, measure, and write results/demo.*."""
+    """Sample digits with and without ERK-Guid, measure, and write demo.md, .json, .png."""
     chosen = parse_seeds(seeds)
     runs = sample_all(chosen, groups)
     rows = rows_of(runs)
