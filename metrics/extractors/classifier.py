@@ -1,6 +1,7 @@
 """Small convolutional classifiers as extractors: rows of configs/extractors.yaml."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -40,23 +41,40 @@ class ClassifierRow:
 
 
 class Classifier(nn.Module):
-    """Three convolutions and a hidden layer, whose ReLU outputs are the features."""
+    """Three convolutions and a hidden layer, whose ReLU outputs are the features.
+
+    Parameters
+    ----------
+    width : channels of the first convolution; the others have twice as many.
+    features, classes : sizes of the hidden layer and of the output.
+    channels, size : of the images.
+    pools : convolutions (1 to 3) that are followed by max pooling by 2.
+    """
 
     def __init__(
-        self, width: int, features: int, classes: int, channels: int = 1, size: int = 8
+        self,
+        width: int,
+        features: int,
+        classes: int,
+        channels: int = 1,
+        size: int = 8,
+        pools: Sequence[int] = (2,),
     ) -> None:
         super().__init__()
+        self.pools = tuple(pools)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
         self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        self.hidden = nn.Linear(2 * width * (size // 2) ** 2, features)
+        self.hidden = nn.Linear(2 * width * (size // 2 ** len(self.pools)) ** 2, features)
         self.dropout = nn.Dropout(0.3)
         self.out = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, S, S] in -1..1 -> features [B, D], logits [B, K]."""
-        x = self.conv2(self.conv1(x).relu()).relu()
-        x = self.conv3(nn.functional.max_pool2d(x, 2)).relu()
+        for number, convolution in enumerate((self.conv1, self.conv2, self.conv3), start=1):
+            x = convolution(x).relu()
+            if number in self.pools:
+                x = nn.functional.max_pool2d(x, 2)
         features = self.hidden(x.flatten(1)).relu()
         return features, self.out(self.dropout(features))
 

@@ -60,9 +60,9 @@ def main(only: str | None) -> None:
         if name in RUNS:
             train(RECIPE, RUNS[name], encoded(), "python -m scripts.train.digits")
     if only in (None, "classifier"):
-        from scripts.train.classifier import train_classifier
+        from scripts.train.classifier import digits_split, train_classifier
 
-        train_classifier(CHECKPOINTS / "digits-classifier.safetensors")
+        train_classifier("digits", digits_split(0), CHECKPOINTS / "digits-classifier.safetensors")
 
 
 if __name__ == "__main__":
