@@ -29,7 +29,7 @@ class ReferenceRow:
 
     protocol: str  # the one that it is meant for
     image_size: Annotated[int, Strict()]  # pixels
-    url: str | None = None  # a published file of statistics
+    statistics: str | None = None  # a file of them: an address, or a path in this repository
     licence: str | None = None  # of the file; None: its source names none
     images: str | None = None  # real images: an address, a path or sklearn:NAME
     features: str | None = None  # other real images, for precision and recall
@@ -38,10 +38,20 @@ class ReferenceRow:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if (self.url is None) == (self.images is None):
-            raise ValueError("must have either url or images: give one of them")
+        if (self.statistics is None) == (self.images is None):
+            raise ValueError("must have either statistics or images: give one of them")
         if (self.images is None) != (not self.extractors):
-            raise ValueError("must have both images and extractors, or a url: add what is missing")
+            raise ValueError("must have both images and extractors, or statistics: add one")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the statistics are a published file, which has to be downloaded."""
+        return "://" in (self.statistics or "")
+
+    @property
+    def has_features(self) -> bool:
+        """Whether precision and recall need no other real images."""
+        return not self.is_remote
 
 
 def load_reference(
@@ -71,8 +81,8 @@ def load_reference(
     row = known_references().get(name)
     if row is None:
         reference = read_reference(_path(name, offline), known)
-    elif row.url is not None:
-        read = read_reference(fetch(row.url, offline=offline), known)
+    elif row.statistics is not None:
+        read = read_reference(_located(row.statistics, offline), known)
         reference = read._replace(name=name, protocol=row.protocol, image_size=row.image_size)
     else:
         networks = {one: known[one] if one in known else load(one) for one in row.extractors}
@@ -119,7 +129,9 @@ def describe() -> list[str]:
     for name, row in known_references().items():
         size = f"{row.image_size}x{row.image_size}"
         licence = f"  ({row.licence})" if row.licence else ""
-        lines.append(f"{name:16}  {row.protocol:9}  {size:>7}  {row.url or row.images}{licence}")
+        lines.append(
+            f"{name:16}  {row.protocol:9}  {size:>7}  {row.statistics or row.images}{licence}"
+        )
     return lines
 
 
@@ -138,7 +150,7 @@ def real_images(name: str, offline: bool = False) -> tuple[Tensor, Tensor | None
     if row is None or row.images is None:
         with_images = [key for key, one in known_references().items() if one.images is not None]
         raise ValueError(f"{name} has no real images: choose among {', '.join(with_images)}")
-    return load_images(_images_path(row.images, offline))
+    return load_images(_located(row.images, offline))
 
 
 def _reference_of_images(
@@ -146,12 +158,12 @@ def _reference_of_images(
 ) -> Reference:
     """Compute a reference from the real images of its row."""
     assert row.images is not None
-    images, labels = load_images(_images_path(row.images, offline))
+    images, labels = load_images(_located(row.images, offline))
     digest = hashlib.sha256(images.numpy().tobytes())
     outputs = extract(images.split(BATCH), extractors).outputs
     moments = {key: moments_of(one.features) for key, one in outputs.items()}
     if row.features is not None:
-        images, labels = load_images(_images_path(row.features, offline))
+        images, labels = load_images(_located(row.features, offline))
         digest.update(images.numpy().tobytes())
         outputs = extract(images.split(BATCH), extractors).outputs
     statistics = {
@@ -161,7 +173,8 @@ def _reference_of_images(
     return Reference(name, digest.hexdigest(), statistics, row.protocol, labels, row.image_size)
 
 
-def _images_path(source: str, offline: bool) -> str | Path:
+def _located(source: str, offline: bool) -> str | Path:
+    """Return the local file of an address, or of a path relative to configs/references.yaml."""
     if source.startswith(BUNDLED):
         return source
     return fetch(source, offline=offline) if "://" in source else ROWS.parent / source

@@ -85,7 +85,7 @@ def usable_measures(ref: str, has_real: bool) -> list[Measure]:
     """Return what can be measured against a reference; some measures need real images."""
     known = known_references()
     protocol = find_protocol(known[ref].protocol if ref in known else ref)
-    has_features = has_real or (ref in known and known[ref].images is not None)
+    has_features = has_real or (ref in known and known[ref].has_features)
     return [m for m in protocol.measures if has_features or not m.rule.needs_real_features]
 
 
@@ -182,12 +182,12 @@ def _of_network(what: str, net: str) -> list[File]:
 
 def _of_reference(ref: str, has_real: bool) -> list[File]:
     row = known_references().get(ref)
-    if row is None or row.url is None:
+    if row is None or row.statistics is None or not row.is_remote:
         return []
     names = {one.extractor for one in usable_measures(ref, has_real)}
     addresses = {name: weights_url(name) for name in sorted(names)}
     weights = [File(f"weights of {name}", url) for name, url in addresses.items() if url]
-    return [File(f"reference {ref}", row.url), *weights]
+    return [File(f"reference {ref}", row.statistics), *weights]
 
 
 def _is_here(source: str) -> bool:

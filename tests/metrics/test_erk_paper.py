@@ -42,7 +42,7 @@ def tensors(folder: Path) -> torch.Tensor:
 
 def put_reference(cache: Path, statistics: dict) -> None:
     """The file of imagenet512, in EDM2's format, where a download would have put it."""
-    place = cache / known_references()["imagenet512"].url.removeprefix("https://")
+    place = cache / known_references()["imagenet512"].statistics.removeprefix("https://")
     place.parent.mkdir(parents=True)
     content = {"num_images": 50000} | {
         key: {"mu": moments.mean.numpy(), "sigma": moments.cov.numpy()}

@@ -117,7 +117,7 @@ def test_names_are_read_from_the_cache(tmp_path, monkeypatch):
         assert (found.name, found.protocol, found.image_size) == (
             name, row.protocol, row.image_size,
         )  # fmt: skip
-        by_address = load_reference(row.url, offline=True)
+        by_address = load_reference(row.statistics, offline=True)
         assert (by_address.name, by_address.protocol) == (Path(address).stem, "other")
         assert by_address.sha256 == found.sha256
 
@@ -134,6 +134,7 @@ def test_the_table_of_names():
     found = {name: (row.protocol, row.image_size) for name, row in rows.items()}
     assert found == {
         "digits": ("digits", 8),
+        "mnist": ("mnist", 28),
         "imagenet512": ("erk-paper", 512),
         "imagenet64": ("edm2", 64),
         "cifar10": ("edm", 32),
@@ -149,7 +150,7 @@ def test_the_table_of_names():
 
 @pytest.mark.parametrize("name", ["imagenet", "digit"])
 def test_unknown_names_are_answered_with_the_known_ones(name):
-    with pytest.raises(ValueError, match=f"no reference '{name}': choose digits, imagenet512, "):
+    with pytest.raises(ValueError, match=f"no reference '{name}': choose digits, mnist, "):
         load_reference(name)
 
 
@@ -161,7 +162,7 @@ def test_missing_files(name, tmp_path):
         load_reference(name)
 
 
-GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
+GOOD = "a:\n  statistics: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
 
 
 @pytest.mark.parametrize(
@@ -172,9 +173,9 @@ GOOD = "a:\n  url: https://host/a.npz\n  protocol: edm\n  image_size: 8\n"
         (GOOD.replace("8", "true"), "image_size: Input should be a valid integer, not True"),
         (GOOD.replace("protocol: edm", "protocol:"), "protocol: Input should be a valid string"),
         (GOOD.replace("  protocol: edm\n", ""), "row 'a': protocol: missing: add it"),
-        (GOOD.replace("url: https://host/a.npz", "licence: MIT"), "'a': must have either url or"),
-        (GOOD + "  images: b.zip\n", "'a': must have either url or images: give one of them"),
-        (GOOD.replace("url", "images"), "'a': must have both images and extractors, or a url"),
+        (GOOD.replace("statistics: https://host/a.npz", "licence: MIT"), "'a': must have either"),
+        (GOOD + "  images: b.zip\n", "'a': must have either statistics or images: give one"),
+        (GOOD.replace("statistics", "images"), "'a': must have both images and extractors"),
         ("a: https://host/a.npz", "row 'a': must be a mapping of protocol, image_size"),
         ("- a\n- b\n", r"rows\.yaml: must be a mapping of names to rows"),
         ("a: [", r"rows\.yaml:1: not readable YAML"),
