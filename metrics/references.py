@@ -82,7 +82,7 @@ def load_reference(
     if row is None:
         reference = read_reference(_path(name, offline), known)
     elif row.statistics is not None:
-        read = read_reference(_located(row.statistics, offline), known)
+        read = read_reference(Path(_located(row.statistics, offline)), known)
         reference = read._replace(name=name, protocol=row.protocol, image_size=row.image_size)
     else:
         networks = {one: known[one] if one in known else load(one) for one in row.extractors}

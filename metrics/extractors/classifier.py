@@ -158,7 +158,7 @@ def load(
     return ClassifierExtractor(name, features, classes, digest, row, network, device)
 
 
-def _empty(row: ClassifierRow, kwargs: dict[str, int]) -> Classifier:
+def _empty(row: ClassifierRow, kwargs: dict[str, Any]) -> Classifier:
     with without_weights():  # no random initialisation: the caller's seed stays as it is
         return Classifier(**kwargs, channels=row.channels, size=row.size)
 
