@@ -27,8 +27,8 @@ from erk.commands.cli import command
     shared.dry_run_option,
 )  # fmt: skip
 @shared.label_options(
-    cloup.option("--seeds", metavar="LIST", default="900000-900255", help="Seeds to calibrate on."),
-    cloup.option("--held-out", metavar="LIST", default="910000-910511",
+    cloup.option("--seeds", metavar="LIST", default="900000-900031", help="Seeds to calibrate on."),
+    cloup.option("--held-out", metavar="LIST", default="910000-910127",
                  help="Other seeds, for the error before and after."),
 )  # fmt: skip
 @shared.device_options(shared.batch_option(32))
