@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde
        "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$",
        "δ": r"$\delta$", "ρ": r"$\rho$", "σ": r"$\sigma$", "τ": r"$\tau$", "é": r"\'e",
        "²": r"$^2$", **{sign: rf"\{sign}" for sign in "&%$#_"}}  # fmt: skip
+
+COMMANDS = {
+    r"^(?:-m scripts\.paper\.reproduce|scripts/(?:paper/)?reproduce\.py) --processes auto (\w+)":
+        r"bash scripts/\1.sh",
+    r"^-m scripts\.paper\.demo": "bash scripts/demo.sh",
+    r"^-m ": "python -m ",
+    r"^(?=\S+\.py\b)": "python ",
+}  # fmt: skip
+"""Pattern of a recorded command -> what users type; the first that matches holds."""
 
 
 class Table(BaseModel):
@@ -68,10 +78,20 @@ class Page(BaseModel):
     def provenance(self, code: str = "{}") -> list[str]:
         """One line per provenance: command, commit, device and versions."""
         return [
-            f"{code.format(one['command'])} at commit {one['commit']} on {one['device']} with "
+            f"{code.format(as_typed(one['command']))} at commit {one['commit']} on "
+            f"{one['device']} with "
             + ", ".join(f"{name} {version}" for name, version in one["versions"].items())
             for one in self.made_by
         ]
+
+
+def as_typed(command: str) -> str:
+    """Return a recorded command as users type it, from the root of the repository."""
+    for pattern, typed in COMMANDS.items():
+        command, matches = re.subn(pattern, typed, command)
+        if matches:
+            break
+    return command
 
 
 def best_cells(
@@ -113,14 +133,7 @@ def write_page(
     ends: Sequence[str] = ("json", "csv", "md", "tex", "html"),
 ) -> list[Path]:
     """Write NAME.json, .csv, .md, .tex and .html and the images, and return their paths."""
-    writers: dict[str, Callable[[Page], str]] = {
-        "json": to_json,
-        "csv": lambda page: to_csv(page.rows),
-        "md": to_md,
-        "tex": to_tex,
-        "html": to_html,
-    }
-    pages = [save_file(folder / f"{page.name}.{end}", writers[end](page)) for end in ends]
+    pages = [save_file(folder / f"{page.name}.{end}", WRITERS[end](page)) for end in ends]
     return [*pages, *(save_file(folder / name, data) for name, data in (images or {}).items())]
 
 
@@ -216,3 +229,13 @@ def _tex(text: str) -> str:
 def _number(value: Any) -> float | None:
     value = value[0] if isinstance(value, tuple) else value
     return value if isinstance(value, int | float) else None
+
+
+WRITERS: dict[str, Callable[[Page], str]] = {
+    "json": to_json,
+    "csv": lambda page: to_csv(page.rows),
+    "md": to_md,
+    "tex": to_tex,
+    "html": to_html,
+}
+"""Ending of a file of a page -> its text."""

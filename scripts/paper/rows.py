@@ -22,7 +22,7 @@ from erk.io.cache import cached, find
 from erk.io.download import sha256_of
 from erk.models.model import fetch_checkpoint
 from erk.runtime.distributed import World, broadcast, gather, join, pick_device
-from metrics import store
+from metrics import evaluation, store
 from metrics.evaluation import Evaluation, paired_differences
 from metrics.evaluator import Evaluator, Options, load_evaluator
 from metrics.images import fingerprint
@@ -119,7 +119,7 @@ def key_of(one: Planned, evaluator: Evaluator) -> list[Any]:
         evaluator.real and fingerprint(evaluator.real),
         evaluator.options.groups,
         {name: extractor.sha256 for name, extractor in evaluator.plan.extractors.items()},
-        [*computation(), store.VERSION],
+        [*computation(), store.VERSION, evaluation.VERSION],
     ]
 
 
@@ -187,15 +187,15 @@ def _measure(
     sampled = sum(gather(world, chunks.images))
     if features is None:
         return None
-    evaluation = evaluator.evaluate(features, real)
+    result = evaluator.evaluate(features, real)
     nfe = {name: features.metadata[name].mean().item() for name in ("nfe", "guide_nfe")}
     seconds = time.perf_counter() - start
     return {
         "settings": plain(job.identity),
         **{name: job.metadata[name] for name in ("seeds", "batch", "network", "guide")},
         **nfe,
-        **evaluation.to_dict(),
-        "notes": evaluation.undefined,
+        **result.to_dict(),
+        "notes": result.undefined,
         "made_by": {name: job.metadata[name] for name in PROVENANCE},
         "spent": {"seconds": seconds, "images": sampled, "processes": world.size},
     }

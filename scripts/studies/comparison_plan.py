@@ -17,6 +17,7 @@ from erk.calibration.solver_error import EVALUATIONS
 from erk.method.settings import Settings
 from erk.models.noise import noise_and_labels
 from erk.models.presets import find_preset
+from metrics import evaluation
 from scripts.studies.data import load
 
 
@@ -87,7 +88,7 @@ class Cell(NamedTuple):
         sha256 = [one.sha256 for one in networks(self.data) if one is not None]
         chosen_on = CHOSEN_ON.get(self.mode)
         return ["comparison", self.data, self.mode, self.num, self.settings.identity(), chosen_on,
-                sha256, FIRST, EVALUATIONS, BATCH]  # fmt: skip
+                sha256, FIRST, EVALUATIONS, BATCH, evaluation.VERSION]  # fmt: skip
 
 
 def cells_of(

@@ -9,6 +9,7 @@ from erk.io.atomic import write_file
 from erk.io.cache import cached, cached_path, save_json
 from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
+from metrics import evaluation
 from metrics.report import to_markdown
 from scripts.studies.data import Data
 
@@ -21,7 +22,8 @@ Row = dict[str, Any]
 
 def key_of(data: Data, settings: Settings, *seeds: range) -> list[Any]:
     """Return all that a row's numbers depend on, as JSON: settings, networks, seeds."""
-    return [data.name, settings.identity(), data.networks, [[s.start, s.stop] for s in seeds]]
+    spans = [[one.start, one.stop] for one in seeds]
+    return [data.name, settings.identity(), data.networks, spans, evaluation.VERSION]
 
 
 class Table:

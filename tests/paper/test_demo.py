@@ -131,6 +131,8 @@ def test_every_checkpoint_has_its_card():
         card = json.loads(path.with_suffix(".json").read_text())
         assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest(), path.name
         assert card["licence"] == "Apache-2.0" and card["architecture"]["class"]
-        assert card["source"] and card["training"]["command"].startswith("python scripts/train_")
+        assert card["source"] and card["training"]["command"].startswith(
+            ("python scripts/train_", "python -m scripts.train.")
+        )
     named = {path.stem for path in CHECKPOINTS.iterdir()}
     assert named == {path.stem for path in weights}

@@ -4,9 +4,12 @@ import csv
 import io
 from html.parser import HTMLParser
 
+import pytest
+
 from scripts.paper.page import (
     Page,
     Table,
+    as_typed,
     best_cells,
     read_page,
     significant,
@@ -48,8 +51,23 @@ def test_markdown():
     assert "| a\\|b | **1.234 ± 0.050** | − |" in lines and "| <c> | – | – |" in lines
     assert "![table2](table2.png)" in lines
     assert lines[-1] == (
-        "Made by `reproduce.py table2 --num 4` at commit abc on cpu with torch 2.8, python 3.11."
+        "Made by `python reproduce.py table2 --num 4` at commit abc on cpu with "
+        "torch 2.8, python 3.11."
     )
+
+
+@pytest.mark.parametrize(("recorded", "typed"), [
+    ("-m scripts.paper.reproduce --processes auto table2 --num 4",
+     "bash scripts/table2.sh --num 4"),
+    ("scripts/reproduce.py --processes auto figure3", "bash scripts/figure3.sh"),
+    ("-m scripts.paper.reproduce table2", "python -m scripts.paper.reproduce table2"),
+    ("-m scripts.paper.demo --seeds 0-9", "bash scripts/demo.sh --seeds 0-9"),
+    ("-m scripts.studies auto --data toy", "python -m scripts.studies auto --data toy"),
+    ("generate.py --preset digits", "python generate.py --preset digits"),
+    ("erk generate --net file.py", "erk generate --net file.py"),
+])  # fmt: skip
+def test_commands_are_printed_as_users_type_them(recorded, typed):  # N9
+    assert as_typed(recorded) == typed
 
 
 def test_csv_holds_the_rows_in_full_precision():
