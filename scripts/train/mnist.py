@@ -34,7 +34,7 @@ NETWORK: dict[str, Any] = {
     "channels_per_head": 32,
 }
 RECIPE = Recipe(NETWORK)
-LAST, WEAK = 1_048_576, 131_072  # images seen
+LAST, WEAK = 1_048_576, 196_608  # images seen
 RUNS = {
     "main": Run(10, 0, {WEAK: "mnist-weak", LAST: "mnist"}),
     "uncond": Run(0, 1, {LAST: "mnist-uncond"}),

@@ -236,8 +236,11 @@ def test_the_script_writes_only_what_was_asked_for(tmp_path):
     assert done.exit_code == 0 and "dominant" in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table1.csv", "table1.json"]
     result = json.loads((tmp_path / "table1.json").read_text())
-    assert result["centre"] == [0.54, 1.04]
-    assert [row["published"] for row in result["rows"]] == [7.22e-05, 5.78e-06, 4.03e-04, 6.18e-05]
+    assert [row["from"] for row in result["rows"]] == ["(0.54, 1.04)"] * 4 + [
+        "(1.00335, 0.32295)"
+    ] * 4
+    published = [row["published"] for row in result["rows"]]
+    assert published == [7.22e-05, 5.78e-06, 4.03e-04, 6.18e-05] * 2
 
 
 def test_bad_options_are_refused(tmp_path):

@@ -84,7 +84,8 @@ def test_the_wheel_holds_the_data_and_the_types(wheel):
     expected |= {
         f"erk/{path.relative_to(ROOT).as_posix()}"
         for folder in ("configs", "checkpoints")
-        for path in (ROOT / folder).iterdir()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
     }
     assert {"erk/py.typed", "metrics/py.typed"} < expected
     assert expected == {name for name in names if ".dist-info/" not in name}

@@ -18,6 +18,9 @@ EMBEDDED = {
     "digits-uncond": (0, None),
     "digits-autog": (10, "digits-weak.safetensors"),
     "digits-cfg": (10, "digits-uncond.safetensors"),
+    "mnist": (10, None),
+    "mnist-weak": (10, None),
+    "mnist-autog": (10, "mnist-weak.safetensors"),
 }
 
 
@@ -107,9 +110,9 @@ def test_embedded_presets_load_and_denoise(name):
     assert (preset.gnet and Path(preset.gnet).name) == guide
     for file in filter(None, (preset.net, preset.gnet)):
         model = load_model(file, offline=True)
-        assert model.sample_shape == (1, 8, 8)
+        assert model.sample_shape == ((4, 14, 14) if "mnist" in file else (1, 8, 8))
         assert model.label_dim == (0 if "uncond" in file else label_dim)
-        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(2, *model.sample_shape, generator=torch.Generator().manual_seed(0))
         denoised = model(x * 0.5, 0.1, torch.tensor([3, 7]))
         assert denoised.shape == x.shape and denoised.isfinite().all()
 
