@@ -7,7 +7,8 @@ copies of a file share one budget, so their sum is bounded and not only each of 
 MAX_STEPS = 250_000  # opcodes of a pickle; released networks have up to 20 000
 MIN_BYTES = 1 << 26  # that any file may take
 MAX_RATIO = 100  # bytes for each byte of the file: arrays may be all zeros
-MIN_OBJECTS = 1 << 20  # values of JSON, modules, members of a zip, that any file may have
+MAX_MODULES = 20_000  # of a network; released ones have a few hundred
+MIN_OBJECTS = 1 << 20  # values of JSON that any file may have
 
 
 class BudgetError(ValueError):
@@ -28,6 +29,7 @@ class Budget:
         self.steps = MAX_STEPS
         self.bytes = min_bytes + ratio * size
         self.objects = MIN_OBJECTS + size // 8
+        self.modules = MAX_MODULES
 
     def step(self) -> None:
         """Spend one step. Raises BudgetError."""

@@ -10,9 +10,14 @@ _DTYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4"
 
 
 def count_of(shape: Any) -> int:
-    """Return the number of values of a shape; products of huge integers would take years."""
-    if len(shape) > 64 or any(n.bit_length() > 63 for n in shape):
-        raise pickle.UnpicklingError("a shape in it is too large")
+    """Return the number of values of a shape; products of huge integers would take years.
+
+    Raises UnpicklingError for anything but at most 64 integers from 0 to 2^63: comparing nested
+    tuples would take years too.
+    """
+    is_valid = isinstance(shape, tuple | list) and len(shape) <= 64
+    if not is_valid or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+        raise pickle.UnpicklingError("a shape in it is too large, or not of integers")
     return math.prod(shape)
 
 
@@ -26,6 +31,8 @@ class PickledType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("an array has an unknown byte order")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -34,22 +41,33 @@ class PickledArray(np.ndarray[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran, raw = state
+        if type(version) is not int or not isinstance(fortran, bool | int):
+            raise pickle.UnpicklingError("an array has an unknown format")
         if not isinstance(dtype, PickledType) or not isinstance(raw, bytes):
             raise pickle.UnpicklingError("an array is not numeric")
-        if min(shape, default=0) < 0 or count_of(shape) * dtype.dtype.itemsize != len(raw):
+        if count_of(shape) * dtype.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError("the shape of an array does not match its bytes")
-        super().__setstate__((version, shape, dtype.dtype, fortran, raw))
+        super().__setstate__((version, shape, dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
 
 def _empty_array(*unused: Any) -> np.ndarray[Any, Any]:
     return np.empty(0, dtype=np.uint8).view(PickledArray)
 
 
-def array_from_buffer(raw: Any, dtype: PickledType, shape: Any, order: str) -> np.ndarray[Any, Any]:
-    """Copy an array out of bytes, as numpy's `_frombuffer`."""
+def array_from_buffer(
+    raw: Any, dtype: PickledType, shape: Any, order: str, axis_order: Any = None
+) -> np.ndarray[Any, Any]:
+    """Copy an array out of bytes, as numpy's `_frombuffer`.
+
+    NumPy 2.3 writes an array of permuted axes as order "K", with the permutation `axis_order`.
+    """
     if not isinstance(raw, bytes | bytearray):  # a view of an array could outlive its memory
         raise pickle.UnpicklingError("an array is not numeric")
+    count_of(shape)
     flat = np.array(np.frombuffer(raw, dtype.dtype))
+    if axis_order is not None:
+        count_of(axis_order)
+        return flat.reshape(shape).transpose(axis_order)
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from erk.io import pickles
 from erk.io.atomic import write_file
-from erk.io.download import sha256_of
+from erk.io.files import open_regular, read_regular
 from erk.io.untrusted import parse_json
 from erk.models import edm, edm2
 from erk.models.encoders import (
@@ -47,7 +47,8 @@ ENCODERS: dict[str, type[Any]] = {
 MAX_HEADER = 100_000_000  # bytes, as in safetensors
 MAX_RESOLUTION = 4096  # pixels or latent values per row
 LISTS = ("channel_mult", "attn_resolutions", "resample_filter")  # arguments that are sequences
-OPTIONAL = ("channel_mult_noise", "channel_mult_emb")  # arguments that may be None
+OPTIONAL = ("channel_mult_noise", "channel_mult_emb", "clip_act", "dropout", "label_dropout")
+"""Arguments that may be None."""
 MAX_ITEMS = 1000  # of a network's arguments, including nested lists
 MAX_ARGUMENT = 1 << 20  # the largest number among them
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,6 +61,7 @@ class Checkpoint(NamedTuple):
     encoder: Part
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]  # licence, source and more; plain JSON
+    sha256: str = ""  # of the bytes that were read
 
 
 def read(path: Path) -> Checkpoint:
@@ -78,7 +80,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _read_pickle(path: Path) -> Checkpoint:
-    content = pickles.load(path)
+    content, sha256, budget = pickles.read(path)
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, pickles.Record):
         raise ValueError(f"{path} has no network under the key 'ema'; give a network pickle.")
@@ -87,15 +89,17 @@ def _read_pickle(path: Path) -> Checkpoint:
         return Checkpoint(
             _part(network),
             Part("StandardRGBEncoder", {}) if encoder is None else _part(encoder),
-            dict(network.tensors()),
+            dict(network.tensors(budget=budget)),
             {"licence": "CC BY-NC-SA 4.0 (as released by NVIDIA)"},
+            sha256,
         )
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} describes its network in an unknown format ({error}).") from error
 
 
 def _part(record: pickles.Record) -> Part:
-    if record.state.get("_init_args"):
+    arguments = record.state.get("_init_args", ())
+    if not isinstance(arguments, tuple | list) or len(arguments):
         raise ValueError(f"'{record.class_name}' was constructed with positional arguments")
     return Part(record.class_name, _plain(record.init_kwargs, itertools.count()))
 
@@ -126,6 +130,8 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
         with without_weights(), _limit_parameters(len(checkpoint.tensors)):
             network = NETWORKS[kind](**kwargs)
         network.load_state_dict(checkpoint.tensors, assign=True)
+        if isinstance(network, edm.Precond):  # its layers compute in the dtype of their input
+            network.to(torch.float32)
         _check_network(network)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
     except Exception as error:  # a file may pass any arguments to a constructor
@@ -155,6 +161,8 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
             raise ValueError(f"{name} is not a floating point tensor")
+        if tensor.numel() and not all(one.isfinite() for one in tensor.aminmax()):
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 @contextmanager
@@ -188,7 +196,12 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     """
     from safetensors.torch import save
 
-    data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()})
+    shared = {name: t.contiguous() for name, t in checkpoint.tensors.items()}
+    first = {t.untyped_storage().data_ptr(): name for name, t in reversed(shared.items())}
+    data = save({  # safetensors refuses tensors that share memory: tied weights become copies
+        name: t if first[t.untyped_storage().data_ptr()] == name else t.clone()
+        for name, t in shared.items()
+    })  # fmt: skip
     content = {
         "architecture": _described(checkpoint.architecture),
         "encoder": _described(checkpoint.encoder),
@@ -208,14 +221,17 @@ def _described(part: Part) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     _check_length(path)
     metadata, source = _metadata(path)
-    if metadata.get("sha256") is not None and metadata["sha256"] != sha256_of(path):
+    with open_regular(path) as file:
+        data = file.read()  # not mapped: the file may change during a run
+    sha256 = hashlib.sha256(data).hexdigest()
+    if metadata.get("sha256") is not None and metadata["sha256"] != sha256:
         raise ValueError(f"{path} is not the file that {source.name} describes (sha256 differs).")
     try:
-        tensors = stripped(load_file(path))
+        tensors = stripped(load(data))
     except Exception as error:  # safetensors raises different classes
         raise ValueError(f"{path} is not a valid safetensors file: {error}.") from error
     try:
@@ -228,7 +244,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         defaults = ", ".join(name for name in DEFAULTED if name not in metadata)
         print(f"{path.name}: architecture inferred from tensor shapes; defaults of the released "
               f"networks for {defaults}", file=sys.stderr)  # fmt: skip
-    return Checkpoint(architecture, encoder, tensors, metadata)
+    return Checkpoint(architecture, encoder, tensors, metadata, sha256)
 
 
 def _metadata(path: Path) -> tuple[dict[str, Any], Path]:
@@ -241,7 +257,7 @@ def _metadata(path: Path) -> tuple[dict[str, Any], Path]:
             "architecture (erk convert writes both)."
         )
     try:
-        metadata = parse_json(source.read_bytes())
+        metadata = parse_json(read_regular(source))
         if not isinstance(metadata, dict):
             raise TypeError
     except (ValueError, TypeError) as error:
@@ -258,7 +274,7 @@ def _part_of(metadata: dict[str, Any], key: str) -> Part | None:
 
 def _check_length(path: Path) -> None:
     """Raise ValueError with the missing bytes of a truncated file, which safetensors omits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         header = int.from_bytes(file.read(8), "little")
         content = file.read(min(header, MAX_HEADER))
     end = 8 + header

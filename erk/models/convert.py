@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erk.io.download import sha256_of
 from erk.models.checkpoint import build, read, write_safetensors
 from erk.models.model import address_of, fetch_checkpoint
 
@@ -42,7 +41,7 @@ def convert(source: str, output: Path, offline: bool = False) -> str:
         raise ValueError(f"{path} is safetensors already; copy it together with its .json file")
     checkpoint = read(path)
     network, _ = build(checkpoint, str(path))
-    origin = {"file": path.name, "sha256": sha256_of(path)}
+    origin = {"file": path.name, "sha256": checkpoint.sha256}
     write_safetensors(
         output, checkpoint._replace(metadata=checkpoint.metadata | {"source": origin})
     )

@@ -482,6 +482,7 @@ class Precond(nn.Module):
     sigma_min: float
     sigma_max: float
     outputs = 1  # channels of F for each channel of x
+    default_type = "DhariwalUNet"  # of model_type
     churn_rule = "edm"  # how the sampler of the release injects noise
 
     def __init__(
@@ -489,12 +490,13 @@ class Precond(nn.Module):
         *,
         img_resolution: int,
         img_channels: int,
-        model_type: str,
+        model_type: str | None = None,
         label_dim: int = 0,
         use_fp16: bool = False,
         **unet: Any,
     ):
         super().__init__()
+        model_type = self.default_type if model_type is None else model_type
         _check_choice("model_type", model_type, *UNETS)
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.use_fp16 = label_dim, use_fp16
@@ -583,6 +585,8 @@ class EDMPrecond(Precond):
 class VPPrecond(Precond):
     """Variance preserving (Song et al. 2021): time t from epsilon_t to 1."""
 
+    default_type = "SongUNet"
+
     def __init__(
         self,
         *,
@@ -613,6 +617,8 @@ class VPPrecond(Precond):
 
 class VEPrecond(Precond):
     """Variance exploding (Song et al. 2021)."""
+
+    default_type = "SongUNet"
 
     def __init__(self, *, sigma_min: float = 0.02, sigma_max: float = 100.0, **net: Any):
         super().__init__(**net)

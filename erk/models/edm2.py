@@ -171,14 +171,14 @@ class Block(nn.Module):
         resample_filter: Sequence[float] = (1, 1),
         attention: bool = False,
         channels_per_head: int = 64,
-        dropout: float = 0,
+        dropout: float | None = 0,
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
-        clip_act: float = 256,
+        clip_act: float | None = 256,
     ):
         super().__init__()
         self.encoder = flavor == "enc"
-        self.mode, self.filter, self.dropout = resample_mode, resample_filter, dropout
+        self.mode, self.filter, self.dropout = resample_mode, resample_filter, dropout or 0
         self.heads = out_channels // channels_per_head if attention else 0
         self.clip = clip_act
         self.keep, blend = mp_sum_weights(res_balance)
@@ -205,7 +205,7 @@ class Block(nn.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             attended = self.attn_proj(self._attend(self.attn_qkv(x)))
             x = attended.add_(x, alpha=self.attn_keep)
-        return x.clamp_(-self.clip, self.clip)
+        return x if self.clip is None else x.clamp_(-self.clip, self.clip)
 
     def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
         y = self.conv_res0(silu(x))

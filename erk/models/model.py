@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erk.io.download import fetch, hub_files, is_offline, sha256_of
+from erk.io.download import fetch, hub_files, is_offline
 from erk.models.checkpoint import build, read
 from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder
@@ -158,7 +158,7 @@ def load_model(
         encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, NONE)
     model = Model(network, encoder, device)
     model.name = address if "://" in address else path.name
-    model.sha256 = sha256_of(path)
+    model.sha256 = checkpoint.sha256
     model.licence = checkpoint.metadata.get("licence", "unknown")
     model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
     network.fold()  # type: ignore[operator]

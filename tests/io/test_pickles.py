@@ -259,7 +259,7 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
         (array((1,), "f4", const([1.0])), "not numeric"),
         (array((10**6, 10**6), "f8", raw(bytes(8))), "does not match its bytes"),
         (array((2**62, 2**62), "f8", raw(bytes(8))), "does not match its bytes"),
-        (array((-1,), "f8", raw(bytes(8))), "does not match its bytes"),
+        (array((-1,), "f8", raw(bytes(8))), "too large, or not of integers"),
         (call("numpy.core.multiarray.scalar", dtype("O8"), const(1)), "type 'O8'"),
         (call("numpy.core.multiarray.scalar", dtype("f8"), raw(b"1234")), "ValueError"),
         (tensor(0, (5,), (1,)), "larger than its storage"),
@@ -267,13 +267,13 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
         (tensor(0, (2, 2), (2, 2)), "out of bounds"),
         (tensor(3, (2,), (1,)), "out of bounds"),
         (tensor(-1, (2,), (1,)), "offset -1"),
-        (tensor(0, (2,), (-1,)), "strides: [-1]"),
-        (tensor(0, (-2, -2), (1, 1)), "sizes=[-2, -2]"),
+        (tensor(0, (2,), (-1,)), "not of integers"),
+        (tensor(0, (-2, -2), (1, 1)), "not of integers"),
         (tensor(0, (2**62, 4), (1, 1)), "larger than its storage"),
-        (tensor(0, "ab", (1,)), "Error"),
+        (tensor(0, "ab", (1,)), "not of integers"),
         (storage(b"hello"), "a storage in it cannot be read"),
         (storage(b"}."), "is truncated"),
-        (storage(nested_stream(const(5))), "a storage in it cannot be read"),
+        (storage(nested_stream(const(5))), "a storage in it has an unknown format"),
         (storage(nested_stream(const(1) * 6 + b"(112233tQ")), "a storage in it "),
         (storage(claimed_storage(10)), "is truncated"),  # 40 bytes never written
         (storage(claimed_storage(10**6)), "is truncated"),
@@ -399,7 +399,7 @@ def test_other_files_are_called_what_they_are(tmp_path, data, reason):
 def test_a_zip_a_folder_and_a_missing_file_are_called_what_they_are(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pkl", "w") as file:
         file.writestr("data.pkl", "x")
-    with pytest.raises(ValueError, match="begins with b'PK"):
+    with pytest.raises(ValueError, match="is a PyTorch archive"):
         pickles.load(tmp_path / "a.pkl")
     with pytest.raises(IsADirectoryError, match=tmp_path.name):
         pickles.load(tmp_path)

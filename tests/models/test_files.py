@@ -20,6 +20,7 @@ from erk import load_model
 from erk.commands import convert as convert_command
 from erk.io import download as fetching
 from erk.io import pickles
+from erk.io.budget import Budget
 from erk.models.checkpoint import Checkpoint, Part, build, read, write_safetensors
 from erk.models.encoders import DigitsEncoder, PixelEncoder, VAEEncoder
 from erk.models.model import address_of, fetch_checkpoint
@@ -261,14 +262,21 @@ def test_offsets_that_overlap_are_refused(copy):
     sentence(error)
 
 
-def test_a_file_is_hashed_only_where_its_card_has_a_hash(copy, monkeypatch):
-    hashed = []
-    stub = lambda path: hashed.append(path) or "0" * 64  # noqa: E731
-    monkeypatch.setattr("erk.models.checkpoint.sha256_of", stub)
-    change_card(copy, sha256=None)
-    assert read(copy).tensors and hashed == []
-    change_card(copy, sha256="0" * 64)
-    assert read(copy).tensors and hashed == [copy]
+def test_the_hash_is_that_of_the_bytes_that_were_read(copy, monkeypatch):  # M17, H10
+    data, expected = copy.read_bytes(), fetching.sha256_of(copy)
+    checkpoint = read(copy)
+    before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    with open(copy, "r+b") as file:  # the same file, changed while the network is in use
+        file.seek(len(data) // 2)
+        file.write(bytes(len(data) // 2))
+    assert checkpoint.sha256 == expected != fetching.sha256_of(copy)
+    assert all(torch.equal(before[name], t) for name, t in checkpoint.tensors.items())
+
+
+def test_the_hash_of_a_pickle_is_that_of_all_its_bytes(tmp_path):  # M17
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle_paths("edm2_auto")[0].read_bytes() + b"more")
+    assert read(path).sha256 == fetching.sha256_of(path)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +365,9 @@ CYCLE.state["_modules"] = {"self": CYCLE}
 def test_pickles_without_a_known_network_are_refused(monkeypatch, tmp_path, content, reason):
     path = tmp_path / "a.pkl"
     path.write_bytes(b"x")
-    monkeypatch.setattr(pickles, "load", lambda _: content)
+    monkeypatch.setattr(
+        pickles, "read", lambda _: pickles.Pickle(content, "0" * 64, Budget(1 << 20))
+    )
     with pytest.raises(ValueError, match=r"a\.pkl") as error:
         load_model(path)
     assert reason in sentence(error)
@@ -419,7 +429,7 @@ def test_a_file_without_the_right_to_read_is_named(copy, monkeypatch, name):
     def forbidden(file, *_, **__):  # tests may run as root, whom no rights stop
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr("builtins.open", forbidden)
+    monkeypatch.setattr("os.open", forbidden)
     with pytest.raises(PermissionError, match=f"{name} is not readable") as error:
         read(path)
     sentence(error)
