@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that the machine's load and xdist do not slow them."""
+"""Fixtures of all rooms. PyTorch uses one thread, so that load and xdist do not slow the tests."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ erk.runtime.memory.keep_freed_memory = lambda: None
 
 
 def pytest_configure(config):
-    """A GPU is for the tests that are marked so (-m gpu); all others are about the CPU."""
+    """Hide GPUs from all tests but those marked gpu (-m gpu)."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -32,26 +32,28 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def memory_path(tmp_path):
-    """A folder in memory where there is one: syncing a thousand files to a disk takes a minute."""
+    """Return a folder in memory where possible: a thousand fsyncs to a disk take a minute."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as own:
-        yield Path(own)
+    parent = memory if os.access(memory, os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own in memory; skips where mounting is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    """Return the root of a new file system of 1 MiB in memory; skip without permission to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting is not allowed here; the injected full disk is tested all the same")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+        pytest.skip("mounting is not allowed here; tests with an injected full disk run anyway")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture(scope="session")
 def extractor():
+    """Return the classifier of digits as an extractor."""
     from metrics.extractors import load_extractor
 
     return load_extractor("digits")
@@ -59,6 +61,7 @@ def extractor():
 
 @pytest.fixture(scope="session")
 def reference(extractor):
+    """Return the statistics of real digits."""
     from metrics.references import load_reference
 
     return load_reference("digits", {"digits": extractor})
@@ -66,6 +69,7 @@ def reference(extractor):
 
 @pytest.fixture(scope="session")
 def digits():
+    """Return all real digits, uint8 [N, 1, 8, 8]."""
     from metrics.references import real_images
 
     return real_images("digits")
@@ -73,7 +77,8 @@ def digits():
 
 @pytest.fixture
 def save_pngs(tmp_path):
-    """Writes uint8 [N, 1, H, W] as tmp_path/name/000000.png ... and returns the folder."""
+    """Return a function that writes uint8 [N, 1, H, W] as tmp_path/name/000000.png, ...; it returns
+    that folder."""
 
     def save(images, name="out"):
         folder = tmp_path / name

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import (
-    check_run,
-    command,
-    die_before,
-    ended,
-    forked,
-    in_this_process,
-    start,
-    start_ranks,
-)
+from command_runs import check_run, command, in_this_process
+from injection import KINDS
+from processes import die_before, ended, forked, start, start_ranks
 
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import ImageBatch
@@ -28,7 +21,6 @@ from erk.generation.sampling import ImageBatch
 ROOT = Path(__file__).parents[2]
 JOB = ["--preset", "digits", "--device", "cpu", "--steps", "6", "--batch", "4",
        "--labels", "balanced"]  # fmt: skip
-KINDS = ["png", "zip", "npz"]
 SEEDS = [0, 1, 2, 1000, 1001]
 
 

@@ -8,25 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from faults import check_run, command, ended, files, in_this_process, start
+from command_runs import check_run, command, files
+from injection import JOB, KINDS
+from processes import die_before, ended, start
 
 from erk.commands.generate import main
 from erk.commands.merge import main as merge_command
 from metrics.reference_files import read_reference, write_reference
 from metrics.statistics import Statistics, moments_of
-
-JOB = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4",
-       "--labels", "balanced", "--seeds", "0-19"]  # fmt: skip
-KINDS = ["png", "zip", "npz"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """{format: folder} of runs by one process."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    for kind in KINDS:
-        in_this_process([*JOB, "--format", kind, "--outdir", root / kind])
-    return root
 
 
 @pytest.fixture
@@ -254,8 +243,6 @@ def test_merging_that_was_killed_goes_on(kind, run, parts, undisturbed, tmp_path
 
 
 def killed_merge(arguments, number):
-    from faults import die_before
-
     die_before(number)
     merge_command(arguments)
 

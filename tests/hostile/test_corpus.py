@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from faults import command, forked
+from command_runs import command
 from hostile import guard, image_files, network_files
 from hostile.builders import CANARY
 from hostile.corpus import CASES, HARMLESS, cases
 from hostile.formats import FORMATS, framed, network_pickle, zipped
 from hostile.guard import read_all
 from opcodes import call, const
+from processes import forked
 
 from erk.commands import evaluate, generate
 from erk.models.edm import iddpm_levels

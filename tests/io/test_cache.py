@@ -56,12 +56,12 @@ def test_a_damaged_entry_is_computed_again(tmp_path, damage):
 
 
 def test_tensors_and_bytes(tmp_path):
-    how = {"load": safetensors.torch.load_file, "save": safetensors.torch.save,
+    codec = {"load": safetensors.torch.load_file, "save": safetensors.torch.save,
            "suffix": ".safetensors"}  # fmt: skip
     for make in (lambda: {"x": torch.arange(3)}, never):
-        assert cached(KEY, 1, make, tmp_path, **how)["x"].tolist() == [0, 1, 2]
+        assert cached(KEY, 1, make, tmp_path, **codec)["x"].tolist() == [0, 1, 2]
     cached_path(KEY, 1, tmp_path, ".safetensors").write_bytes(b"damaged")
-    assert cached(KEY, 1, lambda: {"x": torch.ones(1)}, tmp_path, **how)["x"].tolist() == [1]
+    assert cached(KEY, 1, lambda: {"x": torch.ones(1)}, tmp_path, **codec)["x"].tolist() == [1]
     raw = {"load": lambda path: path.read_bytes(), "save": bytes, "suffix": ".png"}
     assert cached(KEY, 1, lambda: b"\x89PNG", tmp_path, **raw) == b"\x89PNG"
     assert cached(KEY, 1, never, tmp_path, **raw) == b"\x89PNG"

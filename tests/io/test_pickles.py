@@ -1,8 +1,6 @@
-"""erk/io/pickles.py: released files read bit for bit, hostile ones refused, nothing in them run."""
+"""Pickles: released files are read bit for bit, hostile ones refused; nothing in them runs."""
 
-import functools
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -17,7 +15,20 @@ import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, manifest, pickle_paths
-from opcodes import call, const, name, raw
+from opcodes import (
+    array,
+    call,
+    claimed_storage,
+    const,
+    dtype,
+    name,
+    nested_stream,
+    raw,
+    state,
+    storage,
+    tensor,
+    torch_storage,
+)
 
 from erk.io import pickles
 
@@ -27,56 +38,8 @@ FILES = [path for net in NETS for path in pickle_paths(net)]
 GLOBALS = json.loads((GOLDEN / "globals.json").read_text())
 
 
-# More opcodes: each function gives those that push one object.
-
-
-def state(target, *values):
-    """`target` after BUILD with the tuple of values."""
-    return target + b"(" + b"".join(values) + b"tb"
-
-
-@functools.cache
-def torch_storage(count):
-    """What torch 1.13 and later nest for float32 values 0, 1, 2 …"""
-    storage = torch.storage.TypedStorage(list(range(count)), dtype=torch.float32, _internal=True)
-    file = io.BytesIO()
-    torch.save(storage, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
-
-
-def storage(data=None):
-    return call("torch.storage._load_from_bytes", raw(data or torch_storage(4)))
-
-
-def tensor(offset, size, stride, data=None):
-    arguments = const(offset), const(size), const(stride), const(False), const({})
-    return call("torch._utils._rebuild_tensor_v2", storage(data), *arguments)
-
-
-def dtype(code):
-    return call("numpy.dtype", const(code), const(False), const(True))
-
-
-def array(shape, code, data):
-    empty = call("numpy.core.multiarray._reconstruct", name("numpy.ndarray"), const((0,)))
-    return state(empty, const(1), const(shape), dtype(code), const(False), data)
-
-
-def nested_stream(body, keys=b"]"):
-    """A torch file of the old kind whose object is made by `body`, without any values."""
-    heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001})
-    return b"".join(pickle.dumps(head, 2) for head in heads) + b"".join(
-        b"\x80\x02" + part + b"." for part in (body, keys)
-    )
-
-
-def claimed_storage(count):
-    key = const("storage"), name("torch.FloatStorage"), const("0"), const("cpu"), const(count)
-    return nested_stream(b"(" + b"".join(key) + const(None) + b"tQ", b"]" + const("0") + b"a")
-
-
-def words(value):
-    """The name of a case: opcodes are no text, and a storage's differ from process to process."""
+def case_name(value):
+    """Name a case: opcodes are no text, and those of a storage differ between processes."""
     return value if isinstance(value, str) else "case"
 
 
@@ -91,7 +54,7 @@ def load(tmp_path):
 
 
 def sentence(error):
-    """The text of an error, checked to be one short sentence without advice to be careless."""
+    """Return the text of an error: one short sentence without advice to be careless."""
     text = str(error.value)
     assert "\n" not in text and len(text) < 400 and text.endswith(".") and ".." not in text
     assert "weights_only" not in text
@@ -201,7 +164,7 @@ def test_transient_buffers_and_missing_parts_are_left_out():
         (const("os") + const("system") + pickle.STACK_GLOBAL, "os.system"),
         (name("builtins.object") + b")" + pickle.NEWOBJ, "builtins.object"),
     ],
-    ids=words,
+    ids=case_name,
 )
 def test_foreign_globals_are_refused_by_name(load, tmp_path, body, named):
     marker = tmp_path / "m"
@@ -213,7 +176,7 @@ def test_foreign_globals_are_refused_by_name(load, tmp_path, body, named):
 
 
 def with_marker(body, marker):
-    """The marker's path in place of {0}, with the length of its string (BINUNICODE) renewed."""
+    """Replace {0} with the path of the marker, and the length of its string (BINUNICODE)."""
     head, mark, rest = body.partition(b"{0}")
     if not mark:
         return body
@@ -224,7 +187,7 @@ def with_marker(body, marker):
 
 
 def test_the_payloads_are_real(tmp_path):
-    """Python's own reader does run one of them."""
+    """Python's reader does run one of them."""
     marker = tmp_path / "m"
     body = with_marker(call("builtins.eval", const("open('{0}', 'w').close()")), str(marker))
     pickle.loads(b"\x80\x04" + body + b".")
@@ -296,7 +259,7 @@ def test_globals_of_a_nested_storage_are_refused_by_name(load, tmp_path, functio
             "not a dictionary",
         ),
     ],
-    ids=words,
+    ids=case_name,
 )
 def test_malformed_objects_are_refused_in_one_sentence(load, body, reason):
     with pytest.raises(ValueError, match="cannot be read safely") as error:
@@ -318,7 +281,7 @@ SHAPE = (storage(), const(0), const((10**9, 1000)), const((0, 0)))  # what Tenso
         state(call("dnnlib.util.EasyDict"), const(None), const({"attribute": 1})),
         call("collections.OrderedDict") + const({"attribute": 1}) + b"b",
     ],
-    ids=words,
+    ids=case_name,
 )
 def test_only_records_and_arrays_can_be_given_a_state(load, body):
     before = {key: dict(vars(value)) for key, value in pickles._ALLOWED.items()
@@ -365,7 +328,7 @@ def test_strides_and_offsets_within_the_storage_are_kept(load):
 # Broken files
 
 
-def test_a_cut_at_any_place_tells_how_much_is_missing(tmp_path):
+def test_a_cut_anywhere_says_what_is_missing(tmp_path):
     data = pickle_paths("edm2_auto")[0].read_bytes()
     path = tmp_path / "cut.pkl"
     random = np.random.RandomState(0).randint(40, len(data), 60).tolist()
@@ -386,7 +349,7 @@ def test_a_cut_at_any_place_tells_how_much_is_missing(tmp_path):
         (b"hello\n", "begins with b'hell'"),
         (b"cos\nsystem\n(S'true'\ntR.", "begins with b'cos"),  # protocol 0
     ],
-    ids=words,
+    ids=case_name,
 )
 def test_other_files_are_called_what_they_are(tmp_path, data, reason):
     path = tmp_path / "other.pkl"
@@ -405,45 +368,3 @@ def test_a_zip_a_folder_and_a_missing_file_are_called_what_they_are(tmp_path):
         pickles.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"none\.pkl"):
         pickles.load(tmp_path / "none.pkl")
-
-
-# Reference statistics: plain pickles of numbers
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_reference_statistics_are_read_as_numbers(tmp_path, protocol):
-    random = np.random.RandomState(0)
-    cov = random.standard_normal((6, 6))
-    content = {
-        "fid": {"mu": random.standard_normal(6), "sigma": cov @ cov.T},
-        "fd_dinov2": {"mu": cov[1], "sigma": cov.T},  # a view; Fortran's order
-        "halves": cov.astype(np.float32)[::2, ::3],
-        "swapped": cov.astype(">f8"),
-        "counts": np.arange(4),
-        "flags": np.array([True, False]),
-        "scalar": np.float64(2.5),
-        "zero_dim": np.array(7.0),
-        "num_images": 50000,
-    }
-    path = tmp_path / "refs.pkl"
-    path.write_bytes(pickle.dumps(content, protocol))
-    again = pickles.load(path)
-    assert list(again) == list(content)
-    for part in ("fid", "fd_dinov2"):
-        for key, value in content[part].items():
-            assert again[part][key].dtype == np.float64
-            np.testing.assert_array_equal(again[part][key], value)
-    for key in ("halves", "swapped", "counts", "flags", "scalar", "zero_dim", "num_images"):
-        np.testing.assert_array_equal(again[key], content[key])
-        assert np.asarray(again[key]).dtype.str[1:] == np.asarray(content[key]).dtype.str[1:]
-
-
-@pytest.mark.parametrize("protocol", [2, 3])
-def test_both_spellings_of_numpy_are_read(tmp_path, protocol):
-    data = pickle.dumps({"mu": np.arange(5.0), "n": np.float64(3)}, protocol)
-    for spelling in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
-        path = tmp_path / "refs.pkl"
-        renamed = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-        path.write_bytes(renamed.replace(b"numpy.core.multiarray", spelling))
-        again = pickles.load(path)
-        assert again["mu"].tolist() == [0, 1, 2, 3, 4] and again["n"] == 3

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Imports every module, makes pictures and measures them. Whatever reaches for a socket is noted
+# Imports every module, samples images and measures them. Whatever reaches for a socket is noted
 # and gets an error. One thing may: urllib3 asks the system, not the network, whether it knows IPv6.
 DRIVER = """
 import json, pkgutil, sys
@@ -48,27 +48,27 @@ OPT_OUTS = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def report(tmp_path_factory):
     """What the driver found, in an environment that opts out of nothing by itself."""
-    place = tmp_path_factory.mktemp("quiet")
+    folder = tmp_path_factory.mktemp("quiet")
     env = {name: value for name, value in os.environ.items() if name not in OPT_OUTS}
-    env |= {"PYTHONPATH": str(ROOT), "ERK_CACHE": str(place / "cache"), "HF_HOME": str(place)}
+    env |= {"PYTHONPATH": str(ROOT), "ERK_CACHE": str(folder / "cache"), "HF_HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], env=env, cwd=place, capture_output=True, text=True
+        [sys.executable, "-c", DRIVER], env=env, cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (place / "row.json").exists()
+    assert (folder / "row.json").exists()
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_no_import_and_no_run_speaks_to_the_network(told):
+def test_no_import_and_no_run_speaks_to_the_network(report):
     files = [path for name in ("erk", "metrics") for path in (ROOT / name).rglob("*.py")]
-    assert len(told["modules"]) == len(files)  # all but two __init__, and two commands
-    assert told["seen"] == []
+    assert len(report["modules"]) == len(files)  # all but two __init__, and two commands
+    assert report["seen"] == []
 
 
-def test_the_hub_is_told_nothing_of_what_runs(told):
-    assert told["agent"].endswith("telemetry/off")
+def test_the_hub_learns_nothing_of_what_runs(report):
+    assert report["agent"].endswith("telemetry/off")
 
 
 def test_whoever_asks_for_telemetry_keeps_it():
@@ -79,7 +79,7 @@ def test_whoever_asks_for_telemetry_keeps_it():
 
 
 def test_the_watch_sees_who_reaches_for_the_network():
-    """The driver itself, with something put in its place that asks for an address."""
+    """The driver itself, with a function that asks for an address in it."""
     code = DRIVER.partition("import erk")[0] + (
         "import socket\n"
         "try:\n    socket.create_connection(('localhost', 9))\nexcept OSError:\n    pass\n"

@@ -1,0 +1,84 @@
+"""A real HTTP server on the loopback address, with faults on demand."""
+
+import gzip
+import hashlib
+import socket
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+BODY = bytes(range(256)) * 4000
+HASH = hashlib.sha256(BODY).hexdigest()
+
+
+class Site(ThreadingHTTPServer):
+    """Serves `body` under every path; each request takes the next fault, if one is left.
+
+    A fault is a status code, a redirect's address, "cut" (half of the declared bytes), "no range"
+    (all bytes, whatever the range), "wait" (a second first), "stall" (half, then nothing), "reset"
+    (half, then a reset connection), "long" and "short" (10 bytes more or fewer declared than sent),
+    "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
+    (compressed, although identity was requested) or "noise" (not HTTP). `asked` holds the Range of
+    each request.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.body, self.etag = BODY, '"one"'
+        self.faults: list[int | str] = []
+        self.asked: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/models/net.pkl"
+        self.released = threading.Event()  # lets stalled replies continue
+
+    def handle_error(self, *_): ...  # clients that disconnect
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        site = self.server
+        asked = self.headers["Range"]
+        site.asked.append(asked)
+        fault = site.faults.pop(0) if site.faults else None
+        if isinstance(fault, int):
+            return self.send_error(fault)
+        if fault == "wait":
+            threading.Event().wait(1.0)
+        if fault == "noise":
+            return self.wfile.write(b"220 this is mail\r\n")
+        if isinstance(fault, str) and "/" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            return self.end_headers()
+        start = 0
+        if asked and self.headers["If-Range"] == site.etag and fault != "no range":
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if fault == "other range":
+            start = 7
+        rest, size = site.body[start:], len(site.body)
+        if fault == "gzip":
+            rest = gzip.compress(rest)
+        self.send_response(416 if start and not rest else 206 if start else 200)
+        if start:
+            sent = f"{start}-{size - 1}" if rest else "*"
+            self.send_header("Content-Range", f"bytes {sent}/{size}")
+        self.send_header("ETag", site.etag)
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if fault == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            declared = len(rest) + {"long": 10, "short": -10}.get(fault, 0)
+            self.send_header("Content-Length", str(declared))
+        self.end_headers()
+        half = rest[: len(rest) // 2]
+        if fault == "chunks":
+            half = b"%x\r\n%b\r\n" % (len(half), half)
+        self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks") else rest)
+        if fault == "stall":
+            site.released.wait(60)
+        if fault == "reset":
+            linger = struct.pack("ii", 1, 0)  # close at once: the client receives RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+
+    def log_message(self, *_): ...
