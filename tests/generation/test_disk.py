@@ -26,13 +26,13 @@ import metrics.features
 def test_a_disk_that_is_full(kind, small_disk, generate, undisturbed):
     """It takes some of the images or a part of an archive; then it grows."""
     size = {"png": "40k", "zip": "20k", "npz": "20k"}[kind]
-    subprocess.generate(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
     out = small_disk / "out"
     done = generate(*JOB, "--outdir", out, kind=kind)
     check_refused(done, "No space left on device")
     assert str(out) in done.stderr and "free some space, then run the same command" in done.stderr
     assert json.loads((out / "run.json").read_text())["complete"] is False
-    subprocess.generate(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert generate(*JOB, "--outdir", out, kind=kind).exit_code == 0
     check_run(out, undisturbed / kind)
 

@@ -17,7 +17,8 @@ from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
 from erk.models.ema import MAX_STD, Profile, combine, exponent_of, inner_product, std_of
 from erk.models.snapshots import find_snapshots
-from scripts.train.digits import NETWORK, edm2_loss, load_digits
+from scripts.train.denoiser import edm2_loss
+from scripts.train.digits import NETWORK, RECIPE, encoded
 
 PAIR = (0.05, 0.10)  # what EDM2's training stores
 GRID = [Profile(std, time) for time in np.arange(1, 9) / 8 for std in PAIR]
@@ -120,7 +121,8 @@ BATCH, STEPS, EVERY, WANTED = 16, 160, 10, 0.15
 def training(tmp_path_factory):
     """A tiny digits network trained for a moment: the folder of its snapshots at two widths, in
     float16 as released ones are, the same in float32, and a third average that was tracked."""
-    encoder, images, labels = load_digits()
+    data = encoded()
+    labels = torch.nn.functional.one_hot(data.classes, 10).float()
     kwargs = {**NETWORK, "label_dim": 10, "model_channels": 16, "channel_mult": [1],
               "attn_resolutions": []}  # fmt: skip
     torch.manual_seed(0)
@@ -130,12 +132,12 @@ def training(tmp_path_factory):
     draw = torch.Generator().manual_seed(0)
     folders = {kind: tmp_path_factory.mktemp(str(kind)) for kind in (torch.float16, torch.float32)}
     for step in range(1, STEPS + 1):
-        pick = torch.randint(len(images), [BATCH], generator=draw)
+        pick = torch.randint(len(data.images), [BATCH], generator=draw)
         for module in network.modules():
             if isinstance(module, MPConv):
                 module.force_unit_weight()
         optimizer.zero_grad()
-        edm2_loss(network, images[pick], labels[pick], draw).backward()
+        edm2_loss(network, data.images[pick], labels[pick], RECIPE, draw).backward()
         optimizer.step()
         for std, average in averages.items():
             keep = (1 - 1 / step) ** (exponent_of(std) + 1)
@@ -147,11 +149,11 @@ def training(tmp_path_factory):
             for std in PAIR:
                 for kind, folder in folders.items():
                     state = {k: t.to(kind) for k, t in averages[std].state_dict().items()}
-                    told = {"images": step * BATCH, "ema_std": std}
+                    training = {"images": step * BATCH, "ema_std": std}
                     write_safetensors(
                         folder / f"snap-{step:04d}-{std:.3f}.safetensors",
-                        Checkpoint(Part("Precond", kwargs), Part("DigitsEncoder", vars(encoder)),
-                                   state, {"licence": "Apache-2.0", "training": told}),
+                        Checkpoint(Part("Precond", kwargs), data.encoder,
+                                   state, {"licence": "Apache-2.0", "training": training}),
                     )  # fmt: skip
     return folders, averages
 
