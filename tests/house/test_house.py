@@ -50,3 +50,9 @@ def test_nothing_changes_the_import_path():
 @pytest.mark.parametrize("pattern", [r"\.\./shared", r"^\s*(from|import) tests\b"])
 def test_the_product_stands_alone(pattern):
     assert with_pattern(re.compile(pattern, re.M), PRODUCT) == []
+
+
+def test_test_modules_have_distinct_names():
+    """pytest imports them by name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
