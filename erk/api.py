@@ -53,7 +53,8 @@ def sample(
     Parameters
     ----------
     model
-        Denoiser D(x, sigma, labels) -> [B, ...]; sees float32.
+        Denoiser D(x, sigma, labels) -> [B, ...]; sees float32. sigma is [] for a function and [B]
+        on x's device for a `torch.nn.Module`; `erk.from_denoiser(function)` gives a function [B].
     noise
         Unit-variance noise, [B, ...] (`erk.noise_and_labels`).
     labels
@@ -96,7 +97,8 @@ def sample(
     Raises
     ------
     ValueError
-        For settings out of range or that do not go together.
+        For settings out of range or that do not go together, and for noise or labels that do not
+        fit the model or one another.
     NonFiniteError
         If a network produces NaN or infinity.
     """
@@ -106,6 +108,7 @@ def sample(
         guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
         caller="sample", **settings,
     )  # fmt: skip
+    _check_inputs(drift, noise)
     return solve(drift, noise, plan, randn_like, callback).to(dtype)
 
 
@@ -142,6 +145,7 @@ def trajectory(
     drift, plan = _prepare(
         model, labels, guide_model, guide_labels, caller="trajectory", **settings
     )
+    _check_inputs(drift, noise)
     return _states(drift, noise, plan, randn_like)
 
 
@@ -150,6 +154,30 @@ def _states(
     drift: GuidedDrift, noise: Tensor, plan: Settings, randn_like: Noise
 ) -> Iterator[State]:
     yield from integrate(drift, noise, plan, randn_like)
+
+
+def _check_inputs(drift: GuidedDrift, noise: Tensor) -> None:
+    """Raise ValueError, one sentence, for noise or labels that the networks cannot take."""
+    if not (isinstance(noise, Tensor) and noise.ndim and noise.is_floating_point()):
+        kind = f"{noise.dtype} {[*noise.shape]}" if isinstance(noise, Tensor) else type(noise)
+        raise ValueError(f"noise must be a tensor [B, ...] of floating-point numbers, not {kind}.")
+    shape = getattr(drift.model, "sample_shape", None)
+    if shape is not None and noise.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"the model samples [B, {', '.join(map(str, shape))}], but the noise is "
+            f"{[*noise.shape]}: draw it with erk.noise_and_labels(seeds, model)."
+        )
+    if len(noise) == 0:
+        raise ValueError("the noise has no samples: give at least one.")
+    for name, labels in (("labels", drift.labels), ("guide_labels", drift.guide_labels)):
+        if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
+            raise ValueError(
+                f"{name} must have a row for each of the {len(noise)} samples of the noise, "
+                f"not {len(labels)}."
+            )
+    bad = (~noise.flatten(1).isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"the noise of sample {bad[0].item()} has NaN or infinity: draw it again.")
 
 
 def _prepare(

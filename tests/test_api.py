@@ -92,6 +92,82 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name():
         erk.trajectory(gaussian, torch.ones(2, 3), trace=True)
 
 
+class PerSample(torch.nn.Module):
+    """A network as others write it: it takes one level per sample, and keeps what it saw."""
+
+    def forward(self, x, sigma, labels=None):
+        self.seen = sigma
+        return STD**2 / (STD**2 + sigma[:, None] ** 2) * x
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_module_gets_a_level_per_sample_and_a_function_one(guided):
+    """Friction 2: networks index sigma [B]; the samples are those of the same function."""
+    noise, module = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), PerSample()
+    more = dict(guide_model=module, guidance=2.0) if guided else {}
+    x0 = erk.sample(module, noise, steps=4, w_stiff=0.5, **more)
+    assert module.seen.shape == (6 if guided else 3,) and module.seen.dtype == torch.float32
+    seen = []
+
+    def function(x, sigma, labels):
+        seen.append(sigma.ndim)
+        return gaussian(x, sigma)
+
+    more = dict(guide_model=function, guidance=2.0) if guided else {}
+    assert torch.equal(erk.sample(function, noise, steps=4, w_stiff=0.5, **more), x0)
+    assert {*seen} == {0}
+
+
+WRONG_INPUTS = [
+    (torch.zeros(2, 3, 8, 9), {}, r"samples \[B, 3, 8, 8\], but the noise is \[2, 3, 8, 9\]"),
+    (torch.zeros(3, 8, 8), {}, r"samples \[B, 3, 8, 8\], but the noise is \[3, 8, 8\]"),
+    (torch.zeros(0, 3, 8, 8), {}, "no samples"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.int64), {}, "floating-point numbers, not torch.int64"),
+    (np.zeros((2, 3, 8, 8)), {}, "noise must be a tensor"),
+    (torch.full((2, 3, 8, 8), torch.nan), {}, "noise of sample 0 has NaN"),
+    (torch.zeros(3, 3, 8, 8), {"labels": torch.eye(2)}, "each of the 3 samples .* not 2"),
+    (torch.zeros(2, 3, 8, 8), {"guide_labels": torch.eye(3)}, "guide_labels .* not 3"),
+    (torch.zeros(2, 3, 8, 8), {"steps": 0}, "at least [12] steps, not 0"),
+    (torch.zeros(2, 3, 8, 8), {"steps": -3}, "at least [12] steps, not -3"),
+]
+
+
+@pytest.mark.parametrize(("noise", "more", "message"), WRONG_INPUTS)
+@pytest.mark.parametrize("function", [erk.sample, erk.trajectory])
+def test_wrong_inputs_are_refused_before_the_first_evaluation(function, noise, more, message):
+    """Friction 12."""
+
+    def never(x, sigma):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        function(erk.from_denoiser(never, sample_shape=(3, 8, 8)), noise, **more)
+
+
+def test_auto_that_cannot_act_warns():
+    """N11: unipc's pair has no multiple that suits all data; heun's has."""
+    noise = torch.ones(2, 3)
+    with pytest.warns(UserWarning, match="finds no multiple that suits all data .* 'unipc'"):
+        x0 = erk.sample(gaussian, noise, solver="unipc", steps=6, erk="auto")
+    assert torch.equal(x0, erk.sample(gaussian, noise, solver="unipc", steps=6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erk.sample(gaussian, noise, steps=6, erk="auto")
+
+
+@pytest.mark.parametrize("seeds", [range(16), (5,), [3, 2**32 + 1]])
+def test_noise_and_labels_of_anything_with_a_shape(seeds):
+    """N6."""
+
+    class Shape:
+        sample_shape = (2, 4)
+
+    noise, labels = erk.noise_and_labels(seeds, Shape())
+    assert noise.shape == (len(seeds), 2, 4) and noise.dtype == torch.float32 and labels is None
+    last = torch.Generator().manual_seed(seeds[-1] % 2**32)
+    assert torch.equal(noise[-1], torch.randn(2, 4, generator=last))
+
+
 def test_noise_and_labels_of_an_adapter():
     """device defaults to the CPU, label_dim to 0; the draws are an erk.Model's."""
     noise, labels = erk.noise_and_labels([3, 4], adapter())

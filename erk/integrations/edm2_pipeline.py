@@ -103,6 +103,10 @@ class EDM2Network(ModelMixin, ConfigMixin):
         """Denoise a sample: D(sample; sigma), as `erk.Model`."""
         return self.denoiser(sample, sigma, class_labels)
 
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """Round to the nearest noise levels of training, as `erk.Model`."""
+        return self.denoiser.round_sigma(sigma)
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._is_folded = False  # .to() does not move the folded weights
         module = super()._apply(*args, **kwargs)

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erk.method.point import Point, dot
 from erk.method.stiffness import Stiffness, stiffness
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x [B, ...] float32, sigma [] or [B] float32, labels) -> D(x; sigma) [B, ...]."""
+"""(x [B, ...] float32, sigma [] or [B] float32, labels) -> D(x; sigma) [B, ...].
+
+sigma is [] on the CPU, so that a GPU never waits for it. A `torch.nn.Module` gets [B] on x's
+device, as usual for networks, unless it has EDM's interface (`round_sigma`) and takes both.
+"""
 
 
 class NonFiniteError(FloatingPointError):
@@ -124,7 +128,7 @@ class GuidedDrift:
     @staticmethod
     def _call(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return D(x; sigma); ValueError unless it has x's shape: it would broadcast unseen."""
-        denoised = model(x, sigma, labels)
+        denoised = model(x, _level_for(model, x, sigma), labels)
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             shape = getattr(denoised, "shape", None)
             answer = type(denoised).__name__ if shape is None else f"{tuple(shape)}"
@@ -147,6 +151,13 @@ class GuidedDrift:
             return True
         lo, hi = self.interval  # tensor comparisons: the bounds round as sigma does
         return bool(lo < sigma) and bool(sigma <= hi)
+
+
+def _level_for(model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """Return sigma as the model takes it (see `Denoiser`)."""
+    if sigma.ndim or not isinstance(model, nn.Module) or hasattr(model, "round_sigma"):
+        return sigma
+    return sigma.to(x.device).expand(len(x))
 
 
 class ProjectedDrift(GuidedDrift):

@@ -4,7 +4,7 @@
 #   bash tests/peers/run.sh DIR [PYTHON]
 #
 # DIR/diffusers (github.com/huggingface/diffusers): its scheduler tests with the parents and with
-# our schedulers at w_stiff 0 and 0.5 (fixed numbers of the plain solvers left out), and its
+# our schedulers at w_stiff 0 and 0.5 (see swap_schedulers.py for what is left out), and its
 # PipelineTesterMixin on EDM2Pipeline. DIR/k-diffusion (github.com/crowsonkb/k-diffusion): our
 # samplers against sample_heun and sample_dpm_2. What DIR lacks is left out. PYTHON needs the
 # packages of requirements-dev.txt and accelerate, parameterized, requests-mock and scipy. The
