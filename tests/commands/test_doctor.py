@@ -28,12 +28,12 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and an environment without the variables that are told of."""
+    """Use an empty cache, and an environment without the variables that doctor reports."""
     for name in machine.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    return tmp_path / "cache"
+    (folder := tmp_path / "cache").mkdir()
+    monkeypatch.setenv("ERK_CACHE", str(folder))
+    return folder
 
 
 def found(check, *arguments):
@@ -59,10 +59,9 @@ def test_bad_arguments():
 
 
 def test_a_package_that_cannot_be_imported(tmp_path):
-    """All other checks are made all the same; the exit code is 1."""
-    (tmp_path / "torchvision.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')\n"
-    )
+    """All other checks run; the exit code is 1."""
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (tmp_path / "torchvision.py").write_text(broken)
     for heavy in ("timm", "diffusers", "torch_fidelity", "matplotlib"):
         (tmp_path / f"{heavy}.py").write_text("")
     done = subprocess.run(
@@ -303,8 +302,7 @@ def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CHECKPOINTS", tmp_path / "checkpoints")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
     count = len(list((ROOT / "checkpoints").glob("*.safetensors")))
-    expected = f"{count} networks match their metadata"
-    assert found(stored.checkpoints)["ok", "checkpoints"] == expected
+    assert found(stored.checkpoints)["ok", "checkpoints"].startswith(f"{count} networks match")
     weights = tmp_path / "checkpoints" / "digits.safetensors"
     if fault == "byte":
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
