@@ -12,7 +12,7 @@ from metrics.evaluation import Evaluation
 from metrics.evaluator import Evaluator, Options, resolve, with_extractors
 from metrics.extractors import Extractor
 from metrics.features import Features, Images, extract, image_chunks
-from metrics.images import BUNDLED, ImageSource, open_images, seeds_of
+from metrics.images import BUNDLED, ImageSource, open_images
 from metrics.npz import array_names
 from metrics.protocols import Protocol
 from metrics.reference_files import Reference
@@ -72,11 +72,9 @@ def evaluate(
         evaluator = with_extractors(rules, loaded, source, has_real, known, chosen)
     real_features = _real_features(evaluator, opened_real)
     features = _features(evaluator, opened)
-    is_stored = isinstance(opened, ImageSource)
-    if labels is None and is_stored:
-        labels = evaluator.labels_of(opened)
-    in_seed_order = not is_stored or seeds_of(opened) is not None
-    return evaluator.evaluate(features, real_features, labels, in_seed_order)
+    if isinstance(opened, ImageSource):
+        return evaluator.evaluate_source(opened, features, real_features, labels=labels)
+    return evaluator.evaluate(features, real_features, labels)
 
 
 def _is_reference(value: Any) -> bool:
@@ -88,9 +86,9 @@ def _is_reference(value: Any) -> bool:
     path = Path(value)
     if str(value) in known_references() or "://" in str(value):
         return True
-    if str(value).startswith(BUNDLED) or path.is_dir() or path.suffix == ".zip":
+    if str(value).startswith(BUNDLED) or path.is_dir() or path.suffix.lower() == ".zip":
         return False
-    names = array_names(path) if path.suffix == ".npz" and path.is_file() else []
+    names = array_names(path) if path.suffix.lower() == ".npz" and path.is_file() else []
     return "images" not in names and ("arr_0" not in names or "mu" in names)
 
 

@@ -115,7 +115,7 @@ def _open_chunk(
 ) -> Chunk:
     """Read and hash the images of a chunk, and decode them if their features are missing."""
     indices = range(start, min(start + length, len(source.names)))
-    data = list(pool.map(functools.partial(_fetch, source, reading), indices))
+    data = list(pool.map(functools.partial(_fetch, source, reading, shape), indices))
     digests = pool.map(lambda piece: hashlib.sha256(piece or b"").digest(), data)
     key = hashlib.sha256(repr(shape).encode() + b"".join(digests)).hexdigest()
     chunk = Chunk(start, key, len(indices), lambda: None)
@@ -131,9 +131,11 @@ def _open_chunk(
     return chunk._replace(read=lambda: ImageBatch(tensor, index))
 
 
-def _fetch(source: ImageSource, reading: Reading, index: int) -> bytes | None:
+def _fetch(
+    source: ImageSource, reading: Reading, shape: tuple[int, ...], index: int
+) -> bytes | None:
     try:
-        return read_bytes(source, index)
+        return read_bytes(source, index, shape)
     except BrokenImageError:
         if reading.skip_corrupt:
             return None

@@ -10,7 +10,15 @@ from torch import Tensor
 from metrics.distances import covariance_factor, frechet_distance
 from metrics.extractors import Outputs
 from metrics.features import Features
-from metrics.jackknife import Difference, Estimate, group_of, paired_difference, standard_error
+from metrics.jackknife import (
+    Difference,
+    Estimate,
+    drawn_group_of,
+    group_of,
+    is_in_blocks,
+    paired_difference,
+    standard_error,
+)
 from metrics.measures import Case, Measure
 from metrics.protocols import Protocol, find_protocol
 from metrics.reference_files import Reference
@@ -73,7 +81,7 @@ def evaluate_features(
     real: Mapping[str, Outputs] | None = None,
     labels: Sequence[int] | Tensor | None = None,
     groups: int = GROUPS,
-    in_seed_order: bool = True,
+    in_seed_order: bool = False,
     memory: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
@@ -87,8 +95,8 @@ def evaluate_features(
     real : extractor -> outputs of real images, where the reference keeps no features
     labels : int64 [N], the classes asked for
     groups : groups of images left out in turn for the standard errors; 1: no errors
-    in_seed_order : images are in the order of their seeds; else groups are drawn, since
-        neighbours may be of one class
+    in_seed_order : groups are blocks of neighbours, for images in the order of their seeds; else
+        they are drawn from a fixed seed, since neighbours may be of one class
     memory : bytes that the nearest-neighbour search may take besides the features
     device : of the nearest-neighbour search
 
@@ -108,9 +116,8 @@ def evaluate_features(
     if groups > 1 and not _enough_for(n, groups, protocol):
         undefined.append(f"no standard errors: {n} images are too few for {groups} groups")
         groups = 1
-    parts = group_of(n, groups)
-    if not in_seed_order:
-        parts = parts[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    is_random = in_seed_order and (asked is None or not is_in_blocks(asked))
+    parts = (group_of if is_random else drawn_group_of)(n, groups)
     values: dict[str, float | None] = {}
     replicates: dict[str, list[float]] = {}
     for one in protocol.measures:
@@ -195,16 +202,23 @@ def floor_of(
     if reference is None or protocol.floor is None:
         return {}
     statistics = reference.statistics.get(protocol.floor)
-    counts = torch.empty(0) if labels is None else labels.bincount()
-    balanced = len(counts) > 0 and bool(counts.max() - counts.min() <= 1) and n >= 2 * len(counts)
     if statistics is None or statistics.features is None:
         return {}
+    balanced = labels is not None and _is_balanced(labels, reference.labels)
     if balanced and reference.labels is None:
         return {}
     floor = fd_floor(statistics, n, reference.labels if balanced else None)
     return {
         "fd_floor": floor.value, "fd_floor_std": floor.error, "fd_floor_balanced": balanced
     }  # fmt: skip
+
+
+def _is_balanced(labels: Tensor, real: Tensor | None) -> bool:
+    """Return whether the classes, all of the real ones if those are known, are equally frequent."""
+    classes, counts = labels.unique(return_counts=True)
+    if real is not None and not torch.equal(classes, real.unique()):
+        return False
+    return bool(counts.max() - counts.min() <= 1) and len(labels) >= 2 * len(counts)
 
 
 def _enough_for(n: int, groups: int, protocol: Protocol) -> bool:

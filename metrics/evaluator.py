@@ -26,12 +26,13 @@ from metrics.features import (
     image_chunks,
     store_features,
 )
-from metrics.images import ImageSource, first_shape, labels_of, open_images
+from metrics.images import ImageSource, first_shape, open_images
 from metrics.measures import NO_REAL, Measure
 from metrics.protocols import Protocol, find_protocol
 from metrics.reference_files import Reference
 from metrics.references import check_extractor, load_reference
 from metrics.report import number
+from metrics.selection import is_in_seed_order, labels_of
 from metrics.store import default_folder
 
 
@@ -136,12 +137,12 @@ class Evaluator:
         features: Features,
         real: Features | None = None,
         labels: Sequence[int] | Tensor | None = None,
-        in_seed_order: bool = True,
+        in_seed_order: bool = False,
     ) -> Evaluation:
         """Evaluate features by the protocol.
 
         ``real``: from `extract_real`; ``labels``: the classes asked for, one per image of the set,
-        where the features' metadata do not hold them.
+        where the features' metadata do not hold them; ``in_seed_order``: see `evaluate_features`.
         """
         asked = features.metadata.get("labels")
         if asked is None and labels is not None:
@@ -162,13 +163,30 @@ class Evaluator:
         caveats = self._caveats(evaluation, features, details)
         return replace(evaluation, details=details, caveats=caveats)
 
+    def evaluate_source(
+        self,
+        source: ImageSource,
+        features: Features,
+        real: Features | None = None,
+        in_seed_order: bool | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+    ) -> Evaluation:
+        """Evaluate the features of stored images; what the source says of them becomes notes.
+
+        ``in_seed_order``, ``labels``: None: as the source says.
+        """
+        if in_seed_order is None:
+            in_seed_order = is_in_seed_order(source)
+        labels = self.labels_of(source) if labels is None else labels
+        one = self.evaluate(features, real, labels, in_seed_order)
+        return replace(one, caveats=[*source.notes, *one.caveats])
+
     def labels_of(self, source: ImageSource) -> list[int] | None:
         """Return the classes asked for, if the protocol uses them and the source knows them."""
         if not self.protocol.needs_labels:
             return None
         classes = [getattr(one, "classes", None) for one in self.plan.extractors.values()]
-        known = [one for one in classes if one is not None]
-        return labels_of(source, known[0]) if known else source.labels
+        return labels_of(source, next((one for one in classes if one is not None), None))
 
     def check_size(self, source: ImageSource) -> None:
         """Raise ValueError if images differ in size from those that they are compared with."""

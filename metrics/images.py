@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-import zipfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -12,20 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erk.io.atomic import attach_path
+from erk.io.folders import list_files
 from erk.io.untrusted import (
     DECODE_ERRORS,
     MAX_IMAGE_RATIO,
     ModeError,
+    RefusedError,
     ShapeError,
     TooLargeError,
     decode_image,
-    parse_json,
+    image_limit,
+    is_damage,
+    open_archive,
     read_image_file,
     read_member,
 )
 from metrics.npz import map_npz, read_npz
+from metrics.side_files import RUN, read_beside, read_labels, read_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+OTHER_SUFFIXES = (  # of images that are not read
+    *(".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe", ".jp2"),
+    *(".avif", ".heic", ".jxl"),
+)
+ARCHIVES = (".zip", ".npz")
 BUNDLED = "sklearn:"  # before the name of images that come with scikit-learn
 
 
@@ -38,27 +49,30 @@ class ImageSource(NamedTuple):
 
     path: Path
     names: list[str]  # in seed order: digits in a name sort as numbers
-    fetch: Callable[[int], bytes]  # index -> the image's bytes as stored
+    fetch: Callable[..., bytes]  # (index, expected shape or None) -> the image's bytes as stored
     decode: Callable[..., np.ndarray]  # those bytes -> uint8 [H, W, C], C = 1 (grey) or 3 (RGB)
     run: dict[str, Any]  # run.json beside the images, with its "settings"; {}: none
     labels: list[int] | None = None  # class of every image where the source stores it
+    notes: tuple[str, ...] = ()  # what was left out, ignored or followed in listing the images
+    has_files: bool = False  # names are paths of files; else of rows of an array
 
 
 def fingerprint(source: ImageSource) -> str:
     """Return 64 hexadecimal digits of the names, sizes and times of the files."""
     files = [source.path]
     if source.path.is_dir():
-        files = sorted(path for path in source.path.rglob("*") if path.is_file())
+        files = [source.path / name for name in list_files(source.path).files]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()
+    return hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_images(path: str | Path) -> ImageSource:
-    """List the images of a folder (recursive), a zip or an npz.
+    """List the images of a folder (with its sub-folders, see `list_files`), a zip or an npz.
 
-    A folder or zip holds 8-bit grey or RGB images (png, jpg); everything else in it, and
-    ``grid.png``, is ignored. A folder without images may hold one zip or npz instead. An npz holds
-    ``images`` or ``arr_0``, uint8 [N, H, W] or [N, H, W, C], and optionally ``seeds``, ``labels``.
+    A folder or zip holds 8-bit grey or RGB images (png, jpg); ``grid.png`` and files that are no
+    images are ignored, images of other formats are counted in the notes. A folder without images
+    may hold one zip or npz instead. An npz holds ``images`` or ``arr_0``, uint8 [N, H, W] or
+    [N, H, W, C], and optionally ``seeds``, ``labels``.
 
     Parameters
     ----------
@@ -79,7 +93,8 @@ def open_images(path: str | Path) -> ImageSource:
     source = _open(path)
     if len(source.names) < 2:
         count = "no images" if not source.names else "only one image"
-        raise ValueError(f"{path} holds {count}: at least 2 are needed to measure anything")
+        more = "".join(f" ({note})" for note in source.notes)
+        raise ValueError(f"{path} holds {count}{more}: at least 2 are needed to measure anything")
     return source
 
 
@@ -96,20 +111,16 @@ def image_name(source: ImageSource, index: int) -> str:
     return f"{source.path}/{source.names[index]}"
 
 
-def read_bytes(source: ImageSource, index: int) -> bytes:
-    """Read the bytes of one image as stored.
+def read_bytes(source: ImageSource, index: int, shape: tuple[int, ...] | None = None) -> bytes:
+    """Read the bytes of one image as stored; ``shape``: the expected (H, W, C), if known.
 
-    Raises BrokenImageError, naming the image, if they cannot be read, ValueError if too many.
+    Raises BrokenImageError, naming the image, if it is damaged, ValueError if it is refused, and
+    OSError for an error of the disk.
     """
     try:
-        return source.fetch(index)
-    except TooLargeError as error:
-        raise _too_large(source, index, error) from error
+        return source.fetch(index, shape)
     except DECODE_ERRORS as error:
-        name = image_name(source, index)
-        raise BrokenImageError(
-            f"{name} is not a readable image: delete it or generate it again"
-        ) from error
+        raise _named(source, index, error) from error
 
 
 def read_image(
@@ -123,20 +134,29 @@ def read_image(
     Raises ValueError, naming the image, if it is broken or neither 8-bit grey nor RGB, and
     ShapeError, before it is decoded, if it has another ``shape``.
     """
-    name = image_name(source, index)
-    data = read_bytes(source, index) if data is None else data
+    data = read_bytes(source, index, shape) if data is None else data
     try:
         return source.decode(data, shape)
     except ShapeError:
         raise
-    except TooLargeError as error:
-        raise _too_large(source, index, error) from error
-    except ModeError as error:
-        raise ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB") from error
     except DECODE_ERRORS as error:
-        raise BrokenImageError(
-            f"{name} is not a readable image: delete it or generate it again"
-        ) from error
+        raise _named(source, index, error) from error
+
+
+def _named(source: ImageSource, index: int, error: Exception) -> Exception:
+    """Return the error to raise instead of one that does not name the image."""
+    name = image_name(source, index)
+    if isinstance(error, ModeError):
+        return ValueError(f"{name} has mode {error}: convert it to 8-bit grey (L) or RGB")
+    if isinstance(error, TooLargeError):
+        return ValueError(f"{name} is too large to be measured ({error}): crop it or reduce it")
+    if isinstance(error, RefusedError):
+        return ValueError(f"{name} is not read: {error}")
+    if not is_damage(error):
+        return error
+    return BrokenImageError(
+        f"{name} is not a readable image ({error}): delete it or generate it again"
+    )
 
 
 def first_shape(source: ImageSource, skip_corrupt: bool = False) -> tuple[int, ...]:
@@ -150,118 +170,68 @@ def first_shape(source: ImageSource, skip_corrupt: bool = False) -> tuple[int, .
     raise ValueError(f"{source.path} holds no readable image: nothing can be measured")
 
 
-def _too_large(source: ImageSource, index: int, error: TooLargeError) -> ValueError:
-    return ValueError(
-        f"{image_name(source, index)} is too large to be measured ({error}): crop it or reduce it"
-    )
-
-
-def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
-    """Draw ``num`` images without replacement, in order; None: keep all of them.
-
-    The draw is that of EDM's and EDM2's data sets, so the same seed picks the same images.
-    Raises ValueError for fewer than 2 images or more than there are.
-    """
-    if num is None:
-        return source
-    if not 2 <= num <= len(source.names):
-        raise ValueError(
-            f"{source.path} holds {len(source.names)} images: a subset has 2 to as many, not {num}"
-        )
-    chosen = np.arange(len(source.names))
-    if num < len(chosen):
-        np.random.RandomState(seed % (1 << 31)).shuffle(chosen)
-    order = [int(i) for i in np.sort(chosen[:num])]
-    return source._replace(
-        names=[source.names[i] for i in order],
-        fetch=lambda index: source.fetch(order[index]),
-        labels=source.labels and [source.labels[i] for i in order],
-    )
-
-
-def seeds_of(source: ImageSource) -> list[int] | None:
-    """Return the seed of every image, from names such as ``000123.png``; None if one has none."""
-    stems = [PurePosixPath(name).stem for name in source.names]
-    if not all(re.fullmatch("[0-9]{1,18}", stem) for stem in stems):
-        return None
-    return [int(stem) for stem in stems]
-
-
-def labels_of(source: ImageSource, classes: int) -> list[int] | None:
-    """Return the class of every image where it is stored or follows from run.json, else None.
-
-    It follows from the run's settings if they name one ``class`` or ``labels: balanced``
-    (class = seed mod classes).
-    """
-    if source.labels is not None:
-        return source.labels
-    settings = source.run.get("settings", {})
-    chosen, seeds = settings.get("class"), seeds_of(source)
-    if isinstance(chosen, int):
-        return [chosen] * len(source.names)
-    if settings.get("labels") == "balanced" and seeds is not None:
-        return [seed % classes for seed in seeds]
-    return None
-
-
 def _open(path: Path) -> ImageSource:
+    suffix = path.suffix.lower()
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix == ".npz":
-        return _open_npz(path)
-    if path.suffix == ".zip":
-        return _open_zip(path)
-    raise ValueError(f"{path} is no image source: give a folder, a .zip or a .npz")
+    if suffix not in ARCHIVES:
+        raise ValueError(f"{path} is no image source: give a folder, a .zip or a .npz")
+    return _open_npz(path) if suffix == ".npz" else _open_zip(path)
 
 
 def _open_folder(folder: Path) -> ImageSource:
-    names = _image_names(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    archives = [p for p in folder.iterdir() if p.suffix in (".zip", ".npz")]
-    generated = [p for p in archives if p.stem == "images"]  # of generate.py
+    listing = list_files(folder)
+    names, notes = image_names(listing.files)
+    archives = [name for name in listing.files if _is_archive(name) and "/" not in name]
+    generated = [name for name in archives if name.partition(".")[0] == "images"]  # of generate.py
     if not names and len(generated or archives) == 1:
-        return _open((generated or archives)[0])
-
-    if not names and _run(folder / "run.json").get("complete") is False:
+        return _open(folder / (generated or archives)[0])
+    read = read_beside(folder)
+    run, labels = read_run(read, notes), read_labels(read, names, notes)
+    if not names and run.get("complete") is False:
         raise ValueError(
             f"the run in {folder} is not complete: run its generate.py command again to finish it"
         )
 
-    def fetch(index: int) -> bytes:
-        return read_image_file(folder / names[index])
+    def fetch(index: int, _: tuple[int, ...] | None = None) -> bytes:
+        with attach_path(folder / names[index]):
+            return read_image_file(folder / names[index])
 
-    table = folder / "dataset.json"
-    labels = _dataset_labels(table, table.read_bytes() if table.exists() else None, names)
-    return ImageSource(folder, names, fetch, decode_image, _run(folder / "run.json"), labels)
+    if archives:
+        notes.append(f"{', '.join(archives[:3])} in it is not read: to measure an archive, name it")
+    return ImageSource(
+        *(folder, names, fetch, decode_image, run, labels),
+        notes=(*listing.notes(names), *notes),
+        has_files=True,
+    )
 
 
 def _open_zip(path: Path) -> ImageSource:
-    try:
-        archive = zipfile.ZipFile(path)  # open as long as the source lives
-    except DECODE_ERRORS as error:
-        raise ValueError(f"{path} is not a readable zip: create it again ({error})") from error
-    names, others = _image_names(archive.namelist()), set(archive.namelist())
-    twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
-    if twice is not None:
-        raise ValueError(f"{path} holds {twice} twice: create it again with each image once")
+    archive = open_archive(path)  # open as long as the source lives
+    (names, notes), others = image_names(archive.namelist()), set(archive.namelist())
+    check_unique(names, path)
+    beside = read_beside(path.parent)
 
-    def text(name: str) -> bytes | None:
-        try:
-            return read_member(archive, name) if name in others else None
-        except ValueError as error:
-            raise ValueError(f"{path} is not a readable zip: create it again ({error})") from error
+    def read(name: str, limit: int) -> bytes | None:
+        if name not in others:
+            return beside(name, limit) if name == RUN else None
+        return read_member(archive, name, 0, limit=limit)
 
-    def fetch(index: int) -> bytes:
-        return read_member(archive, names[index], MAX_IMAGE_RATIO)
+    def fetch(index: int, shape: tuple[int, ...] | None = None) -> bytes:
+        return read_member(archive, names[index], MAX_IMAGE_RATIO, limit=image_limit(shape))
 
-    inside = text("run.json")
-    run = _run(path.parent / "run.json") if inside is None else _parsed(path / "run.json", inside)
-    labels = _dataset_labels(path / "dataset.json", text("dataset.json"), names)
-    return ImageSource(path, names, fetch, decode_image, run, labels)
+    run, labels = read_run(read, notes), read_labels(read, names, notes)
+    return ImageSource(
+        *(path, names, fetch, decode_image, run, labels),
+        notes=tuple(notes),
+        has_files=True,
+    )
 
 
 def _open_npz(path: Path) -> ImageSource:
-    images = map_npz(path, "images")
-    images = map_npz(path, "arr_0") if images is None else images
+    key, images = "images", map_npz(path, "images")
+    if images is None:
+        key, images = "arr_0", map_npz(path, "arr_0")
     if images is None:
         raise ValueError(f"{path} has no images: store them under the key 'images' or 'arr_0'")
     pixels = images[..., None] if images.ndim == 3 else images
@@ -275,17 +245,25 @@ def _open_npz(path: Path) -> ImageSource:
     for name, values in arrays.items():
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise ValueError(f"{path}: {name} must be whole numbers [N], one per image")
-    names = [f"{int(seed):06d}" for seed in arrays.get("seeds", np.arange(len(pixels)))]
-    labels = [int(label) for label in arrays["labels"]] if "labels" in arrays else None
-    if len(names) != len(pixels) or (labels is not None and len(labels) != len(pixels)):
-        raise ValueError(f"{path} must hold one seed and one label per image, or none at all")
+        if len(values) != len(pixels):
+            raise ValueError(f"{path} must hold one seed and one label per image, or none at all")
+    names = [f"{key}[{index}]" for index in range(len(pixels))]
+    if "seeds" in arrays:
+        names = [f"{seed:06d}" for seed in arrays["seeds"].tolist()]
+    labels = arrays["labels"].tolist() if "labels" in arrays else None
+    notes: list[str] = []
+    run = read_run(read_beside(path.parent), notes)
+    return _of_array(path, names, pixels)._replace(run=run, labels=labels, notes=tuple(notes))
+
+
+def _of_array(path: Path, names: list[str], pixels: np.ndarray) -> ImageSource:
+    """Return the rows of uint8 [N, H, W, C] as a source."""
     return ImageSource(
         path,
         names,
-        lambda index: pixels[index].tobytes(),
+        lambda index, _=None: pixels[index].tobytes(),
         lambda data, _=None: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
-        _run(path.parent / "run.json"),
-        labels,
+        {},
     )
 
 
@@ -301,54 +279,46 @@ def _open_bundled(address: str) -> ImageSource:
     if not hasattr(bunch, "images") or bunch.images.ndim != 3:
         raise ValueError(f"scikit-learn has no grey images {address!r}: try sklearn:digits")
     pixels = (bunch.images * (255 / bunch.images.max())).astype(np.uint8)[..., None]
-    return ImageSource(
-        Path(address),
-        [f"{index:06d}" for index in range(len(pixels))],
-        lambda index: pixels[index].tobytes(),
-        lambda data, _=None: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
-        {},
-        [int(label) for label in bunch.target],
-    )
+    names = [f"images[{index}]" for index in range(len(pixels))]
+    labels = [int(label) for label in bunch.target]
+    return _of_array(Path(address), names, pixels)._replace(labels=labels)
 
 
-def _image_names(names: Iterable[str]) -> list[str]:
-    """Keep the names of images, in natural order; leave out grids and hidden files."""
+def check_unique(names: Sequence[str], path: Path) -> None:
+    """Raise ValueError if an archive holds an image twice."""
+    twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
+    if twice is not None:
+        raise ValueError(f"{path} holds {twice} twice: create it again with each image once")
 
-    def wanted(name: str) -> bool:
-        file = PurePosixPath(name)
-        hidden = any(part.startswith(".") for part in file.parts)
-        return file.suffix.lower() in SUFFIXES and file.name != "grid.png" and not hidden
 
-    return sorted(filter(wanted, names), key=_natural)
+def image_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of images in natural order, without grids and hidden files, and notes.
+
+    A note counts images of formats that are not read.
+    """
+    files = [PurePosixPath(name) for name in names]
+    shown = [not any(part.startswith(".") for part in file.parts) for file in files]
+    suffixes = [
+        file.suffix.lower() if keep else "" for file, keep in zip(files, shown, strict=True)
+    ]
+    images = [
+        name
+        for name, file, suffix in zip(names, files, suffixes, strict=True)
+        if suffix in SUFFIXES and file.name != "grid.png"
+    ]
+    others = Counter(suffix for suffix in suffixes if suffix in OTHER_SUFFIXES)
+    notes = []
+    if others:
+        formats = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        notes.append(f"images of other formats are not read ({formats}): convert them to PNG")
+    return sorted(images, key=_natural), notes
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(ARCHIVES)
 
 
 def _natural(name: str) -> list[str | int]:
     # Longer numbers count by pieces of 18 digits: Python refuses to read very long ones.
     parts = re.split(r"([0-9]{1,18})", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _dataset_labels(file: Path, text: bytes | None, names: list[str]) -> list[int] | None:
-    """Read classes from EDM's dataset.json, {"labels": [[name, class], ...] or null}."""
-    if text is None:
-        return None
-    try:
-        rows = parse_json(text)["labels"]
-        known = {str(name): int(label) for name, label in rows or ()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not EDM's dataset.json: delete or correct it") from error
-    return [known[name] for name in names] if all(name in known for name in names) else None
-
-
-def _run(file: Path) -> dict[str, Any]:
-    return _parsed(file, file.read_bytes()) if file.exists() else {}
-
-
-def _parsed(file: Path, text: bytes) -> dict[str, Any]:
-    try:
-        run = parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: delete it or run again") from error
-    if not isinstance(run, dict) or not isinstance(run.get("settings", {}), dict):
-        raise ValueError(f"{file} must hold a JSON object with the settings of the run")
-    return run

@@ -46,6 +46,25 @@ def group_of(n: int, groups: int) -> Tensor:
     return torch.arange(n) * groups // n
 
 
+def drawn_group_of(n: int, groups: int) -> Tensor:
+    """Return groups as `group_of`, but of samples drawn from a fixed seed."""
+    return group_of(n, groups)[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+
+
+def is_in_blocks(labels: Sequence[int] | Tensor) -> bool:
+    """Return whether neighbours share their class far more often than in a random order.
+
+    Groups of neighbours then are no random parts: errors would be those of missing classes.
+    """
+    classes = torch.as_tensor(labels, dtype=torch.long)
+    n, counts = len(classes), classes.unique(return_counts=True)[1].double()
+    if n < 2 or len(counts) < 2:
+        return False
+    equal = (classes[1:] == classes[:-1]).double().mean()
+    by_chance = (counts * (counts - 1)).sum() / (n * (n - 1))
+    return bool(equal > (1 + by_chance) / 2)
+
+
 def kept_without_each(groups: Tensor) -> Iterator[Tensor]:
     """Yield bool [N] masks of the samples that remain when each group of int64 [N] is left out.
 

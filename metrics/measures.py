@@ -180,15 +180,16 @@ class Neighbours(Kind):
         assert case.real is not None and case.real.features is not None
         options = case.measure.options
         k = int(options["k"])
-        order = case.groups.argsort(stable=True)  # membership takes contiguous groups
-        both = case.real.features, case.generated[order]
+        real, generated, part = case.real.features, case.generated, case.groups
         if "reduced" in options:
-            most = min(options["reduced"], *map(len, both))
-            both = _reduced(both[0], most), _reduced(both[1], most)
+            most = min(options["reduced"], len(real), len(generated))
+            rows = _reduced(torch.arange(len(generated)), most)
+            real, generated, part = _reduced(real, most), generated[rows], part[rows]
+        order = part.argsort(stable=True)  # membership takes contiguous groups
         groups = len(case.groups.unique())
         who = membership(
-            real=both[0].to(case.device),
-            generated=both[1].to(case.device),
+            real=real.to(case.device),
+            generated=generated[order].to(case.device),
             k=k,
             strict=options.get("strict", False),
             groups=groups,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from erk.io.text import plain_cell, printable
 from metrics.evaluation import Evaluation
 from metrics.jackknife import Difference
 from metrics.protocols import known_protocols
@@ -29,8 +30,9 @@ def heading(name: str, evaluation: Evaluation, notes: Sequence[str] = ()) -> str
     against = details.get("reference") or details.get("real") or "real images"
     known = known_protocols().get(evaluation.protocol)
     first = f"{name}: {evaluation.n} images against {against}"
+    notes = [*evaluation.notes, *notes]
     protocol = f"protocol {evaluation.protocol}" + (f": {known.source}" if known else "")
-    return "\n".join([first, protocol, *evaluation.notes, *notes])
+    return "\n".join(map(printable, [first, protocol, *notes]))
 
 
 def paired_text(
@@ -46,6 +48,7 @@ def paired_text(
         lines.append(line | {"beyond noise": "yes" if one.exceeds else "no"})
     if not lines:
         return "no difference can be given: error bars need two groups or more\n"
+    names = [printable(name) for name in names]
     first = (
         f"{names[0]} minus {names[1]}, the same seeds in pairs; ± standard error; beyond noise: "
         "the 95 % interval of the difference does not hold 0"
@@ -85,7 +88,8 @@ def to_markdown(
 
 def to_json(value: Any) -> str:
     """Encode a row, or several, as indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return re.sub("[\ud800-\udfff]", lambda half: json.dumps(printable(half[0]))[1:-1], text)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -93,7 +97,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     import pandas  # late: half a second
 
     def plain(value: Any) -> Any:
-        return json.dumps(value) if isinstance(value, dict | list) else value
+        return json.dumps(value) if isinstance(value, dict | list) else plain_cell(value)
 
     flat = [{name: plain(value) for name, value in row.items()} for row in rows]
     return str(pandas.DataFrame(flat, dtype=object).to_csv(index=False, lineterminator="\n"))
@@ -114,7 +118,7 @@ def number(value: Any) -> str:
     if value is None:
         return "–"
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))
     is_whole = 1000 <= abs(value) < 1e9  # never 1.2e+04 for 12346
     return f"{value:.0f}" if is_whole else f"{value:.4g}"
 

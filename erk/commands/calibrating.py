@@ -26,7 +26,6 @@ from erk.calibration.plot import plot_tuning
 from erk.calibration.problem import Problem, count_nfe, problem_for, with_levels
 from erk.calibration.solver_error import EVALUATIONS
 from erk.generation.job import Labels, check_labels
-from erk.generation.metadata import check_writable
 from erk.generation.options import (
     DEFAULTS,
     labels_of,
@@ -36,7 +35,7 @@ from erk.generation.options import (
 )
 from erk.generation.sampling import draw_inputs
 from erk.generation.seeds import format_seeds, parse_seeds
-from erk.io.atomic import uninterrupted, write_file
+from erk.io.atomic import check_target, uninterrupted, write_file
 from erk.io.cache import digest, save_json
 from erk.method.corrections import Card, no_gain
 from erk.method.settings import Settings
@@ -129,7 +128,7 @@ def run_calibration(options: dict[str, Any]) -> None:
     steps = request.settings.recipe()["steps"]
     name = f"{request.name}-{request.settings.solver}-{steps}.card.json"
     path = Path(options["out"] or name)
-    check_writable(path.absolute().parent)
+    check_target(path)
     problem, evaluations = problem_of(request), options["evaluations"] or EVALUATIONS
     facts = facts_of(request, problem, evaluations) | {"directions": list(directions)}
     if is_done(path, {"for": problem.identity, "calibration": facts}):

@@ -14,6 +14,7 @@ import cloup
 
 from erk import __version__
 from erk.io.atomic import stoppable
+from erk.io.text import printable
 
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -56,13 +57,15 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
 
     Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError; with
     ERK_TRACEBACK=1 in the environment the traceback is shown. SIGINT and SIGTERM end the command
-    with 130 and 143 after the file that is being written is on the disk. A closed output pipe
-    does not stop it.
+    with 130 and 143 after the file that is being written is on the disk. A closed output does not
+    stop it, and names from files cannot control the terminal.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        out, err = (cast(TextIO, _PipeTolerant(stream)) for stream in (sys.stdout, sys.stderr))
+        _fill_closed_handles()
+        out = cast(TextIO, _Output(sys.stdout, "\n\t"))
+        err = cast(TextIO, _Output(sys.stderr, "\n\t\r"))  # \r: progress bars
         with redirect_stdout(out), redirect_stderr(err):
             try:
                 with stoppable():
@@ -90,17 +93,41 @@ def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) ->
         raise ValueError(f"{option} {path} must end in {' or '.join(suffixes)}; rename it")
 
 
-class _PipeTolerant:
-    """A stream that discards its output once the reader has closed the pipe."""
+def _fill_closed_handles() -> None:
+    """Open the null device as stdin, stdout or stderr where these are closed.
 
-    def __init__(self, stream: TextIO) -> None:
+    Else the first file that the command opens would get their number, and foreign output.
+    """
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+class _Output:
+    """A stream of printable text that discards its output once the reader has gone.
+
+    ``controls`` are the control characters that pass; others, which can only come from files or
+    their names, are escaped, as are characters that the encoding of the stream lacks.
+    """
+
+    def __init__(self, stream: TextIO | None, controls: str) -> None:
+        if stream is None:  # it is closed
+            stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
         self._stream = stream
+        self._controls = controls
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._unless_closed(self._stream.write, text)
+        text = printable(text, self._controls)
+        try:
+            return self._unless_closed(self._stream.write, text)
+        except UnicodeEncodeError as error:
+            known = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            return self._unless_closed(self._stream.write, known)
 
     def flush(self) -> None:
         self._unless_closed(self._stream.flush)
@@ -132,6 +159,5 @@ def sentence(error: BaseException) -> str:
 
 
 def _line(text: str) -> str:
-    line = " ".join(text[: 2 * LONGEST].split())
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    shown = printable(" ".join(text[: 2 * LONGEST].split()))
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."

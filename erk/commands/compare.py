@@ -30,10 +30,12 @@ def main(first: Path, second: Path, out: str, num: int, table: str | None) -> No
 
     from erk.commands.run_pairs import changed_settings, differences, sheet
     from erk.generation.images import png_bytes
-    from erk.io.atomic import save_file
+    from erk.io.atomic import check_target, save_file
     from metrics.images import open_images
     from metrics.report import to_csv
 
+    for path in (out, *([table] if table else [])):
+        check_target(path)
     runs = open_images(first), open_images(second)
     pairs = list(differences(*runs))
     values = np.array([pair.difference for pair in pairs])

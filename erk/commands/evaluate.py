@@ -1,7 +1,6 @@
 """The command `evaluate`: measure images against a reference."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,14 +82,15 @@ def main(**options: Any) -> None:
     run, and measuring again takes seconds.
     """
     from erk.commands.result_rows import report
-    from erk.generation.metadata import check_writable
+    from erk.io.atomic import check_target
     from erk.runtime.distributed import join, pick_device
     from erk.runtime.shards import shard_of
-    from metrics.images import open_images, subset
+    from metrics.images import open_images
+    from metrics.selection import subset
 
     for path in (options["json_path"] or "results/row", options["csv_path"]):
         if path is not None:
-            check_writable(Path(path).parent)
+            check_target(path)
     device = pick_device(options["device"])
     shard = shard_of(options["shard"], {})
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -137,7 +137,7 @@ def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluat
 
 
 def _check_pair(sources: "list[ImageSource]") -> None:
-    from metrics.images import seeds_of
+    from metrics.selection import seeds_of
 
     names = [seeds_of(source) or source.names for source in sources]
     if names[0] != names[-1]:
@@ -155,15 +155,16 @@ def _evaluate(
 ) -> "list[tuple[Features, Evaluation]]":
     """Extract and evaluate every set of images; [] on all ranks but the first."""
     from metrics.features import image_chunks
-    from metrics.images import seeds_of
+    from metrics.selection import is_in_seed_order
 
     real, results = evaluator.extract_real(world), []
+    in_seed_order = all(map(is_in_seed_order, sources))  # else groups are drawn, alike for both
     for source in sources:
         chunks = image_chunks(source, evaluator.plan, options["workers"])
         features = evaluator.extract(chunks, world, len(source.names))
         if features is not None:
-            labels, has_seeds = evaluator.labels_of(source), seeds_of(source) is not None
-            results.append((features, evaluator.evaluate(features, real, labels, has_seeds)))
+            evaluation = evaluator.evaluate_source(source, features, real, in_seed_order)
+            results.append((features, evaluation))
     return results
 
 

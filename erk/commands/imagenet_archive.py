@@ -6,7 +6,6 @@ dataset.json.
 
 import itertools
 import json
-import os
 import sys
 import tarfile
 import time
@@ -25,18 +24,25 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from erk.generation.images import png_bytes
-from erk.io.atomic import remove_drafts, replacing
+from erk.io.atomic import attach_path, remove_drafts, replacing
+from erk.io.files import check_regular
+from erk.io.folders import list_files
 from erk.io.untrusted import (
     DECODE_ERRORS,
     MAX_IMAGE_BYTES,
     MAX_IMAGE_RATIO,
+    ModeError,
+    RefusedError,
     TooLargeError,
+    check_depth,
+    image_limit,
+    is_damage,
     open_image,
     read_image_file,
     read_member,
 )
 from metrics.centre_crop import centre_crop
-from metrics.images import SUFFIXES
+from metrics.images import SUFFIXES, check_unique, image_names
 
 AHEAD = 4  # images in progress per worker: enough to keep all busy, few in memory
 MAX_PIXELS = 70_000_000  # of an image; ImageNet's largest has 9331 x 6530
@@ -51,6 +57,7 @@ class Source(NamedTuple):
 
     names: list[str]  # folder/file, sorted by folder, then by file
     read: Callable[[str], bytes]
+    notes: tuple[str, ...] = ()  # what was left out or followed
 
 
 def prepare(
@@ -95,6 +102,8 @@ def prepare(
     start = time.monotonic()
     with new_file(dest) as file:
         images = open_source(source)
+        for note in images.notes:
+            click.echo(f"{source}: {note}", err=True)
         classes = class_folders(images.names, source)
         names = choose(images.names, classes, per_class)[:max_images]
         if not classes:
@@ -142,46 +151,52 @@ def open_source(source: Path) -> Source:
         if source.is_dir():
             listed = _open_folder(source)
         else:
+            check_regular(source)
             listed = _open_zip(source) if zipfile.is_zipfile(source) else _open_tar(source)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{source} is no readable zip or uncompressed tar ({error}): fetch or unpack it"
         ) from error
-    names = [name for name in listed.names if is_image(name)]
+    names, notes = image_names(listed.names)
+    check_unique(names, source)
     if "dataset.json" in listed.names:
         raise ValueError(f"{source} has been prepared already: give the original images")
     if not names:
         raise ValueError(f"{source} holds no images ({', '.join(SUFFIXES)}): check the path")
-    return Source(sorted(names, key=lambda name: (folder_of(name), name)), listed.read)
+    names.sort(key=lambda name: (folder_of(name), name))
+    return Source(names, listed.read, (*listed.notes, *notes))
 
 
 def _open_folder(source: Path) -> Source:
-    def fail(error: OSError) -> None:
-        raise error
+    listing = list_files(source)
 
-    files = (
-        Path(folder, name).relative_to(source).as_posix()
-        for folder, _, names in os.walk(source, onerror=fail, followlinks=True)
-        for name in names
-    )
-    return Source(list(files), lambda name: read_image_file(source / name))
+    def read(name: str) -> bytes:
+        with attach_path(source / name):
+            return read_image_file(source / name)
+
+    return Source(listing.files, read, tuple(listing.notes(image_names(listing.files)[0])))
 
 
 def _open_zip(source: Path) -> Source:
     archive = zipfile.ZipFile(source)  # open as long as images are read
-    return Source(archive.namelist(), lambda name: read_member(archive, name, MAX_IMAGE_RATIO))
+
+    def read(name: str) -> bytes:
+        return read_member(archive, name, MAX_IMAGE_RATIO, limit=image_limit(None))
+
+    return Source(archive.namelist(), read)
 
 
 def _open_tar(source: Path) -> Source:
     """List a tar of files or, as ImageNet is distributed, of one tar per class."""
     members: dict[str, tuple[int, int]] = {}
+    links: list[str] = []
     with tarfile.open(source, "r:") as outer:
-        for member in filter(tarfile.TarInfo.isfile, outer):
+        for member in _files_of(outer, links):
             if not member.name.endswith(".tar"):
                 members[normpath(member.name)] = (member.offset_data, member.size)
                 continue
             with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-                for file in filter(tarfile.TarInfo.isfile, inner):
+                for file in _files_of(inner, links):
                     name = normpath(f"{member.name.removesuffix('.tar')}/{file.name}")
                     members[name] = (member.offset_data + file.offset_data, file.size)
 
@@ -193,13 +208,18 @@ def _open_tar(source: Path) -> Source:
             file.seek(start)
             return file.read(size)
 
-    return Source(list(members), read)
+    count = len(links)
+    notes = (f"{count} links in it are not followed: {links[0]}, ...",) if count else ()
+    return Source(list(members), read, notes)
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file name is that of an image."""
-    file = name.rpartition("/")[2]
-    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+def _files_of(archive: tarfile.TarFile, links: list[str]) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of a tar; add the names of links, which tar stores without their content."""
+    for member in archive:
+        if member.isfile():
+            yield member
+        elif member.issym() or member.islnk():
+            links.append(member.name)
 
 
 def folder_of(name: str) -> str:
@@ -271,18 +291,24 @@ def _ahead(
 def crop(images: Source, name: str, size: int) -> bytes:
     """Return an image as a PNG file of `size` x `size` pixels, RGB.
 
-    Raises CorruptError, or ValueError for more than `MAX_PIXELS`.
+    Raises CorruptError, or ValueError for more than `MAX_PIXELS` or 8 bits per channel.
     """
     try:
-        with open_image(images.read(name), MAX_PIXELS) as image:
+        data = images.read(name)
+        with open_image(data, MAX_PIXELS) as image:
+            check_depth(image, data)
             pixels = np.asarray(centre_crop(image, size))
     except TooLargeError as error:
         raise ValueError(
             f"{name} is too large ({error}): make it smaller or take it out of the source"
         ) from error
+    except ModeError as error:
+        raise ValueError(f"{name} has mode {error}: convert it to 8 bits per channel") from error
+    except RefusedError as error:
+        raise ValueError(f"{name} is refused: {error}") from error
     except DECODE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # an error of the disk, not of the image
+        if not is_damage(error):
+            raise
         reason = "no image" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptError(f"{name} cannot be decoded ({reason})") from error
     return png_bytes(pixels.transpose(2, 0, 1))

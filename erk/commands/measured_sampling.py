@@ -6,10 +6,9 @@ from typing import Any, cast
 import click
 
 from erk.generation.job import plain
-from erk.generation.metadata import check_writable
 from erk.generation.options import open_job
 from erk.generation.stream import image_chunks, summarize
-from erk.io.atomic import save_file
+from erk.io.atomic import check_target, save_file
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
 from metrics.chunks import Chunks
@@ -34,7 +33,7 @@ def generate_and_evaluate(
     unused = next((name for name in NEED_IMAGES if options[name]), None)
     if unused is not None:
         raise ValueError(f"--{unused} needs images on the disk: leave out --{unused} or --evaluate")
-    check_writable(Path(json_path or "results/row").parent)
+    check_target(json_path or "results/row")
     device, shard = pick_device(options["device"]), shard_of(options["shard"])
     evaluator = load_evaluator(
         reference,
@@ -56,7 +55,7 @@ def generate_and_evaluate(
         features = evaluator.extract(chunks, world, len(job.seeds))
     if features is None:  # another rank has the result
         return
-    evaluation = evaluator.evaluate(features, images)
+    evaluation = evaluator.evaluate(features, images, in_seed_order=True)
     key = job.key()
     name = options["preset"] or Path(options["net"]).stem
     run = {"settings": plain(job.identity), "settings_key": key} | job.metadata

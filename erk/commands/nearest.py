@@ -50,12 +50,13 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     import torch
 
     from erk.generation.images import png_bytes
-    from erk.io.atomic import save_file
+    from erk.io.atomic import check_target, save_file
     from erk.runtime.distributed import pick_device
     from metrics.extractors import load_extractor
     from metrics.images import open_images
     from metrics.nearest import Pixels, feature_blocks, nearest
 
+    check_target(out)
     generated, target = open_images(run), str(pick_device(device))
     extractor: Any = Pixels()
     if space != "pixels":
@@ -98,7 +99,8 @@ def _sheet(
 ) -> "np.ndarray":
     """Return generated images, each above its neighbours, uint8 [3, H, W]."""
     from erk.generation.sheets import SheetCell, captioned_sheet
-    from metrics.images import read_image, seeds_of
+    from metrics.images import read_image
+    from metrics.selection import seeds_of
 
     score = neighbours.ratios if order == "ratio" else neighbours.distances[:, 0]
     seeds = seeds_of(generated)

@@ -11,12 +11,15 @@ import click
 
 from erk.generation.seeds import format_seeds
 from erk.io.atomic import save_file
+from erk.io.text import printable
 from erk.runtime.provenance import provenance
 from metrics.evaluation import Evaluation, paired_differences
 from metrics.evaluator import Evaluator
 from metrics.features import Features
-from metrics.images import ImageSource, seeds_of
+from metrics.images import ImageSource
+from metrics.references import reference_names
 from metrics.report import heading, paired_text, text, to_csv, to_json
+from metrics.selection import seeds_of
 from metrics.store import trim
 
 DEFAULTS = {
@@ -24,6 +27,7 @@ DEFAULTS = {
     "weights": (), "extractor_precision": "fp32",
 }  # fmt: skip
 """Options that change the numbers; a value other than these enters the name of the file."""
+LONGEST_NAME = 200  # bytes of a row's file name, of the 255 that file systems allow
 NOT_IN_CSV = ("replicates", "run", "minus", "notes")
 
 
@@ -41,12 +45,9 @@ def report(
         )
     evaluations = [evaluation for _, evaluation in results]
     rows = _rows(evaluator, sources, evaluations)
-    notes = [_notes(row) for row in rows]
-    if len(rows) == 1:
-        click.echo(text(rows[0]["images"], evaluations[0], notes[0]))
-    else:
-        _print_pair(rows, evaluations, notes)
-    _write(rows, options)
+    shown = _shown(rows, evaluations)
+    written = _write(rows, options)  # before anything is shown: an output may be closed or full
+    click.echo("\n".join([shown, *written]))
     store = evaluator.options.folder
     freed = trim(store, int(options["cache_limit"] * 2**30))
     if freed:
@@ -64,7 +65,8 @@ def _rows(
             "seeds": _seeds(source),
             "skipped": len(source.names) - evaluation.n,
         }
-        rows.append(about | evaluation.to_dict() | origin | {"run": source.run})
+        row = about | evaluation.to_dict() | origin | {"run": source.run}
+        rows.append(row | {"notes": [*row["notes"], *_notes(row)]})
     return rows
 
 
@@ -78,48 +80,75 @@ def _notes(row: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _print_pair(
-    rows: list[dict[str, Any]],
-    evaluations: Sequence[Evaluation],
-    notes: Sequence[Sequence[str]],
-) -> None:
-    """Print both runs and their differences; add the differences to the first row."""
+def _shown(rows: list[dict[str, Any]], evaluations: Sequence[Evaluation]) -> str:
+    """Format one run, or a pair and its differences, which are added to the first row."""
+    notes = [_notes(row) for row in rows]
+    if len(rows) == 1:
+        return text(rows[0]["images"], evaluations[0], notes[0])
     differences = paired_differences(evaluations[0], evaluations[1])
     names = [row["images"] for row in rows]
     rows[0]["minus"] = {"images": names[1]} | {
         name: difference._asdict() for name, difference in differences.items()
     }
-    for name, evaluation, more in zip(names, evaluations, notes, strict=True):
-        click.echo(heading(name, evaluation, more) + "\n")
-    click.echo(paired_text(names, evaluations, differences))
+    heads = [
+        heading(name, evaluation, more) + "\n"
+        for name, evaluation, more in zip(names, evaluations, notes, strict=True)
+    ]
+    return "\n".join([*heads, paired_text(names, evaluations, differences)])
 
 
-def _write(rows: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    for row in rows:
-        path = Path("results") / f"{_name(row['images'])}-{_reference_name(options)}.json"
-        if options["json_path"] and row is rows[0]:
-            path = Path(options["json_path"])
+def _write(rows: list[dict[str, Any]], options: dict[str, Any]) -> list[str]:
+    """Write all files; return a line on each."""
+    lines = []
+    for row, path in zip(rows, row_paths([row["images"] for row in rows], options), strict=True):
         replaced = " (replaces an earlier one)" if path.exists() else ""
-        click.echo(f"row written to {save_file(path, to_json(row))}{replaced}")
+        lines.append(f"row written to {save_file(path, to_json(row))}{replaced}")
     if options["csv_path"]:
         table = [{k: v for k, v in row.items() if k not in NOT_IN_CSV} for row in rows]
-        click.echo(f"rows written to {save_file(options['csv_path'], to_csv(table))}")
+        lines.append(f"rows written to {save_file(options['csv_path'], to_csv(table))}")
+    return lines
 
 
-def _name(path: str) -> str:
-    """Return the part of a file name that stands for a path: out/images.zip -> out-images-zip."""
-    full = Path(path).resolve()
-    inside = full.is_relative_to(Path.cwd()) and full != Path.cwd()
-    parts = full.relative_to(Path.cwd()).parts if inside else full.parts[-2:]
-    joined = "-".join(part for part in parts if part != full.anchor)
+def row_paths(images: Sequence[str], options: dict[str, Any]) -> list[Path]:
+    """Return the file of the row of each set of images."""
+    paths = [Path("results") / _file_name(path, options) for path in images]
+    return [Path(options["json_path"]), *paths[1:]] if options["json_path"] else paths
+
+
+def _file_name(images: str, options: dict[str, Any]) -> str:
+    """Return IMAGES-REF.json; with a hash where that stands for other paths or options as well."""
+    reference = options["ref"] or options["real"]
+    changed = {name: options[name] for name, usual in DEFAULTS.items() if options[name] != usual}
+    is_known = reference in reference_names()
+    paths = _parts(images), (reference,) if is_known else _parts(reference)
+    name = "-".join(map(_joined, paths))
+    safe = re.sub(r"[^\w.-]", "-", printable(name)).encode()[:LONGEST_NAME].decode(errors="ignore")
+    is_unique = _is_plain(paths[0]) and (
+        is_known or (_is_plain(paths[1]) and "-" not in paths[1][0])
+    )
+    if safe != name or not is_unique:
+        changed["paths"] = paths
+    code = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{safe}{f'-{code}' if changed else ''}.json"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Return the text for a path in a file name: out/images.zip -> out-images-zip."""
+    few = parts[-2:] if Path(parts[0]).is_absolute() else parts
+    joined = "-".join(part for part in few if not Path(part).is_absolute())
     return re.sub(r"\.(zip|npz|pkl)$", r"-\1", joined)
 
 
-def _reference_name(options: dict[str, Any]) -> str:
-    """Return the reference's name, and a hash of the options that change the numbers, if any."""
-    changed = {name: options[name] for name, usual in DEFAULTS.items() if options[name] != usual}
-    code = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    return _name(options["ref"] or options["real"]) + (f"-{code}" if changed else "")
+def _is_plain(parts: Sequence[str]) -> bool:
+    """Return whether no other path has the same text."""
+    return len(parts) == 1 and not parts[0].endswith(("-zip", "-npz", "-pkl"))
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Return the parts of a path, below the current folder if it is there, else from the root."""
+    full = Path(path).resolve()
+    inside = full.is_relative_to(Path.cwd()) and full != Path.cwd()
+    return full.relative_to(Path.cwd()).parts if inside else full.parts
 
 
 def _seeds(source: ImageSource) -> str | None:

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from erk.generation.sheets import SheetCell, captioned_sheet
-from metrics.images import ImageSource, read_image, seeds_of
+from metrics.images import ImageSource, read_image
+from metrics.selection import seeds_of
 
 
 class Pair(NamedTuple):
@@ -77,11 +78,11 @@ def changed_settings(first: ImageSource, second: ImageSource, names: Sequence[st
 def _by_seed(run: ImageSource) -> dict[int, int]:
     seeds = seeds_of(run)
     if seeds is None:
-        raise ValueError(f"{run.path} holds images without a seed in their name, such as 12.png")
-    indices = {seed: index for index, seed in enumerate(seeds)}
-    if len(indices) < len(seeds):
-        raise ValueError(f"{run.path} holds several images of one seed: remove all but one")
-    return indices
+        raise ValueError(
+            f"{run.path} holds images without a seed in their name, such as 12.png, or several of "
+            "one seed: keep one image per seed"
+        )
+    return {seed: index for index, seed in enumerate(seeds)}
 
 
 def _size(image: np.ndarray) -> str:

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from erk.generation.job import Job
-from erk.generation.metadata import check_writable
 from erk.generation.options import open_job
 from erk.generation.sampling import draw_inputs
 from erk.generation.sheets import SheetCell, captioned_sheet
-from erk.io.atomic import write_file
+from erk.io.atomic import check_target, write_file
 from erk.method.sampler import State, integrate
 from erk.runtime.shards import shard_of
 
@@ -33,7 +32,7 @@ def check_film(path: str) -> None:
     """Raise ValueError unless an animation can be written to `path`."""
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"an animation is a .gif or .webp file, not '{path}': rename it.")
-    check_writable(Path(path).absolute().parent)
+    check_target(path)
 
 
 def write_film(path: str, options: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +89,3 @@ def settings_hash(metadata: Metadata) -> str:
     networks = [(metadata.get(role) or {}).get("sha256") for role in ("network", "guide")]
     content = json.dumps([metadata["settings"], networks], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def check_writable(folder: Path) -> None:
-    """Raise ValueError if a folder cannot be created or written to; writes nothing."""
-    path = folder.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    if not path.is_dir() or not os.access(path, os.W_OK):
-        reason = "is not a folder" if not path.is_dir() else "is not writable"
-        raise ValueError(f"cannot write to {folder}: {path} {reason}; choose another folder.")

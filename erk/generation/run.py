@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from erk.generation.contents import GRID
 from erk.generation.job import Job
-from erk.generation.metadata import check_writable
 from erk.generation.options import JobPlan, plan_job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
-from erk.io.atomic import write_file
+from erk.io.atomic import check_target, write_file
 from erk.method.corrections import Card
 from erk.runtime.distributed import World, gather, join
 from erk.runtime.shards import shard_of
@@ -36,7 +35,7 @@ def run(**options: Any) -> None:
         click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
     folder = RunFolder.open(options["outdir"], plan, shard, grid=options["grid"])
     if options["trace"] is not None:
-        check_writable(Path(options["trace"]).absolute().parent)
+        check_target(options["trace"])
     if folder.metadata and not folder.pending:
         if _is_first():
             _finish(folder, plan, options)

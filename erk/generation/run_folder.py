@@ -41,7 +41,6 @@ from erk.generation.metadata import (
     RUN,
     Metadata,
     check_same,
-    check_writable,
     claim,
     read_metadata,
     settings_hash,
@@ -50,7 +49,7 @@ from erk.generation.metadata import (
 from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
 from erk.generation.writer import Submit, background, spare_cores, thread_map
-from erk.io.atomic import uninterrupted
+from erk.io.atomic import check_writable, uninterrupted
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
 

@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
+LONGEST_NAME = 255 - len("..00000000.tmp")  # bytes of a file name, with room for its draft
 _DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.tmp")
 
 
@@ -182,3 +183,23 @@ def _flush(file: BinaryIO) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ValueError if a folder cannot be created or written to; writes nothing."""
+    path = folder.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        reason = "is not a folder" if not path.is_dir() else "is not writable"
+        raise ValueError(f"cannot write to {folder}: {path} {reason}; choose another folder.")
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a file cannot be written; for commands that work long before they do."""
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: give the path of a file")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise ValueError(f"the file name {target.name[:40]}... is too long: choose a shorter one")
+    check_writable(target.absolute().parent)

@@ -4,6 +4,7 @@ Sizes that a file declares are checked before memory is allocated, and whatever 
 a damaged part becomes a ValueError.
 """
 
+import errno
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -35,6 +37,9 @@ MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
 MAX_IMAGE_BYTES = 1 << 26  # of an image file
 MAX_SCANS = 100  # of a JPEG file
 PNG = b"\x89PNG\r\n\x1a\n"
+OTHER_FORMATS = {  # first bytes of images that are not read
+    b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+}  # fmt: skip
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others have no bounded ratio
 DECODE_ERRORS = (  # what Pillow, zipfile and numpy raise for a damaged or encrypted file
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError),
@@ -42,7 +47,11 @@ DECODE_ERRORS = (  # what Pillow, zipfile and numpy raise for a damaged or encry
 )
 
 
-class ModeError(ValueError):
+class RefusedError(ValueError):
+    """A file that may be sound but is not read; the message says why."""
+
+
+class ModeError(RefusedError):
     """An image that is neither 8-bit grey nor RGB; the message is its mode."""
 
 
@@ -54,8 +63,8 @@ class ShapeError(ValueError):
         self.shape = shape
 
 
-class TooLargeError(ValueError):
-    """An image beyond the size limit; the message names its size and the limit."""
+class TooLargeError(RefusedError):
+    """A file beyond a size limit; the message names its size and the limit."""
 
 
 class Header(NamedTuple):
@@ -71,13 +80,13 @@ class Header(NamedTuple):
 
 
 def parse_json(data: bytes | str, budget: Budget | None = None) -> Any:
-    """Parse JSON text.
+    """Parse JSON text; bytes are UTF-8, or UTF-16 or 32, with or without a byte order mark.
 
     Raises ValueError for malformed text, for more values than the budget (of a file of that size)
     has left, for numbers that are not finite or exceed 64 bits, for surrogates, and for lists and
     objects nested more than ``MAX_DEPTH`` deep.
     """
-    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    text = data.decode(json.detect_encoding(data)) if isinstance(data, bytes) else data
     (budget or Budget(len(text))).create(sum(map(text.count, ",[{")))  # before they exist
     try:
         value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
@@ -131,14 +140,17 @@ def archive_budget(archive: zipfile.ZipFile) -> Budget:
 
 
 def read_member(
-    archive: zipfile.ZipFile, name: str, ratio: int = MAX_RATIO, budget: Budget | None = None
+    archive: zipfile.ZipFile,
+    name: str,
+    ratio: int = MAX_RATIO,
+    budget: Budget | None = None,
+    limit: int = CHUNK,
 ) -> bytes:
     """Read a member of a zip.
 
-    Raises ValueError if it is missing, encrypted, damaged, larger than ``ratio`` times its
-    compressed size, or than the budget has left.
+    Raises as `find_member`, and ValueError if it is damaged or larger than the budget has left.
     """
-    info = find_member(archive, name, CHUNK, ratio)
+    info = find_member(archive, name, limit, ratio)
     if budget is not None:
         budget.allocate(info.file_size)
     try:
@@ -154,20 +166,35 @@ def read_member(
 def find_member(archive: zipfile.ZipFile, name: str, limit: int, ratio: int) -> zipfile.ZipInfo:
     """Return the metadata of a zip member that can be read within bounds.
 
-    Raises ValueError if it is missing, encrypted, compressed by an unusual method, or larger than
-    both ``limit`` bytes and ``ratio`` times its compressed size.
+    Raises ValueError if it is missing, RefusedError if it is encrypted or compressed by an unusual
+    method, and TooLargeError if it is larger than both ``limit`` bytes and ``ratio`` times its
+    compressed size.
     """
     try:
         info = archive.getinfo(name)
     except KeyError:
         raise ValueError(f"it has no {name}") from None
     if info.flag_bits & 1 or info.compress_type not in METHODS:
-        raise ValueError(f"{name} in it is encrypted or neither stored nor deflated")
+        raise RefusedError(f"{name} in it is encrypted or neither stored nor deflated")
     assert archive.fp is not None
     packed = min(info.compress_size, os.fstat(archive.fp.fileno()).st_size)
     if info.file_size > max(limit, ratio * packed):
-        raise ValueError(f"{name} in it grows from {packed} to {info.file_size} bytes")
+        raise TooLargeError(f"{name} in it grows from {packed} to {info.file_size} bytes")
     return info
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error is of a file's content; False: of the disk or the system."""
+    # EINVAL: a seek before the beginning of a file that was cut.
+    return not isinstance(error, OSError) or error.errno in (None, errno.EINVAL)
+
+
+def image_limit(shape: Sequence[int] | None) -> int:
+    """Return the bytes that an image file may have, however small it is packed.
+
+    An uncompressed file of its shape (H, W, C) fits; without a shape, of any image that is read.
+    """
+    return MAX_IMAGE_BYTES if shape is None else min(MAX_IMAGE_BYTES, CHUNK + 2 * math.prod(shape))
 
 
 def read_npy_header(stream: IO[bytes], size: int) -> Header:
@@ -248,14 +275,14 @@ def decode_image(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
 
     Raises
     ------
-    ModeError, ShapeError, TooLargeError beyond ``MAX_PIXELS``; ValueError for other or damaged
-    files.
+    ModeError, ShapeError, TooLargeError beyond ``MAX_PIXELS``; RefusedError as `open_image`;
+    ValueError for damaged files.
     """
     try:
         with open_image(data) as image:
             _check(image, data, shape)
             pixels = np.asarray(image)
-    except (ModeError, ShapeError, TooLargeError, MemoryError):
+    except (RefusedError, ShapeError, MemoryError):
         raise
     except Exception as error:  # every decoder raises its own classes
         raise ValueError(f"it cannot be decoded ({error})") from error
@@ -265,9 +292,12 @@ def decode_image(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
 def open_image(data: bytes, limit: int = MAX_PIXELS) -> Image.Image:
     """Open a PNG or JPEG file of at most ``limit`` pixels, reading only its header.
 
-    Raises TooLargeError, ValueError for a JPEG with too many scans, UnidentifiedImageError for
-    other formats, and Pillow's errors for damaged files.
+    Raises TooLargeError, RefusedError for another format or a JPEG with too many scans,
+    UnidentifiedImageError for what is no image, and Pillow's errors for damaged files.
     """
+    other = next((name for start, name in OTHER_FORMATS.items() if data.startswith(start)), None)
+    if other is not None:
+        raise RefusedError(f"it is a {other} file: convert it to PNG")
     # Not Image.open: its limit only warns, and some formats start programs.
     kind = PngImageFile if data.startswith(PNG) else JpegImageFile
     try:
@@ -277,16 +307,23 @@ def open_image(data: bytes, limit: int = MAX_PIXELS) -> Image.Image:
     if image.width * image.height > limit:
         raise TooLargeError(f"{image.width}x{image.height}, more than {limit} pixels")
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ValueError(f"a JPEG with more than {MAX_SCANS} scans")
+        raise RefusedError(f"it is a JPEG with more than {MAX_SCANS} scans: convert it to PNG")
     return image
+
+
+def check_depth(image: Image.Image, data: bytes) -> None:
+    """Raise ModeError for more than 8 bits per channel: Pillow clips or cuts such values."""
+    if image.mode.startswith(("I", "F")):
+        raise ModeError(image.mode)
+    if image.format == "PNG" and data[24] == 16:  # the bit depth
+        raise ModeError(f"{image.mode} of 16 bits")
 
 
 def _check(image: Image.Image, data: bytes, shape: tuple[int, ...] | None) -> None:
     """Check mode and shape before decoding; only the header has been read."""
     if image.mode not in ("L", "RGB"):
         raise ModeError(image.mode)
-    if image.format == "PNG" and data[24] == 16:  # the bit depth; Pillow drops the lower byte
-        raise ModeError(f"{image.mode} of 16 bits")
+    check_depth(image, data)
     if image.format == "PNG" and getattr(image, "is_animated", False):
         raise ModeError(f"{image.mode}, animated")
     actual = (image.height, image.width, 1 if image.mode == "L" else 3)

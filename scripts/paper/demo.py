@@ -93,7 +93,9 @@ def sample_all(seeds: list[int], groups: int) -> list[Run]:
             pixels, classes, nfe = future.result()
             images = torch.from_numpy(pixels)
             features = extract([images], extractors)
-            result = evaluate_features(features, protocol, reference, labels=classes, groups=groups)
+            result = evaluate_features(
+                features, protocol, reference, labels=classes, groups=groups, in_seed_order=True
+            )
             runs.append(Run(*row, nfe, images, result))
             guide, steps, erk = row
             name = f"{guide}, {steps} steps, ERK-Guid {'on' if erk else 'off'}"

@@ -187,7 +187,7 @@ def _measure(
     sampled = sum(gather(world, chunks.images))
     if features is None:
         return None
-    result = evaluator.evaluate(features, real)
+    result = evaluator.evaluate(features, real, in_seed_order=True)
     nfe = {name: features.metadata[name].mean().item() for name in ("nfe", "guide_nfe")}
     seconds = time.perf_counter() - start
     return {

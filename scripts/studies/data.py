@@ -101,7 +101,7 @@ def fd(data: Data, x0: Tensor, blocks: int) -> Evaluation:
     """Measure FD of a network's samples, with one replicate per block of seeds left out."""
     extractors, reference = _evaluator()
     features = extract([data.model.decode(x0)], extractors)
-    return evaluate_features(features, FD, reference, groups=blocks)
+    return evaluate_features(features, FD, reference, groups=blocks, in_seed_order=True)
 
 
 def change_of_fd(corrected: Evaluation, plain: Evaluation) -> Difference:

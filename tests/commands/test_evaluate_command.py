@@ -151,7 +151,8 @@ def test_archives_give_the_same_numbers(evaluate, save_pngs, digits, kind):
     for images, name in ((folder, "out"), (f"packed.{kind}", f"packed-{kind}")):
         result = evaluate("--images", images, "--ref", "digits")
         rows.append(row_of(result, f"results/{name}-digits.json"))
-    assert rows[0]["fd"] == rows[1]["fd"] and rows[0]["recall"] == rows[1]["recall"]
+    assert rows[0]["fd"] == pytest.approx(rows[1]["fd"], rel=1e-6)  # of 50 images: sums differ
+    assert rows[0]["recall"] == rows[1]["recall"]
 
 
 def test_shards_then_one_run(evaluate, save_pngs, digits):

@@ -368,3 +368,15 @@ def test_a_killed_run_leaves_nothing_under_the_name(prepare, tmp_path):
     result, _ = prepare(source, "--max-images", "2")
     assert result.exit_code == 0
     assert sorted(os.listdir(tmp_path)) == ["out.zip", "train"]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_more_than_8_bits_are_refused(tmp_path, mode):
+    """F8: Pillow clips a ramp of 16 bits to white."""
+    dtype = {"I;16": np.uint16, "F": np.float32}[mode]
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(dtype)
+    data = io.BytesIO()
+    Image.fromarray(ramp).save(data, "tiff" if mode == "F" else "png")
+    source = imagenet_archive.Source(["a.png"], lambda _: data.getvalue())
+    with pytest.raises(ValueError, match="convert it to"):
+        imagenet_archive.crop(source, "a.png", SIZE)

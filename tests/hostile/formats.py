@@ -25,7 +25,7 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import ImageBatch
 from erk.models.edm2 import Precond
 from erk.models.model import load_model
-from metrics import images, store
+from metrics import images, selection, store
 from metrics.chunks import Reading, source_chunks
 from metrics.extractors import classifier
 from metrics.extractors.weights import load_weights
@@ -248,8 +248,11 @@ def read_images(folder):
     source = images.open_images(path)
     shape = images.first_shape(source)
     total = [len(chunk.read().positions) for chunk in source_chunks(source, Reading())(0, 1)]
-    labels = images.labels_of(source, 10)
-    return shape, total, images.seeds_of(source), None if labels is None else labels[:3]
+    labels = selection.labels_of(source, 10)
+    ignored = [note for note in source.notes if "name 1.png" not in note]  # an added image
+    if ignored:  # a side file that is not needed
+        raise ValueError(f"{path}: {ignored[0]}")
+    return shape, total, selection.seeds_of(source), None if labels is None else labels[:3]
 
 
 def read_run(folder):

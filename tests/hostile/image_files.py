@@ -115,22 +115,22 @@ def zips():
             zipped([(f"{HUGE[:500]}.png", b"x"), *SOUND]),
             "not a readable image",
         ),
-        "bombs": (bomb("0.png", "1.png"), "not a readable image"),
+        "bombs": (bomb("0.png", "1.png"), "too large to be"),
         "bombs with a false size": (
             lying_zip(*((name, deflated(400 << 20), 1000) for name in (b"0.png", b"1.png"))),
             "not a readable image",
         ),
         "bombs of bzip2": (
             zipped([("0.png", bytes(1 << 20)), ("1.png", b"x")], zipfile.ZIP_BZIP2),
-            "not a readable image",
+            "neither stored nor deflated",
         ),
-        "a bomb as run.json": (bomb("0.png", "1.png", "run.json"), "run.json in it grows from"),
-        "a bomb as dataset.json": (bomb("0.png", "1.png", "dataset.json"), "dataset.json in it gr"),
+        "a bomb as run.json": (bomb("0.png", "1.png", "run.json"), "too large to be"),
+        "a bomb as dataset.json": (bomb("0.png", "1.png", "dataset.json"), "too large to be"),
         "an encrypted member": (
             zipped([*SOUND]).replace(
                 b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
             ),
-            "not a readable image",
+            "neither stored nor deflated",
         ),
         "cut off": (zipped([*SOUND])[:-30], "not a readable zip"),
         "only its directory": (zipped([*SOUND])[-200:], "not a readable"),
@@ -139,7 +139,7 @@ def zips():
             "not a readable zip",
         ),
         "many names for one image": (b"", "not a readable zip"),
-        "a deep run.json": (zipped([*SOUND, ("run.json", DEEP)]), "not valid JSON"),
+        "a deep run.json": (zipped([*SOUND, ("run.json", DEEP)]), "run.json cannot be read"),
         "an image that is a zip": (
             zipped([("a.png", zipped(SOUND)), *SOUND]),
             "not a readable image",
@@ -175,24 +175,27 @@ def folders():
         ),
         "an animation": ({"1.png": animated()}, "L, animated"),
         "a PostScript program": ({"1.png": EPS}, "not a readable image"),
-        "another format": ({"1.png": png(9, format="bmp")}, "not a readable image"),
-        "a JPEG file of ten thousand passes": ({"1.jpg": scans(10_000)}, "not a readable image"),
-        "a deep run.json": ({"run.json": DEEP.encode()}, "not valid JSON"),
-        "a run.json of NaN": ({"run.json": b'{"settings": {"w": NaN}}'}, "not valid JSON"),
-        "a run.json of infinity": ({"run.json": b'{"settings": {"w": 1e999}}'}, "not valid JSON"),
+        "another format": ({"1.png": png(9, format="bmp")}, "is a BMP file"),
+        "a JPEG file of ten thousand passes": ({"1.jpg": scans(10_000)}, "more than 100 scans"),
+        "a deep run.json": ({"run.json": DEEP.encode()}, "run.json cannot be read"),
+        "a run.json of NaN": ({"run.json": b'{"settings": {"w": NaN}}'}, "run.json cannot be read"),
+        "a run.json of infinity": (
+            {"run.json": b'{"settings": {"w": 1e999}}'},
+            "run.json cannot be read",
+        ),
         "a run.json of long numbers": (
             {"run.json": f'{{"seeds": {HUGE}}}'.encode()},
-            "not valid JSON",
+            "run.json cannot be read",
         ),
-        "a run.json that is a list": ({"run.json": b"[]"}, "JSON object"),
-        "a deep dataset.json": ({"dataset.json": DEEP.encode()}, "not EDM's dataset.json"),
+        "a run.json that is a list": ({"run.json": b"[]"}, "not that of a run"),
+        "a deep dataset.json": ({"dataset.json": DEEP.encode()}, "dataset.json cannot be read"),
         "an infinite class": (
             {"dataset.json": b'{"labels": [["a", 1e999]]}'},
-            "not EDM's dataset.json",
+            "dataset.json cannot be read",
         ),
         "classes of another kind": (
             {"dataset.json": b'{"labels": [[[], {}]]}'},
-            "not EDM's dataset",
+            "gives no classes",
         ),
     }
 

@@ -197,12 +197,10 @@ def test_the_commands_with_hostile_files(scratch, monkeypatch):
 
     ends_with(run(generate, "--net", "net.pkl"), "net.pkl does not fit .* more tensors than")
     ends_with(run(generate, "--preset", "digits", "--labels", "labels"), r"not 'SEED CLASS' but")
-    ends_with(run(evaluate, "--images", "bomb.zip", "--ref", "ref.npz"), "0.png is not a readable")
+    ends_with(run(evaluate, "--images", "bomb.zip", "--ref", "ref.npz"), "0.png is too large")
     ends_with(run(evaluate, "--images", "images", "--ref", "bad.npz"), "bad.npz .* Object arrays")
-    Path("images/run.json").write_text("[" * 100_000)
-    ends_with(run(evaluate, "--images", "images", "--ref", "ref.npz"), "run.json is not valid JSON")
     after = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
-    assert {p for p in after if after[p] != before.get(p)} == {Path("images/run.json")}
+    assert after == before
     assert not list((scratch / "cache").rglob("*.safetensors"))
 
 

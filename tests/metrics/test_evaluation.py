@@ -74,7 +74,7 @@ def test_batches_do_not_matter(evaluated, digits):
 def test_replicates_leave_a_group_out(evaluated, digits):
     """Every replicate equals the measure of the images that are left."""
     images, labels = digits[0][:303], digits[1][:303]
-    result = evaluated(images, labels=labels, groups=4)
+    result = evaluated(images, labels=labels, groups=4, in_seed_order=True)
     for group in range(4):
         left = torch.arange(303) * 4 // 303 != group
         alone = evaluated(images[left], labels=labels[left], groups=1)
@@ -109,12 +109,15 @@ def test_errors_are_those_of_fresh_samples():
 
 
 def test_errors_of_images_that_are_sorted_by_class(evaluated, digits):
-    """Groups of one class each would make the error ten times too large."""
+    """Groups of one class each would make the error ten times too large (F4)."""
     images, labels = digits[0][:1000], digits[1][:1000]
-    mixed = evaluated(images).errors["fd"]
-    ordered = images[labels.argsort()]
-    assert evaluated(ordered).errors["fd"] > 5 * mixed
-    assert evaluated(ordered, in_seed_order=False).errors["fd"] == pytest.approx(mixed, rel=0.7)
+    mixed = evaluated(images, in_seed_order=True).errors["fd"]
+    order = labels.argsort()
+    assert evaluated(images[order], in_seed_order=True).errors["fd"] > 5 * mixed
+    drawn = evaluated(images[order]).errors["fd"]
+    assert drawn == pytest.approx(mixed, rel=0.7)
+    known = evaluated(images[order], in_seed_order=True, labels=labels[order])  # seeds of blocks
+    assert known.errors["fd"] == drawn
 
 
 def test_paired_differences_see_what_single_errors_hide(evaluated, digits):

@@ -22,7 +22,8 @@ from metrics.features import (
     load_features,
     store_features,
 )
-from metrics.images import open_images, subset
+from metrics.images import open_images
+from metrics.selection import subset
 
 ALONE = World(0, 1, torch.device("cpu"))
 

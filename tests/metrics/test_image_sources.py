@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from erk.io import untrusted
-from metrics.images import BrokenImageError, labels_of, open_images, read_image, seeds_of, subset
+from metrics.images import BrokenImageError, open_images, read_image
 from metrics.npz import map_npz
+from metrics.selection import labels_of, seeds_of, subset
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
@@ -201,14 +202,14 @@ def test_source_refusals(tmp_path):
         with pytest.raises(ValueError, match=f"{name} is not a readable"):
             open_images(tmp_path / name)
     (tmp_path / "1.png").write_bytes(png(GREY[0]))
-    for text, message in (
-        ("{", "not valid JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"settings": 1}', "with the settings"),
+    for text, note in (
+        ("{", "run.json cannot be read and is ignored"),
+        ("[]", "run.json is not that of a run and is ignored"),
+        ('{"settings": 1}', "run.json is not that of a run and is ignored"),
     ):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            open_images(tmp_path)
+        source = open_images(tmp_path)
+        assert source.run == {} and source.notes[0].startswith(note)
 
 
 def test_empty_zip(tmp_path):
@@ -256,5 +257,51 @@ def test_labels_of_a_data_set(folder):
     (folder / "dataset.json").write_text('{"labels": null}')
     assert open_images(folder).labels is None
     (folder / "dataset.json").write_text('{"labels": 3}')
-    with pytest.raises(ValueError, match=r"dataset\.json is not EDM's"):
-        open_images(folder)
+    source = open_images(folder)
+    assert source.labels is None and "dataset.json gives no classes" in source.notes[0]
+
+
+def flat_png(side: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (side, side)).save(data, "png", compress_level=0)
+    return data.getvalue()
+
+
+def test_flat_images_in_a_zip_are_read(tmp_path):
+    """F9: uncompressed PNGs above 1 MiB, which deflate a thousandfold."""
+    with zipfile.ZipFile(tmp_path / "a.ZIP", "w", zipfile.ZIP_DEFLATED) as archive:  # P2
+        for i in range(2):
+            archive.writestr(f"{i}.png", flat_png(640))
+    assert everything(tmp_path / "a.ZIP").shape == (2, 3, 640, 640)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_refusal_is_no_damage(tmp_path, method):
+    """F9: the sentence of the guard, not counted by --skip-corrupt."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for i in range(2):
+            archive.writestr(f"{i}.png", flat_png(8))
+    with pytest.raises(ValueError, match="neither stored nor deflated") as caught:
+        everything(tmp_path / "a.zip")
+    assert not isinstance(caught.value, BrokenImageError)
+
+
+def test_images_of_other_formats_are_counted(tmp_path):
+    """P1"""
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(flat_png(8))
+        (tmp_path / f"{i}.webp").write_bytes(b"RIFF")
+    (tmp_path / "a.bmp").write_bytes(b"BM")
+    assert open_images(tmp_path).notes == (
+        "images of other formats are not read (1 .bmp, 2 .webp): convert them to PNG",
+    )
+
+
+def test_other_side_files_are_bounded(tmp_path):
+    """H9: a run.json of 120 MB in a zip is not read."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(2):
+            archive.writestr(f"{i}.png", flat_png(8))
+        archive.writestr("run.json", b" " * (1 << 21))
+    source = open_images(tmp_path / "a.zip")
+    assert source.run == {} and "run.json cannot be read" in source.notes[0]

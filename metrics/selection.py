@@ -1,0 +1,98 @@
+"""Which images of a source: a subset, their seeds, their classes and their order."""
+
+import re
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from metrics.images import ImageSource
+from metrics.jackknife import is_in_blocks
+from metrics.side_files import is_class
+
+PER_SUBDIR = 1000  # seeds in each sub-folder of a run
+
+
+def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
+    """Draw ``num`` images without replacement, in order; None: keep all of them.
+
+    The draw is that of EDM's and EDM2's data sets, which number the files in the plain order of
+    their names, so the same seed picks the same images. Raises ValueError for fewer than 2 images
+    or more than there are.
+    """
+    if num is None:
+        return source
+    count = len(source.names)
+    if not 2 <= num <= count:
+        raise ValueError(
+            f"{source.path} holds {count} images: a subset has 2 to as many, not {num}"
+        )
+    plain = list(range(count))
+    if source.has_files:
+        plain.sort(key=source.names.__getitem__)
+    chosen = np.arange(count)
+    if num < count:
+        np.random.RandomState(seed % (1 << 31)).shuffle(chosen)
+    order = sorted(plain[i] for i in chosen[:num])
+    return source._replace(
+        names=[source.names[i] for i in order],
+        fetch=lambda index, shape=None: source.fetch(order[index], shape),
+        labels=source.labels and [source.labels[i] for i in order],
+    )
+
+
+def seeds_of(source: ImageSource) -> list[int] | None:
+    """Return the seed of every image, from names such as ``000123.png``.
+
+    None if a name has no seed, or if two have the same: then the numbers are no seeds.
+    """
+    stems = [PurePosixPath(name).stem for name in source.names]
+    if not all(re.fullmatch("[0-9]{1,18}", stem) for stem in stems):
+        return None
+    seeds = [int(stem) for stem in stems]
+    return seeds if len(set(seeds)) == len(seeds) else None
+
+
+def is_in_seed_order(source: ImageSource) -> bool:
+    """Return whether neighbours are as different as any two images, because seeds order them.
+
+    Not where sub-folders may stand for classes, or where classes follow seeds in blocks.
+    """
+    seeds, labels = seeds_of(source), source.labels
+    if seeds is None or seeds != sorted(seeds):
+        return False
+    if any("/" in name for name in source.names):
+        parents = (PurePosixPath(name).parent.as_posix() for name in source.names)
+        expected = (f"{seed // PER_SUBDIR * PER_SUBDIR:06d}" for seed in seeds)
+        if any(a != b for a, b in zip(parents, expected, strict=True)):
+            return False
+    policy = source.run.get("settings", {}).get("labels")
+    if isinstance(policy, str) and policy.startswith("file "):  # whose classes may be in blocks
+        return False
+    return labels is None or not is_in_blocks(labels)
+
+
+def labels_of(source: ImageSource, classes: int | None) -> list[int] | None:
+    """Return the class of every image where it is stored or follows from run.json, else None.
+
+    It follows from the run's settings if they name one ``class`` or ``labels: balanced``
+    (class = seed mod classes). Raises ValueError for a class that is not among ``classes``, if that
+    number is known.
+    """
+    settings = source.run.get("settings", {})
+    chosen, seeds = settings.get("class"), seeds_of(source)
+    if source.labels is not None:
+        labels = source.labels
+    elif chosen is not None:
+        labels = [chosen] * len(source.names)
+    elif settings.get("labels") == "balanced" and seeds is not None and classes:
+        labels = [seed % classes for seed in seeds]
+    else:
+        return None
+    wrong = next((one for one in labels if not is_class(one) or one >= (classes or 1 << 31)), 0)
+    if wrong:
+        known = f"0 to {classes - 1}" if classes else "0, 1, 2, ..."
+        raise ValueError(
+            f"{source.path} has the class {str(wrong)[:40]}, but classes are {known}: correct its "
+            "labels, or leave out what needs them by --metrics"
+        )
+    return labels
