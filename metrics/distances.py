@@ -91,7 +91,7 @@ def _pivoted_factor(cov: Tensor) -> Tensor:
 def _spectral_factor(cov: Tensor) -> Tensor:
     """Factor by eigenvectors: negative eigenvalues from rounding do not spread."""
     values, vectors = torch.linalg.eigh(cov)
-    values = _no_negative(values)
+    values = _no_negative(values, values[-1].abs())
     kept = values > len(values) * EPSILON * values[-1]
     return vectors[:, kept] * values[kept].sqrt()
 
@@ -106,12 +106,16 @@ def root_trace(factor: Tensor, cov: Tensor) -> Tensor:
         symmetric = torch.from_numpy(product.T)
     else:
         symmetric = factor.T @ cov @ factor
-    return _no_negative(torch.linalg.eigvalsh(symmetric, UPLO="L")).sqrt().sum()
+    if not len(symmetric):  # the real covariance is 0
+        return cov.new_zeros(())
+    # Rounding is that of both factors: their product is 0 where they span different directions.
+    scale = factor.square().sum(1).max() * cov.abs().max()
+    return _no_negative(torch.linalg.eigvalsh(symmetric, UPLO="L"), scale).sqrt().sum()
 
 
-def _no_negative(eigenvalues: Tensor) -> Tensor:
+def _no_negative(eigenvalues: Tensor, scale: Tensor) -> Tensor:
     """Clamp rounding to 0 in ascending eigenvalues of a positive semi-definite matrix."""
-    if len(eigenvalues) and eigenvalues[0] < -NEGATIVE * eigenvalues[-1].abs():
+    if eigenvalues[0] < -NEGATIVE * scale:
         raise ValueError("a covariance has negative eigenvalues: it is damaged, compute it again")
     return eigenvalues.clamp_min(0)
 
@@ -303,7 +307,20 @@ def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
         )
     check_finite(mean, f"{name} means")
     check_finite(cov, f"{name} covariances")
-    return mean, cov.to(mean.device)
+    return mean, _without_rounding(mean, cov.to(mean.device))
+
+
+def _without_rounding(mean: Tensor, cov: Tensor) -> Tensor:
+    """Return 0 for the covariance of identical samples from sums of products, else ``cov``.
+
+    Such sums, E[x x^T] - mean mean^T, leave rounding of the second moment, which is no covariance:
+    it has negative eigenvalues. One that has none is small but sound.
+    """
+    rounding = 10 * len(cov) * EPSILON * mean.square().max()
+    if not len(cov) or cov.abs().max() > rounding:
+        return cov
+    values = torch.linalg.eigvalsh(cov)
+    return torch.zeros_like(cov) if values[0] < -NEGATIVE * values[-1].abs() else cov
 
 
 def _float64(values: Any) -> Tensor:

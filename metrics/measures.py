@@ -6,6 +6,7 @@ replicates gives the standard error (metrics/jackknife.py). Random draws are tho
 a jackknife must not draw again.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,13 @@ from metrics.distances import (
 from metrics.jackknife import kept_without_each, replicated
 from metrics.neighbours import membership
 from metrics.statistics import (
-    Moments,
     Statistics,
     as_features,
     check_finite,
     check_same_dimension,
+    merged,
     moments_of,
+    without_each,
 )
 
 NO_REAL = "real images are needed, give them by --real DIR or ZIP"
@@ -87,14 +89,11 @@ class Frechet(Kind):
         assert case.real is not None
         real, factor = case.real, covariance_factor(case.real.cov)
         parts = [moments_of(case.generated[case.groups == g]) for g in case.groups.unique()]
-        total = Moments(case.generated.shape[1])
-        for part in parts:
-            total.merge(part)
-        rests = [total.without(part) for part in parts] if len(parts) > 1 else []
-        value, *replicates = (
-            frechet_distance(real, moments, factor=factor) for moments in (total, *rests)
-        )
-        return {case.measure.columns[0]: (value, replicates)}
+        distances = [
+            frechet_distance(real, moments, factor=factor)
+            for moments in itertools.chain([merged(parts)], without_each(parts))
+        ]
+        return {case.measure.columns[0]: (distances[0], distances[1:])}
 
 
 class FrechetInfinity(Kind):

@@ -1,5 +1,6 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,81 +22,88 @@ class Statistics(NamedTuple):
 
 
 class Moments:
-    """Number, sum and outer-product sum of features, in float64; the sums of two runs add.
+    """Number, mean and scatter of features, in float64; what two runs gathered can be merged.
 
+    The scatter is accumulated around the mean (Chan et al. 1983), not as a sum of products: of
+    features far from 0, or all alike, sums of products would leave only rounding.
     ``Moments(2048).add(batch)`` accumulates batches, ``a.merge(b)`` joins processes.
 
     Attributes
     ----------
     n : number of samples
-    total : sum, float64 [D]
-    outer : sum of x x^T, float64 [D, D]
     mean, cov : mean [D] and unbiased covariance [D, D], float64
     """
 
     def __init__(self, dim: int) -> None:
         self.n = 0
-        self.total = torch.zeros(dim, dtype=torch.float64)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+        self._mean = torch.zeros(dim, dtype=torch.float64)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
 
     @classmethod
     def from_mean_cov(cls, mean: Tensor, cov: Tensor, n: int) -> "Moments":
-        """Rebuild the sums from mean [D], covariance [D, D] (divisor n - 1) and n."""
+        """Rebuild the moments from mean [D], covariance [D, D] (divisor n - 1) and n."""
         moments = cls(len(mean))
-        moments.n, moments.total = n, mean * n
-        moments.outer = cov * (n - 1) + torch.outer(moments.total, mean)
+        moments.n, moments._mean, moments._scatter = n, mean.double(), cov.double() * (n - 1)
         return moments
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions D."""
+        return len(self._mean)
 
     def add(self, features: Tensor) -> "Moments":
         """Add a batch of features [B, D] and return self.
 
         Raises ValueError for another dimension or for NaN and infinite features.
         """
-        if features.ndim != 2 or features.shape[1] != len(self.total):
+        if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
                 f"features of shape {list(features.shape)} do not fit moments of dimension "
-                f"{len(self.total)}: give [B, {len(self.total)}]"
+                f"{self.dim}: give [B, {self.dim}]"
             )
         check_finite(features, "features")
         for rows in features.split(ROWS):
-            rows = rows.to(self.total.device, torch.float64)
-            self.total += rows.sum(0)
-            self.outer.addmm_(rows.T, rows)
-        self.n += len(features)
+            if len(rows):
+                wide = rows.to(self._mean.device, torch.float64)
+                mean = wide[0] + (wide - wide[0]).mean(0)  # exact where all rows are alike
+                around = wide - mean
+                self._scatter.addmm_(around.T, around)
+                self._include(len(rows), mean)
         return self
 
     def merge(self, other: "Moments") -> "Moments":
         """Add the samples that ``other`` has seen and return self."""
-        if other.total.shape != self.total.shape:
+        if other.dim != self.dim:
             raise ValueError(
-                f"moments of dimension {len(other.total)} cannot be merged into "
-                f"{len(self.total)}: use one extractor for both"
+                f"moments of dimension {other.dim} cannot be merged into {self.dim}: use one "
+                "extractor for both"
             )
-        self.n += other.n
-        self.total += other.total
-        self.outer += other.outer
+        if other.n:
+            self._scatter += other._scatter
+            self._include(other.n, other._mean)
         return self
 
-    def without(self, other: "Moments") -> "Moments":
-        """Return the moments of the samples that ``other`` has not seen."""
-        rest = Moments(len(self.total))
-        rest.n = self.n - other.n
-        rest.total, rest.outer = self.total - other.total, self.outer - other.outer
-        return rest
+    def _include(self, n: int, mean: Tensor) -> None:
+        """Add the spread between n samples around ``mean`` [D] and those of before."""
+        step, total = mean - self._mean, self.n + n
+        if self.n:
+            self._scatter.addr_(step, step, alpha=self.n * n / total)
+        self._mean = self._mean + step * (n / total)
+        self.n = total
 
     @property
     def mean(self) -> Tensor:
         """Mean [D], float64."""
         if self.n < 1:
             raise ValueError("no samples, no mean: add features first")
-        return self.total / self.n
+        return self._mean
 
     @property
     def cov(self) -> Tensor:
         """Unbiased covariance (divisor N - 1) [D, D], float64."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 samples, not {self.n}")
-        return (self.outer - torch.outer(self.total, self.mean)) / (self.n - 1)
+        return self._scatter / (self.n - 1)
 
 
 def moments_of(features: Tensor) -> Moments:
@@ -103,6 +111,34 @@ def moments_of(features: Tensor) -> Moments:
     if features.ndim != 2:
         raise ValueError(f"features must be [N, D], not of shape {list(features.shape)}")
     return Moments(features.shape[1]).add(features)
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Return the moments of the samples of all parts, of which there is at least one."""
+    total = Moments(parts[0].dim)
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def without_each(parts: Sequence[Moments]) -> Iterator[Moments]:
+    """Yield the moments of all parts but the first, all but the second, ...
+
+    They are merged, not subtracted: what is left of a few samples unlike the rest would be
+    rounding. Halving shares merges: of G parts there are about G log2 G.
+    """
+
+    def of(inner: Sequence[Moments], outer: Sequence[Moments]) -> Iterator[Moments]:
+        if len(inner) == 1:
+            yield merged(outer)
+            return
+        half = len(inner) // 2
+        first, second = inner[:half], inner[half:]
+        yield from of(first, [merged([*outer, *second])])
+        yield from of(second, [merged([*outer, *first])])
+
+    if len(parts) > 1:
+        yield from of(parts, [])
 
 
 def as_features(values: Any, name: str, least: int) -> Tensor:

@@ -234,3 +234,18 @@ def test_protocols():
         paper.only(["fid", "kid"])
     with pytest.raises(ValueError, match="no protocol 'fidelity': choose one of erk-paper"):
         find_protocol("fidelity")
+
+
+@pytest.mark.parametrize("counts", [(100,), (99, 1), (50, 50)])
+@pytest.mark.parametrize("groups", [2, 10])
+def test_a_collapsed_generator_has_numbers(evaluated, digits, extractor, reference, counts, groups):
+    """F3: FD by the closed form where the spread has rank 0, with errors from every group."""
+    images = torch.cat([digits[0][i : i + 1].repeat(n, 1, 1, 1) for i, n in enumerate(counts)])
+    result = evaluated(images, groups=groups)
+    assert result.errors["fd"] is not None and len(result.replicates["fd"]) == groups
+    if len(counts) == 1:
+        real = reference.statistics["digits"]
+        row = extractor(images[:1]).features[0].double()
+        expected = float((row - real.mean).square().sum() + real.cov.trace())
+        assert result.values["fd"] == pytest.approx(expected, rel=1e-6)  # float32 rows
+        assert result.errors["fd"] < 1e-6 * expected

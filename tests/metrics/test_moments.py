@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics.statistics import Moments, moments_of
+from metrics.statistics import Moments, merged, moments_of, without_each
 
 FEATURES = torch.randn(3001, 12, generator=torch.Generator().manual_seed(0)) * 3 + 5
 
@@ -33,6 +33,35 @@ def test_batches_do_not_matter():
     for batch in FEATURES.split(17):
         moments.add(batch)
     torch.testing.assert_close(moments.cov, moments_of(FEATURES).cov, rtol=0, atol=1e-10)
+
+
+def test_a_large_offset_loses_nothing():
+    """F3: sums of products would leave 1e-4 of this covariance, since eps * 1e12 = 2e-4."""
+    spread = torch.randn(700, 5, generator=torch.Generator().manual_seed(1)).double()
+    far = spread + 2.0**20  # exact: float32 has 24 bits, float64 53
+    for moments in (moments_of(far), merged([Moments(5).add(part) for part in far.split(90)])):
+        expected = np.cov(spread, rowvar=False)
+        np.testing.assert_allclose(moments.cov, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 10])
+def test_moments_without_each_part_are_those_of_the_rest(groups):
+    part = torch.arange(3001) * groups // 3001
+    rests = without_each([moments_of(FEATURES[part == g]) for g in range(groups)])
+    for g, rest in enumerate(rests):
+        expected = moments_of(FEATURES[part != g])
+        assert rest.n == expected.n
+        torch.testing.assert_close(rest.cov, expected.cov, rtol=0, atol=1e-10)
+    assert list(without_each([moments_of(FEATURES)])) == []
+
+
+def test_what_is_left_of_identical_samples_has_no_covariance():
+    """F3: subtracting the part with the one other sample would leave rounding."""
+    alike = FEATURES[:1].repeat(99, 1)
+    parts = [moments_of(alike), moments_of(torch.cat([alike, FEATURES[1:2]]))]
+    without_first, without_second = without_each(parts)
+    assert without_first.cov.abs().max() > 0 and not without_second.cov.any()
+    assert torch.equal(without_second.mean, FEATURES[0].double())
 
 
 def test_refusals():
