@@ -23,6 +23,7 @@ from metrics.statistics import Statistics, check_finite
 FORMAT = "erk-guid reference 1"  # the value under "format" in this project's files
 EDM2_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's name of a metric -> extractor
 ASYMMETRY = 1e-6  # largest |sigma - sigma^T| relative to the largest |sigma|
+GENERAL = ("format", "protocol", "image_size", "labels")  # of the file
 FIELDS = ("mu", "sigma", "num_images", "features", "weights")  # of each extractor
 
 
@@ -120,7 +121,8 @@ def _read_pickle(path: Path) -> Reference:
 def _read_npz(path: Path, extractors: Mapping[str, Extractor]) -> Reference:
     names = array_names(path)
     if "format" in names:
-        return _checked(path, read_npz(path, names))
+        wanted = [name for name in names if name.rpartition(".")[2] in (*FIELDS, *GENERAL)]
+        return _checked(path, read_npz(path, wanted))
     if "mu_s" in names:
         return _adm(path, read_npz(path, ("mu", "sigma", "mu_s", "sigma_s")))
     return _unnamed(path, read_npz(path, ("mu", "sigma", "num_images", "features")), extractors)
@@ -191,8 +193,10 @@ def _statistics(where: str, part: Any, n: Any = None) -> Statistics:
     if "features" not in part:
         return Statistics(mean, cov, count, None, weights)
     features = _numbers(part["features"], np.float32, f"features in {where}")
-    if features.ndim != 2 or features.shape[1] != len(mean):
-        raise ValueError(f"{where} holds features {list(features.shape)}: they must be [N, D]")
+    if features.ndim != 2 or features.shape[1] != len(mean) or len(features) < 2:
+        raise ValueError(
+            f"{where} holds features {list(features.shape)}: they must be [N, D], N at least 2"
+        )
     check_finite(features, f"features in {where}")
     return Statistics(mean, cov, count or len(features), features, weights)
 

@@ -80,10 +80,15 @@ def to_markdown(
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---:" if is_numeric(rows, name) else "---" for name in names]]
     for index, row in enumerate(rows):
-        cells = {name: number(row.get(name)).replace("|", "\\|") for name in names}
+        cells = {name: _markdown(number(row.get(name))) for name in names}
         lines.append([f"**{cell}**" if (index, name) in bold else cell
                       for name, cell in cells.items()])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _markdown(cell: str) -> str:
+    """Escape what Markdown takes for a column or for HTML."""
+    return cell.replace("|", "\\|").replace("<", "&lt;")
 
 
 def to_json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,23 @@ CONTEXT: dict[str, Any] = {
     "show_default": True,
 }
 """click's context settings; every option may also be spelt with underscores (--w_stiff)."""
+
+
+class FiniteFloat(click.FloatRange):
+    """A number of at least ``min``; infinity, NaN and numbers beyond 10^9 are refused."""
+
+    def __init__(self, min: float) -> None:
+        super().__init__(min=min, max=1e9)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Convert the text of an option."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
 
 LONGEST = 2000  # characters of an error message
 

@@ -7,7 +7,7 @@ import click
 import cloup
 
 from erk.commands import options as shared
-from erk.commands.cli import command
+from erk.commands.cli import FiniteFloat, command
 
 if TYPE_CHECKING:  # torch and the metrics load when the command runs: --help answers at once
     import torch
@@ -65,7 +65,7 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
                  "the same command without --shard measures all."),
 )  # fmt: skip
 @shared.feature_options(
-    cloup.option("--cache-limit", type=click.FloatRange(min=0), default=40.0, metavar="GIB",
+    cloup.option("--cache-limit", type=FiniteFloat(0), default=40.0, metavar="GIB",
                  help="Remove the oldest features beyond this size."),
     cloup.option("--workers", type=click.IntRange(min=1), metavar="N",
                  help="Threads that decode.  [default: from the number of cores]"),

@@ -76,9 +76,16 @@ def is_offline(asked: bool = False) -> bool:
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ERK_CACHE, else "erk-guid" in the user's cache directory."""
+    """Return the cache folder: ERK_CACHE, else "erk-guid" in the user's cache directory.
+
+    Raises ValueError for the home folder of a user who does not exist.
+    """
     default = user_cache_path("erk-guid", appauthor=False, opinion=False)
-    return Path(os.environ.get("ERK_CACHE") or default).expanduser()
+    chosen = Path(os.environ.get("ERK_CACHE") or default)
+    try:
+        return chosen.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"ERK_CACHE={chosen} is no folder: {error}") from error
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

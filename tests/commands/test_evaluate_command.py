@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from erk.commands.evaluate import main
+from erk.io.download import cache_dir
 from metrics.extractors.classifier import known_classifiers
 from metrics.reference_files import write_reference
 from metrics.statistics import Statistics, moments_of
@@ -280,3 +282,52 @@ def test_lazy_names_all_resolve():
     assert set(metrics.__all__) <= set(dir(metrics))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = metrics.nonsense
+
+
+def test_a_folder_name_that_is_not_utf_8(evaluate, save_pngs, digits):  # F11
+    os.rename(save_pngs(digits[0][:30]), b"caf\xe9")
+    result = evaluate("--images", os.fsdecode(b"caf\xe9"), "--ref", "digits", "--csv", "row.csv")
+    assert result.exit_code == 0, result.output
+    (path,) = Path("results").iterdir()
+    assert re.fullmatch("caf-xe9-digits-[0-9a-f]{6}.json", path.name)
+    assert json.loads(path.read_bytes())["images"] == r"caf\xe9"
+    assert r"caf\xe9" in Path("row.csv").read_text() and r"caf\xe9: 30 images" in result.output
+
+
+@pytest.mark.parametrize("limit", ["inf", "1e308", "nan", "-1"])
+def test_options_are_refused_before_the_work(evaluate, save_pngs, digits, limit):
+    save_pngs(digits[0][:30])
+    result = evaluate("--ref", "digits", "--cache-limit", limit)
+    assert result.exit_code == 2 and "--cache-limit" in result.stderr
+    Path("folder").mkdir()
+    for option in ("--json", "--csv"):
+        for path, message in (("folder", "is a folder"), ("x" * 250, "is too long")):
+            result = evaluate("--ref", "digits", option, path)
+            assert result.exit_code == 2 and message in result.stderr
+    assert not Path("results").exists()
+
+
+def test_a_home_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("ERK_CACHE", "~nobody-here/x")
+    with pytest.raises(ValueError, match="ERK_CACHE=~nobody-here/x is no folder"):
+        cache_dir()
+
+
+@pytest.mark.parametrize("close", [">&-", ">&- 2>&-", ">/dev/full", "| true"])
+def test_a_closed_output_loses_no_row(save_pngs, digits, tmp_path, close):  # M25
+    save_pngs(digits[0][:30])
+    line = f"{sys.executable} {ROOT}/evaluate.py --ref digits --cache features {close}"
+    subprocess.run(line, shell=True, cwd=tmp_path, stderr=subprocess.PIPE)
+    assert json.loads((tmp_path / "results/out-digits.json").read_text())["n"] == 30
+
+
+def test_latin_1_and_control_characters(save_pngs, digits, tmp_path):  # M25, M19
+    folder = save_pngs(digits[0][:30])
+    run = {"complete": False, "images": "\x1b[2J", "settings": {}}
+    (folder / "run.json").write_text(json.dumps(run))
+    line = [sys.executable, ROOT / "evaluate.py", "--ref", "digits", "--cache", "features"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout and rb"it should have \x1b[2J images" in done.stdout
+    assert (tmp_path / "results/out-digits.json").exists()

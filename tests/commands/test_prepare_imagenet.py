@@ -380,3 +380,16 @@ def test_more_than_8_bits_are_refused(tmp_path, mode):
     source = imagenet_archive.Source(["a.png"], lambda _: data.getvalue())
     with pytest.raises(ValueError, match="convert it to"):
         imagenet_archive.crop(source, "a.png", SIZE)
+
+
+def test_links_are_followed_once_and_counted(prepare, train, tmp_path):
+    """F5"""
+    source = tmp_path / "linked"
+    source.mkdir()
+    for number, folder in enumerate(sorted(train.iterdir())):
+        (source / f"n{number}").symlink_to(folder)
+    (source / "again").symlink_to(source)
+    result, path = prepare(source)
+    assert result.exit_code == 0, result.output
+    assert "9 images of 9 in 3 linked folders" in result.stderr and "again" in result.stderr
+    assert len(content(path)[0]) == 9

@@ -126,6 +126,10 @@ def zips():
         ),
         "a bomb as run.json": (bomb("0.png", "1.png", "run.json"), "too large to be"),
         "a bomb as dataset.json": (bomb("0.png", "1.png", "dataset.json"), "too large to be"),
+        "a stored run.json of many lists": (  # H9
+            zipped([*SOUND, ("run.json", b'{"a":[' + b"[]," * 3_000_000 + b"1]}")]),
+            "run.json cannot be read",
+        ),
         "an encrypted member": (
             zipped([*SOUND]).replace(
                 b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"

@@ -1,5 +1,9 @@
 """One listing of folders for all commands: links are followed once, and counted."""
 
+import os
+import subprocess
+from pathlib import Path
+
 from erk.io.folders import list_files
 
 
@@ -30,3 +34,17 @@ def test_links_are_followed_once(tmp_path):
     assert listing.notes(listing.files) == [
         "2 links to folders that are listed already left out: a/loop, again"
     ]
+
+
+def test_a_thousand_nested_folders(tmp_path, monkeypatch):
+    """Deeper than Python's recursion; shutil.rmtree cannot remove it either."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("x.png").write_bytes(b"")
+        assert list_files(tmp_path).files == ["d/" * 1200 + "x.png"]
+    finally:
+        os.chdir(tmp_path)
+        subprocess.run(["rm", "-rf", "d"], check=True)

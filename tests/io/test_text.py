@@ -1,20 +1,32 @@
-"""Text from files cannot control the terminal or a spreadsheet."""
+"""Text from files is shown, never obeyed (M19, F11)."""
 
 import os
+
+import pytest
 
 from erk.io.text import plain_cell, printable
 
 
-def test_control_characters_are_escaped():
-    """M19, F11"""
-    assert printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
-    assert printable("a\nb", "\n") == "a\nb"
-    assert printable(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
-    assert printable("café 図") == "café 図"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("café ± 画像", "café ± 画像"),
+        ("a\n\x1b[2Jb\x9b", r"a\n\x1b[2Jb\x9b"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),  # written from right to left
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),  # F11
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_is_not_printable_is_escaped(text, shown):
+    assert printable(text) == shown
+    printable(text).encode()
 
 
-def test_formulas_are_no_cells():
-    """M19"""
-    assert plain_cell("=1+1") == "'=1+1"
-    assert plain_cell("out/a") == "out/a"
-    assert plain_cell(-1.5) == -1.5
+def test_controls_may_pass():
+    assert printable("a\tb\nc\r", "\n\t") == "a\tb\nc\\r"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx"])
+def test_spreadsheets_compute_no_text(text):
+    assert plain_cell(text) == f"'{text}"
+    assert plain_cell(-1.5) == -1.5 and plain_cell("a=b") == "a=b"

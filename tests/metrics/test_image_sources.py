@@ -305,3 +305,15 @@ def test_other_side_files_are_bounded(tmp_path):
         archive.writestr("run.json", b" " * (1 << 21))
     source = open_images(tmp_path / "a.zip")
     assert source.run == {} and "run.json cannot be read" in source.notes[0]
+
+
+def test_archives_beside_images_and_capital_letters(tmp_path):
+    """P2, and archives that are not read."""
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(png(GREY[i]))
+    with zipfile.ZipFile(tmp_path / "X.ZIP", "w") as archive:
+        for i in range(3):
+            archive.writestr(f"{i}.png", png(GREY[i]))
+    assert len(open_images(tmp_path / "X.ZIP").names) == 3
+    (note,) = open_images(tmp_path).notes
+    assert note == "X.ZIP in it is not read: to measure an archive, name it"

@@ -287,3 +287,11 @@ def test_an_array_that_is_none(tmp_path):
         archive.writestr("labels", "1 2 3")
     with pytest.raises(ValueError, match="has the format 'None'"):
         read_reference(tmp_path / "x.npz")
+
+
+def test_features_of_no_images(tmp_path):
+    """M21"""
+    path = tmp_path / "ref.npz"
+    np.savez(path, mu=np.zeros(64), sigma=np.eye(64), features=np.zeros((0, 64), np.float32))
+    with pytest.raises(ValueError, match=r"features \[0, 64\]: they must be \[N, D\], N at"):
+        read_reference(path)

@@ -48,7 +48,7 @@ def test_markdown():
     lines = to_md(PAGE).splitlines()
     assert lines[0] == "# A & B: 50 % of x_i"
     assert "| row | fd | note |" in lines and "| --- | ---: | --- |" in lines
-    assert "| a\\|b | **1.234 ± 0.050** | − |" in lines and "| <c> | – | – |" in lines
+    assert "| a\\|b | **1.234 ± 0.050** | − |" in lines and "| &lt;c> | – | – |" in lines
     assert "![table2](table2.png)" in lines
     assert lines[-1] == (
         "Made by `python reproduce.py table2 --num 4` at commit abc on cpu with "
