@@ -71,14 +71,21 @@ def test_the_proposed_precision_works(precision, loud, tmp_path, monkeypatch):
     assert run("--net", loud, "--precision", precision).exit_code == 0
 
 
-def test_weights_that_are_not_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("gain", "message"),
+    [
+        (3e38, "for seed 7 at step 0 (sigma 80); check the weights"),  # outputs overflow
+        (float("nan"), "unet.out_gain holds NaN or infinity"),
+    ],
+)
+def test_weights_that_give_no_numbers(gain, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = read(Path(find_preset("digits").net))
-    tensors = digits.tensors | {"unet.out_gain": torch.tensor(float("nan"))}
+    tensors = digits.tensors | {"unet.out_gain": torch.tensor(gain)}
     write_safetensors(tmp_path / "bad.safetensors", digits._replace(tensors=tensors))
     done = run("--net", "./bad.safetensors")
     assert done.exit_code == 2
-    assert "for seed 7 at step 0 (sigma 80); check the weights" in done.stderr
+    assert message in done.stderr
     assert not Path("out").exists()
 
 
