@@ -22,6 +22,7 @@ from metrics.statistics import Statistics, check_finite
 
 FORMAT = "erk-guid reference 1"  # the value under "format" in this project's files
 EDM2_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's name of a metric -> extractor
+LARGEST = 1e100  # |mu| and |sigma|: products of two of them must be finite
 ASYMMETRY = 1e-6  # largest |sigma - sigma^T| relative to the largest |sigma|
 GENERAL = ("format", "protocol", "image_size", "labels")  # of the file
 FIELDS = ("mu", "sigma", "num_images", "features", "weights")  # of each extractor
@@ -186,6 +187,8 @@ def _statistics(where: str, part: Any, n: Any = None) -> Statistics:
         )
     check_finite(mean, f"means in {where}")
     check_finite(cov, f"covariances in {where}")
+    if max(mean.abs().max(), cov.abs().max()) > LARGEST:
+        raise ValueError(f"{where} holds numbers beyond {LARGEST:g}: create it again")
     if (cov - cov.T).abs().max() > ASYMMETRY * cov.abs().max():
         raise ValueError(f"{where} holds a sigma that is not symmetric: create it again")
     count = None if n is None else _integer(n, f"{where}: the number of images", least=2)

@@ -289,6 +289,14 @@ def test_an_array_that_is_none(tmp_path):
         read_reference(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize(("mean", "cov"), [(0, 1e308), (1e200, 1)])
+def test_numbers_whose_products_overflow(tmp_path, mean, cov):
+    """M21"""
+    np.savez(tmp_path / "ref.npz", mu=np.full(64, float(mean)), sigma=np.eye(64) * cov)
+    with pytest.raises(ValueError, match=r"ref\.npz holds numbers beyond 1e\+100"):
+        read_reference(tmp_path / "ref.npz")
+
+
 def test_features_of_no_images(tmp_path):
     """M21"""
     path = tmp_path / "ref.npz"
