@@ -96,9 +96,10 @@ def main(**options: Any) -> None:
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("--shard and torchrun both divide the work: use one of them")
     runs = [options["images"], *([options["paired"]] if options["paired"] else [])]
-    evaluator = _load_evaluator(options, device)
+    # before the evaluator, which may download: a mistyped path must not wait for the network
     sources = [subset(open_images(run), options["num"], options["seed"]) for run in runs]
     _check_pair(sources)
+    evaluator = _load_evaluator(options, device)
     for source in sources:
         evaluator.check_size(source)
     with join(device) as world:

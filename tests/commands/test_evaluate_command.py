@@ -331,3 +331,11 @@ def test_latin_1_and_control_characters(save_pngs, digits, tmp_path):  # M25, M1
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout and rb"it should have \x1b[2J images" in done.stdout
     assert (tmp_path / "results/out-digits.json").exists()
+
+
+def test_a_mistyped_path_does_not_wait_for_a_download(tmp_path, monkeypatch):  # N5
+    from metrics import evaluator
+
+    monkeypatch.setattr(evaluator, "load_evaluator", lambda *_, **__: pytest.fail("loaded"))
+    done = CliRunner().invoke(main, ["--images", str(tmp_path / "nope"), "--ref", "imagenet512"])
+    assert done.exit_code == 2 and "nope" in done.stderr
