@@ -1,6 +1,6 @@
 """Nearest-neighbour metrics: which samples lie in whose balls, exactly and in flat memory.
 
-The ball of a sample reaches to the k-th nearest other sample of its own set. From who lies where
+The ball of a sample reaches to the k-th nearest other sample of the same set. From who lies where
 follow improved precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et
 al. 2020), and all of them again with any one group of the generated samples left out.
 """
@@ -71,8 +71,8 @@ def precision_recall(
     Precision is the share of generated samples inside a real ball, recall the share of real
     samples inside a generated ball. Arguments and errors: see ``membership``.
     """
-    found = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
-    return found.precise.double().mean().item(), found.recalled[0].double().mean().item()
+    result = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
+    return result.precise.double().mean().item(), result.recalled[0].double().mean().item()
 
 
 def density_coverage(
@@ -83,8 +83,8 @@ def density_coverage(
     Density is the mean number of real balls around a generated sample, over k; coverage the
     share of real balls that hold a generated sample. Arguments and errors: see ``membership``.
     """
-    found = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
-    return found.inside.double().mean().item() / k, found.covered[0].double().mean().item()
+    result = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
+    return result.inside.double().mean().item() / k, result.covered[0].double().mean().item()
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from erk.io.atomic import fsync_folder, replacing, write_file
 
 Array = np.ndarray
 ARCHIVES = {"zip": "images.zip", "npz": "images.npz"}
-ROUNDING = "at most 1 grey level between images of different batch sizes"
+ROUNDING = (
+    "at most 1 grey level between images of different batch sizes in float32, more in fp16 and bf16"
+)
 
 
 class ImageFiles(NamedTuple):

@@ -1,4 +1,4 @@
-"""Figures 3 and 7: the cost-free estimates of stiffness and direction against the Jacobian's own.
+"""Figures 3 and 7: the cost-free estimates of stiffness and direction against the Jacobian's.
 
 Along Heun's trajectory every state with a pair is compared with JVP power iteration and, where a
 state has few dimensions, with the exact eigenvalues of its Jacobian.
@@ -36,7 +36,11 @@ SHOWN = (1, 3, 10, 30, 100, 300)  # iterations in the table of Figure 7
 OWN, TRUE = "error to the last iteration", "error to the exact value"
 RELATIVE = "relative error to the exact value"
 ESTIMATE, POWER, EXACT = "estimate", "power iteration", "exact"
-DRIFT, SOLUTION, FOUND = "cos drift difference", "cos solution difference", "cos power iteration"
+DRIFT, SOLUTION, EIGENVECTOR = (
+    "cos drift difference",
+    "cos solution difference",
+    "cos power iteration",
+)
 RATIO, WITHIN = "estimate / power iteration", "Pearson of logs, mean within a step"
 
 
@@ -93,10 +97,10 @@ def _batch(job: Job, seeds: Sequence[int], iterations: int) -> States:
     if noise[0].numel() <= SMALL:  # the states of all steps side by side
         j = torch.cat([jacobian(drift, start.x, start.sigma) for start, _ in pairs])
         start, twin = (_side_by_side(points) for points in zip(*pairs, strict=True))
-        found = [_compare(linear(start, j), start, twin, iterations, j)]
+        compared = [_compare(linear(start, j), start, twin, iterations, j)]
     else:
-        found = [_compare(drift, *pair, iterations) for pair in pairs]
-    rows, histories = zip(*found, strict=True)
+        compared = [_compare(drift, *pair, iterations) for pair in pairs]
+    rows, histories = zip(*compared, strict=True)
     shape = (len(pairs), len(seeds))
     values = {name: torch.cat([row[name] for row in rows]).double().cpu().reshape(shape)
               for name in rows[0]}  # fmt: skip
@@ -123,17 +127,17 @@ def _compare(
     """
     x, f, sigma = start
     power = power_iteration(drift, x, sigma, iterations)
-    exact = found = torch.full_like(power.rho, math.nan)
+    exact = exact_cosine = torch.full_like(power.rho, math.nan)
     if j is not None:
         exact = torch.linalg.eigvals(j.double()).abs().amax(1)
-        found = cosine(exact_dominant(drift, x, sigma).v, power.v).abs()
+        exact_cosine = cosine(exact_dominant(drift, x, sigma).v, power.v).abs()
     return {
         ESTIMATE: stiffness(start, twin).rho.flatten(),
         POWER: power.rho,
         EXACT: exact,
         DRIFT: cosine(f - twin.f, power.v).abs(),
         SOLUTION: cosine(x - twin.x, power.v).abs(),
-        FOUND: found,
+        EIGENVECTOR: exact_cosine,
     }, power.history
 
 
@@ -157,7 +161,7 @@ def estimates(states: States, bins: int = 8) -> Content:
     rows = [
         {"states": len(part), "stiffness": _median(values[POWER][part]),
          RATIO: _median((values[ESTIMATE] / values[POWER])[part])}
-        | {name: _median(values[name][part]) for name in (DRIFT, SOLUTION, FOUND)}
+        | {name: _median(values[name][part]) for name in (DRIFT, SOLUTION, EIGENVECTOR)}
         for part in parts
     ]  # fmt: skip
     random = float(beta.median(0.5, (states.dims - 1) / 2) ** 0.5)

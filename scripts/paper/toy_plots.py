@@ -43,23 +43,23 @@ STYLE: Any = {
 }
 
 
-def figure1(found: Figure1) -> bytes:
-    """Stiffness over the plane, the two crosses at their place, and the drift along their lines."""
+def figure1(result: Figure1) -> bytes:
+    """Stiffness over the plane, the two crosses, and the drift along their lines."""
     crosses = {"calm": ("AB", "CD"), "stiff": ("EF", "GH")}
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(13.5, 5.2), layout="constrained")
         grid = figure.add_gridspec(2, 4, width_ratios=(2.3, 1, 1, 1))
         plane, first = figure.add_subplot(grid[:, 0]), None
-        dots = _stiffness_map(plane, found)
+        dots = _stiffness_map(plane, result)
         figure.colorbar(dots, ax=plane, shrink=0.75, extend="max", label=r"stiffness $\rho$")
         for row, (where, names) in enumerate(crosses.items()):
-            lines = {name: found.lines[name] for name in names}
-            _cross(plane, figure.add_subplot(grid[row, 1]), lines, found, where)
+            lines = {name: result.lines[name] for name in names}
+            _cross(plane, figure.add_subplot(grid[row, 1]), lines, result, where)
             for column, (name, axis) in enumerate(zip(names, AXES, strict=True)):
                 panel = figure.add_subplot(grid[row, 2 + column], sharex=first, sharey=first)
                 first = first or panel
                 title = f"({'bcde'[2 * row + column]}) {name}: {where}, {axis}"
-                _along(panel, title, name, found.lines[name])
+                _along(panel, title, name, result.lines[name])
                 panel.tick_params(labelleft=column == 0)
                 panel.set_ylabel("$-f$ on the eigenvectors" if column == 0 else "")
         assert first is not None
@@ -67,24 +67,24 @@ def figure1(found: Figure1) -> bytes:
         return _png(figure)
 
 
-def _dots(panel: Axes, found: Figure1, size: float) -> PathCollection:
-    order = found.rho.argsort()  # the stiffest on top
-    top = torch.quantile(found.rho, 0.99).item()
-    (x1, x2), rho = found.x[order].T.numpy(), found.rho[order].numpy()
+def _dots(panel: Axes, result: Figure1, size: float) -> PathCollection:
+    order = result.rho.argsort()  # the stiffest on top
+    top = torch.quantile(result.rho, 0.99).item()
+    (x1, x2), rho = result.x[order].T.numpy(), result.rho[order].numpy()
     return panel.scatter(x1, x2, s=size, c=rho, cmap=SHADES, vmin=0, vmax=top, linewidths=0)
 
 
-def _stiffness_map(plane: Axes, found: Figure1) -> PathCollection:
+def _stiffness_map(plane: Axes, result: Figure1) -> PathCollection:
     plane.set(
         xlim=toy.VIEW[0], ylim=toy.VIEW[1], aspect="equal", xlabel="$x_1$", ylabel="$x_2$",
         title="(a) stiffness at samples of step 29 of 32",
     )  # fmt: skip
-    return _dots(plane, found, 3)
+    return _dots(plane, result, 3)
 
 
-def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], found: Figure1, where: str) -> None:
+def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], result: Figure1, where: str) -> None:
     """The surroundings of one cross: its lines, letters at their ends, arrows for -f."""
-    _dots(zoom, found, 6)
+    _dots(zoom, result, 6)
     basis = torch.stack([line.direction for line in lines.values()])  # dominant, subdominant
     for (name, line), colour in zip(lines.items(), COMPONENTS, strict=True):
         points, arrows = line.centre + line.places[:, None] * line.direction, -line.drift @ basis
@@ -92,8 +92,8 @@ def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], found: Figure1, wher
         few = slice(None, None, (len(points) - 1) // 6)
         zoom.quiver(*points[few].T, *arrows[few].T, width=0.007, zorder=3)
         for sign, letter in zip((-1, 1), name, strict=True):
-            place = line.centre + sign * 1.4 * HALF_LENGTH * line.direction
-            x, y = place.tolist()
+            end = line.centre + sign * 1.4 * HALF_LENGTH * line.direction
+            x, y = end.tolist()
             zoom.text(x, y, letter, ha="center", va="center", weight="bold")
     (x, y), half = next(iter(lines.values())).centre.tolist(), 2.6 * HALF_LENGTH
     zoom.set(
@@ -115,9 +115,11 @@ def _along(panel: Axes, title: str, name: str, line: Line) -> None:
     ):
         panel.plot(1e3 * line.places, values, look, color=colour, label=axis)
     panel.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-    panel.set(title=title, xlabel=r"place on the line $\times 10^3$")
-    for end, place, align in zip(name, (0.02, 0.98), ("left", "right"), strict=True):
-        panel.text(place, 0.98, end, transform=panel.transAxes, ha=align, va="top", weight="bold")
+    panel.set(title=title, xlabel=r"position on the line $\times 10^3$")
+    for end, position, align in zip(name, (0.02, 0.98), ("left", "right"), strict=True):
+        panel.text(
+            position, 0.98, end, transform=panel.transAxes, ha=align, va="top", weight="bold"
+        )
 
 
 def figure2(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> bytes:

@@ -124,7 +124,7 @@ def test_values_of_a_known_jacobian():
     top = 0.5 / 0.26
     assert torch.allclose(values[estimator.EXACT], torch.tensor(top, dtype=torch.float64))
     assert torch.allclose(values[estimator.POWER], torch.tensor(top))
-    assert torch.allclose(values[estimator.FOUND], torch.ones(4), atol=1e-5)
+    assert torch.allclose(values[estimator.EIGENVECTOR], torch.ones(4), atol=1e-5)
     solution = step[:, 2].abs() / step.norm(dim=1)
     assert torch.allclose(values[estimator.SOLUTION], solution, atol=1e-4)
     assert (values[estimator.DRIFT] > values[estimator.SOLUTION]).all()  # J favours its axis
@@ -147,7 +147,7 @@ def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
         and not small.values[estimator.EXACT].isnan().any()
     )
     told = estimator.estimates(large, bins=2)
-    assert told.rows[0][estimator.FOUND] is None
+    assert told.rows[0][estimator.EIGENVECTOR] is None
     assert [table.columns for table in estimator.convergence(large).tables] == [
         ["iteration", *estimator.QUARTILES]
     ]
