@@ -60,7 +60,7 @@ class ImageRecord(NamedTuple):
 
     def to_row(self) -> tuple[Any, ...]:
         """Return the record as a row of `TABLE`."""
-        batch, size = (UNKNOWN if n is None else n for n in (self.batch, self.bytes))
+        batch, size = (UNKNOWN if n is None else n for n in (self.batch, self.file_size))
         evaluations = (math.nan if n is None else n for n in (self.nfe, self.guide_nfe))
         return (self.seed, self.sha256, batch, *evaluations, size)
 
@@ -68,9 +68,9 @@ class ImageRecord(NamedTuple):
 def record_of(row: Any, file: str, settings: str) -> ImageRecord:
     """Return a row of `TABLE` as a record."""
     seed, sha256, batch, nfe, guide_nfe, size = row.item()
-    known = (None if math.isnan(n) else n for n in (nfe, guide_nfe))
+    nfe, guide_nfe = (None if math.isnan(n) else n for n in (nfe, guide_nfe))
     batch, size = (None if n == UNKNOWN else n for n in (batch, size))
-    return ImageRecord(seed, file, sha256.decode(), settings, batch, *known, size)
+    return ImageRecord(seed, file, sha256.decode(), settings, batch, nfe, guide_nfe, size)
 
 
 def parse_line(line: bytes) -> ImageRecord | None:
