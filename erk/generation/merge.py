@@ -104,6 +104,8 @@ def _open(folder: Path) -> Source:
     records = read_records(folder, settings_hash(metadata))
     records = records[np.isin(records["seed"], seeds)]
     archive = folder / ARCHIVES[kind] if kind in ARCHIVES and metadata["complete"] else None
+    if archive is not None and not archive.is_file():
+        raise ValueError(f"{archive} is missing: run the command of this run again, then merge")
     files = ImageFiles(folder / PARTS if kind in ARCHIVES else folder, subdirs, kind)
     if archive is None:
         contents = find_images(folder, files, metadata)

@@ -1,6 +1,7 @@
 """What a run's folder holds and what is left to sample; looking at it writes nothing."""
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from erk.generation.contents import (
     share_of,
     verify_images,
 )
+from erk.generation.images import image_files
 from erk.generation.job import plain
 from erk.generation.manifest import PARTS, log_files
 from erk.generation.metadata import (
@@ -79,6 +81,8 @@ class RunState:
         self._seen = self._state()
         refuse_links(self.path)
         self.metadata = read_metadata(self.path) or {}
+        if not self.metadata:
+            deque(image_files(self.files.root), maxlen=0)  # raises ValueError at a link
         if self.metadata:
             self._check_same()
         elif log_files(self.path) or next(self.path.rglob("*.png"), None) is not None:
