@@ -1,6 +1,5 @@
 """npz files without pickles: small arrays into memory, large ones mapped from the disk."""
 
-import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from erk.io.untrusted import (
     open_archive,
     read_array,
     read_npy_header,
+    seek_stored,
 )
-
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, length of its name, of its extra
 
 
 def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
@@ -61,11 +59,7 @@ def map_npz(path: Path, name: str) -> np.ndarray | None:
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
     with path.open("rb") as file:
-        file.seek(member.header_offset)
-        magic, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-        if magic != b"PK\x03\x04":
-            raise ValueError("a member has no header")
-        file.seek(name + extra, 1)
+        seek_stored(file, member)
         shape, is_fortran, dtype = read_npy_header(file, member.file_size)
         mapped = np.memmap(
             file, dtype, mode="r", offset=file.tell(), shape=shape[::-1] if is_fortran else shape

@@ -47,6 +47,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     cloup.option("--animate", metavar="FILE.gif", help="Also animate x and D of the first 8 seeds "
                  "along sigma, .gif or .webp."),
     cloup.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step."),
+    cloup.option("--verify", is_flag=True, help="Compare the sha256 of the existing images with "
+                 "the manifest, and sample again what differs."),
     cloup.option("--shard", metavar="I/N", help="Sample every N-th image only, from I = 0 on, "
                  "without communication.  [default: the task of srun or a SLURM array]"),
 )  # fmt: skip

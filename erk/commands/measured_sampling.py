@@ -15,7 +15,7 @@ from metrics.chunks import Chunks
 from metrics.evaluator import Options, load_evaluator
 from metrics.report import text, to_json
 
-NEED_IMAGES = ("trace", "grid", "subdirs", "profile")
+NEED_IMAGES = ("trace", "grid", "subdirs", "profile", "verify")
 
 
 def generate_and_evaluate(
@@ -60,7 +60,7 @@ def generate_and_evaluate(
     name = options["preset"] or Path(options["net"]).stem
     run = {"settings": plain(job.identity), "settings_key": key} | job.metadata
     row = {"images": f"{name}, not stored", "seeds": job.metadata["seeds"]}
-    row |= evaluation.to_dict() | summarize(features.metadata, job.batch) | {"run": run}
+    row |= evaluation.to_dict() | summarize(features.metadata, job) | {"run": run}
     path = json_path or Path("results") / f"{name}-{Path(reference).stem}-{key[:8]}.json"
     click.echo(text(row["images"], evaluation))
     click.echo(f"row written to {save_file(path, to_json(row))}")

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,31 +74,54 @@ def _subdir(seed: int) -> str:
     return f"{seed // PER_SUBDIR * PER_SUBDIR:06d}"
 
 
-def stored_seeds(folder: Path, subdirs: bool) -> Array:
-    """List the seeds whose PNG file exists at its path, int64 [N] in increasing order."""
+STORED = np.dtype([("seed", np.int64), ("file_size", np.int64)])
 
-    def seeds() -> Iterator[int]:
-        for file in image_files(folder):
-            match = IMAGE_NAME.fullmatch(file.name)
-            if match is not None:
-                seed = int(match[1])
-                parent = os.path.basename(os.path.dirname(file.path)) if subdirs else None
-                if file.name == f"{seed:06d}.png" and parent in (None, _subdir(seed)):
-                    yield seed
 
-    return np.unique(np.fromiter(seeds(), np.int64))
+def stored_images(folder: Path, subdirs: bool) -> Array:
+    """List the seeds whose file exists at its path, with its size: `STORED` [N], by seed.
+
+    Raises ValueError if a file or a sub-folder of images is a link.
+    """
+    seeds, sizes = array("q"), array("q")
+    for file in image_files(folder):
+        match = IMAGE_NAME.fullmatch(file.name)
+        if match is not None:
+            seed = int(match[1])
+            parent = os.path.basename(os.path.dirname(file.path)) if subdirs else None
+            if file.name == f"{seed:06d}.png" and parent in (None, _subdir(seed)):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    size = file.stat(follow_symlinks=False).st_size
+                    seeds.append(seed)
+                    sizes.append(size)
+    stored = np.empty(len(seeds), STORED)
+    stored["seed"], stored["file_size"] = seeds, sizes
+    return stored[np.argsort(stored["seed"], kind="stable")]
 
 
 def image_files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """List the files of a folder and of its numbered sub-folders; none if it does not exist."""
+    """List the files of a folder and of its numbered sub-folders; none if it does not exist.
+
+    Raises ValueError if an image or a sub-folder is a link: writing would follow it.
+    """
     folders = [os.fspath(folder)]
     while folders:
         with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
             for entry in entries:
-                if entry.name.isdecimal() and entry.is_dir():
+                is_subdir = entry.name.isdecimal()
+                if entry.is_symlink() and (is_subdir or IMAGE_NAME.fullmatch(entry.name)):
+                    refuse_link(Path(entry.path))
+                if is_subdir and entry.is_dir():
                     folders.append(entry.path)
                 else:
                     yield entry
+
+
+def refuse_link(path: Path) -> None:
+    """Raise ValueError: `path` is a link, though it is a run's file or folder."""
+    raise ValueError(
+        f"{path} is a link, so the run would read or write elsewhere: delete the link, or choose "
+        "another --outdir."
+    )
 
 
 def png_bytes(image: Array) -> bytes:
@@ -124,14 +148,6 @@ def read_png(source: Path | bytes) -> Array:
 def row_bytes(image: Array) -> bytes:
     """Return the bytes of an image uint8 [C, H, W] as a row of an .npz holds it, [H, W, C]."""
     return image.transpose(1, 2, 0).tobytes()
-
-
-def is_complete_png(path: Path) -> bool:
-    """Whether a file begins and ends as a PNG does; others may have copied a part of it."""
-    with open(path, "rb") as file:
-        start, length = file.read(8), file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - 8))
-        return start == b"\x89PNG\r\n\x1a\n" and file.read() == b"IEND\xaeB`\x82"
 
 
 def write_grid(path: Path, images: Sequence[Array]) -> None:

@@ -1,30 +1,19 @@
 """Merge the folders of shards into one that holds each seed once."""
 
-import errno
-import math
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from erk.generation.archives import ARCHIVES, ImageFiles, check_sha256, hashed_bytes
-from erk.generation.images import png_bytes, stored_seeds
+from erk.generation.contents import find_images
 from erk.generation.manifest import PARTS, ImageRecord, read_records, record_of
 from erk.generation.metadata import Metadata, check_same, read_metadata, settings_hash
+from erk.generation.reading import Read, open_images
 from erk.generation.run_folder import GROUP, RunFolder
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
-from erk.io.untrusted import (
-    DECODE_ERRORS,
-    MAX_IMAGE_RATIO,
-    MAX_PIXELS,
-    MAX_RATIO,
-    find_member,
-    read_member,
-    read_npy_header,
-)
 
 ADVICE = "only images of the same settings can be merged"
 
@@ -89,15 +78,16 @@ def merge_runs(folders: Sequence[Path], dest: Path) -> Merged:
 
 
 def finish_run(folder: Path) -> Merged:
-    """Complete a folder that shards have filled together.
+    """Complete a folder that shards have filled together; verify every image of a complete one.
 
-    Raises ValueError if seeds are missing.
+    Raises ValueError if images are missing or damaged.
     """
     source = _open(folder)
-    run = RunFolder(folder, source.metadata["settings"], source.seeds)
+    run = RunFolder(folder, source.metadata["settings"], source.seeds, verify=True)
     run.look()
     if run.pending:
-        raise ValueError(_missing(run.pending))
+        damaged = run.damaged()
+        raise ValueError(_damaged(folder, damaged) if len(damaged) else _missing(run.pending))
     with run:
         pass
     return Merged(folder, len(source.seeds), 0)
@@ -114,9 +104,13 @@ def _open(folder: Path) -> Source:
     records = read_records(folder, settings_hash(metadata))
     records = records[np.isin(records["seed"], seeds)]
     archive = folder / ARCHIVES[kind] if kind in ARCHIVES and metadata["complete"] else None
+    if archive is not None and not archive.is_file():
+        raise ValueError(f"{archive} is missing: run the command of this run again, then merge")
     files = ImageFiles(folder / PARTS if kind in ARCHIVES else folder, subdirs, kind)
     if archive is None:
-        records = records[np.isin(records["seed"], stored_seeds(files.root, subdirs))]
+        contents = find_images(folder, files, metadata)
+        records = contents.records[np.isin(contents.records["seed"], contents.present)]
+        records = records[np.isin(records["seed"], seeds)]
     return Source(folder, metadata, seeds, files, archive, records)
 
 
@@ -148,6 +142,13 @@ def _missing(seeds: Sequence[int] | np.ndarray) -> str:
     )
 
 
+def _damaged(folder: Path, seeds: np.ndarray) -> str:
+    return (
+        f"images in {folder} are damaged (seeds {format_seeds_short(seeds)}): run the command of "
+        "this run again with --verify, then merge again"
+    )
+
+
 def _copy(
     sources: Sequence[Source], merged: np.ndarray, origins: np.ndarray, run: RunFolder
 ) -> None:
@@ -155,69 +156,24 @@ def _copy(
     seeds, first = np.unique(merged["seed"], return_index=True)
     rows = first[np.isin(seeds, run.pending)]
     with ExitStack() as stack:
-        readers = [_reader(source, stack) for source in sources]
+        readers = [
+            stack.enter_context(open_images(source.files, source.archive, source.seeds))
+            for source in sources
+        ]
         for i in range(0, len(rows), GROUP):
             records: list[ImageRecord] = []
             data: list[bytes] = []
             for row in rows[i : i + GROUP]:
-                data.append(readers[origins[row]](merged[row]))
-                records.append(record_of(merged[row], "", ""))
+                png = _read(sources[origins[row]], readers[origins[row]], merged[row])
+                data.append(png)
+                records.append(record_of(merged[row], "", "")._replace(file_size=len(png)))
             run.add(records, data)
 
 
-def _reader(source: Source, stack: ExitStack) -> Callable[[Any], bytes]:
-    """Return a function that reads the PNG file of a record. It raises ValueError if damaged.
-
-    The path of an image follows from its seed: no name in a manifest is trusted.
-    """
-    archive: Any = None
-    npz_row: Callable[[int], np.ndarray] | None = None
-    if source.archive is not None:
-        with _readable(source.archive):
-            archive = stack.enter_context(zipfile.ZipFile(source.archive))
-            npz_row = _npz_rows(archive, stack) if source.files.kind == "npz" else None
-
-    def read(row: Any) -> bytes:
-        seed = int(row["seed"])
-        path = source.archive or source.files.path(seed)
-        with _readable(path):
-            if npz_row is not None:
-                png = png_bytes(npz_row(int(np.searchsorted(source.records["seed"], seed))))
-            elif archive is not None:
-                png = read_member(archive, source.files.name(seed), MAX_IMAGE_RATIO)
-            else:
-                png = path.read_bytes()
-            content = hashed_bytes(png, source.files.kind)
-        check_sha256(content, row["sha256"].decode(), seed, path)
-        return png
-
-    return read
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise ValueError, naming the path, for what libraries raise on damaged files."""
-    try:
-        yield
-    except DECODE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # an error of the system; EINVAL: a seek before the beginning
-        raise ValueError(f"{path} is damaged: delete it, then generate it again") from error
-
-
-def _npz_rows(archive: zipfile.ZipFile, stack: ExitStack) -> Callable[[int], np.ndarray]:
-    """Return a function that reads one row of arr_0 as an image uint8 [C, H, W]."""
-    info = find_member(archive, "arr_0.npy", 0, MAX_RATIO)
-    stream = stack.enter_context(archive.open(info))
-    shape, _, dtype = read_npy_header(stream, info.file_size)
-    begin, size = stream.tell(), math.prod(shape[1:])
-    is_valid = len(shape) == 4 and dtype == np.uint8 and shape[3] in (1, 3)
-    if not is_valid or not 0 < size <= 3 * MAX_PIXELS:
-        raise ValueError("arr_0 holds no images")
-
-    def read(row: int) -> np.ndarray:
-        stream.seek(begin + row * size)
-        pixels = np.frombuffer(stream.read(size), np.uint8)
-        return pixels.reshape(shape[1:]).transpose(2, 0, 1)
-
-    return read
+def _read(source: Source, read: Read, row: np.void) -> bytes:
+    """Read the PNG file of a record. Raises ValueError, naming the path, if it is damaged."""
+    seed = int(row["seed"])
+    png = read(seed)
+    content = hashed_bytes(png, source.files.kind)
+    check_sha256(content, row["sha256"].decode(), seed, source.archive or source.files.path(seed))
+    return png

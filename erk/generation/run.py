@@ -33,9 +33,14 @@ def run(**options: Any) -> None:
     plan, shard = plan_job(options), shard_of(options["shard"])
     if shard is not None:
         click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
-    folder = RunFolder.open(options["outdir"], plan, shard, grid=options["grid"])
+    folder = RunFolder.open(
+        options["outdir"], plan, shard, grid=options["grid"], verify=options.get("verify", False)
+    )
     if options["trace"] is not None:
         check_target(options["trace"])
+    if _is_first():
+        for notice in folder.notices:
+            click.echo(notice, err=True)
     if folder.metadata and not folder.pending:
         if _is_first():
             _finish(folder, plan, options)
@@ -46,13 +51,12 @@ def run(**options: Any) -> None:
     job = plan.load()
     with join(plan.device) as world:
         timer = Timer(plan.device) if options["profile"] else OFF
-        folder = RunFolder.open(
-            options["outdir"], job, shard, world, grid=options["grid"], timer=timer
-        )
+        folder.prepare(job, world, timer)
+        sampled = len(folder.pending)
         with folder:
             _sample(folder, job, world, options["trace"], timer)
         if world.rank == 0:
-            _report(folder, options)
+            _report(folder, options, sampled)
             if options["profile"]:
                 click.echo(timer.table())
 
@@ -89,28 +93,34 @@ def _finish(folder: RunFolder, plan: JobPlan, options: dict[str, Any]) -> None:
     with folder:
         pass
     if not was_complete:
-        _report(folder, options)
+        _report(folder, options, 0)
         return
-    click.echo(f"{folder.path}: all {len(plan.seeds)} images exist; nothing to do.")
+    checked = "sha256 verified" if folder.verify else "sizes compared; --verify reads them"
+    click.echo(f"{folder.path}: all {len(plan.seeds)} images exist; nothing to do ({checked}).")
     if not had_grid and (folder.path / GRID).exists():
         click.echo(f"wrote {folder.path / GRID}")
 
 
-def _report(folder: RunFolder, options: dict[str, Any]) -> None:
+def _report(folder: RunFolder, options: dict[str, Any], sampled: int) -> None:
     """Print what was written, or that other shards still work on the run."""
     if not folder.is_complete:
         assert folder.shard is not None
         i, n = folder.shard
-        click.echo(f"{folder.path}: shard {i} of {n} is done; the shard that ends last completes "
-                   "the run, and so does this command with --shard 0/1")  # fmt: skip
+        click.echo(
+            f"{folder.path}: shard {i} of {n} is done. In one folder, the shard that ends "
+            "last completes the run; folders are joined by erk merge FOLDER... --dest DIR"
+        )
         return
     if options["grid"]:
         click.echo(f"wrote {folder.path / GRID}")
     metadata = folder.metadata
+    count = f"{metadata['images']} images"
+    if 0 < sampled < metadata["images"] and folder.shard is None:
+        count += f", {sampled} of them new"
     nfe = f", NFE {metadata['nfe']:g}" if "nfe" in metadata else ""  # else the log was lost
     if metadata.get("guide_nfe"):
         nfe += f" + {metadata['guide_nfe']:g} of the guide"
-    click.echo(f"{folder.path}: {len(folder.seeds)} images{nfe}{' per image' if nfe else ''}.")
+    click.echo(f"{folder.path}: {count}{nfe}{' per image' if nfe else ''}.")
     if "batches" in metadata:
         sizes = ", ".join(f"{n} at {size}" for size, n in metadata["batches"].items())
         click.echo(f"batch sizes: {sizes}; {metadata['rounding']}")

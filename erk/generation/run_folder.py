@@ -1,12 +1,11 @@
 """The folder of a run: images named by seed, a log of them, and run.json.
 
-PNG files are the truth. An image counts as present when its file is complete; run.json fixes the
-settings, so a folder never mixes two. An archive is packed from the PNG files, which lie in
-`.parts` until then.
+An image counts as present when its file has the size that its line in a log gives; a file without
+a line is not the run's. run.json fixes the settings, so a folder never mixes two. An archive is
+packed from the PNG files, which lie in `.parts` until then. Locks keep processes apart.
 """
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,53 +14,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from erk.generation.archives import ARCHIVES, ImageFiles, pack, summarize_records
+from erk.generation.archives import ARCHIVES, pack, summarize_records
 from erk.generation.contents import (
     GRID,
     Contents,
-    check_archived,
     find_images,
     rank_share,
     remove_drafts,
-    share_of,
 )
 from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png, write_grid
-from erk.generation.job import plain
+from erk.generation.locks import LOCK, FolderLocks
 from erk.generation.manifest import (
     PARTS,
     ImageLog,
     ImageRecord,
-    has_records,
-    log_files,
-    read_records,
+    record_of,
 )
 from erk.generation.metadata import (
     RUN,
     Metadata,
-    check_same,
     claim,
     read_metadata,
-    settings_hash,
     write_metadata,
 )
+from erk.generation.reading import open_images
+from erk.generation.run_state import ALONE, RunState
 from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
 from erk.generation.writer import Submit, background, spare_cores, thread_map
-from erk.io.atomic import check_writable, uninterrupted
+from erk.io.atomic import uninterrupted
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
 
-ALONE = World(0, 1, torch.device("cpu"))
 GRID_IMAGES = 100
-LOCK = ".lock"  # for shards that end at the same time
-LOCK_TIMEOUT = 3600  # seconds that a shard waits for another one that packs an archive
 GROUP = 256  # images whose records are written at a time
-DERIVED = ("nfe", "guide_nfe", "batches", "rounding")  # metadata that the records give
+DERIVED = ("nfe", "guide_nfe", "batches", "rounding", "archive_bytes")
+"""Metadata that follow from the images."""
 
 
-class RunFolder:
+class RunFolder(RunState):
     """The output folder of a run, as a context manager.
 
     Entering it claims the folder; leaving it finishes the run (packs archives, writes the
@@ -71,13 +63,6 @@ class RunFolder:
         with RunFolder.open(path, job) as run:
             for batch in generate(job, run.pending):
                 run.write(batch)
-
-    Attributes
-    ----------
-    pending : list of int
-        The seeds that this process still has to sample.
-    metadata : dict
-        The content of run.json.
     """
 
     def __init__(
@@ -92,19 +77,14 @@ class RunFolder:
         world: World = ALONE,
         grid: bool = False,
         timer: Timer = OFF,
+        verify: bool = False,
     ) -> None:
-        self.path, self.seeds, self.batch, self.shard = path, seeds, batch, shard
-        self.world, self.grid, self.timer = world, grid, timer
-        self.settings = json.loads(json.dumps(plain(identity)))
-        self.kind, subdirs = self.settings.get("format", "png"), self.settings.get("subdirs", False)
-        root = path / PARTS if self.kind in ARCHIVES else path
-        self.files = ImageFiles(root, subdirs, self.kind)
-        self.metadata: Metadata = {}
-        self.pending: list[int] = []
-        self._new = metadata  # None: the networks are not loaded
+        super().__init__(path, identity, seeds, metadata, shard=shard, verify=verify)
+        self.batch, self.world, self.grid, self.timer = batch, world, grid, timer
+        self._has_work = False
         self._key = ""  # hash of the settings and networks, in the records
         self._created: list[Path] = []
-        self._contents = Contents()
+        self._locks = FolderLocks(path, shard)
         self._stack = ExitStack()
         self._map: Callable[..., Any] = map
         self._submit: Submit = _call
@@ -120,6 +100,7 @@ class RunFolder:
         *,
         grid: bool = False,
         timer: Timer = OFF,
+        verify: bool = False,
     ) -> "RunFolder":
         """Look at a folder without writing to it.
 
@@ -139,68 +120,42 @@ class RunFolder:
             Also write grid.png, a sheet of the first 100 images.
         timer : Timer
             Where to add up times.
+        verify : bool
+            Compare the sha256 of every image with its record; images that differ are pending.
 
         Raises
         ------
         ValueError
             If the folder cannot be used: other settings or networks, images of unknown origin,
-            not writable, or an archive that is complete with other seeds.
+            links, not writable, or an archive that is complete with other seeds.
         """
         run = cls(
             Path(path), job.identity, job.seeds, job.metadata, batch=job.batch, shard=shard,
-            world=world, grid=grid, timer=timer,
+            world=world, grid=grid, timer=timer, verify=verify,
         )  # fmt: skip
         run.look()
         return run
 
-    def look(self) -> None:
-        """Read run.json and find out which seeds are pending. Raises ValueError or OSError."""
-        check_writable(self.path)
-        if (self.path / PARTS).is_symlink():
-            raise ValueError(
-                f"{self.path / PARTS} is a link, so the run would write elsewhere: delete it"
-            )
-        self.metadata = read_metadata(self.path) or {}
+    def prepare(self, job: Any, world: World = ALONE, timer: Timer = OFF) -> None:
+        """Go on with the loaded networks of the plan that the folder was opened with.
+
+        Raises ValueError if the folder is of a run with other networks.
+        """
+        self._new, self.world, self.timer = job.metadata, world, timer
+        self._log.name = f"{self._log.name.rpartition('.')[0]}.{world.rank}"
         if self.metadata:
-            check_same(
-                self.metadata, (self._new or {}) | {"settings": self.settings}, self.path / RUN
-            )
-        elif log_files(self.path) or next(self.path.rglob("*.png"), None) is not None:
-            raise ValueError(
-                f"{self.path} holds images but no run.json with their settings; choose another "
-                "--outdir."
-            )
-        if self.is_complete and self.kind in ARCHIVES:
-            check_archived(self.path / ARCHIVES[self.kind], self.metadata["seeds"], self.seeds)
-            self.pending = []
-            return
-        self._contents = find_images(self.path, self.files, self.metadata, self.seeds, self.shard)
-        share = np.asarray(share_of(self.seeds, self.shard), np.int64)
-        self.pending = share[~np.isin(share, self._contents.present)].tolist()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether run.json says that all images exist and, of an archive, that it exists."""
-        archive = self.path / ARCHIVES[self.kind] if self.kind in ARCHIVES else None
-        return bool(self.metadata.get("complete")) and (archive is None or archive.is_file())
-
-    def settings_key(self) -> str:
-        """Hash the settings and networks, as the records of this run hold them."""
-        return settings_hash(
-            (self.metadata if self._new is None else self._new) | {"settings": self.settings}
-        )
+            self._check_same()
 
     def __enter__(self) -> "RunFolder":
-        if self.pending and self._new is None:
-            raise ValueError("images are missing and the networks are not loaded: load the plan")
-        self._has_work = bool(self.pending) or not self.is_complete
-        self._key = self.settings_key()
         barrier(self.world)  # until every process has looked at the folder
-        if self.world.rank == 0 and self._has_work:
-            self._begin()
-        pending = broadcast(self.world, self.pending)  # also waits until the folder exists
-        self.pending = rank_share(pending, self.batch, self.world)
         try:
+            if self.world.rank == 0:
+                self._claim()
+            key = self.settings_key()
+            pending, self._key = broadcast(self.world, (self.pending, key))  # after the claim
+            if self._key != key:
+                raise ValueError("the processes of this run have different settings: stop them")
+            self.pending = rank_share(pending, self.batch, self.world)
             self._stack.enter_context(self.timer.host("wall"))
             if self.pending:
                 self._map = self._stack.enter_context(thread_map(spare_cores()))
@@ -209,9 +164,38 @@ class RunFolder:
         except BaseException:
             self._stack.close()
             self._abandon()
+            self._locks.release()
             raise
         self._contents = Contents()  # 100 bytes per seed
         return self
+
+    def _claim(self) -> None:
+        """Take this process's role in the folder and begin the run, unless nothing is to do.
+
+        Raises ValueError if another process is at work there.
+        """
+        if self.is_complete and not self.pending and not self._has_leftovers():
+            return
+        if not self.path.exists():
+            self.path.mkdir(parents=True)
+            self._created.append(self.path)
+        with self._locks.brief():
+            if self._state() != self._seen:  # another process has been faster
+                self.look()
+            self._locks.claim()
+            self._has_work = bool(self.pending) or not self.is_complete
+            if self.pending and self._new is None:
+                raise ValueError("images are missing, the networks are not loaded: load the plan")
+            self._key = self.settings_key()
+            if self._has_work:
+                self._begin()
+
+    def _has_leftovers(self) -> bool:
+        """Whether a complete run lacks its grid, or was killed before it tidied up."""
+        return self._lacks_grid() or any((self.path / name).exists() for name in (PARTS, LOCK))
+
+    def _lacks_grid(self) -> bool:
+        return self.grid and self.kind not in ARCHIVES and not (self.path / GRID).exists()
 
     def write(self, batch: ImageBatch) -> None:
         """Encode and write a batch in the background; blocks while two others wait.
@@ -222,26 +206,27 @@ class RunFolder:
         self._submit(self._store, batch)
 
     def add(self, records: Sequence[ImageRecord], data: Sequence[bytes]) -> None:
-        """Write PNG files, then their records; signals are deferred. Raises as `write`."""
-        records = [
-            one._replace(file=self.files.name(one.seed), settings=self._key) for one in records
-        ]
+        """Write records, then their PNG files; signals are deferred. Raises as `write`."""
+        records = [self._addressed(one) for one in records]
         with uninterrupted(), self._still_exists():
-            list(self._map(self.files.write, records, data))
             self._log.append(records)
+            list(self._map(self.files.write, records, data))
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         try:
             self._stack.__exit__(kind, error, traceback)  # writes what was submitted
             if error is None:
                 barrier(self.world)
+                if self.world.rank == 0 and self._locks.is_held:
+                    with self._still_exists(), self._locks.brief():
+                        self._end()
+            elif isinstance(error, Exception):
+                self._abandon()
         except Exception:
             self._abandon()
             raise
-        if error is None and self.world.rank == 0:
-            self._end()
-        elif isinstance(error, Exception):
-            self._abandon()
+        finally:
+            self._locks.release()
 
     def _store(self, batch: ImageBatch) -> None:
         """Encode a batch and write it."""
@@ -268,35 +253,32 @@ class RunFolder:
             ) from error
 
     def _begin(self) -> None:
-        """Create the folder and run.json, marked incomplete; list images without a record.
-
-        Raises ValueError if a run of other settings has begun in the folder meanwhile.
-        """
-        new = self.metadata if self._new is None else self._new
-        for folder in (self.path, self.path / PARTS):
-            if not folder.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                self._created.append(folder)
-        begun = self._incomplete(new)
+        """Write run.json, marked incomplete; restore records; remove images that differ."""
+        if not (self.path / PARTS).exists():
+            (self.path / PARTS).mkdir()
+            self._created.append(self.path / PARTS)
+        self._restore()
+        begun = self._incomplete()
         if not self.metadata and claim(self.path, begun):
             self._created.append(self.path / RUN)
         else:
-            if not self.metadata:  # another process has begun meanwhile
-                self.look()
-                begun = self._incomplete(new)
             write_metadata(self.path, begun)
         self.metadata = begun
-        self._list_unlisted()
+        for seed in np.intersect1d(self._contents.differing, self.pending).tolist():
+            self.files.path(seed).unlink(missing_ok=True)
 
-    def _incomplete(self, new: Metadata) -> Metadata:
+    def _incomplete(self) -> Metadata:
         """Return the metadata of a run that begins, with the seeds of earlier runs.
 
-        Of a shard, these include the seeds that other shards are to sample.
+        Of a shard or a complete run, these include seeds whose images do not exist.
         """
         earlier: Any = self._contents.present
-        if self.shard is not None and self.metadata:
+        if self.metadata and (self.shard is not None or self.metadata["complete"]):
             earlier = parse_seeds(self.metadata["seeds"])
         seeds = np.union1d(np.asarray(self.seeds, np.int64), np.asarray(earlier, np.int64))
+        new = self._new
+        if new is None:
+            new = {name: value for name, value in self.metadata.items() if name not in DERIVED}
         return {
             "processes": self.world.size,
             **new,
@@ -306,25 +288,42 @@ class RunFolder:
             "settings": self.settings,
         }
 
-    def _list_unlisted(self) -> None:
-        """Add records for unlisted images; batch size and NFE stay unknown."""
-        seeds = self._contents.unlisted.tolist()
-        for i in range(0, len(seeds), GROUP):
-            group = seeds[i : i + GROUP]
-            records = [self.files.record(s, self.files.path(s).read_bytes()) for s in group]
-            self._log.append([one._replace(settings=self._key) for one in records])
+    def _restore(self) -> None:
+        """Add records that a complete run has lost; unpack the sound images of its archive."""
+        rows = self._contents.restored
+        archive = self.path / ARCHIVES[self.kind] if self.kind in ARCHIVES else None
+        if not len(rows):
+            return
+        with open_images(self.files, archive, parse_seeds(self.metadata["seeds"])) as read:
+            for i in range(0, len(rows), GROUP):
+                records = [record_of(row, "", "") for row in rows[i : i + GROUP]]
+                if archive is None:
+                    self._log.append([self._addressed(one) for one in records])
+                    continue
+                data = [read(one.seed) for one in records]
+                sizes = zip(records, data, strict=True)
+                self.add([one._replace(file_size=len(png)) for one, png in sizes], data)
+
+    def _addressed(self, record: ImageRecord) -> ImageRecord:
+        """Return a record with the name of its file and the hash of the settings."""
+        return record._replace(file=self.files.name(record.seed), settings=self._key)
 
     def _end(self) -> None:
         """Finish the run unless other shards still work on it; write the grid; tidy up."""
         if not self._has_work:
-            grid = self.path / GRID
-            if self.grid and self.kind not in ARCHIVES and not grid.exists():
+            if self._lacks_grid():
                 self._write_grid()
             self._tidy()
-        elif self.shard is None:
-            self._finish()
-        else:
-            self._finish_if_last()
+            return
+        if self.shard is not None:
+            self._locks.release()
+            self.metadata, self._is_sound = read_metadata(self.path) or self.metadata, True
+            if not self._locks.is_alone():  # the shard that ends last finishes the run
+                return
+            contents = find_images(self.path, self.files, self.metadata)
+            if not np.isin(parse_seeds(self.metadata["seeds"]), contents.present).all():
+                return
+        self._finish()
 
     def _finish(self) -> None:
         """Pack the archive, write the manifest and mark the run complete.
@@ -332,39 +331,25 @@ class RunFolder:
         Raises ValueError if images are missing.
         """
         seeds = np.unique(np.asarray(parse_seeds(self.metadata["seeds"]), np.int64))
-        self._contents = find_images(self.path, self.files, self.metadata, [])
-        missing = np.setdiff1d(seeds, self._contents.present)
+        contents = find_images(self.path, self.files, self.metadata)
+        missing = np.setdiff1d(seeds, contents.present)
         if len(missing):
             raise ValueError(
                 f"the images of the seeds {format_seeds_short(missing)} are missing in "
                 f"{self.path}: run the same command again"
             )
-        records = self._contents.records
-        if len(self._contents.unlisted):
-            self._list_unlisted()
-            records = read_records(self.path, self._key)
         if self.grid:
             self._write_grid()
-        records = records[np.isin(records["seed"], seeds)]
+        records = contents.records[np.isin(contents.records["seed"], seeds)]
         pack(self.path, self.files, records, self._key)
-        summary = summarize_records(records, self.metadata.get("batch"))
+        precision = str(self.settings.get("precision"))
+        summary = summarize_records(records, self.metadata.get("batch"), precision)
+        if self.kind in ARCHIVES:
+            summary["archive_bytes"] = (self.path / ARCHIVES[self.kind]).stat().st_size
         kept = {name: value for name, value in self.metadata.items() if name not in DERIVED}
-        self.metadata = kept | summary | {"complete": True}
+        self.metadata, self._is_sound = kept | summary | {"complete": True}, True
         write_metadata(self.path, self.metadata)
         self._tidy()
-
-    def _finish_if_last(self) -> None:
-        """Finish the run if this shard is the last one to end."""
-        from filelock import FileLock, Timeout  # late: a tenth of a second
-
-        with suppress(Timeout), FileLock(self.path / LOCK, timeout=LOCK_TIMEOUT):
-            self.metadata = read_metadata(self.path) or self.metadata
-            if self.is_complete:  # another shard was faster
-                self._tidy()
-                return
-            contents = find_images(self.path, self.files, self.metadata, [])
-            if np.isin(parse_seeds(self.metadata["seeds"]), contents.present).all():
-                self._finish()
 
     def _write_grid(self) -> None:
         seeds = self.seeds[:GRID_IMAGES]
@@ -372,26 +357,35 @@ class RunFolder:
 
     def _tidy(self) -> None:
         """Remove drafts of processes that were killed and, of a complete run, `.parts`."""
+        remove_drafts(self.path)
         if self.is_complete:
             shutil.rmtree(self.path / PARTS, ignore_errors=True)
-            (self.path / LOCK).unlink(missing_ok=True)
-        remove_drafts(self.path)
+            self._locks.remove()
 
     def _abandon(self) -> None:
         """Remove what this process created of a run that failed before its first image.
 
-        Other shards and processes may be writing to the folder, so only a single one does this.
+        Lines of a log without an image are worth nothing. Other shards and ranks may be writing to
+        the folder, so only a single process does this.
         """
-        if self.world.size > 1 or self.shard is not None or (self.path / RUN) not in self._created:
+        if self.world.size > 1 or self.shard is not None or not self._created:
             return
-        with suppress(OSError):  # a folder that is not empty stays
-            is_empty = not any(IMAGE_NAME.fullmatch(f.name) for f in image_files(self.files.root))
-            if is_empty and not has_records(self.path):
-                if self.path / PARTS in self._created:
-                    shutil.rmtree(self.path / PARTS)
-                (self.path / RUN).unlink()
-                if self.path in self._created:
-                    self.path.rmdir()
+        with suppress(OSError, ValueError):  # a folder with files of others stays
+            if self._locks.is_held:
+                with self._locks.brief():
+                    self._remove_created()
+            if self.path in self._created:
+                self.path.rmdir()
+
+    def _remove_created(self) -> None:
+        """Remove the files that this process created, unless an image exists."""
+        if any(IMAGE_NAME.fullmatch(file.name) for file in image_files(self.files.root)):
+            return
+        if self.path / PARTS in self._created:
+            shutil.rmtree(self.path / PARTS)
+        if self.path / RUN in self._created:
+            (self.path / RUN).unlink()
+        self._locks.remove()
 
 
 def _call(function: Callable[..., Any], *args: Any) -> None:

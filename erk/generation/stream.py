@@ -44,10 +44,11 @@ def image_chunks(job: Job) -> Callable[[int, int], Iterator[ImageChunk]]:
     return share
 
 
-def summarize(metadata: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
-    """Return mean NFE, and batch sizes if memory did not suffice for `batch` everywhere."""
+def summarize(metadata: Mapping[str, Tensor], job: Job) -> dict[str, Any]:
+    """Return mean NFE, and batch sizes if memory did not suffice for the job's everywhere."""
     nfe = {name: metadata[name].mean().item() for name in ("nfe", "guide_nfe")}
-    return nfe | batch_sizes(Counter(metadata["batch"].tolist()), batch)
+    sizes = Counter(metadata["batch"].tolist())
+    return nfe | batch_sizes(sizes, job.batch, str(job.identity.get("precision")))
 
 
 def _read(job: Job, seeds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

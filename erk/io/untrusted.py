@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,6 +37,7 @@ MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
 MAX_IMAGE_BYTES = 1 << 26  # of an image file
 MAX_SCANS = 100  # of a JPEG file
 PNG = b"\x89PNG\r\n\x1a\n"
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, lengths of name and extra
 OTHER_FORMATS = {  # first bytes of images that are not read
     b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
 }  # fmt: skip
@@ -181,6 +182,22 @@ def find_member(archive: zipfile.ZipFile, name: str, limit: int, ratio: int) -> 
     if info.file_size > max(limit, ratio * packed):
         raise TooLargeError(f"{name} in it grows from {packed} to {info.file_size} bytes")
     return info
+
+
+def seek_stored(file: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Move an open zip file to the first byte of a stored member.
+
+    Reading there checks no CRC, so one wrong bit does not spoil the other rows of an array. Raises
+    ValueError if the member is compressed or has no header.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} in it is compressed")
+    file.seek(member.header_offset)
+    data = file.read(LOCAL_HEADER.size)
+    if len(data) < LOCAL_HEADER.size or not data.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{member.filename} in it has no header")
+    _, name, extra = LOCAL_HEADER.unpack(data)
+    file.seek(name + extra, 1)
 
 
 def is_damage(error: Exception) -> bool:

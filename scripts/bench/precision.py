@@ -5,6 +5,7 @@
 Noise is drawn on the CPU, so that only rounding differs.
 """
 
+import functools
 from typing import NamedTuple
 
 import click
@@ -32,14 +33,17 @@ class Variant(NamedTuple):
     batch: int
 
 
-def variants() -> list[Variant]:
-    """Return the variants; all are compared with the first."""
-    variants = [Variant("cpu", "fp32", batch) for batch in (BATCH, 1, 8, 256)]
-    variants += [Variant("cpu", precision, BATCH) for precision in ("bf16", "fp16")]
+def comparisons() -> list[tuple[Variant, Variant]]:
+    """Return pairs: a variant, and the one that it is compared with."""
+    reference = Variant("cpu", "fp32", BATCH)
+    others = [Variant("cpu", precision, BATCH) for precision in ("bf16", "fp16")]
     if torch.cuda.is_available():
         precisions = ("fp32", "tf32", "bf16", "fp16")
-        variants += [Variant("cuda", precision, BATCH) for precision in precisions]
-    return variants
+        others += [Variant("cuda", precision, BATCH) for precision in precisions]
+    pairs = [(other, reference) for other in others]
+    for same in (reference, *others):
+        pairs += [(same._replace(batch=batch), same) for batch in (1, 8, 256)]
+    return pairs
 
 
 def sample(variant: Variant, settings: Settings, n: int) -> torch.Tensor:
@@ -65,11 +69,10 @@ def main(setup: Setup, images: int) -> list[Row]:
     """Measure how far images differ between devices, precisions and batch sizes."""
     rows: list[Row] = []
     for name, settings in SAMPLERS.items():
-        first, *others = variants()
-        reference = sample(first, settings, images)
-        for variant in others:
-            row = {"sampler": name, **variant._asdict(), "n": images}
-            rows.append(row | difference(sample(variant, settings, images), reference))
+        sampled = functools.cache(functools.partial(sample, settings=settings, n=images))
+        for variant, other in comparisons():
+            row = {"sampler": name, **variant._asdict(), "against": " ".join(map(str, other))}
+            rows.append(row | {"n": images} | difference(sampled(variant), sampled(other)))
     return rows
 
 

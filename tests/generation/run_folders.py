@@ -9,7 +9,8 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds
 
-SETTINGS = {"net": "a.pkl", "steps": 8, "S_max": float("inf"), "guidance_interval": (0.1, 2.0)}
+SETTINGS = {"net": "a.pkl", "steps": 8, "precision": "bf16 on cpu",
+            "S_max": float("inf"), "guidance_interval": (0.1, 2.0)}  # fmt: skip
 NETWORK = {"name": "a", "sha256": "1" * 64, "licence": "free"}
 
 

@@ -16,7 +16,7 @@ from erk.generation.images import (
     read_png,
     save_images,
     sheet,
-    stored_seeds,
+    stored_images,
 )
 from erk.io.atomic import write_file
 
@@ -143,7 +143,7 @@ def test_save_images_writes_a_file_per_image(tmp_path):
     assert [path.name for path in paths] == ["000000.png", "000001.png", "000002.png"]
     assert all((read_png(path) == image).all() for path, image in zip(paths, images, strict=True))
     save_images(images, str(tmp_path), seeds=[7, 3, 12345678])
-    assert stored_seeds(tmp_path, False).tolist() == [3, 7, 12345678]
+    assert stored_images(tmp_path, False)["seed"].tolist() == [3, 7, 12345678]
     assert (read_png(tmp_path / "000003.png") == images[1]).all()
 
 
@@ -165,6 +165,6 @@ def test_stored_seeds_are_those_of_files_at_their_path(tmp_path):
     for name in ("7.png", "000002.jpg", "0000003.png", "1001/000009.png", "001000/001002.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert stored_seeds(tmp_path, False).tolist() == [1, 9, 1001, 1002]
-    assert stored_seeds(tmp_path, True).tolist() == [1002]
-    assert stored_seeds(tmp_path / "none", False).tolist() == []
+    assert stored_images(tmp_path, False)["seed"].tolist() == [1, 9, 1001, 1002]
+    assert stored_images(tmp_path, True)["seed"].tolist() == [1002]
+    assert stored_images(tmp_path / "none", False)["seed"].tolist() == []

@@ -15,6 +15,7 @@ from erk.generation.manifest import (
     parse_line,
     read_records,
     record_of,
+    write_manifest,
 )
 from erk.generation.run_folder import RunFolder
 from erk.generation.seeds import MAX_SEED, parse_seeds
@@ -53,7 +54,8 @@ def test_a_cut_or_overwritten_line_is_ignored(length, junk):
     "line",
     [b"\n", b"{}\n", b"3\n", b"[]\n", b'{"seed": -1}\n', b"\x00" * 200 + b"\n", b"[" * 10**5,
      *(record(1, **wrong).to_line() for wrong in
-       ({"batch": "4"}, {"batch": 0}, {"batch": True}, {"batch": 2**70}, {"nfe": "5"},
+       ({"file_size": -1}, {"file_size": 1.5}, {"batch": "4"}, {"batch": 0},
+        {"batch": True}, {"batch": 2**70}, {"nfe": "5"},
         {"nfe": float("nan")}, {"guide_nfe": float("inf")}, {"nfe": -1})),
      *(record(1)._replace(**wrong).to_line() for wrong in
        ({"seed": -1}, {"seed": MAX_SEED + 1}, {"seed": 1.0}, {"seed": True}, {"sha256": "xyz"},
@@ -91,18 +93,45 @@ def test_a_cut_end_is_ignored(tmp_path):
         assert seeds_in(tmp_path) == [*range(content[:length].count(b"\n"))]
 
 
-def test_of_two_lines_the_later_counts(tmp_path):
+def test_of_two_lines_the_later_counts_whatever_the_clock(tmp_path):
+    """M14: the order follows from the numbers of the logs; the manifest is the oldest."""
     (tmp_path / ".parts").mkdir()
-    first, second = (ImageLog(tmp_path / ".parts", f"0-of-1.{i}") for i in range(2))
-    first.append([record(1), record(2), record(3)])
-    second.append([record(2, batch=8), record(3)])
-    first.append([record(1, batch=16), record(3, batch=16)])
-    os.utime(second.path, ns=(0, first.path.stat().st_mtime_ns - 1))
-    rows = read_records(tmp_path, KEY)
-    assert rows["seed"].tolist() == [1, 2, 3] and rows["batch"].tolist() == [16, 4, 16]
-    os.utime(second.path, ns=(0, first.path.stat().st_mtime_ns + 1))
-    assert log_files(tmp_path) == [first.path, second.path]
-    assert read_records(tmp_path, KEY)["batch"].tolist() == [16, 8, 4]
+    logs = [ImageLog(tmp_path / ".parts", name) for name in ("1-of-2.0", "0-of-2.0", "1-of-2.0")]
+    for number, log in enumerate(logs, 1):
+        log.append([record(seed, batch=number) for seed in range(number, 4)])
+    write_manifest(tmp_path, [record(seed, batch=9) for seed in range(4)])
+    for clock in (1, -1):  # as after cp -r, or written by a machine whose clock is wrong
+        for number, log in enumerate(logs, 1):
+            os.utime(log.path, ns=(0, 10**18 + clock * number))
+        assert log_files(tmp_path)[1:] == [log.path for log in logs]
+        rows = read_records(tmp_path, KEY)
+        assert rows["seed"].tolist() == [0, 1, 2, 3] and rows["batch"].tolist() == [9, 1, 2, 3]
+
+
+def test_of_lines_that_disagree_the_one_of_the_file_counts(tmp_path):
+    """M14: of images sampled again at another batch size, which rounds differently."""
+    old, new = (record(5)._replace(sha256=letter * 64) for letter in "ab")
+    write_manifest(tmp_path, [record(4), old, new, record(6)])
+    asked = []
+    for file, expected in (("a" * 64, b"a"), ("b" * 64, b"b"), ("", b"b")):
+        rows = read_records(tmp_path, KEY, lambda seed, file=file: asked.append(seed) or file)
+        assert rows["seed"].tolist() == [4, 5, 6] and rows["sha256"][1][:1] == expected
+    assert asked == [5, 5, 5]  # files are not read where lines agree
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_pieces_of_a_log(newline, tmp_path, monkeypatch):
+    """Lines across pieces, foreign and endless ones, lines of earlier versions without a size."""
+    lines = [record(seed).to_line() for seed in range(50)]
+    lines[7] = lines[7].replace(b', "file_size": null', b"")
+    lines[20] = b"x" * 70_000 + lines[20]
+    lines[30] = lines[30][:40] + newline
+    lines[31:31] = [lines[3], b"\xff\x00" + newline]
+    (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines))
+    expected = [seed for seed in range(50) if seed not in (20, 30)]
+    for size in (64, 1000, 1 << 19):
+        monkeypatch.setattr("erk.generation.manifest.PIECE", size)
+        assert seeds_in(tmp_path) == expected
 
 
 def test_a_folder_without_logs_has_no_records(tmp_path):

@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, generate, monkeypatch):
     assert done.exit_code == 0
     for large, small in ((8, 4), (4, 2)):
         assert f"with a batch of {large}: continuing with {small}," in done.stderr
-    assert "batch sizes: 20 at 2; at most 1 grey level" in done.stdout
+    assert "batch sizes: 20 at 2; images of other batch sizes are rounded" in done.stdout
     check_run(Path("out"), Path("two"))
     record = json.loads(Path("out/run.json").read_text())
     assert record["batch"] == 8 and record["batches"] == {"2": 20}

@@ -28,7 +28,7 @@ def test_a_link_as_the_folder_of_parts_is_refused(out, tmp_path):
     (tmp_path / "victim").mkdir()
     out.mkdir(parents=True)
     (out / ".parts").symlink_to(tmp_path / "victim")
-    with pytest.raises(ValueError, match="is a link, so the run would write elsewhere"):
+    with pytest.raises(ValueError, match="is a link, so the run would read or write elsewhere"):
         look(out, [0, 1])
     assert not list((tmp_path / "victim").iterdir())
 
@@ -89,8 +89,9 @@ def test_of_two_runs_that_begin_together_one_wins(out):
             pass
         with pytest.raises(ValueError, match="another network"), third:
             pass
-        with same:
-            same.write(batch([0, 1]))
+        with pytest.raises(ValueError, match="in use, another process is sampling into it"), same:
+            pass
+        first.write(batch([0, 1]))
     assert run_json(out)["settings"]["steps"] == 8 and run_json(out)["complete"] is True
 
 

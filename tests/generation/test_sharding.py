@@ -53,7 +53,7 @@ def test_shards_one_after_the_other_fill_one_folder(kind, run, undisturbed):
     """In any order; each samples its seeds only, and the last one completes the run."""
     for number, shard in enumerate(("2/3", "0/3", "1/3")):
         output = run(main, *JOB, "--format", kind, "--shard", shard, "--grid")
-        assert ("is done; the shard that ends last" in output) == (number < 2)
+        assert ("is done. In one folder, the shard that ends last" in output) == (number < 2)
         complete = json.loads(Path("out/run.json").read_text())["complete"]
         assert complete == (number == 2)
         if kind == "png" and number == 0:
