@@ -4,18 +4,17 @@ Chunks are the unit of work. Their key names their content, so features that the
 an earlier run, another process or a shard, are not computed again.
 """
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erk.runtime.distributed import World, gather
 from erk.runtime.memory import fitting, halved
+from erk.runtime.progress import image_bar, within_batch
 from metrics.chunks import (
     Chunk,
     Chunks,
@@ -32,6 +31,9 @@ from metrics.store import holds, load, save
 
 Images: TypeAlias = str | Path | ImageSource | Tensor | Iterable[Tensor]
 """A folder, zip or npz; uint8 images [N, C, H, W]; or batches of them."""
+
+Report: TypeAlias = Callable[[int], None]
+"""Called with the number of a chunk's images that a network has seen."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,11 @@ def store_features(
     an extractor does not take.
     """
     assert plan.cache is not None
-    interval = 0.5 if sys.stderr.isatty() else 30  # a log file needs few lines
-    share = -(-total // world.size)
-    with tqdm(
-        total=share, desc=description, unit="img", mininterval=interval, disable=world.rank > 0
-    ) as bar:
+    with image_bar(-(-total // world.size), description, world.rank == 0) as bar:
         for chunk in chunks:
             for name, tensors in _chunk_outputs(plan, chunk, _missing(plan, chunk)):
                 save(plan.cache, plan.extractors[name], chunk.key, tensors)
-            bar.update(chunk.size)
+            bar.finish(chunk.size)
             yield chunk
 
 
@@ -240,8 +238,13 @@ def _chunk_outputs(
     """Extract the features of one chunk; yield extractor and its tensors, as they are stored."""
     if names:
         batch = _on_device(plan, ImageBatch(*chunk.read()))
-        for name in names:
-            yield name, _outputs(plan, name, chunk, batch)
+        for number, name in enumerate(names):
+            finished = number * chunk.size
+
+            def report(images: int, before: int = finished) -> None:
+                within_batch((before + images) / len(names))
+
+            yield name, _outputs(plan, name, chunk, batch, report)
 
 
 def _on_device(plan: ExtractionPlan, batch: ImageBatch) -> ImageBatch:
@@ -255,20 +258,28 @@ def _on_device(plan: ExtractionPlan, batch: ImageBatch) -> ImageBatch:
     return batch._replace(images=batch.images.to(plan.device, non_blocking=True))
 
 
-def _outputs(plan: ExtractionPlan, name: str, chunk: Chunk, batch: ImageBatch) -> dict[str, Tensor]:
+def _outputs(
+    plan: ExtractionPlan, name: str, chunk: Chunk, batch: ImageBatch, report: Report
+) -> dict[str, Tensor]:
     if not len(batch.positions):
         return {"kept": batch.positions}
-    joined = _joined(_network_outputs(plan.extractors[name], batch.images, plan.batch))
+    joined = _joined(_network_outputs(plan.extractors[name], batch.images, plan.batch, report))
     check_finite(joined.features, f"{name} features of images from number {chunk.start} on")
     tensors = {key: getattr(joined, key) for key in plan.outputs[name]}
     return tensors | {"kept": batch.positions} | batch.metadata
 
 
-def _network_outputs(extractor: Extractor, images: Tensor, batch: int) -> list[dict[str, Any]]:
+def _network_outputs(
+    extractor: Extractor, images: Tensor, batch: int, report: Report
+) -> list[dict[str, Any]]:
     """Run the network on ``batch`` images at a time, or on as many as fit into memory."""
 
     def parts() -> list[dict[str, Any]]:
-        return [extractor(part)._asdict() for part in images.split(batch)]
+        outputs = []
+        for number, part in enumerate(images.split(batch), 1):
+            outputs.append(extractor(part)._asdict())
+            report(min(number * batch, len(images)))
+        return outputs
 
     batch = min(batch, len(images))
     while (outputs := fitting(parts)) is None:

@@ -67,7 +67,9 @@ def run(quick: bool = False) -> int:
             states.append(row.state)
             click.echo(f"{row.state:4}  {row.name:11}  {row.text}")
     failed, notes = states.count("FAIL"), states.count("note")
-    click.echo(f"{f'{failed} to repair (FAIL)' if failed else 'sound'}, {notes} to read (note)")
+    parts = [f"{failed} to repair (FAIL)" if failed else "sound"]
+    parts += [f"{notes} to read (note)"] if notes else []
+    click.echo(", ".join(parts))
     return 1 if failed else 0
 
 

@@ -80,6 +80,7 @@ def main(**options: Any) -> None:
 
     Every option may also be spelt with underscores, --w_stiff.
     """
+    shared.check_needs(click.get_current_context())
     reference, animation = options.pop("evaluate"), options.pop("animate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
     if reference is not None:

@@ -17,6 +17,12 @@ DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 PRECISIONS = click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"])
 RANDOM_OR_FILE = "random|balanced|FILE"
 
+NEEDS = {
+    "w_con": "w_stiff", "erk_scale": "w_stiff", "S_min": "S_churn", "S_max": "S_churn",
+    "S_noise": "S_churn", "churn_rule": "S_churn", "pc_deterministic": "pc_snr",
+}  # fmt: skip
+"""Options that have no effect unless another one is given: variable -> variable."""
+
 device_option = cloup.option(
     "--device", type=DEVICES, default="auto",
     help="Device to compute on; auto: CUDA, then MPS, then the CPU.",
@@ -51,6 +57,21 @@ def setting(name: str, **changes: Any) -> Decorator:
         options["type"] = click.Choice(one.choices) if named else one.kind
     variable = one.option.lstrip("-").replace("-", "_")
     return cloup.option(one.option, variable, **(options | changes))
+
+
+def check_needs(context: click.Context) -> None:
+    """Raise ValueError for an option on the command line that has no effect without another one.
+
+    A sweep may give both: --w-stiff 0 --w-con 0.3 is the plain solver.
+    """
+    source = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in context.params if context.get_parameter_source(name) is source}
+    spelling = {one.name: one.opts[0] for one in context.command.params}
+    for name, other in NEEDS.items():
+        if name in given and other not in given and "erk" not in given:
+            raise ValueError(
+                f"{spelling[name]} has no effect without {spelling[other]}: give both, or neither."
+            )
 
 
 def network_options(*more: Decorator) -> Decorator:

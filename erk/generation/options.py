@@ -119,9 +119,11 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
     if net is None:
         raise ValueError(
             "no network: give --preset NAME or --net FILE (a first try: --preset digits "
-            "--seeds 0-63; all names: --list-presets)."
+            "--seeds 0-63; all names: erk presets)."
         )
     guidance = 1.0 if guidance is None else guidance
+    if options["gnet"] is not None and guidance == 1 and options["guidance"] is None:
+        raise ValueError("--gnet has no effect without --guidance: give both, or neither.")
     if guidance != 1 and gnet is None:
         raise ValueError(f"--guidance {guidance:g} needs a guiding network: give --gnet FILE.")
     return net, None if guidance == 1 else gnet, guidance

@@ -2,13 +2,11 @@
 
 import io
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from erk.generation.contents import GRID
 from erk.generation.job import Job
@@ -18,6 +16,7 @@ from erk.generation.sampling import generate
 from erk.io.atomic import check_target, write_file
 from erk.method.corrections import Card
 from erk.runtime.distributed import World, gather, join
+from erk.runtime.progress import image_bar
 from erk.runtime.shards import shard_of
 from erk.runtime.timing import OFF, Timer
 
@@ -68,15 +67,11 @@ def _is_first() -> bool:
 
 def _sample(folder: RunFolder, job: Job, world: World, trace: str | None, timer: Timer) -> None:
     """Sample this process's share; write the trace of all processes."""
-    interval = 0.5 if sys.stderr.isatty() else 30  # seconds between lines; a log needs few
     traces = []
-    with tqdm(
-        total=len(folder.pending), desc="Sampling", unit="img", mininterval=interval,
-        disable=world.rank > 0,
-    ) as bar:  # fmt: skip
+    with image_bar(len(folder.pending), "Sampling", world.rank == 0) as bar:
         for batch in generate(job, folder.pending, trace=trace is not None, timer=timer):
             folder.write(batch)
-            bar.update(len(batch.seeds))
+            bar.finish(len(batch.seeds))
             if batch.trace is not None:
                 traces.append({"seeds": np.asarray(batch.seeds), **batch.trace})
     if trace is not None:

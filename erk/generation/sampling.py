@@ -8,10 +8,11 @@ from torch import Tensor
 
 from erk.generation.job import Job, Labels, check_labels
 from erk.method.drift import NonFiniteError
-from erk.method.sampler import Trace, solve
+from erk.method.sampler import State, Trace, solve
 from erk.models.encoders import DecodeError
 from erk.models.noise import SeededNoise, one_hot
 from erk.runtime.memory import fitting, halved
+from erk.runtime.progress import within_batch
 from erk.runtime.timing import OFF, Timer
 
 
@@ -130,11 +131,18 @@ def _sample_batch(job: Job, seeds: list[int], size: int, trace: bool, timer: Tim
     n = len(seeds)
     padded = seeds + seeds[-1:] * (size - n)
     telemetry = Trace() if trace else None
+    intervals = len(job.settings.sigmas(job.model)) - 1
+
+    def watch(state: State) -> None:
+        within_batch(n * min(1.0, (state.index + 1) / intervals))
+        if telemetry is not None:
+            telemetry(state)
+
     try:
         with timer.part("network"):
             inputs = draw_inputs(job.model, padded, job.labels, job.noise_device)
             drift = job.settings.drift(job.model, inputs.labels, job.guide)
-            x0 = solve(drift, inputs.noise, job.settings, inputs.source.randn_like, telemetry)
+            x0 = solve(drift, inputs.noise, job.settings, inputs.source.randn_like, watch)
         with timer.part("VAE"):
             images = job.model.decode(x0)[:n]
     except (NonFiniteError, DecodeError) as error:

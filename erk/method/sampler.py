@@ -162,6 +162,8 @@ class State:
         if s.erk is not None:
             push = norm(self.correction).flatten()
             values |= {"push": push, "gate": (push > 0).to(push.dtype)}
+        elif s.w_stiff == 0 or s.erk_proj:  # the solver's answer stands; NaN stays NaN
+            values |= {name: 0 * values[name] for name in ("push", "gate")}
         return values
 
 

@@ -64,6 +64,16 @@ BAD = [
     ([*NET, "--w-stiff", "-1"], "w_stiff must not be negative"),
     ([*NET, "--guidance-interval", "3"], "wants LO,HI in sigma, not '3'"),
     ([*NET, "--guidance-interval", "3,1"], "0 <= lo < hi"),
+    # options that would have no effect (friction 8 of newcomers and its siblings)
+    ([*NET, "--w-con", "0.3"], "--w-con has no effect without --w-stiff: give both, or neither"),
+    ([*NET, "--w_con", "0.5"], "--w-con has no effect without --w-stiff"),
+    ([*NET, "--erk-scale", "abs"], "--erk-scale has no effect without --w-stiff"),
+    ([*NET, "--S-noise", "1.01"], "--S-noise has no effect without --S-churn"),
+    ([*NET, "--churn-rule", "edm"], "--churn-rule has no effect without --S-churn"),
+    ([*NET, "--pc-deterministic"], "--pc-deterministic has no effect without --pc-snr"),
+    ([*NET, "--gnet", NETS / "edm2_uncond.pkl"], "--gnet has no effect without --guidance"),
+    ([*NET, "--w-con", "0.3", "--erk", "auto"], "erk brings its coefficients: leave w_con"),
+    (["--preset", "toy"], "which only erk tune knows"),  # N17
 ]
 
 
@@ -76,6 +86,13 @@ def test_bad_input_is_one_sentence(arguments, message, generate, spoilt, monkeyp
     check_refusal(refused.exit_code, refused.stdout, refused.stderr, message)
     assert not Path("out").exists()
     assert [*Path("cache").rglob("*.pkl")] == []
+
+
+def test_a_sweep_may_turn_a_correction_off(generate):
+    """Every option of the plain solver's command is given, so none is forgotten."""
+    for options in (["--w-stiff", "0", "--w-con", "0.3"], ["--S-churn", "0", "--S-noise", "1.01"]):
+        done = generate(*SMALL, "--seeds", "0", *options, "--outdir", options[0])
+        assert done.exit_code == 0, done.output
 
 
 def test_an_output_folder_below_a_file(generate):

@@ -181,6 +181,14 @@ def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
     assert len(drawn["embedded error of the pair"]) == 2
 
 
+def test_without_erk_guid_no_sample_is_corrected(runs):
+    """N10: the stiffness is estimated all the same."""
+    content = trace.read_trace(runs / "off.npz")
+    known = ~np.isnan(content["stiffness"])
+    assert (content["stiffness"][known] > 0).any()
+    assert (content["gate"][known] == 0).all() and (content["push"][known] == 0).all()
+
+
 def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
     no_pair = tmp_path / "short.npz"
     zeros = {n: np.full((1, 2), np.nan) for n in trace.COLUMNS}

@@ -97,7 +97,7 @@ def test_a_typo_is_answered_by_the_nearest_name(typed, nearest):
 
 @pytest.mark.parametrize("typed", ["", "stable-diffusion-xl", "?"])
 def test_a_name_like_no_other_leads_to_the_list(typed):
-    with pytest.raises(ValueError, match="unknown preset .*--list-presets"):
+    with pytest.raises(ValueError, match="unknown preset .*erk presets lists all"):
         find_preset(typed)
 
 
