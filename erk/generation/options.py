@@ -60,6 +60,7 @@ class JobPlan:
         do not fit into memory.
         """
         model, guide = load_fitting(load_networks, self.options, self.net, self.gnet, self.device)
+        model.check_decodable()
         check_labels(self.labels, model.label_dim, self.seeds)
         metadata = {
             "seeds": format_seeds(self.seeds),

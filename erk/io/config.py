@@ -25,7 +25,7 @@ def read_config(path: Path, kind: type[T]) -> T:
     return validated(read_yaml(path), kind, path)
 
 
-def validated(content: Any, kind: type[T], path: Path) -> T:
+def validated(content: Any, kind: type[T], path: Path | str) -> T:
     """Validate the content of a file. Raises ValueError as `read_config` does."""
     from pydantic import TypeAdapter, ValidationError  # late: a tenth of a second
 

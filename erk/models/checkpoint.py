@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from erk.io import pickles
 from erk.io.atomic import write_file
+from erk.io.config import validated
 from erk.io.files import open_regular, read_regular
 from erk.io.untrusted import parse_json
 from erk.models import edm, edm2
+from erk.models.arguments import schema_of
 from erk.models.encoders import (
     DigitsEncoder,
     Encoder,
@@ -45,12 +48,7 @@ ENCODERS: dict[str, type[Any]] = {
 }
 
 MAX_HEADER = 100_000_000  # bytes, as in safetensors
-MAX_RESOLUTION = 4096  # pixels or latent values per row
-LISTS = ("channel_mult", "attn_resolutions", "resample_filter")  # arguments that are sequences
-OPTIONAL = ("channel_mult_noise", "channel_mult_emb", "clip_act", "dropout", "label_dropout")
-"""Arguments that may be None."""
 MAX_ITEMS = 1000  # of a network's arguments, including nested lists
-MAX_ARGUMENT = 1 << 20  # the largest number among them
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -101,7 +99,10 @@ def _part(record: pickles.Record) -> Part:
     arguments = record.state.get("_init_args", ())
     if not isinstance(arguments, tuple | list) or len(arguments):
         raise ValueError(f"'{record.class_name}' was constructed with positional arguments")
-    return Part(record.class_name, _plain(record.init_kwargs, itertools.count()))
+    kwargs = _plain(record.init_kwargs, itertools.count())
+    if record.class_name == "EDMPrecond" and kwargs.get("sigma_max") == math.inf:
+        del kwargs["sigma_max"]  # the default; JSON has no infinity
+    return Part(record.class_name, kwargs)
 
 
 def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
@@ -125,36 +126,41 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
             f"supported encoders: {', '.join(ENCODERS)}."
         )
     try:
-        _check_arguments(kwargs)
+        _check_arguments(checkpoint.architecture)
+        _check_arguments(checkpoint.encoder)
         _check_tensors(checkpoint.tensors)
         with without_weights(), _limit_parameters(len(checkpoint.tensors)):
             network = NETWORKS[kind](**kwargs)
-        network.load_state_dict(checkpoint.tensors, assign=True)
-        if isinstance(network, edm.Precond):  # its layers compute in the dtype of their input
-            network.to(torch.float32)
+        network.load_state_dict(_as_computed(checkpoint), assign=True)
         _check_network(network)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
-    except Exception as error:  # a file may pass any arguments to a constructor
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(". ")
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises different classes
+        kind_of = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind_of}{error}".split())[:300].rstrip(". ")
         raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
     return network.eval().requires_grad_(False), encoder
 
 
-def _check_arguments(kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for arguments of a wrong type or size, which constructors may not check."""
-    for name, value in kwargs.items():
-        if name.endswith("_type"):
-            is_valid = isinstance(value, str)
-        elif name in LISTS:
-            is_valid = isinstance(value, list | tuple) and all(map(_is_number, value))
-        else:
-            is_valid = _is_number(value) or (value is None and name in OPTIONAL)
-        if not is_valid:
-            raise ValueError(f"the argument {name} has a wrong type or is too large")
+def constructors_of(name: str, kwargs: dict[str, Any]) -> tuple[type[Any], ...]:
+    """Return the class of a network or encoder, and the classes that it passes arguments to.
+
+    Raises ValueError for an unknown model_type.
+    """
+    kind = NETWORKS.get(name) or ENCODERS[name]
+    if kind is edm2.Precond:
+        return kind, edm2.UNet, edm2.Block
+    if not issubclass(kind, edm.Precond):
+        return (kind,)
+    unet = kwargs.get("model_type") or kind.default_type
+    edm.check_choice("model_type", unet, *edm.UNETS)
+    return kind, edm.Precond, edm.UNETS[unet]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= MAX_ARGUMENT  # False for NaN
+def _check_arguments(part: Part) -> None:
+    """Raise ValueError for arguments of a wrong type or out of range, or that a class lacks."""
+    validated(part.kwargs, schema_of(constructors_of(*part)), part.name)
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
@@ -181,12 +187,27 @@ def _limit_parameters(count: int) -> Iterator[None]:
         hook.remove()
 
 
+def _as_computed(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the tensors in the types that the network computes with.
+
+    EDM's layers compute in the type of their input, so all are float32 but the frequencies, whose
+    product with 2 pi has the stored type in the original.
+    """
+    if NETWORKS[checkpoint.architecture.name] is edm2.Precond:
+        return checkpoint.tensors
+    return {
+        name: tensor if name.endswith(".freqs") else tensor.to(torch.float32)
+        for name, tensor in checkpoint.tensors.items()
+    }
+
+
 def _check_network(network: Any) -> None:
-    """Raise ValueError if the shape of the network's samples is out of range."""
-    channels, size, classes = network.img_channels, network.img_resolution, network.label_dim
-    is_valid = isinstance(channels, int) and isinstance(size, int) and isinstance(classes, int)
-    if not is_valid or not (channels > 0 and 0 < size <= MAX_RESOLUTION and classes >= 0):
-        raise ValueError("channels, resolution or classes are out of range")
+    """Raise ValueError if the noise levels of a network are no range."""
+    if not 0 <= float(network.sigma_min) < float(network.sigma_max):
+        raise ValueError(
+            f"sigma_min {float(network.sigma_min):g} is not below sigma_max "
+            f"{float(network.sigma_max):g}"
+        )
 
 
 def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:

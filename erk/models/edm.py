@@ -24,13 +24,27 @@ from torch.nn import functional as F
 from torch.nn.functional import silu
 
 from erk.method.point import level_for
+from erk.models.arguments import (
+    Count,
+    Filter,
+    Limit,
+    Magnitude,
+    Multipliers,
+    Positive,
+    Resolution,
+    Resolutions,
+    Share,
+    Size,
+    check_levels,
+)
 from erk.models.layout import in_fast_layout
 
 CHANNELS_LAST = ("cpu",)  # faster there; on CUDA as released, where group norm is channels first
 MAX_LEVELS = 10_000  # of an iDDPM; the released one has 1000
 
 
-def _check_choice(name: str, value: str, *choices: str) -> None:
+def check_choice(name: str, value: Any, *choices: str) -> None:
+    """Raise ValueError if an argument is none of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}.")
 
@@ -151,7 +165,10 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """c_noise [B] -> cosines and sines [B, channels] at random frequencies, kept in a buffer."""
+    """c_noise [B] -> cosines and sines [B, channels] at random frequencies, kept in a buffer.
+
+    The buffer keeps its stored type: the original rounds 2 pi freqs to it.
+    """
 
     freqs: Tensor
 
@@ -160,7 +177,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2).mul_(16))
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        return cos_and_sin(c_noise.outer(2 * math.pi * self.freqs))
+        return cos_and_sin(c_noise.outer((2 * math.pi * self.freqs).to(c_noise.dtype)))
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -210,6 +227,8 @@ class UNetBlock(nn.Module):
             self.skip = Resampler(resample, resample_filter)
         heads = out_channels // self.channels_per_head if self.channels_per_head else 1
         self.num_heads = heads if attention else 0
+        if self.num_heads and out_channels % self.num_heads:
+            raise ValueError(f"{out_channels} channels do not divide into {self.num_heads} heads")
         if self.num_heads:
             self.norm2 = GroupNorm(out_channels, self.eps)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
@@ -274,13 +293,13 @@ def encoder(
     channels: tuple[int, int],
     num_blocks: int,
     block: Callable[..., UNetBlock],
-    residual_filter: Sequence[float] | None = None,
+    kind: str = "standard",
+    resample_filter: Sequence[float] = (1, 1),
 ) -> tuple[nn.ModuleDict, list[int]]:
     """Build the encoder and list the channels of its skips.
 
-    `channels`: into and out of the first layer.
-
-    `residual_filter` adds the input, convolved and halved, at every lower level (NCSN++).
+    `channels`: into and out of the first layer. At every lower level, the kind "residual" adds the
+    input as convolved and halved so far (NCSN++), "skip" a projection of the halved input.
     """
     aux, width = channels
     enc, skips = nn.ModuleDict({f"{levels[0].name}_conv": Conv2d(aux, width, 3)}), [width]
@@ -288,9 +307,12 @@ def encoder(
         if level is not levels[0]:
             enc[f"{level.name}_down"] = block(width, width, resample=halve)
             skips.append(width)
-            if residual_filter is not None:
-                enc[f"{level.name}_aux_residual"] = FusedDownConv2d(aux, width, residual_filter)
+            if kind == "residual":
+                enc[f"{level.name}_aux_residual"] = FusedDownConv2d(aux, width, resample_filter)
                 aux = width
+            elif kind == "skip":
+                enc[f"{level.name}_aux_down"] = Resampler(halve, resample_filter)
+                enc[f"{level.name}_aux_skip"] = Conv2d(aux, width, 1)
         for i in range(num_blocks):
             enc[f"{level.name}_block{i}"] = block(width, level.width, attention=level.attention)
             width = level.width
@@ -341,52 +363,60 @@ class UNet(nn.Module):
         for name, module in self.enc.items():
             if name.endswith("_aux_residual"):  # replaces the skip of the `_down` before it
                 x = skips[-1] = aux = (x + module(aux)) * math.sqrt(0.5)
+            elif name.endswith("_aux_down"):
+                aux = module(aux)
+            elif name.endswith("_aux_skip"):
+                x = skips[-1] = x + module(aux)
             else:
                 x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
                 skips.append(x)
+        outputs: dict[str, Tensor] = {}  # of the levels, from the lowest resolution
         for name, module in self.dec.items():
             if isinstance(module, UNetBlock):
                 x = module(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        return self.head(x)
+                outputs[name.partition("_")[0]] = x
+        return self.head(outputs)
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def head(self, x: Tensor) -> Tensor:
+    def head(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Compute F from the outputs of the decoder's levels by name, the lowest first."""
         raise NotImplementedError
 
 
 class SongUNet(UNet):
     """DDPM++ (positional, standard) and NCSN++ (fourier, residual) of Song et al. 2021.
 
-    Raises ValueError for a type that no released network has.
+    A decoder "skip" sums an output of every level, doubled from level to level. Raises ValueError
+    for an unknown type.
     """
 
     def __init__(
         self,
         *,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.0,
-        label_dropout: float = 0.0,
+        img_resolution: Resolution,
+        in_channels: Size,
+        out_channels: Size,
+        label_dim: Count = 0,
+        augment_dim: Count = 0,
+        model_channels: Size = 128,
+        channel_mult: Multipliers = (1, 2, 2, 2),
+        channel_mult_emb: Size = 4,
+        num_blocks: Count = 4,
+        attn_resolutions: Resolutions | None = (16,),
+        dropout: Share = 0.0,
+        label_dropout: Share = 0.0,
         embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
+        channel_mult_noise: Size = 1,
         encoder_type: str = "standard",
         decoder_type: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
+        resample_filter: Filter = (1, 1),
     ):
         super().__init__()
-        _check_choice("embedding_type", embedding_type, "positional", "fourier")
-        _check_choice("encoder_type", encoder_type, "standard", "residual")
-        _check_choice("decoder_type", decoder_type, "standard")
+        check_choice("embedding_type", embedding_type, "positional", "fourier")
+        check_choice("encoder_type", encoder_type, "standard", "skip", "residual")
+        check_choice("decoder_type", decoder_type, "standard", "skip")
         noise, emb = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         positional = embedding_type == "positional"
         self.map_noise = PositionalEmbedding(noise, True) if positional else FourierEmbedding(noise)
@@ -395,14 +425,17 @@ class SongUNet(UNet):
         self.map_layer0, self.map_layer1 = nn.Linear(noise, emb), nn.Linear(emb, emb)
 
         widths = [model_channels * mult for mult in channel_mult]
-        levels = unet_levels(img_resolution, widths, attn_resolutions)
+        check_levels(img_resolution, widths, num_blocks, resample_filter)
+        levels = unet_levels(img_resolution, widths, attn_resolutions or ())
         block = partial(SongBlock, emb_channels=emb, resample_filter=resample_filter)
-        residual_filter = resample_filter if encoder_type == "residual" else None
         first = (in_channels, model_channels)
-        self.enc, skips = encoder(levels, first, num_blocks, block, residual_filter)
+        self.enc, skips = encoder(levels, first, num_blocks, block, encoder_type, resample_filter)
         self.dec = decoder(levels, skips, num_blocks, block, attend_once=True)
-        self.dec[f"{levels[0].name}_aux_norm"] = GroupNorm(widths[0], SongBlock.eps)
-        self.dec[f"{levels[0].name}_aux_conv"] = Conv2d(widths[0], out_channels, 3)
+        for level in levels if decoder_type == "skip" else levels[:1]:
+            if decoder_type == "skip" and level is not levels[-1]:
+                self.dec[f"{level.name}_aux_up"] = Resampler(double, resample_filter)
+            self.dec[f"{level.name}_aux_norm"] = GroupNorm(level.width, SongBlock.eps)
+            self.dec[f"{level.name}_aux_conv"] = Conv2d(level.width, out_channels, 3)
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         cos, sin = self.map_noise(c_noise).chunk(2, dim=1)
@@ -413,9 +446,14 @@ class SongUNet(UNet):
             emb = emb + self.map_augment(augment)
         return silu(self.map_layer1(silu(self.map_layer0(emb))))
 
-    def head(self, x: Tensor) -> Tensor:
-        *_, norm, conv = self.dec.values()
-        return conv(silu(norm(x)))
+    def head(self, outputs: dict[str, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for name, x in outputs.items():
+            if f"{name}_aux_conv" in self.dec:
+                y = self.dec[f"{name}_aux_conv"](silu(self.dec[f"{name}_aux_norm"](x)))
+                total = y if total is None else y + self.dec[f"{name}_aux_up"](total)
+        assert total is not None
+        return total
 
 
 class DhariwalUNet(UNet):
@@ -424,18 +462,18 @@ class DhariwalUNet(UNet):
     def __init__(
         self,
         *,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.0,
-        label_dropout: float = 0.0,
+        img_resolution: Resolution,
+        in_channels: Size,
+        out_channels: Size,
+        label_dim: Count = 0,
+        augment_dim: Count = 0,
+        model_channels: Size = 192,
+        channel_mult: Multipliers = (1, 2, 3, 4),
+        channel_mult_emb: Size = 4,
+        num_blocks: Count = 3,
+        attn_resolutions: Resolutions | None = (32, 16, 8),
+        dropout: Share = 0.0,
+        label_dropout: Share = 0.0,
     ):
         super().__init__()
         noise, emb = model_channels, model_channels * channel_mult_emb
@@ -445,7 +483,8 @@ class DhariwalUNet(UNet):
         self.map_label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
 
         widths = [model_channels * mult for mult in channel_mult]
-        levels = unet_levels(img_resolution, widths, attn_resolutions)
+        check_levels(img_resolution, widths, num_blocks, (1, 1))
+        levels = unet_levels(img_resolution, widths, attn_resolutions or ())
         block = partial(DhariwalBlock, emb_channels=emb)
         self.enc, skips = encoder(levels, (in_channels, widths[0]), num_blocks, block)
         self.dec = decoder(levels, skips, num_blocks, block, attend_once=False)
@@ -461,7 +500,8 @@ class DhariwalUNet(UNet):
             emb = emb + self.map_label(labels)
         return silu(emb)
 
-    def head(self, x: Tensor) -> Tensor:
+    def head(self, outputs: dict[str, Tensor]) -> Tensor:
+        *_, x = outputs.values()
         return self.out_conv(silu(self.out_norm(x)))
 
 
@@ -488,16 +528,16 @@ class Precond(nn.Module):
     def __init__(
         self,
         *,
-        img_resolution: int,
-        img_channels: int,
+        img_resolution: Resolution,
+        img_channels: Size,
         model_type: str | None = None,
-        label_dim: int = 0,
+        label_dim: Count = 0,
         use_fp16: bool = False,
         **unet: Any,
     ):
         super().__init__()
         model_type = self.default_type if model_type is None else model_type
-        _check_choice("model_type", model_type, *UNETS)
+        check_choice("model_type", model_type, *UNETS)
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.use_fp16 = label_dim, use_fp16
         self.compute_dtype: torch.dtype | None = None
@@ -568,9 +608,9 @@ class EDMPrecond(Precond):
     def __init__(
         self,
         *,
-        sigma_min: float = 0.0,
-        sigma_max: float = math.inf,
-        sigma_data: float = 0.5,
+        sigma_min: Magnitude = 0.0,
+        sigma_max: Limit = math.inf,
+        sigma_data: Positive = 0.5,
         **net: Any,
     ):
         super().__init__(**net)
@@ -590,10 +630,10 @@ class VPPrecond(Precond):
     def __init__(
         self,
         *,
-        beta_d: float = 19.9,
-        beta_min: float = 0.1,
-        M: int = 1000,
-        epsilon_t: float = 1e-5,
+        beta_d: Positive = 19.9,
+        beta_min: Magnitude = 0.1,
+        M: Size = 1000,
+        epsilon_t: Share = 1e-5,
         **net: Any,
     ):
         super().__init__(**net)
@@ -620,7 +660,7 @@ class VEPrecond(Precond):
 
     default_type = "SongUNet"
 
-    def __init__(self, *, sigma_min: float = 0.02, sigma_max: float = 100.0, **net: Any):
+    def __init__(self, *, sigma_min: Positive = 0.02, sigma_max: Positive = 100.0, **net: Any):
         super().__init__(**net)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -654,7 +694,7 @@ class iDDPMPrecond(Precond):  # noqa: N801 (the released name)
     u: Tensor
     outputs = 2
 
-    def __init__(self, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000, **net: Any):
+    def __init__(self, *, C_1: Share = 0.001, C_2: Share = 0.008, M: Size = 1000, **net: Any):
         u = iddpm_levels(C_1, C_2, M)
         super().__init__(**net)
         self.M = M

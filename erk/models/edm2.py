@@ -30,6 +30,17 @@ from torch.nn.functional import (
 )
 
 from erk.method.point import level_for
+from erk.models.arguments import (
+    Count,
+    Filter,
+    Multipliers,
+    Positive,
+    Resolution,
+    Resolutions,
+    Share,
+    Size,
+    check_levels,
+)
 from erk.models.layout import in_fast_layout
 
 CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md)
@@ -38,7 +49,7 @@ CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:
     """Divide x by (eps + its root mean square over `dim`), computed in float32."""
     length = vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
-    count = x.numel() // length.numel()
+    count = max(1, x.numel() // length.numel())  # 0 for no channels
     return x / torch.add(eps, length, alpha=1 / math.sqrt(count)).to(x.dtype)
 
 
@@ -111,12 +122,13 @@ class MPConv(nn.Module):
 
     def effective_weight(self, gain: Tensor | None = None) -> Tensor:
         """Compute the applied weight, float32."""
-        fan_in = self.weight[0].numel()
+        fan_in = max(1, self.weight[0].numel())  # 0 for no channels
         weight = normalize(self.weight.to(torch.float32), self._inputs())
         weight = weight.unflatten(0, (-1, self.parts)).transpose(0, 1).flatten(0, 1)
         if gain is None:
             return weight * (self.scale / math.sqrt(fan_in))
-        return weight * ((gain.to(torch.float32) / math.sqrt(fan_in)).to(gain.dtype) * self.scale)
+        wide = gain.to(torch.promote_types(gain.dtype, torch.float32))
+        return weight * ((wide / math.sqrt(fan_in)).to(gain.dtype) * self.scale)
 
     def fold(self, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         """Compute the applied weight once; `forward` then ignores `gain`."""
@@ -168,18 +180,20 @@ class Block(nn.Module):
         *,
         flavor: str,
         resample_mode: str = "keep",
-        resample_filter: Sequence[float] = (1, 1),
+        resample_filter: Filter = (1, 1),
         attention: bool = False,
-        channels_per_head: int = 64,
-        dropout: float | None = 0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        clip_act: float | None = 256,
+        channels_per_head: Size = 64,
+        dropout: Share | None = 0,
+        res_balance: Share = 0.3,
+        attn_balance: Share = 0.3,
+        clip_act: Positive | None = 256,
     ):
         super().__init__()
         self.encoder = flavor == "enc"
         self.mode, self.filter, self.dropout = resample_mode, resample_filter, dropout or 0
         self.heads = out_channels // channels_per_head if attention else 0
+        if self.heads and out_channels % self.heads:
+            raise ValueError(f"{out_channels} channels do not divide into {self.heads} heads")
         self.clip = clip_act
         self.keep, blend = mp_sum_weights(res_balance)
         self.attn_keep, attn_blend = mp_sum_weights(attn_balance)
@@ -226,21 +240,23 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_noise: int | None = None,
-        channel_mult_emb: int | None = None,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (16, 8),
-        label_balance: float = 0.5,
-        concat_balance: float = 0.5,
+        img_resolution: Resolution,
+        img_channels: Size,
+        label_dim: Count,
+        model_channels: Size = 192,
+        channel_mult: Multipliers = (1, 2, 3, 4),
+        channel_mult_noise: Size | None = None,
+        channel_mult_emb: Size | None = None,
+        num_blocks: Count = 3,
+        attn_resolutions: Resolutions | None = (16, 8),
+        label_balance: Share = 0.5,
+        concat_balance: Share = 0.5,
         **block: Any,
     ):
         super().__init__()
+        attn_resolutions = attn_resolutions or ()
         widths = [model_channels * mult for mult in channel_mult]
+        check_levels(img_resolution, widths, num_blocks, block.get("resample_filter", (1, 1)))
         noise = model_channels * channel_mult_noise if channel_mult_noise else widths[0]
         emb = model_channels * channel_mult_emb if channel_mult_emb else max(widths)
         self.label_dim, self.label_balance = label_dim, label_balance
@@ -334,12 +350,12 @@ class Precond(nn.Module):
 
     def __init__(
         self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int,
+        img_resolution: Resolution,
+        img_channels: Size,
+        label_dim: Count,
         use_fp16: bool = True,
-        sigma_data: float = 0.5,
-        logvar_channels: int = 128,
+        sigma_data: Positive = 0.5,
+        logvar_channels: Count = 128,
         **unet: Any,
     ):
         super().__init__()

@@ -1,32 +1,50 @@
 """Encoders: conversion of samples to uint8 images."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from erk.io.download import cache_dir
+from erk.models.arguments import Number, PerChannel, Positive, PositivePerChannel, Size
 from erk.runtime.precision import RELEASED, tf32_only
 
 
 class DecodeError(FloatingPointError):
-    """A decoder returned NaN or infinity; `sample` is the index in the batch."""
+    """Samples or decoded images hold NaN or infinity; `sample` is the index in the batch."""
 
-    def __init__(self, decoder: str, sample: int, name: str = ""):
-        self.decoder, self.sample = decoder, sample
+    def __init__(self, source: str, sample: int, name: str = ""):
+        self.source, self.sample = source, sample
         super().__init__(
-            f"{decoder} returned NaN or infinity for {name or f'sample {sample} of the batch'}; "
-            "check its weights, and that the network generates latents for it"
+            f"{source} returned NaN or infinity for {name or f'sample {sample} of the batch'}; "
+            "check its weights, and that network and decoder belong together"
         )
 
     def named(self, name: str) -> "DecodeError":
         """Return a copy of this error that names the sample."""
-        return DecodeError(self.decoder, self.sample, name)
+        return DecodeError(self.source, self.sample, name)
+
+
+def check_finite(values: Tensor, source: str) -> Tensor:
+    """Return values [B, ...] unless some are NaN or infinite, which would become black or white.
+
+    Raises DecodeError that names where they are from.
+    """
+    finite = values.isfinite()
+    bad = (~(finite.flatten(1).all(1) if finite.ndim > 1 else finite)).nonzero()
+    if len(bad):
+        raise DecodeError(source, int(bad[0]))
+    return values
+
+
+IMAGE_CHANNELS = (1, 3)  # grey and RGB
 
 
 class Encoder(Protocol):
     """Interface that a model needs to decode samples."""
+
+    channels: tuple[int, ...]
+    """Numbers of channels that it decodes to grey or RGB images."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode x [B, C, H, W], of standard deviation 0.5, to uint8 [B, C', H', W']."""
@@ -36,8 +54,11 @@ class Encoder(Protocol):
 class PixelEncoder:
     """Pixels: -1..1 maps to 0..255 (EDM, EDM2 at 64x64)."""
 
+    channels: tuple[int, ...] = IMAGE_CHANNELS
+
     def decode(self, x: Tensor) -> Tensor:
         """Convert [B, C, H, W] float to uint8 of the same shape, truncating as published."""
+        x = check_finite(x, "the network")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # EDM decodes float64 states
         return (wide * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
@@ -45,7 +66,9 @@ class PixelEncoder:
 class DigitsEncoder:
     """Scikit-learn's digits (0..16), standardised by two scalars to mean 0, deviation 0.5."""
 
-    def __init__(self, mean: float, std: float):
+    channels: tuple[int, ...] = (1,)
+
+    def __init__(self, mean: Number, std: Positive):
         self.mean, self.std = mean, std
 
     def encode(self, values: Tensor) -> Tensor:
@@ -54,6 +77,7 @@ class DigitsEncoder:
 
     def decode(self, x: Tensor) -> Tensor:
         """Convert [B, 1, 8, 8] float to uint8: digit value * 255 / 16, clipped and truncated."""
+        x = check_finite(x, "the network")
         values = (x.to(torch.float32) / 0.5 * self.std + self.mean + 1) * 8
         return (values * (255 / 16)).clip(0, 255).to(torch.uint8)
 
@@ -67,8 +91,9 @@ class PixelUnshuffleEncoder:
     factor : edge of a block; an image [C, H, W] has latents [C factor^2, H / factor, W / factor].
     """
 
-    def __init__(self, mean: float, std: float, factor: int = 2):
+    def __init__(self, mean: Number, std: Positive, factor: Size = 2):
         self.mean, self.std, self.factor = mean, std, factor
+        self.channels: tuple[int, ...] = tuple(count * factor**2 for count in IMAGE_CHANNELS)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode uint8 [B, C, H, W] as float32 latents of mean 0 and standard deviation 0.5."""
@@ -77,7 +102,8 @@ class PixelUnshuffleEncoder:
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode float latents to the nearest uint8 [B, C, H, W]."""
-        pixels = torch.nn.functional.pixel_shuffle(x.to(torch.float32), self.factor)
+        x = check_finite(x, "the network").to(torch.float32)
+        pixels = torch.nn.functional.pixel_shuffle(x, self.factor)
         return ((pixels / 0.5 * self.std + self.mean) * 255).round().clip(0, 255).to(torch.uint8)
 
 
@@ -91,8 +117,8 @@ class VAEEncoder:
     ----------
     vae_name : repository on the Hugging Face hub, or a folder in diffusers' format; loaded on first
         use.
-    raw_mean, raw_std : of the VAE's latents, per channel.
-    final_mean, final_std : of the network's data.
+    raw_mean, raw_std : of the VAE's latents, per channel or one number.
+    final_mean, final_std : of the network's data, one number or one per channel.
     batch_size : latents decoded at a time.
     offline : use the download cache only.
 
@@ -102,24 +128,28 @@ class VAEEncoder:
     tf32 : operations of the decoder that may use TF32 on CUDA (`erk.runtime.precision`).
     """
 
+    channels: tuple[int, ...] = (4,)
     dtype = torch.float32
     tf32: tuple[str, ...] = RELEASED
 
     def __init__(
         self,
         vae_name: str = "stabilityai/sd-vae-ft-mse",
-        raw_mean: Sequence[float] = (5.81, 3.25, 0.12, -2.15),
-        raw_std: Sequence[float] = (4.17, 4.62, 3.71, 3.28),
-        final_mean: float = 0.0,
-        final_std: float = 0.5,
-        batch_size: int = 8,
+        raw_mean: PerChannel = (5.81, 3.25, 0.12, -2.15),
+        raw_std: PositivePerChannel = (4.17, 4.62, 3.71, 3.28),
+        final_mean: PerChannel = 0.0,
+        final_std: PositivePerChannel = 0.5,
+        batch_size: Size = 8,
         offline: bool = False,
     ):
-        mean, std = torch.tensor(raw_mean), torch.tensor(raw_std)
+        mean, std, new_mean, new_std = (
+            torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+            for values in (raw_mean, raw_std, final_mean, final_std)
+        )
         self.vae_name, self.batch_size = vae_name, batch_size
         self.offline = offline
-        self.scale = (final_std / std).reshape(1, -1, 1, 1)
-        self.bias = final_mean - mean.reshape(1, -1, 1, 1) * self.scale
+        self.scale = new_std / std
+        self.bias = new_mean - mean * self.scale
         self.vae: Any = None
 
     @torch.no_grad()
@@ -129,17 +159,15 @@ class VAEEncoder:
         The last of several mini-batches is padded, since other sizes round differently. Raises
         DecodeError for NaN or infinity, which would otherwise become a colour silently.
         """
+        x = check_finite(x, "the network").to(torch.float32)
         vae = self._load(x.device)
-        raw = (x.to(torch.float32) - self.bias.to(x.device)) / self.scale.to(x.device)
+        raw = (x - self.bias.to(x.device)) / self.scale.to(x.device)
         padding = -len(x) % self.batch_size if len(x) > self.batch_size else 0
         padded = torch.cat([raw, raw[-1:].expand(padding, -1, -1, -1)])
         parts = padded.to(self.dtype).split(self.batch_size)
         with tf32_only(self.tf32):
             decoded = [vae.decode(part).sample.to(torch.float32) for part in parts]
-        images = torch.cat(decoded)[: len(x)]
-        bad = (~images.flatten(1).sum(1).isfinite()).nonzero()
-        if len(bad):
-            raise DecodeError(f"the VAE '{self.vae_name}'", int(bad[0]))
+        images = check_finite(torch.cat(decoded)[: len(x)], f"the VAE '{self.vae_name}'")
         return (images.clamp(0, 1) * 255).to(torch.uint8)
 
     def _load(self, device: torch.device) -> Any:

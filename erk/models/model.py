@@ -78,9 +78,20 @@ class Model:
     def decode(self, x0: Tensor) -> Tensor:
         """Decode samples [B, C, H, W] to images uint8 [B, 3 or 1, H', W'].
 
-        Raises DecodeError if the decoder returns NaN or infinity.
+        Raises DecodeError for NaN or infinity, ValueError as `check_decodable`.
         """
+        self.check_decodable()
         return self.encoder.decode(x0)
+
+    def check_decodable(self) -> None:
+        """Raise ValueError if samples have another number of channels than the decoder takes."""
+        channels, allowed = self.sample_shape[0], getattr(self.encoder, "channels", None)
+        if allowed is not None and channels not in allowed:
+            raise ValueError(
+                f"samples of '{self.name}' have {channels} channels, but its "
+                f"{type(self.encoder).__name__} decodes {' or '.join(map(str, allowed))}: give a "
+                "network of images, or one whose file names its encoder"
+            )
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """Round to the nearest noise levels of training, in float32 for discrete ones."""

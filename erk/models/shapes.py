@@ -1,6 +1,5 @@
 """Infer the arguments of an EDM2 network from the shapes of its tensors."""
 
-import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from erk.models import edm2
+from erk.models.arguments import defaults_of
 
 
 class Part(NamedTuple):
@@ -18,13 +18,7 @@ class Part(NamedTuple):
     kwargs: dict[str, Any]
 
 
-ARGUMENTS = {
-    name: parameter.default
-    for kind in (edm2.Precond, edm2.UNet, edm2.Block)
-    for name, parameter in inspect.signature(kind).parameters.items()
-    if name not in ("in_channels", "out_channels", "emb_channels", "flavor", "resample_mode",
-                    "attention", "unet", "block")
-}  # fmt: skip
+ARGUMENTS = defaults_of((edm2.Precond, edm2.UNet, edm2.Block))
 """EDM2's arguments with their defaults, which all released networks use."""
 
 DEFAULTED = ("sigma_data", "channels_per_head", "resample_filter", "label_balance",

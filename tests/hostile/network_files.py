@@ -212,12 +212,12 @@ def pickles():
         "wide levels": (network_pickle(channel_mult=[1] * 10**5), "too many items"),
         "a network of petabytes": (network_pickle(model_channels=1 << 20), "does not fit"),
         "a resolution beyond the memory": (network_pickle(img_resolution=1 << 18), "does not fit"),
-        "label_dim of None": (network_pickle(label_dim=None), "label_dim has a wrong type"),
+        "label_dim of None": (network_pickle(label_dim=None), "label_dim: .* not null"),
         "a string for a number": (
             network_pickle(sigma_data="0.5"),
-            "sigma_data has a wrong type",
+            "sigma_data: .* not '0.5'",
         ),
-        "an argument that is infinite": (network_pickle(dropout=float("inf")), "dropout has a"),
+        "an argument that is infinite": (network_pickle(dropout=float("inf")), "dropout: "),
         "a state dict that does not match": (
             network_of({"_init_kwargs": const(KWARGS), "_parameters": mapping({})}),
             "Missing key",

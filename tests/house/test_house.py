@@ -13,9 +13,6 @@ PYTHON = [
 ]
 PRODUCT = [path for path in PYTHON if not path.is_relative_to(ROOT / "tests")]
 MOST_LINES = 400
-TO_SHORTEN: set[str] = {  # whoever shortens one removes its name
-    "tests/paper/test_reproduce.py",
-}
 NETWORKS = {"erk/models/edm.py", "erk/models/edm2.py"}  # one network, one file
 
 
@@ -36,7 +33,7 @@ def test_the_tree_is_found():
 def test_files_are_short():
     lines = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in PYTHON}
     long = {name: n for name, n in lines.items() if n > MOST_LINES and name not in NETWORKS}
-    assert {name: n for name, n in long.items() if name not in TO_SHORTEN} == {}
+    assert long == {}
 
 
 def test_at_most_three_modules_directly_in_erk():

@@ -60,9 +60,9 @@ def test_the_order_of_the_pair_does_not_matter():
     a, b = (Point(torch.randn(3, 2, 2), torch.randn(3, 2, 2), torch.tensor(1.0)) for _ in "ab")
     h, x = torch.tensor(0.3), torch.randn(3, 2, 2)
     one = erk_guid(Step(x, a, twin=b, h=h), 1.0, 0.1)
-    # the slope always takes the drift at the start of the step, so only the pair is exchanged
-    exchanged = Step(x, Point(b.x, a.f, a.sigma), twin=Point(a.x, b.f, b.sigma), h=h)
-    assert torch.equal(one, erk_guid(exchanged, 1.0, 0.1)) and not torch.equal(one, x)
+    # the slope always takes the drift at the start of the step, so only the pair is swapped
+    swapped = Step(x, Point(b.x, a.f, a.sigma), twin=Point(a.x, b.f, b.sigma), h=h)
+    assert torch.equal(one, erk_guid(swapped, 1.0, 0.1)) and not torch.equal(one, x)
 
 
 def test_equal_points_and_equal_drifts_are_not_stiff():

@@ -186,13 +186,19 @@ def test_resampling_by_the_simple_filter_is_mean_and_nearest():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"encoder_type": "skip"}, "encoder_type must be 'standard' or 'residual', not 'skip'."),
-        ({"decoder_type": "skip"}, "decoder_type must be 'standard', not 'skip'."),
+        (
+            {"encoder_type": "x"},
+            "encoder_type must be 'standard' or 'skip' or 'residual', not 'x'.",
+        ),
+        (
+            {"decoder_type": "residual"},
+            "decoder_type must be 'standard' or 'skip', not 'residual'.",
+        ),
         ({"embedding_type": "x"}, "embedding_type must be 'positional' or 'fourier', not 'x'."),
         ({"model_type": "X"}, "model_type must be 'SongUNet' or 'DhariwalUNet', not 'X'."),
     ],
 )
-def test_refuses_what_no_released_network_has(change, sentence):
+def test_refuses_what_no_network_has(change, sentence):
     with pytest.raises(ValueError) as error:
         edm.EDMPrecond(**(SONG | change))
     assert str(error.value) == sentence

@@ -32,7 +32,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder of results and what was printed; 40 pictures a row."""
+    """The folder of results and the printed text; 40 images per row."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "scripts.paper.demo", "--seeds", "0-39", "--groups", "2"]
     done = subprocess.run(
@@ -92,9 +92,9 @@ def test_rows_of_the_demo_come_from_the_same_seeds():
         rows = [sample_row(guide, 6, erk, seeds) for erk in (False, True)]
         assert rows[0][1] == rows[1][1] == [seed % 10 for seed in seeds]
         a, b = (torch.from_numpy(images).float() for images, _, _ in rows)
-        own = (a - b).abs().mean((1, 2, 3))
+        self_difference = (a - b).abs().mean((1, 2, 3))
         others = (a - b.roll(10, 0)).abs().mean((1, 2, 3))  # same class, another seed
-        assert own.max() > 0 and (own < others).float().mean() >= 0.8
+        assert self_difference.max() > 0 and (self_difference < others).float().mean() >= 0.8
 
 
 def test_samples_are_recognised():
@@ -102,7 +102,7 @@ def test_samples_are_recognised():
     preset, extractor = find_preset("digits-autog"), load_extractor("digits")
     assert preset.gnet is not None
     settings = Settings(steps=16, guidance=preset.guidance)
-    made = list(
+    batches = list(
         generate(
             Job(
                 load_model(preset.net), settings, load_model(preset.gnet), range(5000, 5500),
@@ -110,8 +110,8 @@ def test_samples_are_recognised():
             )
         )
     )  # fmt: skip
-    logits = extractor(torch.cat([batch.wait() for batch in made])).logits
-    classes = torch.cat([batch.classes for batch in made])
+    logits = extractor(torch.cat([batch.wait() for batch in batches])).logits
+    classes = torch.cat([batch.classes for batch in batches])
     assert classes.bincount().tolist() == [50] * 10
     right = logits.argmax(1) == classes
     assert right.float().mean() >= 0.95

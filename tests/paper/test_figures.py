@@ -1,4 +1,4 @@
-"""Figures 1-9 and Tables 1, 6, 7: each is made at a tiny size, and its numbers are looked at."""
+"""Figures 1-9 and Tables 1, 6, 7: each computed at a tiny size, its numbers checked."""
 
 import json
 
@@ -42,7 +42,7 @@ def page(request, name):
 
 @pytest.fixture
 def few(tmp_path, monkeypatch):
-    """A Request of few images, with results and a cache of its own."""
+    """A Request of few images, with its own results and cache."""
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
     return Request(num=3, results=tmp_path / "results")
 
@@ -146,8 +146,8 @@ def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
         large.values[estimator.EXACT].isnan().all()
         and not small.values[estimator.EXACT].isnan().any()
     )
-    told = estimator.estimates(large, bins=2)
-    assert told.rows[0][estimator.EIGENVECTOR] is None
+    content = estimator.estimates(large, bins=2)
+    assert content.rows[0][estimator.EIGENVECTOR] is None
     assert [table.columns for table in estimator.convergence(large).tables] == [
         ["iteration", *estimator.QUARTILES]
     ]
@@ -173,9 +173,11 @@ def test_figures_3_and_7(few):
     assert together["Pearson of logs"] > 0.95 and together["Spearman"] > 0.95
     assert together["|cos| of a random direction"] == pytest.approx(0.0852, abs=1e-4)
     rows = shown["figure7"]["rows"]
-    own, true = (f"{name}, median" for name in (estimator.OWN, estimator.TRUE))
+    estimated, true = (f"{name}, median" for name in (estimator.OWN, estimator.TRUE))
     assert [row["iteration"] for row in rows] == list(range(1, 41))
-    assert rows[-1][own] == 0 and rows[0][own] > rows[9][own] > rows[29][own]
+    assert (
+        rows[-1][estimated] == 0 and rows[0][estimated] > rows[9][estimated] > rows[29][estimated]
+    )
     assert 0 < rows[-1][true] < rows[0][true] / 2
     assert rows[-1][f"{estimator.TRUE}, 25 %"] <= rows[-1][true]
 
@@ -209,8 +211,8 @@ def test_table_6(few, monkeypatch):
     monkeypatch.setattr(costs, "FEWER", 2)
     written = costs.run(short("table6", steps=5), few._replace(num=6))
     assert {path.name for path in written} == {f"table6.{e}" for e in PAGES}
-    told = page(few, "table6")
-    rows, differences = told["rows"][:8], told["rows"][8:]
+    content = page(few, "table6")
+    rows, differences = content["rows"][:8], content["rows"][8:]
     assert [(row["row"], row["batch"], row["clock"], row["rounds"]) for row in rows] == [
         (name, batch, clock, count)
         for batch, count in ((1, 6), (2, 3)) for clock in ("wall", "CPU")
@@ -253,18 +255,18 @@ def test_sweeps(name, rows, count, few):
     config = load_config(name)
     written = figures.run_sweep(config, few._replace(num=24, rows=rows))
     assert {path.name for path in written} == {f"{name}.{e}" for e in (*PAGES, "png")}
-    told = page(few, name)
-    assert told["files"] == [f"{name}.png"] and len(told["rows"]) == len(config.rows)
-    made = [row for row in told["rows"] if row["measured"]]
-    plain = {row["name"]: row for row in made if row["against"] is None}
-    guided = [row for row in made if row["against"] is not None]
-    assert len(made) == count and plain and len(plain) + len(guided) == count
+    content = page(few, name)
+    assert content["files"] == [f"{name}.png"] and len(content["rows"]) == len(config.rows)
+    measured = [row for row in content["rows"] if row["measured"]]
+    plain = {row["name"]: row for row in measured if row["against"] is None}
+    guided = [row for row in measured if row["against"] is not None]
+    assert len(measured) == count and plain and len(plain) + len(guided) == count
     for row in guided:
         change = row["ours"]["fd"] - plain[row["against"]]["ours"]["fd"]
         assert row["paired"]["fd"]["value"] == pytest.approx(change) != 0
-    assert any("NOT MEASURED YET" in note for note in told["notes"])
+    assert any("NOT MEASURED YET" in note for note in content["notes"])
     lowest = min(guided, key=lambda row: row["ours"]["fd"])
-    assert any("least FD" in note and lowest["name"] in note for note in told["notes"])
+    assert any("least FD" in note and lowest["name"] in note for note in content["notes"])
     assert "| row |\n" not in (few.results / f"{name}.md").read_text("utf-8")  # no empty table
 
 
@@ -275,7 +277,7 @@ def row_of(w_stiff, w_con, fd, scale="quadratic", steps=8):
 
 
 def test_curves_show_what_was_measured(monkeypatch):
-    """The lines of both pictures hold the rows' numbers; the same rows give the same bytes."""
+    """The lines of both images hold the rows' numbers; the same rows give the same bytes."""
     seen = []
     monkeypatch.setattr(
         figures, "png", lambda figure: seen.append([
@@ -295,7 +297,7 @@ def test_curves_show_what_was_measured(monkeypatch):
 
 
 def test_pictures_carry_no_date():
-    """Only the chunks that a picture needs: matplotlib's own text names a version."""
+    """Only the chunks that an image needs: matplotlib's own text names a version."""
     with plots.panels(1) as (figure, axes):
         axes[0, 0].plot([0, 1])
         data = plots.png(figure)
@@ -309,16 +311,16 @@ def test_pictures_carry_no_date():
 def test_figure_8_shows_the_pictures_of_generate(few, digits):
     config = load_config("figure8")
     written = figures.run_grid(config, few._replace(rows="0,2"))
-    told = page(few, "figure8")
-    assert [row["sheet"] for row in told["rows"]] == ["figure8/0.png", "figure8/0.5.png"]
-    assert {few.results / row["sheet"] for row in told["rows"]} < set(written)
-    assert told["rows"][0]["classes"] == [0, 1, 2] and told["rows"][1]["NFE"] == 11
+    content = page(few, "figure8")
+    assert [row["sheet"] for row in content["rows"]] == ["figure8/0.png", "figure8/0.5.png"]
+    assert {few.results / row["sheet"] for row in content["rows"]} < set(written)
+    assert content["rows"][0]["classes"] == [0, 1, 2] and content["rows"][1]["NFE"] == 11
     sheets, seeds = [], range(100000, 100003)
-    for row in told["rows"]:
+    for row in content["rows"]:
         settings = Settings(steps=6, w_stiff=row["w_stiff"], w_con=0.3)
-        made = next(generate(Job(digits, settings, seeds=seeds, labels="balanced", batch=3)))
+        batch = next(generate(Job(digits, settings, seeds=seeds, labels="balanced", batch=3)))
         sheets.append(np.asarray(Image.open(few.results / row["sheet"])))
-        for i, image in enumerate(made.wait()[:, 0].numpy()):
+        for i, image in enumerate(batch.wait()[:, 0].numpy()):
             left = 1 + i * 49
             assert (sheets[-1][1:49:6, left : left + 48 : 6] == image).all()
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
@@ -327,10 +329,10 @@ def test_figure_8_shows_the_pictures_of_generate(few, digits):
 def test_figure_9_names_equal_pictures_and_has_a_place_for_each(few):
     """At 6 steps no stiffness of these seeds lies between 0.3 and 0.5."""
     figures.run_grid(load_config("figure9"), few._replace(rows="0-3"))
-    told = page(few, "figure9")
-    assert [row["w_con"] for row in told["rows"]] == [None, 0.1, 0.3, 0.5]
-    assert [row["sheet"] for row in told["rows"]][1] == "figure9/0.5-0.1.png"
-    same = [note for note in told["notes"] if note.startswith("Identical in every pixel")]
+    content = page(few, "figure9")
+    assert [row["w_con"] for row in content["rows"]] == [None, 0.1, 0.3, 0.5]
+    assert [row["sheet"] for row in content["rows"]][1] == "figure9/0.5-0.1.png"
+    same = [note for note in content["notes"] if note.startswith("Identical in every pixel")]
     assert same == ["Identical in every pixel: w_stiff 0.5, w_con 0.3; w_stiff 0.5, w_con 0.5."]
     with Image.open(few.results / "figure9.png") as image:
         assert image.width > image.height > 200

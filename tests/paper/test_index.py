@@ -1,4 +1,4 @@
-"""results/index.html: made from the pages alone, whole in one file, and tried in a browser."""
+"""results/index.html: built from the pages alone, in one file, and tested in a browser."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A folder with a table of two rows, two grids and their index, made by the command."""
+    """A folder with a table of two rows, two grids and their index, written by the command."""
     folder = tmp_path_factory.mktemp("results")
     cache = str(tmp_path_factory.mktemp("cache"))
     for arguments in (
@@ -48,9 +48,9 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        told = dict(attributes)
-        self.addresses += [told[name] for name in ("src", "href") if name in told]
-        self.ids += [told["id"]] if "id" in told else []
+        values = dict(attributes)
+        self.addresses += [values[name] for name in ("src", "href") if name in values]
+        self.ids += [values["id"]] if "id" in values else []
         if tag not in ("meta", "link", "img", "input", "br", "path"):
             self.open.append(tag)
 
@@ -77,14 +77,14 @@ def test_it_is_whole_and_asks_for_nothing(results):
 
 def test_it_says_what_is_not_there_and_who_made_the_rest(results):
     text = (results / "index.html").read_text("ascii")
-    lacking = [
+    missing = [
         name for name in config_names() if name not in ("table2", "table5", "figure8", "figure9")
     ]
-    assert f"Not computed yet: {', '.join(lacking)}." in text
+    assert f"Not computed yet: {', '.join(missing)}." in text
     cards = text[text.index("Run cards") :].split("<details><summary>")[1:]
     assert [card.partition("<")[0] for card in cards[:2]] == ["8 steps", "8 steps, w_stiff 0.5"]
-    for told in ("w_stiff=0.5", "100000-100019", "<dt>commit</dt>", "torch="):
-        assert told in cards[1]
+    for value in ("w_stiff=0.5", "100000-100019", "<dt>commit</dt>", "torch="):
+        assert value in cards[1]
     assert "NOT MEASURED YET: 8 of 10 rows" in text
 
 
@@ -198,18 +198,18 @@ WIDTHS = "boxes => boxes.map(box => [box.clientWidth, box.scrollWidth])"
 
 
 def test_figures_stay_legible_on_a_phone(results, visit):
-    """Wide pictures and curves keep a width and scroll in boxes of their own."""
+    """Wide images and curves keep their width and scroll in their own boxes."""
     page = visit(results, viewport={"width": 360, "height": 800})
-    picture = page.locator("#figure8 > .scroll img")
-    natural = picture.evaluate("image => image.naturalWidth")
+    image_box = page.locator("#figure8 > .scroll img")
+    natural = image_box.evaluate("image => image.naturalWidth")
     wide = min(natural, 64 * 16)
-    assert picture.bounding_box()["width"] == pytest.approx(wide, abs=0.1) and wide > 360
-    picture.evaluate(
+    assert image_box.bounding_box()["width"] == pytest.approx(wide, abs=0.1) and wide > 360
+    image_box.evaluate(
         "image => image.src = image.closest('section').querySelector('.viewer img').src"
     )
     page.wait_for_function("document.querySelector('#figure8 > .scroll img').naturalWidth < 360")
-    small = picture.evaluate("image => image.naturalWidth")
-    assert picture.bounding_box()["width"] == pytest.approx(small)  # none is blown up
+    small = image_box.evaluate("image => image.naturalWidth")
+    assert image_box.bounding_box()["width"] == pytest.approx(small)  # none is blown up
     curves = page.locator("#figure8 .viewer svg")
     assert curves.bounding_box()["width"] == 48 * 16
     (shown, inside), *_ = page.locator("#figure8 .viewer .scroll").evaluate_all(WIDTHS)
@@ -238,9 +238,11 @@ def test_a_tall_sheet_fits_the_window(results, visit, width):
 
 def test_a_combination_that_was_not_made_shows_no_picture(results, visit, tmp_path):
     folder = shutil.copytree(results, tmp_path / "results")
-    told = json.loads((folder / "figure9.json").read_text("utf-8"))
-    told["rows"] = [row for row in told["rows"] if (row["w_stiff"], row["w_con"]) != (2.0, 0.1)]
-    (folder / "figure9.json").write_text(json.dumps(told))
+    content = json.loads((folder / "figure9.json").read_text("utf-8"))
+    content["rows"] = [
+        row for row in content["rows"] if (row["w_stiff"], row["w_con"]) != (2.0, 0.1)
+    ]
+    (folder / "figure9.json").write_text(json.dumps(content))
     write_index(folder)
     page = visit(folder)
     viewer = page.locator("#figure9 .viewer")

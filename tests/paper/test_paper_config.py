@@ -154,7 +154,7 @@ def test_options_of_a_row_are_those_of_generate():
 
 
 def test_shared_rows_are_the_same_row():
-    """Tables 8, 10 and 11 repeat rows of 2 and 3: the same options, so they are made once."""
+    """Tables 8, 10 and 11 repeat rows of 2 and 3: the same options, so they are computed once."""
     request = Request()
 
     def options(name, index):

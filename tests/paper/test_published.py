@@ -156,7 +156,7 @@ def test_rows_are_those_of_the_paper(rows):
 
 @pytest.mark.parametrize("number", [2, 3, 4, 8, 10, 11])
 def test_images_are_those_of_the_paper(number):
-    """50 000 of them; Table 4 from seed 0 against the references of its own two data sets.
+    """50 000 of them; Table 4 from seed 0 against the references of its two data sets.
 
     Embedded scale has 1500 images, and a guidance weight that fits the digits networks.
     """
@@ -190,8 +190,8 @@ def test_a_method_stands_against_its_own_baseline():
                 assert row.against is None
                 continue
             other = by_name[row.against].settings
-            own = {k: v for k, v in row.settings.items() if k not in ("w_con", "erk_proj")}
-            assert other == own | {"w_stiff": 0.0}, row.name
+            reference = {k: v for k, v in row.settings.items() if k not in ("w_con", "erk_proj")}
+            assert other == reference | {"w_stiff": 0.0}, row.name
 
 
 def test_names_say_what_the_rows_are():

@@ -6,48 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
-from PIL import Image
 
-from erk.calibration.problem import count_nfe
 from erk.commands import generate
-from erk.commands.cli import ListingError
-from erk.io.cache import digest
-from metrics.evaluator import load_evaluator
-from metrics.images import open_images
-from scripts.paper import plan, reproduce
+from scripts.paper import reproduce
 from scripts.paper import rows as paper_rows
 from scripts.paper.config import Request, Sampled, load_config
-from scripts.paper.plan import File, describe, fetch_files, files_of
-from scripts.paper.settings import pair_of
 
 ROOT = Path(__file__).parents[2]
 FAST = ("table2", "--rows", "8-9", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
 ENDS = ("csv", "md", "tex", "html", "json")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Runs the command with a cache and results of its own, and expects it to succeed."""
-    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-
-    def command(*arguments, results="results", code=0):
-        options = [*map(str, arguments), "--results", str(tmp_path / results)]
-        done = CliRunner().invoke(reproduce.main, options)
-        assert done.exit_code == code, done.output
-        return done.output
-
-    return command
-
-
 def page(folder, name="table2"):
+    """The content of a page's .json file."""
     return json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
@@ -71,11 +46,11 @@ def test_a_table_of_two_rows(run, tmp_path, name):
     folder = tmp_path / "results"
     pages = {"index.html", *(f"{name}.{end}" for end in ENDS)}
     assert {path.name for path in folder.iterdir()} == {"rows", *pages}
-    told, config = page(folder, name), load_config(name)
-    assert told["scale"] == "embedded" and "embedded scale (digits)" in told["title"]
-    assert len(told["rows"]) == len(config.rows) and len(row_files(folder)) == 2
-    assert [row["measured"] for row in told["rows"]][:3] == [True, True, False]
-    plain, guided = told["rows"][:2]
+    content, config = page(folder, name), load_config(name)
+    assert content["scale"] == "embedded" and "embedded scale (digits)" in content["title"]
+    assert len(content["rows"]) == len(config.rows) and len(row_files(folder)) == 2
+    assert [row["measured"] for row in content["rows"]][:3] == [True, True, False]
+    plain, guided = content["rows"][:2]
     assert guided["against"] == plain["name"] == config.rows[0].name
     assert plain["published"] == config.rows[0].published and not plain["minus_published"]
     assert plain["seeds"] == guided["seeds"] == "100000-100019" and guided["images"] == 20
@@ -96,25 +71,25 @@ def test_a_table_of_two_rows(run, tmp_path, name):
 
 
 def test_rows_are_made_once_and_networks_loaded_once(run, tmp_path, monkeypatch):
-    opened, made = [], []
+    opened, computed = [], []
     original, make = paper_rows.open_job, paper_rows._measure
     monkeypatch.setattr(paper_rows, "open_job", lambda o: opened.append(o) or original(o))
-    monkeypatch.setattr(paper_rows, "_measure", lambda *a: made.append(a) or make(*a))
+    monkeypatch.setattr(paper_rows, "_measure", lambda *a: computed.append(a) or make(*a))
     run("table2", "--rows", "8", "--num", "16")
     run("table2", "--rows", "7-9", "--num", "16")
-    assert len(opened) == 2 and len(made) == 3  # rows 7 and 9 share their networks
+    assert len(opened) == 2 and len(computed) == 3  # rows 7 and 9 share their networks
     before = row_files(tmp_path / "results")
     assert len(before) == 3
     run("table2", "--rows", "7-9", "--num", "16")
-    assert len(made) == 3 and row_files(tmp_path / "results") == before
+    assert len(computed) == 3 and row_files(tmp_path / "results") == before
     rows = page(tmp_path / "results")["rows"]
     assert [row["measured"] for row in rows] == [False] * 7 + [True] * 3
     assert rows[8]["settings"]["w_stiff"] == 0 and rows[9]["settings"]["w_con"] == 0.1
     run("table2", "--rows", "9", "--num", "16", "--as-printed")
-    assert len(made) == 4  # other settings, another row, another file
-    told = page(tmp_path / "results", "table2-as-printed")
-    assert told["rows"][9]["settings"]["w_con"] == 0.5 and "as printed" in told["title"]
-    assert told["rows"][8]["measured"]  # the text and the script agree on this one
+    assert len(computed) == 4  # other settings, another row, another file
+    content = page(tmp_path / "results", "table2-as-printed")
+    assert content["rows"][9]["settings"]["w_con"] == 0.5 and "as printed" in content["title"]
+    assert content["rows"][8]["measured"]  # the text and the script agree on this one
 
 
 def test_shards_are_put_together(run, tmp_path):
@@ -132,7 +107,7 @@ def test_shards_are_put_together(run, tmp_path):
 def test_a_killed_run_goes_on(run, tmp_path):
     """kill -9 in the second row: the first stays as it is, the second is finished, bytes equal."""
     job = ("table2", "--rows", "0-1", "--num", "64", "--batch", "16")
-    run(*job, "--cache", tmp_path / "own", results="whole")
+    run(*job, "--cache", tmp_path / "own", results="complete")
     folder, store = tmp_path / "results", tmp_path / "store"
     command = [sys.executable, "-m", "scripts.paper.reproduce", *job]
     with subprocess.Popen(
@@ -150,10 +125,10 @@ def test_a_killed_run_goes_on(run, tmp_path):
     assert len(first) == 1 and not (folder / "table2.tex").read_text().count("nan")
     assert [row["measured"] for row in page(folder)["rows"]][:2] == [True, False]
     run(*job, "--cache", store)
-    assert numbers(folder) == numbers(tmp_path / "whole")
+    assert numbers(folder) == numbers(tmp_path / "complete")
     after = row_files(folder)
     (name,) = first
-    assert after.pop(name) == first[name]  # not made again
+    assert after.pop(name) == first[name]  # not computed again
     (second,) = after.values()
     assert json.loads(second)["spent"]["images"] < 64
     assert [row["measured"] for row in page(folder)["rows"]][:2] == [True, True]
@@ -216,59 +191,6 @@ def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
     assert not (tmp_path / "results").exists()
 
 
-def test_missing_files_are_listed_before_anything_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(paper_rows, "load_evaluator", None)
-    (tmp_path / "val.zip").touch()
-    real = str(tmp_path / "val.zip")
-    output = run("table2", "--scale", "paper", "--offline", "--real", real, code=2)
-    lines = [line.strip() for line in output.splitlines()]
-    assert lines[0] == f"Error: 7 of 7 files are not in {tmp_path / 'cache'}:"
-    for what, file in (
-        ("network", "posthoc-reconstructions/edm2-img512-s-2147483-0.130.pkl (about 560 MB)"),
-        ("VAE", "hf://stabilityai/sd-vae-ft-mse/diffusion_pytorch_model.safetensors"),
-        ("reference imagenet512", "dataset-refs/img512.pkl"),
-        ("weights of inception", "weights-inception-2015-12-05-6726825d.pth"),
-        ("weights of vgg16", "vgg16-397923af.pth (about 553 MB)"),
-        ("weights of dinov2", "dinov2_vitl14_pretrain.pth"),
-    ):
-        assert any(line.startswith(f"{what}: ") and file in line for line in lines), what
-    fetching = f"bash scripts/reproduce.sh table2 --scale paper --real {real} --fetch"
-    assert lines[-1].endswith(fetching)
-    monkeypatch.setenv("ERK_OFFLINE", "1")
-    assert "3 of 3 files" in run("table4", "--scale", "paper", "--rows", "35", code=2)
-    assert not (tmp_path / "results").exists()
-
-
-def test_files_are_those_of_the_chosen_rows():
-    config = load_config("table4")
-    for rows, reference in (("0-17", "imagenet-64x64.npz"), ("18-35", "ffhq-64x64.npz")):
-        files = files_of(config, Request(scale="paper", rows=rows))
-        assert len(files) == 3 and files[1].source.endswith(reference)
-    assert files_of(config, Request()) == []
-    timing = load_config("table6")
-    assert [file.what for file in files_of(timing, Request(scale="paper"))] == [
-        "network", "VAE", "VAE"
-    ]  # fmt: skip
-
-
-def test_fetching_stops_with_the_list_of_what_is_missing(monkeypatch, tmp_path):
-    here = tmp_path / "here.pkl"
-    here.touch()
-    files = [File("network", "https://a.invalid/1.pkl"), File("guide", str(here))]
-
-    def fetch(source, offline=False):
-        if source == str(here):
-            return here
-        raise (FileNotFoundError if offline else ConnectionError)("no answer")
-
-    monkeypatch.setattr(plan, "fetch", fetch)
-    with pytest.raises(ListingError, match="1 of 2 files are not in") as caught:
-        fetch_files(files, False, "the command")
-    assert "network: https://a.invalid/1.pkl" in str(caught.value)
-    assert str(here) not in str(caught.value) and "the command" in str(caught.value)
-    assert fetch_files(files[1:], True, "the command") is None
-
-
 @pytest.mark.parametrize(
     ("text", "env", "expected"),
     [
@@ -311,7 +233,7 @@ def test_bad_input(run, tmp_path, arguments, message):
 
 
 def test_bad_input_is_one_sentence_through_the_scripts():
-    """Before any process is started: the launcher would add a report of its own."""
+    """Before any process is started: the launcher would add its own report."""
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / "table2.sh"), "--rows", "99"],
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
@@ -326,9 +248,9 @@ def test_a_trial_stays_out_of_the_results(monkeypatch):
     monkeypatch.setitem(reproduce.RUN, Sampled, lambda config, request: seen.append(request) or [])
     for arguments in ([], ["--num", "9"], ["--rows", "0"], ["--results", "r", "--num", "9"]):
         assert CliRunner().invoke(reproduce.main, ["table2", *arguments]).exit_code == 0
-    whole = ROOT / "results"
-    assert [str(r.results) for r in seen[:3]] == [str(whole), *[str(whole / "trial")] * 2]
-    assert [r.rows_folder for r in seen[:3]] == [whole / "rows"] * 3
+    complete = ROOT / "results"
+    assert [str(r.results) for r in seen[:3]] == [str(complete), *[str(complete / "trial")] * 2]
+    assert [r.rows_folder for r in seen[:3]] == [complete / "rows"] * 3
     assert seen[3].rows_folder == Path("r/rows")
 
 
@@ -340,94 +262,9 @@ def test_as_printed_is_said_where_it_changes_nothing(run, monkeypatch):
     assert [request.as_printed for request in seen] == [False, True]
 
 
-def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeypatch):
-    """Every ingredient alone gives another key; the same ones give the same."""
-    config = load_config("table2")
-    options = plan.options_of_row(config, config.rows[9], Request(num=20, results=tmp_path))
-    one = paper_rows.Planned(config.rows[9], options, "digits")
-    evaluator = load_evaluator("digits")
-    images = tmp_path / "real"
-    images.mkdir()
-    for i in range(2):
-        Image.new("L", (8, 8), i).save(images / f"{i}.png")
-
-    def key(row=one, **changes):
-        return digest(paper_rows.key_of(row, replace(evaluator, **changes)), paper_rows.VERSION)
-
-    extractor = evaluator.plan.extractors["digits"]._replace(sha256="0" * 64)
-    others = [
-        digest(paper_rows.key_of(one, evaluator), paper_rows.VERSION + 1),
-        key(one._replace(ref="other")),
-        *(key(one._replace(options=options | {name: value}))
-          for name, value in (("w_stiff", 0.6), ("seeds", "0-19"), ("batch", 10))),
-        key(one._replace(options=options | {"preset": "digits-autog"})),
-        key(options=replace(evaluator.options, groups=5)),
-        key(reference=evaluator.reference._replace(sha256="0" * 64)),
-        key(plan=replace(evaluator.plan, extractors={"digits": extractor})),
-        key(real=open_images(images)),
-    ]  # fmt: skip
-    Image.new("L", (8, 8), 7).save(images / "2.png")
-    others.append(key(real=open_images(images)))
-    monkeypatch.setattr(paper_rows, "_network_sha256", lambda address: "0" * 64)
-    others.append(key())
-    monkeypatch.undo()
-    monkeypatch.setattr(paper_rows, "computation", lambda: ["another version of sampling"])
-    others.append(key())
-    monkeypatch.undo()
-    assert len({key(), *others}) == 1 + len(others) and key() == key()
-
-
 def test_processes(monkeypatch):
     table, settings = load_config("table2"), load_config("table9")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert reproduce.process_count("auto", table, Request()) == reproduce.MAX_PROCESSES
     assert reproduce.process_count("auto", settings, Request()) == 1
     assert reproduce.process_count("3", table, Request()) == 3
-
-
-def test_table5_shows_the_weights_of_table4(run, tmp_path):
-    run("table5")
-    rows = page(tmp_path / "results", "table5")["rows"]
-    assert len(rows) == 18 and {row["nfe"] for row in rows} == {6, 8, 10}
-    found = {(row["preset"][:5], row["solver"], row["nfe"]): row["w_stiff"] for row in rows}
-    assert found["edm-i", "heun", 8] == 1.25 and found["edm-f", "deis", 10] == 3.5
-    text = (tmp_path / "results" / "table5.md").read_text("utf-8")
-    assert "| heun | 0.5 | 1.25 | 1.5 |" in text and "| deis | 2.5 | 2.5 | 2.5 |" in text
-
-
-def test_table9_finds_what_the_paper_prints(run, tmp_path):
-    run("table9")
-    rows = page(tmp_path / "results", "table9")["rows"]
-    printed = [row for row in rows if row["published"]]
-    assert [row["name"] for row in printed] == ["Heun", "DPM-Solver-2S", "DEIS"]
-    for row in printed:
-        ours, published = row["ours"], row["published"]
-        assert {*ours["pair"].split(", ")} == {*published["pair"].split(", ")}
-        assert (ours["h"], ours["beta"]) == (published["h"], published["beta"])
-    assert [row["ours"]["from step"] for row in printed] == [2, 1, 2]
-    assert {row["ours"]["beta"] for row in rows[3:6]} == {"{0, −1}"}
-
-
-def test_a_pair_without_a_name_is_an_error():
-    row = load_config("table9").rows[0]
-    swapped = row.model_copy(
-        update={"settings": {"twin": lambda step, before: (step.start, step.h)}}
-    )
-    with pytest.raises(ValueError, match="has no symbol in the paper"):
-        pair_of(swapped)
-
-
-def test_every_sampled_table_fits_in_fifteen_minutes():
-    """All rows together, each once, on two processes at the stated 0.4 ms: 12.9 minutes."""
-    rows = {}
-    for number in (2, 3, 4, 8, 10, 11):
-        config = load_config(f"table{number}")
-        for row in config.rows:
-            options = plan.options_of_row(config, row, Request())
-            net, _, guidance = plan.networks_of(options)
-            settings = plan.settings_of(options, guidance)
-            cost = sum(count_nfe(settings)) * (plan.BOTH_WAYS if settings.adaptive_tau else 1)
-            rows[json.dumps(options, sort_keys=True)] = plan._seconds(net, 1500 * cost)
-        assert describe(config, Request())
-    assert 600 < sum(rows.values()) / 2 < 900
-    assert torch.get_num_threads() == 1

@@ -23,7 +23,7 @@ from scripts.paper import reproduce, text_to_image
 from scripts.paper.config import Request, load_config
 
 ROOT = Path(__file__).parents[2]
-SIDE = 16  # pixels of a picture
+SIDE = 16  # pixels of an image
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def parts():
 @pytest.fixture
 def pipe(parts):
     """With the levels and the solver of PixArt-alpha's own scheduler."""
-    made = diffusers.PixArtAlphaPipeline(
+    pipeline = diffusers.PixArtAlphaPipeline(
         tokenizer=None, text_encoder=None, transformer=parts[0], vae=parts[1],
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     )  # fmt: skip
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def prompts(count=3):
@@ -64,11 +64,11 @@ def prompts(count=3):
 
 
 def config(**options):
-    found = load_config("figure5")
-    return found.model_copy(update={"options": found.options.model_copy(update=options)})
+    config = load_config("figure5")
+    return config.model_copy(update={"options": config.options.model_copy(update=options)})
 
 
-def pictures(sheet, rows, columns=3, gap=4):
+def cells(sheet, rows, columns=3, gap=4):
     page = np.asarray(sheet)
     at = [gap + i * (SIDE + gap) for i in range(max(rows, columns))]
     return np.array([
@@ -81,8 +81,8 @@ def test_figure_5_shows_both_schedulers(pipe, tmp_path):
     written = text_to_image.write(config(), request, pipe, prompts())
     ends = {"csv", "md", "tex", "html", "json", "png"}
     assert {path.name for path in written} == {f"figure5-paper.{end}" for end in ends}
-    told = json.loads((tmp_path / "figure5-paper.json").read_text("utf-8"))
-    plain, guided = told["rows"]
+    content = json.loads((tmp_path / "figure5-paper.json").read_text("utf-8"))
+    plain, guided = content["rows"]
     assert (plain["w_stiff"], plain["w_con"], guided["w_stiff"], guided["w_con"]) == (
         0,
         None,
@@ -91,11 +91,11 @@ def test_figure_5_shows_both_schedulers(pipe, tmp_path):
     )
     assert plain["solver"] == guided["solver"] == "dpmsolver++, singlestep, order 2"
     with Image.open(tmp_path / "figure5-paper.png") as page:
-        shown = pictures(page, rows=2).astype(float)
+        shown = cells(page, rows=2).astype(float)
     change = np.abs(shown[1] - shown[0]).mean()
     assert guided["mean change (grey levels)"] == pytest.approx(change) and change > 0
     assert "mean change (grey levels)" in plain and not np.array_equal(shown[0, 0], shown[0, 1])
-    assert told["made_by"][0]["versions"]["diffusers"] == diffusers.__version__
+    assert content["made_by"][0]["versions"]["diffusers"] == diffusers.__version__
     text = (tmp_path / "figure5-paper.md").read_text("utf-8")
     assert "a fox asleep" in text and "15 steps, guidance 4.5, seed 0" in text
 
@@ -104,7 +104,7 @@ def test_the_plain_row_is_diffusers_own_scheduler(pipe, tmp_path):
     """The row without ERK-Guid, byte by byte; and 15 steps are 15 evaluations of the network."""
     text_to_image.write(config(), Request(scale="paper", results=tmp_path), pipe, prompts())
     with Image.open(tmp_path / "figure5-paper.png") as page:
-        shown = pictures(page, rows=2)
+        shown = cells(page, rows=2)
     stock = diffusers.DPMSolverMultistepScheduler().config
     pipe.scheduler = diffusers.DPMSolverSinglestepScheduler.from_config(stock)
     calls = []
@@ -171,7 +171,7 @@ def put(folder, **files):
         (folder / name.replace("__", ".")).write_text(json.dumps(content))
 
 
-def lacking(tmp_path):
+def missing_files(tmp_path):
     done = command(tmp_path)
     assert done.exit_code == 2 and "Traceback" not in done.output, done.output
     assert "15 steps" in done.output and not (tmp_path / "r").exists()
@@ -180,11 +180,11 @@ def lacking(tmp_path):
 
 
 def test_it_lists_exactly_what_is_missing(tmp_path, hub, monkeypatch):
-    (all_of_it,) = lacking(tmp_path)
+    (all_of_it,) = missing_files(tmp_path)
     assert "hf download PixArt-alpha/PixArt-XL-2-1024-MS" in all_of_it
     index = {name: ["diffusers", "Any"] for name in ("vae", "transformer", "scheduler")}
     put(hub, model_index__json=index | {"_class_name": "P", "safety_checker": [None, None]})
-    assert [line.partition(";")[0].rpartition("/")[2] for line in lacking(tmp_path)] == [
+    assert [line.partition(";")[0].rpartition("/")[2] for line in missing_files(tmp_path)] == [
         "vae", "transformer", "scheduler"
     ]  # fmt: skip
     put(hub / "scheduler", scheduler_config__json={})
@@ -192,17 +192,17 @@ def test_it_lists_exactly_what_is_missing(tmp_path, hub, monkeypatch):
     sharded = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
     put(hub / "transformer", config__json={}, model__safetensors__index__json=sharded)
     put(hub / "transformer", **{"1__safetensors": {}})
-    assert [line.partition(";")[0].rpartition("/")[2] for line in lacking(tmp_path)] == [
+    assert [line.partition(";")[0].rpartition("/")[2] for line in missing_files(tmp_path)] == [
         "vae", "transformer"
     ]  # fmt: skip
     put(hub / "vae", weights__safetensors={})
     (hub / "transformer/2.safetensors").symlink_to(hub / "nowhere")  # a download that was cut off
-    (one,) = lacking(tmp_path)
+    (one,) = missing_files(tmp_path)
     assert "/tree/main/transformer; download them: hf download" in one
     (hub / "transformer/2.safetensors").unlink()
     put(hub / "transformer", **{"2__safetensors": {}})
     monkeypatch.setattr(text_to_image, "find_spec", lambda name: None)
-    (packages,) = lacking(tmp_path)
+    (packages,) = missing_files(tmp_path)
     assert "pip install transformers sentencepiece protobuf" in packages
 
 
@@ -261,5 +261,5 @@ def test_figure_5_runs_from_a_cached_repository(pipe, tmp_path):
     done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     with Image.open(tmp_path / "r/figure5-paper.png") as page:
-        shown = pictures(page, rows=2)
+        shown = cells(page, rows=2)
     assert not np.array_equal(shown[0, 0], shown[0, 1]) and not np.array_equal(shown[0], shown[1])
