@@ -35,6 +35,7 @@ class Source(NamedTuple):
     files: ImageFiles
     archive: Path | None  # a finished archive
     records: np.ndarray  # of the images that it holds, dtype manifest.TABLE
+    differing: np.ndarray  # seeds whose image is not as its record says
 
 
 def merge_runs(folders: Sequence[Path], dest: Path) -> Merged:
@@ -107,11 +108,13 @@ def _open(folder: Path) -> Source:
     if archive is not None and not archive.is_file():
         raise ValueError(f"{archive} is missing: run the command of this run again, then merge")
     files = ImageFiles(folder / PARTS if kind in ARCHIVES else folder, subdirs, kind)
+    differing = records["seed"][:0]
     if archive is None:
         contents = find_images(folder, files, metadata)
+        differing = contents.differing
         records = contents.records[np.isin(contents.records["seed"], contents.present)]
         records = records[np.isin(records["seed"], seeds)]
-    return Source(folder, metadata, seeds, files, archive, records)
+    return Source(folder, metadata, seeds, files, archive, records, differing)
 
 
 def _check_once(
@@ -130,6 +133,10 @@ def _check_once(
             "delete one of the two, with its run if it is damaged, and merge again"
         )
     missing = np.setdiff1d(wanted, merged["seed"])
+    for source in sources:
+        damaged = np.intersect1d(missing, source.differing)
+        if len(damaged):
+            raise ValueError(_damaged(source.folder, damaged))
     if len(missing):
         raise ValueError(_missing(missing))
     return len(np.unique(merged["seed"][1:][is_copy]))

@@ -248,7 +248,7 @@ def runs():
         "a deep line": (run_folder("png") | {"run/manifest.jsonl": DEEP.encode()}, LACKS),
         "an image of gigapixels": (
             run_folder("png") | {"run/000001.png": png_of(1 << 17, 1 << 17)},
-            "is damaged",
+            "are damaged",
         ),
         "a bomb in the zip": (
             run_folder("zip") | {"run/images.zip": bomb(*IMAGES)},
