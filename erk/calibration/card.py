@@ -21,6 +21,7 @@ from pydantic import (
 
 from erk.io.atomic import write_file
 from erk.io.cache import save_json
+from erk.io.files import read_regular
 from erk.io.untrusted import parse_json
 from erk.method.corrections import DIRECTIONS, Card, Correction
 from erk.method.settings import RECIPE
@@ -88,12 +89,9 @@ class CardFile(_Strict):
 
 def read_card(path: str | os.PathLike[str]) -> Card:
     """Read a card. Raises OSError, or ValueError if the file is not a valid card."""
-    path = Path(path)
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"{path} is {size} bytes; calibration cards are at most 1 MiB.")
+    data = read_regular(path, MOST_BYTES)
     try:
-        row = parse_json(path.read_bytes())
+        row = parse_json(data)
         content = CardFile.model_validate(row)
     except ValueError as error:
         raise ValueError(

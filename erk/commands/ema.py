@@ -52,8 +52,8 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
     plans = [combine(stored, Profile(std, time)) for std in stds]
     for std, plan in zip(stds, plans, strict=True):
         _describe(std, plan, len(snapshots))
-    for std, plan, checkpoint in zip(stds, plans, sums(snapshots, plans, dtype), strict=True):
-        write_sum(outputs[std], checkpoint, snapshots, plan, Profile(std, time))
+    for std, plan, total in zip(stds, plans, sums(snapshots, plans, dtype), strict=True):
+        write_sum(outputs[std], total, snapshots, plan, Profile(std, time))
         click.echo(f"wrote {outputs[std]} and its metadata")
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from erk.io.download import sha256_of
 from erk.io.untrusted import parse_json
 from erk.models.checkpoint import Checkpoint, build, read, write_safetensors
 from erk.models.ema import Combination, Profile
@@ -29,6 +28,13 @@ class Snapshot(NamedTuple):
     profile: Profile  # its time in images
 
 
+class Sum(NamedTuple):
+    """A weighted sum of snapshots."""
+
+    checkpoint: Checkpoint
+    sha256: tuple[str, ...]  # of the bytes read of each snapshot
+
+
 def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
     """Return the snapshots that patterns, files or folders name.
 
@@ -38,7 +44,10 @@ def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
     files: list[Path] = []
     for source in sources:
         path = Path(source)
-        listed = path.iterdir() if path.is_dir() else map(Path, glob.glob(source))
+        if path.is_dir():
+            listed = path.iterdir()
+        else:  # an existing file may have [ or * in its name
+            listed = iter([path] if path.exists() else map(Path, glob.glob(source)))
         networks = sorted(name for name in listed if name.suffix in SUFFIXES)
         if not networks:
             raise FileNotFoundError(f"--in {source} names no {' or '.join(SUFFIXES)} file")
@@ -103,16 +112,17 @@ def until(snapshots: Sequence[Snapshot], kimg: float | None) -> list[Snapshot]:
 
 def sums(
     snapshots: Sequence[Snapshot], plans: Sequence[Combination], dtype: str | None = None
-) -> Iterator[Checkpoint]:
-    """Yield a checkpoint for each plan; every snapshot is read once and summed in float32.
+) -> Iterator[Sum]:
+    """Yield the sum of each plan; every snapshot is read once and summed in float32.
 
     Only parameters are averaged; buffers, which never change, are the first snapshot's. `dtype`
     names the stored type of the tensors; None keeps that of the snapshots.
     """
-    first, trained = None, set[str]()
+    first, trained, digests = None, set[str](), []
     totals = [dict[str, torch.Tensor]() for _ in plans]
     for i, snapshot in enumerate(tqdm(snapshots, "Reading", mininterval=0.5, unit="net")):
         checkpoint = read(snapshot.path)
+        digests.append(checkpoint.sha256)
         if first is None:
             first = checkpoint
             network, _ = build(checkpoint, str(snapshot.path))
@@ -126,38 +136,37 @@ def sums(
     assert first is not None
     for total in totals:
         tensors = {n: total.pop(n) if n in trained else t for n, t in first.tensors.items()}
-        yield first._replace(
-            tensors={
-                name: tensor.to(getattr(torch, dtype) if dtype else first.tensors[name].dtype)
-                for name, tensor in tensors.items()
-            }
-        )
+        stored = {
+            name: tensor.to(getattr(torch, dtype) if dtype else first.tensors[name].dtype)
+            for name, tensor in tensors.items()
+        }
+        yield Sum(first._replace(tensors=stored), tuple(digests))
 
 
 def _check_same(first: Checkpoint, other: Checkpoint, first_path: Path, path: Path) -> None:
     shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (first, other)]
-    if first.architecture.name != other.architecture.name or shapes[0] != shapes[1]:
+    if first.architecture != other.architecture or shapes[0] != shapes[1]:
         raise ValueError(f"{path} is another network than {first_path}: give snapshots of one run")
 
 
 def write_sum(
     path: Path,
-    checkpoint: Checkpoint,
+    total: Sum,
     snapshots: Sequence[Snapshot],
     plan: Combination,
     profile: Profile,
 ) -> None:
     """Write a sum of snapshots, with metadata that names them and their coefficients."""
     parts = [
-        {"file": s.path.name, "sha256": sha256_of(s.path), "ema_std": s.profile.std,
+        {"file": s.path.name, "sha256": digest, "ema_std": s.profile.std,
          "images": s.profile.time, "coefficient": float(x)}
-        for s, x in zip(snapshots, plan.coefficients, strict=True)
+        for s, digest, x in zip(snapshots, total.sha256, plan.coefficients, strict=True)
     ]  # fmt: skip
     metadata = {
-        "licence": checkpoint.metadata.get("licence", "unknown"),
+        "licence": total.checkpoint.metadata.get("licence", "unknown"),
         "source": "post-hoc EMA by erk ema (Karras et al. 2024, Sec. 3.2)",
         "training": {"images": profile.time, "ema_std": profile.std},
         "misfit": plan.misfit,
         "snapshots": parts,
     }
-    write_safetensors(path, checkpoint._replace(metadata=metadata))
+    write_safetensors(path, total.checkpoint._replace(metadata=metadata))

@@ -1,12 +1,14 @@
 """Cards are validated, and used for the settings and networks they are for alone."""
 
 import json
+import os
 
 import pytest
 import torch
 
 import erk
 from erk.calibration.card import FORMAT, open_card, read_card
+from erk.io.files import IrregularFileError
 from erk.method.settings import Settings
 
 
@@ -120,7 +122,7 @@ def test_a_huge_file_is_not_read(tmp_path):
     path = tmp_path / "a.card.json"
     with open(path, "wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(ValueError, match=r"is 1073741824 bytes; calibration cards are at most"):
+    with pytest.raises(ValueError, match="has more than 1048576 bytes"):
         read_card(path)
 
 
@@ -144,3 +146,11 @@ def test_a_card_without_gain_warns_when_it_is_used(tmp_path):
     good = {"ratio": {"value": 0.5, "error": 0.02}}
     assert read_card(written(tmp_path, content(held_out=good))).warning == ""
     assert read_card(written(tmp_path, content())).warning == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_no_card(tmp_path):
+    """M23: reading one would wait for ever."""
+    os.mkfifo(tmp_path / "card.json")
+    with pytest.raises(IrregularFileError, match="card.json"):
+        read_card(tmp_path / "card.json")

@@ -16,7 +16,7 @@ from erk.io.download import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
 from erk.models.ema import MAX_STD, Profile, combine, exponent_of, inner_product, std_of
-from erk.models.snapshots import find_snapshots
+from erk.models.snapshots import find_snapshots, sums, write_sum
 from scripts.train.denoiser import edm2_loss
 from scripts.train.digits import NETWORK, RECIPE, encoded
 
@@ -285,3 +285,34 @@ def test_a_width_far_from_what_was_stored_is_told(training, tmp_path):
     code, _, errors = run("--in", f"{folder}/*-0.050.safetensors", "--std", 0.01, "--out",
                           tmp_path / "a.safetensors")  # fmt: skip
     assert code == 0 and "warning: 0.01 lies too far from the stored widths" in errors
+
+
+def test_hashes_are_of_the_bytes_that_were_summed(training, tmp_path):
+    """M17: a snapshot that is replaced after it was read; its folder's name is no pattern."""
+    folder = tmp_path / "snap[1]"
+    folder.mkdir()
+    for path in sorted(training[0][torch.float16].glob("snap-0010-*")):
+        shutil.copy(path, folder)
+    snapshots = find_snapshots([str(path) for path in folder.glob("*.safetensors")])
+    read_bytes = [sha256_of(s.path) for s in snapshots]
+    plan = combine([s.profile for s in snapshots], snapshots[0].profile)
+    (total,) = sums(snapshots, [plan])
+    snapshots[0].path.write_bytes(b"another")
+    write_sum(tmp_path / "a.safetensors", total, snapshots, plan, snapshots[0].profile)
+    parts = read(tmp_path / "a.safetensors").metadata["snapshots"]
+    assert [part["sha256"] for part in parts] == read_bytes
+
+
+def test_networks_of_other_arguments_are_not_summed(training, tmp_path):
+    """The same shapes with another sigma_data are another network."""
+    path = training[0][torch.float16] / "snap-0010-0.050.safetensors"
+    checkpoint = read(path)
+    kwargs = checkpoint.architecture.kwargs | {"sigma_data": 2.0}
+    other = checkpoint._replace(architecture=Part("Precond", kwargs))
+    write_safetensors(tmp_path / "net-0000001-0.050.safetensors", other)
+    for part in (path, path.with_suffix(".json")):
+        shutil.copy(part, tmp_path)
+    snapshots = find_snapshots([str(tmp_path)])
+    plan = combine([s.profile for s in snapshots], snapshots[0].profile)
+    with pytest.raises(ValueError, match="is another network than"):
+        list(sums(snapshots, [plan]))
