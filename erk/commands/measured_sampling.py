@@ -9,6 +9,7 @@ from erk.generation.job import plain
 from erk.generation.options import open_job
 from erk.generation.stream import image_chunks, summarize
 from erk.io.atomic import check_target, save_file
+from erk.io.cache import digest
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
 from metrics.chunks import Chunks
@@ -61,6 +62,8 @@ def generate_and_evaluate(
     run = {"settings": plain(job.identity), "settings_key": key} | job.metadata
     row = {"images": f"{name}, not stored", "seeds": job.metadata["seeds"]}
     row |= evaluation.to_dict() | summarize(features.metadata, job) | {"run": run}
-    path = json_path or Path("results") / f"{name}-{Path(reference).stem}-{key[:8]}.json"
+    code = digest([key, reference, real, protocol], 0)[:8]
+    path = Path(json_path or Path("results") / f"{name}-{Path(reference).stem}-{code}.json")
+    replaced = " (replaces an earlier one)" if path.exists() else ""
     click.echo(text(row["images"], evaluation))
-    click.echo(f"row written to {save_file(path, to_json(row))}")
+    click.echo(f"row written to {save_file(path, to_json(row))}{replaced}")

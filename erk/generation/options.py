@@ -1,6 +1,7 @@
 """From the options of `erk generate` to a job; every mistake is found before weights are read."""
 
 import contextlib
+import hashlib
 import os
 import re
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +26,7 @@ from erk.runtime.provenance import provenance
 TEXT = ("schedule", "guidance", "guidance_interval", "pc_stochastic", "solver_options")
 """Settings whose option has another name or type than the field."""
 NO_OPTION = ("twin", "dtype")
+VAE_SUFFIXES = (".json", ".safetensors")
 DIRECT = tuple(f.name for f in fields(Settings) if f.name not in (*TEXT, *NO_OPTION))
 """Settings whose option has the field's name, type and default."""
 DEFAULTS: dict[str, Any] = {
@@ -59,7 +61,15 @@ class JobPlan:
         Raises ValueError or OSError for networks that do not fit the options, MemoryError if they
         do not fit into memory.
         """
-        model, guide = load_fitting(load_networks, self.options, self.net, self.gnet, self.device)
+        return self.with_networks(
+            *load_fitting(load_networks, self.options, self.net, self.gnet, self.device)
+        )
+
+    def with_networks(self, model: Model, guide: Model | None) -> Job:
+        """Return the job with networks that are loaded: those of `net` and `gnet`.
+
+        Raises ValueError if they do not fit the options.
+        """
         model.check_decodable()
         check_labels(self.labels, model.label_dim, self.seeds)
         metadata = {
@@ -189,10 +199,19 @@ def identity_of(
         "class": options["class_idx"],
         "noise": "cpu" if options["noise"] == "cpu" else device.type,
         "precision": _precision(options, device),
-        "vae": options["vae"],
+        "vae": options["vae"] and _vae(options["vae"]),
         "format": options["kind"],
         "subdirs": options["subdirs"],
     }
+
+
+def _vae(name: str) -> str:
+    """Identify a VAE: a folder by the content of its files, a repository by its name."""
+    if not Path(name).is_dir():
+        return name
+    files = sorted(path for path in Path(name).iterdir() if path.suffix in VAE_SUFFIXES)
+    hashes = "".join(sha256_of(path) for path in files)
+    return f"files {hashlib.sha256(hashes.encode()).hexdigest()}"
 
 
 def load_networks(

@@ -7,7 +7,7 @@ coefficients of erk/models/ema.py.
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +44,11 @@ def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
     files: list[Path] = []
     for source in sources:
         path = Path(source)
+        listed: Iterable[Path] = [path]  # an existing file may have [ or * in its name
         if path.is_dir():
             listed = path.iterdir()
-        else:  # an existing file may have [ or * in its name
-            listed = iter([path] if path.exists() else map(Path, glob.glob(source)))
+        elif not path.exists():
+            listed = map(Path, glob.glob(source))
         networks = sorted(name for name in listed if name.suffix in SUFFIXES)
         if not networks:
             raise FileNotFoundError(f"--in {source} names no {' or '.join(SUFFIXES)} file")

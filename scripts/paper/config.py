@@ -13,6 +13,8 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
     create_model,
     model_validator,
 )
@@ -90,8 +92,8 @@ class Config(Strict):
     rows: list[Row] = []
     columns: list[str] = []  # metrics shown, in order
     best: dict[str, Literal["low", "high"]] = {}  # column -> which value is bold
-    num: dict[Scale, int] = {}  # images per row
-    seeds: dict[Scale, int] = {}  # first seed
+    num: dict[Scale, PositiveInt] = {}  # images per row
+    seeds: dict[Scale, NonNegativeInt] = {}  # first seed
     ref: dict[Scale, str] = {}  # reference
     presets: dict[str, str] = {}  # preset at paper scale -> preset or file at embedded scale
     settings: Given = {}  # defaults of every row
@@ -298,9 +300,12 @@ def chosen_rows(config: Config, text: str | None) -> list[Row]:
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"--rows needs row numbers such as 0,2-4, not '{text}'")
-        chosen |= set(range(int(first), int(last or first) + 1))
-    if not chosen or max(chosen) >= len(config.rows):
-        raise ValueError(f"{config.name} has the rows 0 to {len(config.rows) - 1}, not '{text}'")
+        most = int(last or first)
+        if not int(first) <= most < len(config.rows):
+            raise ValueError(
+                f"{config.name} has the rows 0 to {len(config.rows) - 1}, not '{text}'"
+            )
+        chosen |= set(range(int(first), most + 1))
     return [row for index, row in enumerate(config.rows) if index in chosen]
 
 
@@ -336,6 +341,17 @@ def differs_as_printed(config: Config, scale: Scale) -> bool:
         for row in config.rows
         if row.as_printed
     )
+
+
+def at_scale(config: Config, name: str, request: "Request") -> Any:
+    """Return the value of ``seeds``, ``num`` or ``ref`` at the request's scale.
+
+    Raises ValueError if the file of the experiment gives none.
+    """
+    values: dict[str, Any] = getattr(config, name)
+    if request.scale not in values:
+        raise ValueError(f"{config.name}: {name}: missing for the scale {request.scale}")
+    return values[request.scale]
 
 
 def images_of(config: Config, request: Request) -> int:

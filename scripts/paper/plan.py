@@ -25,6 +25,7 @@ from scripts.paper.config import (
     Sampled,
     Scale,
     Sweep,
+    at_scale,
     chosen_rows,
     images_of,
     settings_of_row,
@@ -66,7 +67,8 @@ def options_of_row(config: AnyConfig, row: Row, request: Request) -> dict[str, A
     """
     settings = settings_of_row(config, row, request.scale, request.as_printed)
     floats = {k: float(v) for k, v in settings.items() if type(v) is int and k != "steps"}
-    first, num = config.seeds[request.scale], images_of(config, request)
+    first = at_scale(config, "seeds", request)
+    num = images_of(config, request) or at_scale(config, "num", request)
     is_free = request.scale == "embedded" and request.device == "auto"
     return DEFAULTS | settings | floats | {
         "seeds": f"{first}-{first + num - 1}",
@@ -78,7 +80,10 @@ def options_of_row(config: AnyConfig, row: Row, request: Request) -> dict[str, A
 
 def ref_of(config: Measured, row: Row, scale: Scale) -> str:
     """Return the reference of a row: the config's for the scale, or that of the row's preset."""
-    return config.ref.get(scale) or config.options.refs[row.settings["preset"]]
+    ref = config.ref.get(scale) or config.options.refs.get(row.settings.get("preset", ""))
+    if ref is None:
+        raise ValueError(f"{config.name}: ref: missing for the scale {scale}")
+    return ref
 
 
 def usable_measures(ref: str, has_real: bool) -> list[Measure]:

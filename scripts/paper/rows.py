@@ -8,7 +8,7 @@ where it stopped, and tables with equal rows share them.
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import click
 import torch
 
 from erk.generation.job import Job, computation, image_identity, plain
-from erk.generation.options import open_job, plan_job
+from erk.generation.options import plan_job
 from erk.generation.stream import ImageChunk, image_chunks
 from erk.io.cache import cached, find
 from erk.io.download import sha256_of
@@ -118,6 +118,7 @@ def key_of(one: Planned, evaluator: Evaluator) -> list[Any]:
         evaluator.reference and evaluator.reference.sha256,
         evaluator.real and fingerprint(evaluator.real),
         evaluator.options.groups,
+        [asdict(measure) for measure in evaluator.protocol.measures],
         {name: extractor.sha256 for name, extractor in evaluator.plan.extractors.items()},
         [*computation(), store.VERSION, evaluation.VERSION],
     ]
@@ -157,20 +158,12 @@ def _evaluators(
 
 def _with_networks(rows: Sequence[Planned]) -> Iterator[tuple[Planned, Job]]:
     """Pair each row with its job; consecutive rows of the same networks share them."""
-    for _, group in groupby(rows, key=lambda one: _networks(one.options)):
+    plans = [(one, plan_job(one.options)) for one in rows]
+    for _, group in groupby(plans, key=lambda pair: (pair[1].net, pair[1].gnet)):
         job = None
-        for one in group:
-            if job is None:
-                job = open_job(one.options)
-            else:
-                plan = plan_job(one.options)
-                job = replace(job, settings=plan.settings, identity=plan.identity)
+        for one, plan in group:
+            job = plan.load() if job is None else plan.with_networks(job.model, job.guide)
             yield one, job
-
-
-def _networks(options: dict[str, Any]) -> tuple[str, str | None]:
-    plan = plan_job(options)
-    return plan.net, plan.gnet
 
 
 def _measure(

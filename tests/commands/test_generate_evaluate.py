@@ -98,3 +98,12 @@ def test_bad_input(run, arguments, message):
     result = run(generate.main, *JOB, *arguments)
     assert result.exit_code == 2 and message in result.output
     assert not Path("out").exists() and not Path("results").exists()
+
+
+def test_rows_of_other_real_images_have_other_names(run):
+    """Measured against the reference's images or others; a row that is replaced is reported."""
+    few = [*JOB, "--seeds", "0-9", "--evaluate", "digits"]
+    assert run(generate.main, *JOB, "--seeds", "100-119", "--outdir", "real").exit_code == 0
+    outputs = [run(generate.main, *few, *more).output for more in ([], ["--real", "real"], [])]
+    assert len(list(Path("results").glob("digits-digits-*.json"))) == 2
+    assert ["replaces an earlier one" in output for output in outputs] == [False, False, True]

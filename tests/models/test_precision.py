@@ -194,14 +194,33 @@ def test_load_model_hands_both_to_the_vae():
         load_model(cond, vae_precision="half")
 
 
+OPTIONS = {"precision": "bf16", "compiled": False, "vae_precision": "auto", "noise": "cpu",
+           "labels": "random", "class_idx": None, "vae": None, "kind": "png", "subdirs": False,
+           "vae_batch": None}  # fmt: skip
+
+
+def test_a_vae_in_a_folder_is_identified_by_its_files(tmp_path):
+    """Other weights under the same path are another run."""
+
+    def identified(vae):
+        options = OPTIONS | {"vae": str(vae)}
+        return identity_of(options, Settings(), "net", None, torch.device("cpu"))["vae"]
+
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    names = []
+    for content in (b"a", b"b", b"a"):
+        weights.write_bytes(content)
+        names.append(identified(tmp_path))
+    assert names[0] == names[2] != names[1] and str(tmp_path) not in names[0]
+    assert identified("stabilityai/sd-vae-ft-ema") == "stabilityai/sd-vae-ft-ema"
+
+
 def test_runs_that_round_otherwise_are_other_runs():
-    options = {"precision": "bf16", "compiled": False, "vae_precision": "auto", "noise": "cpu",
-               "labels": "random", "class_idx": None, "vae": None, "kind": "png",
-               "subdirs": False, "vae_batch": None}  # fmt: skip
 
     def told(device="cpu", **more):
         place = torch.device(device)
-        return identity_of(options | more, Settings(), "net", None, place)["precision"]
+        return identity_of(OPTIONS | more, Settings(), "net", None, place)["precision"]
 
     assert told() == told(vae_precision="fp32") == "bf16 on cpu"
     assert told("cuda") == "bf16 on cuda"

@@ -1,7 +1,6 @@
 """scripts.paper.plan: files and times of the chosen rows, known before anything is loaded."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,6 @@ from scripts.paper import plan
 from scripts.paper import rows as paper_rows
 from scripts.paper.config import Request, load_config
 from scripts.paper.plan import File, describe, fetch_files, files_of
-
-ROOT = Path(__file__).parents[2]
-FAST = ("table2", "--rows", "8-9", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
-ENDS = ("csv", "md", "tex", "html", "json")
 
 
 def test_missing_files_are_listed_before_anything_is_loaded(run, tmp_path, monkeypatch):

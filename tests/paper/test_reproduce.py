@@ -218,6 +218,7 @@ def test_shards(monkeypatch, text, env, expected):
         (["tabel2"], "did you mean table2"),
         (["table2", "--shard", "2/2"], "--shard must be I/N"),
         (["table2", "--rows", "10"], "table2 has the rows 0 to 9"),
+        (["table2", "--rows", "0-99999999999"], "table2 has the rows 0 to 9"),
         (["table2", "--num", "1"], "--num must be at least 2"),
         (["table2", "--processes", "0"], "--processes must be a number"),
         (["table2", "--real", "nowhere"], "nowhere does not exist"),

@@ -1,8 +1,9 @@
 """scripts.paper.rows: the cache key of a measured row."""
 
 from dataclasses import replace
-from pathlib import Path
 
+import pytest
+import yaml
 from PIL import Image
 
 from erk.io.cache import digest
@@ -11,10 +12,6 @@ from metrics.images import open_images
 from scripts.paper import plan
 from scripts.paper import rows as paper_rows
 from scripts.paper.config import Request, load_config
-
-ROOT = Path(__file__).parents[2]
-FAST = ("table2", "--rows", "8-9", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
-ENDS = ("csv", "md", "tex", "html", "json")
 
 
 def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeypatch):
@@ -39,6 +36,7 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeyp
           for name, value in (("w_stiff", 0.6), ("seeds", "0-19"), ("batch", 10))),
         key(one._replace(options=options | {"preset": "digits-autog"})),
         key(options=replace(evaluator.options, groups=5)),
+        key(protocol=replace(evaluator.protocol, measures=evaluator.protocol.measures[1:])),
         key(reference=evaluator.reference._replace(sha256="0" * 64)),
         key(plan=replace(evaluator.plan, extractors={"digits": extractor})),
         key(real=open_images(images)),
@@ -52,3 +50,29 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeyp
     others.append(key())
     monkeypatch.undo()
     assert len({key(), *others}) == 1 + len(others) and key() == key()
+
+
+def test_rows_that_share_networks_have_their_own_labels(tmp_path, monkeypatch):
+    """A row must not get the labels of the row before it, nor store features under its name."""
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "own.yaml"
+    rows = [{"name": str(labels), "settings": {"labels": labels}}
+            for labels in ("random", "balanced")]  # fmt: skip
+    content = {"title": "t", "kind": "sampled", "paper": "p", "columns": ["fid"], "rows": rows,
+               "num": {"embedded": 20}, "seeds": {"embedded": 0}, "ref": {"embedded": "digits"},
+               "presets": {"digits": "digits"}, "settings": {"preset": "digits", "steps": 4},
+               "best": {"fid": "low"}}  # fmt: skip
+    path.write_text(yaml.safe_dump(content))
+    random, balanced = paper_rows.measure_rows(load_config(path), Request(results=tmp_path))
+    assert random["fd"] != balanced["fd"]
+    again = load_config(path).model_copy(update={"rows": load_config(path).rows[1:]})
+    (alone,) = paper_rows.measure_rows(again, Request(results=tmp_path / "alone", cache="other"))
+    assert alone["fd"] == balanced["fd"]
+
+
+@pytest.mark.parametrize("name", ["seeds", "num", "ref"])
+def test_a_config_without_the_scale_is_refused(name):
+    config = load_config("table2")
+    values = {"paper": getattr(config, name)["paper"]}
+    with pytest.raises(ValueError, match=f"table2: {name}: missing for the scale embedded"):
+        paper_rows.measure_rows(config.model_copy(update={name: values}), Request())

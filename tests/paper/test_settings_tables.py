@@ -1,16 +1,11 @@
 """Tables 5 and 9, which show settings and sample nothing."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from scripts.paper.config import load_config
 from scripts.paper.settings import pair_of
-
-ROOT = Path(__file__).parents[2]
-FAST = ("table2", "--rows", "8-9", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
-ENDS = ("csv", "md", "tex", "html", "json")
 
 
 def rows_of(folder, name):
