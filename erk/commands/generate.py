@@ -66,7 +66,7 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     cloup.option("--vae-precision", type=shared.PRECISIONS, default="auto", help="Precision of the "
                  "VAE; auto: as published, fp32 with TF32 in CUDA's convolutions."),
     shared.batch_option(32, "Images per network call."),
-    cloup.option("--vae-batch", type=click.IntRange(min=1), help="Latents per call of the VAE.  "
+    cloup.option("--vae-batch", type=shared.BATCH, help="Latents per call of the VAE.  "
                  "[default: from the network's file, else 8]"),
     cloup.option("--compile", "compiled", is_flag=True, help="Compile the networks first: takes "
                  "minutes, for runs that take hours."),

@@ -15,6 +15,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 PRECISIONS = click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"])
+BATCH = click.IntRange(min=1, max=1 << 20)
 RANDOM_OR_FILE = "random|balanced|FILE"
 
 NEEDS = {
@@ -127,7 +128,7 @@ def label_options(*more: Decorator, title: str = "Seeds and labels") -> Decorato
 
 def batch_option(default: int, text: str = "Samples per network call.") -> Decorator:
     """Declare --batch."""
-    return cloup.option("--batch", type=click.IntRange(min=1), default=default, help=text)
+    return cloup.option("--batch", type=BATCH, default=default, help=text)
 
 
 def device_options(*more: Decorator) -> Decorator:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erk.generation.seeds import MAX_SEED
-from erk.io.atomic import attach_path, replacing
+from erk.io.atomic import attach_path, replacing, sync
 
 PARTS, MANIFEST = ".parts", "manifest.jsonl"
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -114,8 +114,7 @@ class ImageLog:
         with attach_path(path), open(path, "r+b") as file:  # not "ab": it would create the file
             file.seek(0, os.SEEK_END)
             file.write(b"".join(record.to_line() for record in records))
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def _create(self) -> Path:
         """Create a new file; its number is above that of every log of earlier sessions."""

@@ -13,7 +13,7 @@ import torch
 
 from erk.calibration.card import open_card
 from erk.generation.job import VERSION, Job, Labels, check_labels
-from erk.generation.seeds import format_seeds, parse_seeds
+from erk.generation.seeds import format_seeds, parse_seeds, same_noise
 from erk.io.download import sha256_of
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
@@ -85,13 +85,23 @@ class JobPlan:
         correction = self.settings.correction(sigmas, model, guide)
         if isinstance(correction, Correction):
             metadata["correction"] = asdict(correction)
-            if not correction.acts and os.environ.get("RANK", "0") == "0":
-                click.echo(f"--erk auto has no effect for {self.settings.solver} at these noise "
-                           "levels: images are those without it", err=True)  # fmt: skip
+            if not correction.acts:
+                _notify(f"--erk auto has no effect for {self.settings.solver} at these noise "
+                        "levels: images are those without it")  # fmt: skip
+        pair = same_noise(self.seeds)
+        if pair is not None:
+            _notify("the seeds {} and {} draw the same noise: seeds count modulo 2^32, as in "
+                    "EDM".format(*pair))  # fmt: skip
         return Job(
             model, self.settings, guide, self.seeds, self.labels, self.batch, self.noise_device,
             self.identity, metadata,
         )  # fmt: skip
+
+
+def _notify(text: str) -> None:
+    """Print a sentence on stderr, in the first process of a run only."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(text, err=True)
 
 
 def plan_job(options: dict[str, Any]) -> JobPlan:

@@ -7,6 +7,7 @@ import numpy as np
 
 MAX_SEEDS = 10_000_000  # in one run, so that a typing error does not fill the memory
 MAX_SEED = 10**18 - 1  # 18 digits: seeds are kept as 64-bit integers
+NOISES = 2**32  # EDM and EDM2 draw by the seed modulo this number
 MAX_LENGTH = 60  # characters of a list in a message
 
 
@@ -41,6 +42,16 @@ def format_seeds(seeds: Sequence[int] | np.ndarray) -> str:
     gaps = np.flatnonzero(np.diff(ordered) != 1) + 1
     ranges = [(part[0], part[-1]) for part in np.split(ordered, gaps) if len(part)]
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+
+
+def same_noise(seeds: Sequence[int]) -> tuple[int, int] | None:
+    """Return two seeds that are equal modulo 2^32, so that their noise is the same; else None."""
+    if max(seeds) < NOISES:
+        return None
+    array = np.asarray(seeds, np.int64)
+    order = np.argsort(array % NOISES, kind="stable")
+    equal = np.flatnonzero(np.diff(array[order] % NOISES) == 0)
+    return (int(array[order[equal[0]]]), int(array[order[equal[0] + 1]])) if len(equal) else None
 
 
 def format_seeds_short(seeds: Sequence[int] | np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Atomic file writes, and blocks of work that a signal does not interrupt."""
 
+import errno
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LONGEST_NAME = 255 - len("..00000000.tmp")  # bytes of a file name, with room for its draft
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # what file systems without fsync answer
 _DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.tmp")
 
 
@@ -78,7 +80,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with attach_path(path):
             with open(draft, "xb") as file:
                 yield file
-                _flush(file)
+                sync(file)
             publish(draft, path)
     except BaseException:
         _remove(draft)
@@ -169,15 +171,20 @@ def _stop(signum: int, _: Any) -> None:
         raise Stopped(signum)
 
 
+def sync(file: BinaryIO) -> None:
+    """Flush a file to the disk (fsync); only to the system where the file system has no fsync."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+
+
 def _write(path: Path, data: bytes) -> None:
     with open(path, "xb") as file:
         file.write(data)
-        _flush(file)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        sync(file)
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 
-from erk.io.atomic import publish, write_file
+from erk.io.atomic import publish, sync, write_file
 
 if TYPE_CHECKING:
     from requests import Response
@@ -241,8 +241,7 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
         reply.raw.enforce_content_length = False  # else bytes before an interruption are lost
         for chunk in reply.iter_content(1 << 18):
             bar.update(file.write(chunk))
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def hub_files(address: str, offline: bool = False) -> list[str]:

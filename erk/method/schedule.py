@@ -4,6 +4,7 @@
 the others end at sigma_min, i.e. they have diff-sampler's num_steps = steps + 1 nodes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +74,9 @@ SCHEDULES: dict[str, tuple[Callable[..., Tensor], float | None, int]] = {
 }
 """name -> (function, default rho or None where there is none, fewest steps)."""
 
+MAX_STEPS = 1_000_000
+LARGEST_LOG = 700  # about the logarithm of the largest float64
+
 
 def check_schedule(
     schedule: str | Sequence[float] | Tensor,
@@ -88,6 +92,8 @@ def check_schedule(
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
     _, default_rho, fewest = SCHEDULES[schedule]
+    if not steps <= MAX_STEPS:
+        raise ValueError(f"steps must be an integer up to {MAX_STEPS}, not {steps:g}.")
     if steps != int(steps):
         raise ValueError(f"steps must be an integer, not {steps}.")
     if steps < fewest:
@@ -101,6 +107,8 @@ def check_schedule(
         raise ValueError(f"the '{schedule}' schedule takes no rho, but got rho = {rho:g}.")
     if rho is not None and not 0 < rho < float("inf"):
         raise ValueError(f"rho must be positive, not {rho:g}.")
+    if rho is not None and max(math.log(sigma_max), -math.log(sigma_min)) > LARGEST_LOG * rho:
+        raise ValueError(f"rho = {rho:g} is too small: sigma ** (1 / rho) exceeds every float.")
 
 
 def make_schedule(

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 P = ParamSpec("P")
 T = TypeVar("T")
 MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
-            "could not create a primitive")  # fmt: skip
+            "could not create a primitive", "bad_alloc")  # fmt: skip
 """Messages of MPS, CPU, cuBLAS, cuDNN and oneDNN errors that PyTorch raises as RuntimeError."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

@@ -64,6 +64,12 @@ BAD = [
     ([*NET, "--w-stiff", "-1"], "w_stiff must not be negative"),
     ([*NET, "--guidance-interval", "3"], "wants LO,HI in sigma, not '3'"),
     ([*NET, "--guidance-interval", "3,1"], "0 <= lo < hi"),
+    # numbers beyond what a machine can do
+    ([*NET, "--rho", "1e-3"], "rho = 0.001 is too small"),
+    ([*NET, "--rho", "1e-3", "--schedule", "time_uniform"], "rho = 0.001 is too small"),
+    ([*NET, "--steps", "99999999999999999999"], "steps must be an integer up to 1000000"),
+    ([*NET, "--seeds", "9223372036854775808"], "the largest seed is 999999999999999999"),
+    ([*NET, "--seeds", "1" * 31], "the largest seed is 999999999999999999"),
     # options that would have no effect (friction 8 of newcomers and its siblings)
     ([*NET, "--w-con", "0.3"], "--w-con has no effect without --w-stiff: give both, or neither"),
     ([*NET, "--w_con", "0.5"], "--w-con has no effect without --w-stiff"),
@@ -86,6 +92,20 @@ def test_bad_input_is_one_sentence(arguments, message, generate, spoilt, monkeyp
     check_refusal(refused.exit_code, refused.stdout, refused.stderr, message)
     assert not Path("out").exists()
     assert [*Path("cache").rglob("*.pkl")] == []
+
+
+@pytest.mark.parametrize("option", ["--batch", "--vae-batch"])
+def test_a_batch_beyond_memory_is_refused(option, generate):
+    refused = generate(*SMALL, "--seeds", "0", option, "99999999999999999999999")
+    assert refused.exit_code == 2 and "is not in the range 1<=x<=1048576" in refused.stderr
+
+
+def test_seeds_with_the_same_noise_are_named(generate):
+    """P3: the published rule, which run.json cannot show."""
+    done = generate(*SMALL, "--seeds", "1,2,4294967298")
+    assert done.exit_code == 0 and "the seeds 2 and 4294967298 draw the same noise" in done.stderr
+    assert Path("out/000002.png").read_bytes() == Path("out/4294967298.png").read_bytes()
+    assert "same noise" not in generate(*SMALL, "--seeds", "0-3", "--outdir", "b").stderr
 
 
 def test_a_sweep_may_turn_a_correction_off(generate):
