@@ -151,9 +151,10 @@ def as_features(values: Any, name: str, least: int) -> Tensor:
     features = values.detach()
     if features.dtype not in (torch.float32, torch.float64):
         features = features.float()
-    if features.ndim != 2 or len(features) < least:
+    if features.ndim != 2 or len(features) < least or not features.shape[1]:
         raise ValueError(
-            f"{name} features must be [N, D] with N >= {least}, not {list(features.shape)}"
+            f"{name} features must be [N, D] with N >= {least} and D >= 1, not "
+            f"{list(features.shape)}"
         )
     check_finite(features, f"{name} features")
     return features

@@ -96,8 +96,67 @@ def test_density_and_coverage_by_their_definition():
     _, inside, _, covered = brute_force(real, generated, 5, True)
     expected = inside.double().mean().item() / 5, covered.double().mean().item()
     assert density_coverage(real=real, generated=generated) == pytest.approx(expected, abs=1e-12)
-    same = density_coverage(real=real, generated=real)
-    assert same == pytest.approx((1, 1), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "dim"), [(torch.float32, 400, 1024), (torch.float64, 500, 64)]
+)
+@pytest.mark.parametrize("memory", [2**20, 2**26])
+def test_identical_sets_have_density_and_coverage_1(dtype, n, dim, memory):
+    """G6: 1.0085 and 1.058 where distances of one pair were rounded in two ways."""
+    real = torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=dtype).abs()
+    same = real[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+    assert density_coverage(real=real, generated=same, memory=memory) == (1, 1)
+
+
+def near_copies(modes, n, dim, noise):
+    """Some points with many copies each that differ in about their last bits."""
+    generator = torch.Generator().manual_seed(2)
+    centres = torch.randn(modes, dim, generator=generator) * 10 + 3
+    rows = centres[torch.randint(modes, (n,), generator=generator)]
+    return rows * (1 + noise * torch.randn(n, dim, generator=generator))
+
+
+CASES = {
+    "near copies": (near_copies(1, 200, 48, 2e-7), near_copies(1, 150, 48, 2e-7)),
+    "near copies of modes": (near_copies(4, 200, 48, 1e-5), near_copies(3, 150, 48, 1e-7)),
+    "copies of modes": (near_copies(5, 200, 8, 0), near_copies(3, 150, 8, 0)),
+    "an outlier far away": (
+        torch.cat([torch.full((1, 6), 1e30), near_copies(60, 120, 6, 1e-3)]),
+        near_copies(60, 120, 6, 1e-2),
+    ),
+    "tiny": (near_copies(90, 150, 6, 0.1) * 1e-30, near_copies(90, 150, 6, 0.1) * 1e-30),
+    "huge": (near_copies(90, 150, 6, 0.1) * 1e30, near_copies(90, 150, 6, 0.1) * 1e30),
+    "constant": (torch.full((40, 5), 0.1), torch.full((30, 5), 0.1)),
+    "two constants": (torch.full((40, 5), 0.1), torch.full((30, 5), 0.3)),
+    "one dimension": (near_copies(90, 150, 1, 0.1), near_copies(90, 150, 1, 0.1)),
+    "a grid": tuple(
+        torch.randint(5, (n, 3), generator=torch.Generator().manual_seed(n)).float()
+        for n in (90, 80)
+    ),
+    "half precision": (near_copies(9, 90, 6, 0.1).half(), near_copies(9, 90, 6, 0.1).half()),
+    "not contiguous": (near_copies(9, 90, 8, 0.1)[::2, ::2], near_copies(9, 4, 90, 0.1).T[:, :4]),
+    "as few as may be": (near_copies(9, 4, 3, 0.1), near_copies(9, 4, 3, 0.1)),
+    "zeros of both signs": (torch.tensor([[0.0], [-0.0], [1.0], [2.0]]), torch.zeros(5, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("memory", [SMALL, 2**26])
+def test_members_are_exact(name, strict, memory):
+    """G6 and siblings: what products of float32 cannot tell, and the size of blocks, is nothing."""
+    real, generated = CASES[name]
+    expected = brute_force(real, generated, 3, strict)
+    groups = 2 if len(generated) > 20 else 1
+    who = membership(real=real, generated=generated, strict=strict, groups=groups, memory=memory)
+    found = who.precise, who.inside, who.recalled[0], who.covered[0]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for g in range(groups if groups > 1 else 0):
+        left = generated[group_of(len(generated), groups) != g]
+        _, _, recalled, covered = brute_force(real, left, 3, strict)
+        assert torch.equal(who.recalled[1 + g], recalled)
+        assert torch.equal(who.covered[1 + g], covered)
 
 
 def test_radius_reaches_the_kth_other_sample():
@@ -193,12 +252,9 @@ def test_memory_stays_within_its_bound():
         (np.zeros(9), np.zeros((9, 2)), {}, "real features must be"),
         (np.zeros((9, 2)), np.zeros((9, 3)), {}, "real features have 2 dimensions"),
         (np.zeros((9, 2)), np.full((9, 2), np.nan), {}, "generated features hold NaN"),
-        (
-            np.full((9, 2), np.float32(1e30)),
-            np.zeros((9, 2), np.float32),
-            {},
-            "squared .* NaN or infinity",
-        ),
+        (np.full((9, 2), 1e308), np.full((9, 2), -1e308), {}, "differ by more than 1e308"),
+        (np.zeros((9, 0)), np.zeros((9, 0)), {}, "real features must be"),
+        (np.zeros((0, 2)), np.zeros((9, 2)), {}, "real features must be"),
         (np.zeros((9, 2)), np.zeros((9, 2)), {"k": 0}, "k must be at least 1"),
         (
             np.zeros((9, 2)),
