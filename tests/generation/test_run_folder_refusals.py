@@ -73,22 +73,23 @@ def test_images_of_unknown_settings_are_refused(name, out):
         look(out, [0, 1])
 
 
-def test_images_in_a_deep_folder_are_refused(out):
+def test_images_in_a_deep_folder_are_refused(out, monkeypatch):
     """1200 folders, one in the other: no recursion."""
     out.mkdir(parents=True)
-    here = os.open(".", os.O_RDONLY)
+    monkeypatch.chdir(out)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    with open("photo.png", "xb"):
+        pass
     try:
-        os.chdir(out)
+        with pytest.raises(ValueError, match=r"holds images but no run\.json"):
+            look(out, [0, 1])
+    finally:  # pytest removes folders by recursion
+        os.unlink("photo.png")
         for _ in range(1200):
-            os.mkdir("d")
-            os.chdir("d")
-        with open("photo.png", "xb"):
-            pass
-    finally:
-        os.chdir(here)
-        os.close(here)
-    with pytest.raises(ValueError, match=r"holds images but no run\.json"):
-        look(out, [0, 1])
+            os.chdir("..")
+            os.rmdir("d")
 
 
 def test_a_folder_with_other_files_is_accepted(out):
