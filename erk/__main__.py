@@ -11,7 +11,7 @@ def main() -> None:
     try:
         from erk.commands.main import main as command
 
-        command()
+        command(prog_name="erk")
     except ModuleNotFoundError as error:
         if os.environ.get("ERK_TRACEBACK") or (error.name or "erk").partition(".")[0] == "erk":
             raise

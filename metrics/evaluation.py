@@ -113,8 +113,9 @@ def evaluate_features(
     if asked is not None and asked.shape != (n,):
         raise ValueError(f"there are {n} images but labels of shape {list(asked.shape)}")
     undefined: list[str] = []
-    if groups > 1 and not _enough_for(n, groups, protocol):
-        undefined.append(f"no standard errors: {n} images are too few for {groups} groups")
+    too_few = f"{n} images are too few for {groups} groups"
+    if groups > 1 and (n < 2 * groups or n - -(-n // groups) < FEWEST_LEFT):
+        undefined.append(f"no standard errors: {too_few}")
         groups = 1
     is_random = in_seed_order and (asked is None or not is_in_blocks(asked))
     parts = (group_of if is_random else drawn_group_of)(n, groups)
@@ -131,8 +132,11 @@ def evaluate_features(
         case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
         for column, (value, repeats) in one.rule.compute(case).items():
             values[column] = value
-            if repeats:
-                replicates[column] = repeats
+            known = [repeat for repeat in repeats if repeat is not None]
+            if len(known) < len(repeats):
+                undefined.append(f"no standard error of {column}: {too_few}")
+            elif known:
+                replicates[column] = known
     return Evaluation(protocol.name, n, values, replicates, undefined)
 
 
@@ -219,17 +223,6 @@ def _is_balanced(labels: Tensor, real: Tensor | None) -> bool:
     if real is not None and not torch.equal(classes, real.unique()):
         return False
     return bool(counts.max() - counts.min() <= 1) and len(labels) >= 2 * len(counts)
-
-
-def _enough_for(n: int, groups: int, protocol: Protocol) -> bool:
-    """Return whether every measure is defined for the images left by the largest group."""
-    left = n - -(-n // groups)
-    fewest = [
-        one.rule.minimum(one.options)
-        for one in protocol.measures
-        if one.rule.replicates_need_minimum
-    ]
-    return n >= 2 * groups and left >= max([FEWEST_LEFT, *fewest])
 
 
 def _statistics(

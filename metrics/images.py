@@ -182,12 +182,15 @@ def _open(path: Path) -> ImageSource:
 def _open_folder(folder: Path) -> ImageSource:
     listing = list_files(folder)
     names, notes = image_names(listing.files)
+    read = read_beside(folder)
+    run = read_run(read, notes)
+    if run:
+        names = _of_this_run(names, notes)
     archives = [name for name in listing.files if _is_archive(name) and "/" not in name]
     generated = [name for name in archives if name.partition(".")[0] == "images"]  # of generate.py
     if not names and len(generated or archives) == 1:
         return _open(folder / (generated or archives)[0])
-    read = read_beside(folder)
-    run, labels = read_run(read, notes), read_labels(read, names, notes)
+    labels = read_labels(read, names, notes)
     if not names and run.get("complete") is False:
         raise ValueError(
             f"the run in {folder} is not complete: run its generate.py command again to finish it"
@@ -204,6 +207,17 @@ def _open_folder(folder: Path) -> ImageSource:
         notes=(*listing.notes(names), *notes),
         has_files=True,
     )
+
+
+def _of_this_run(names: list[str], notes: list[str]) -> list[str]:
+    """Leave out images below sub-folders that `erk generate` does not name; add a note.
+
+    The folder of a run may hold others, as `out` holds `out/demo`.
+    """
+    kept = [n for n in names if all(part.isdecimal() for part in n.split("/")[:-1])]
+    if len(kept) < len(names):
+        notes.append(f"images in other sub-folders are not of this run: {len(names) - len(kept)}")
+    return kept
 
 
 def _open_zip(path: Path) -> ImageSource:

@@ -8,7 +8,7 @@ a jackknife must not draw again.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,8 +45,9 @@ NO_LABELS = (
 
 SUBSETS = 100  # of a kernel distance
 
-Values = dict[str, tuple[float, list[float]]]
-"""Column -> value and replicates; [] where no standard error is defined."""
+Values = dict[str, tuple[float, list[float | None]]]
+"""Column -> value and replicates; [] where no standard error is defined, None where too few images
+are left for a replicate."""
 
 
 class Case(NamedTuple):
@@ -69,7 +70,6 @@ class Kind(ABC):
     needs_statistics: ClassVar[bool] = False
     needs_real_features: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    replicates_need_minimum: ClassVar[bool] = False  # as many images as the value itself
 
     def minimum(self, options: Mapping[str, Any]) -> int:
         """Return the fewest images of which the measure is defined."""
@@ -93,7 +93,7 @@ class Frechet(Kind):
             frechet_distance(real, moments, factor=factor)
             for moments in itertools.chain([merged(parts)], without_each(parts))
         ]
-        return {case.measure.columns[0]: (distances[0], distances[1:])}
+        return {case.measure.columns[0]: (distances[0], list(distances[1:]))}
 
 
 class FrechetInfinity(Kind):
@@ -109,10 +109,13 @@ class FrechetInfinity(Kind):
         real, features = case.real, as_features(case.generated, "generated", least=20)
         subsets = nested_subsets(len(features))
 
-        def distance(kept: Tensor) -> float:
-            return extrapolated_distance(real, features, [one[kept[one]] for one in subsets])
+        def distance(kept: Tensor) -> float | None:
+            parts = [one[kept[one]] for one in subsets]
+            if min(map(len, parts)) < 2:  # the fewest with a covariance
+                return None
+            return extrapolated_distance(real, features, parts)
 
-        return {case.measure.columns[0]: replicated(case.groups, distance)}
+        return {case.measure.columns[0]: _known(replicated(case.groups, distance))}
 
 
 class InceptionScore(Kind):
@@ -131,13 +134,15 @@ class InceptionScore(Kind):
         log_p = case.generated.double().log_softmax(1)
         order = sample_order(len(log_p), shuffle=size is None)
 
-        def score(kept: Tensor) -> tuple[float, float]:
-            rows = order[kept[order]]
-            return split_scores(log_p[rows], options.get("splits", 10), size)
+        splits = options.get("splits", 10)
 
-        (mean, std), repeats = replicated(case.groups, score)
-        mean_column, std_column = case.measure.columns
-        return {mean_column: (mean, [one for one, _ in repeats]), std_column: (std, [])}
+        def score(kept: Tensor) -> tuple[float, float] | None:
+            rows = order[kept[order]]
+            if size is None and len(rows) < splits:
+                return None
+            return split_scores(log_p[rows], splits, size)
+
+        return _with_spread(case, score)
 
 
 class Kernel(Kind):
@@ -157,12 +162,13 @@ class Kernel(Kind):
         check_same_dimension(real, generated)
         draws = kernel_draws(len(real), len(generated), SUBSETS, size)
 
-        def distance(kept: Tensor) -> tuple[float, float]:
-            return kernel_distances(real, generated, [(a, b[kept[b]]) for a, b in draws])
+        def distance(kept: Tensor) -> tuple[float, float] | None:
+            pairs = [(a, b[kept[b]]) for a, b in draws]
+            if min(len(b) for _, b in pairs) < 2:  # the fewest of an unbiased estimate
+                return None
+            return kernel_distances(real, generated, pairs)
 
-        (mean, std), repeats = replicated(case.groups, distance)
-        mean_column, std_column = case.measure.columns
-        return {mean_column: (mean, [one for one, _ in repeats]), std_column: (std, [])}
+        return _with_spread(case, distance)
 
 
 class Neighbours(Kind):
@@ -170,7 +176,6 @@ class Neighbours(Kind):
 
     options = frozenset({"output", "k", "strict", "reduced"})
     needs_real_features = True
-    replicates_need_minimum = True
 
     def minimum(self, options: Mapping[str, Any]) -> int:
         return int(options["k"]) + 1
@@ -184,14 +189,18 @@ class Neighbours(Kind):
             most = min(options["reduced"], len(real), len(generated))
             rows = _reduced(torch.arange(len(generated)), most)
             real, generated, part = _reduced(real, most), generated[rows], part[rows]
-        order = part.argsort(stable=True)  # membership takes contiguous groups
-        groups = len(case.groups.unique())
+        part, order = part.sort(stable=True)  # membership takes contiguous groups
+        groups = int(case.groups.max()) + 1
+        sizes = part.bincount(minlength=groups)
+        is_enough = groups == 1 or bool(sizes.min() > 0 and len(part) - sizes.max() > k)
+        if not is_enough:
+            part = torch.zeros_like(part)
         who = membership(
             real=real.to(case.device),
             generated=generated[order].to(case.device),
             k=k,
             strict=options.get("strict", False),
-            groups=groups,
+            groups=part,
             memory=case.memory,
         )
         kept = [torch.ones_like(who.group, dtype=torch.bool), *kept_without_each(who.group)]
@@ -201,7 +210,11 @@ class Neighbours(Kind):
             "density": [_mean(who.inside[rows]) / k for rows in kept],
             "coverage": [_mean(row) for row in who.covered],
         }
-        return {name: (shares[name][0], shares[name][1:]) for name in case.measure.columns}
+        unknown: list[float | None] = [] if is_enough else [None] * groups
+        return {
+            name: (shares[name][0], unknown or list(shares[name][1:]))
+            for name in case.measure.columns
+        }
 
 
 class Accuracy(Kind):
@@ -214,7 +227,9 @@ class Accuracy(Kind):
         assert case.labels is not None
         right = case.generated.argmax(1) == case.labels
         return {
-            case.measure.columns[0]: replicated(case.groups, lambda kept: _mean(right[kept])),
+            case.measure.columns[0]: _known(
+                replicated(case.groups, lambda kept: _mean(right[kept]))
+            ),
         }
 
 
@@ -277,6 +292,21 @@ class Measure:
             return NO_LABELS
         minimum = self.rule.minimum(self.options)
         return f"{n} images are too few, {minimum} are needed" if n < minimum else None
+
+
+def _known(values: tuple[float | None, list[float | None]]) -> tuple[float, list[float | None]]:
+    """Return a value with its replicates: of all images it is defined."""
+    value, replicates = values
+    assert value is not None
+    return value, replicates
+
+
+def _with_spread(case: Case, metric: Callable[[Tensor], tuple[float, float] | None]) -> Values:
+    """Compute a mean with its replicates, and a spread over parts, which gets none."""
+    value, repeats = replicated(case.groups, metric)
+    assert value is not None  # of all images
+    mean, spread = case.measure.columns
+    return {mean: (value[0], [one and one[0] for one in repeats]), spread: (value[1], [])}
 
 
 def _reduced(rows: Tensor, most: int) -> Tensor:

@@ -74,14 +74,15 @@ def membership(
     generated: Any,
     k: int = 3,
     strict: bool = False,
-    groups: int = 1,
+    groups: int | Tensor = 1,
     memory: int | None = None,
 ) -> Membership:
     """Which samples of real [N, D] and generated [M, D] features lie in balls of the other set.
 
     A sample at distance d lies in a ball of radius r if d <= r (Kynkäänniemi et al.; torch-
     fidelity), or with ``strict`` if d < r (Naeem et al.; dgm-eval). ``groups`` > 1 also leaves
-    out each of that many groups of generated samples (``jackknife.group_of``), radii included.
+    out each of that many groups of generated samples (``jackknife.group_of``, or the ascending
+    groups int64 [M]), radii included.
     Distances are those of the given numbers in float64, whatever the memory: copies are at 0, and
     equal sets have equal radii. Works in about ``memory`` bytes at most besides the features and a
     few numbers per sample; None: 64 MiB, on CUDA 2 GiB. Tensors are returned on the device of
@@ -201,7 +202,9 @@ def _any_without(flags: Tensor) -> Tensor:
     return (torch.cat([count, count - flags.long()]) if len(flags) > 1 else count) > 0
 
 
-def _checked(real: Any, generated: Any, k: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(
+    real: Any, generated: Any, k: int, groups: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Features of one dtype on one device, and the group int64 [M] of every generated sample."""
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -209,12 +212,13 @@ def _checked(real: Any, generated: Any, k: int, groups: int) -> tuple[Tensor, Te
     real = real.cpu() if real.device.type == "mps" else real  # which has no float64
     generated = as_features(generated, "generated", k + 1)
     check_same_dimension(real, generated)
-    group = group_of(len(generated), groups).to(real.device)
-    left = len(group) - int(group.bincount().max())
-    if groups > 1 and left <= k:
+    group = groups if isinstance(groups, Tensor) else group_of(len(generated), groups)
+    sizes = group.bincount()
+    left = len(group) - int(sizes.max())
+    if len(sizes) > 1 and left <= k:
         raise ValueError(
-            f"without one of {groups} groups, {left} generated samples are left, but k = {k} "
+            f"without one of {len(sizes)} groups, {left} generated samples are left, but k = {k} "
             f"needs {k + 1}: use fewer groups or more samples"
         )
     dtype = torch.promote_types(real.dtype, generated.dtype)
-    return real.to(dtype), generated.to(real.device, dtype), group
+    return real.to(dtype), generated.to(real.device, dtype), group.to(real.device)

@@ -6,14 +6,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
+from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO, cast
 
 import click
 import cloup
 
 from erk import __version__
+from erk.commands.reports import is_first, is_reported
 from erk.io.atomic import stoppable
 from erk.io.text import printable
 
@@ -41,6 +43,7 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
+STOPPED = "Stopped. Run the same command again to go on."
 LONGEST = 2000  # characters of an error message
 
 ADVICE = {
@@ -51,6 +54,38 @@ ADVICE = {
     errno.EROFS: "; choose another folder",
 }
 """What to do about a system error, by its number, where its text does not say."""
+
+
+class Arguments(click.Command):
+    """A mixin: one process prints the usage errors, which name the most similar option."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments of the command line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            if not is_first(error.format_message()):
+                raise click.exceptions.Exit(2) from error
+            if isinstance(error, click.NoSuchOption):
+                raise click.UsageError(
+                    f"{error.message} {suggestion(error.option_name, self._options())}".strip(),
+                    error.ctx,
+                ) from error
+            raise
+
+    def _options(self) -> list[str]:
+        return [option for one in self.params for option in one.opts if option.startswith("--")]
+
+
+class Command(Arguments, cloup.Command):
+    """A command with groups of options."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return "Did you mean ...?" with the most similar of the known words; "" if none is."""
+    names = {one.lstrip("-"): one for one in known}
+    near = get_close_matches(word.lstrip("-").replace("_", "-"), names, n=1)
+    return f"Did you mean {names[near[0]]}?" if near else ""
 
 
 def command(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
@@ -65,7 +100,8 @@ def command(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         run = click.version_option(__version__)(clean_exit(function))
-        return cloup.command(context_settings=CONTEXT, epilog=f"\b\nExamples:{lines}")(run)
+        epilog = f"\b\nExamples:{lines}"
+        return cloup.command(cls=Command, context_settings=CONTEXT, epilog=epilog)(run)
 
     return decorate
 
@@ -76,7 +112,8 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
     Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError; with
     ERK_TRACEBACK=1 in the environment the traceback is shown. SIGINT and SIGTERM end the command
     with 130 and 143 after the file that is being written is on the disk. A closed output does not
-    stop it, and names from files cannot control the terminal.
+    stop it, and names from files cannot control the terminal. Of the processes of torchrun one
+    prints an error that all have, and none says that it was stopped after another one's error.
     """
 
     @functools.wraps(command)
@@ -89,11 +126,14 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
                 with stoppable():
                     return command(*args, **kwargs)
             except KeyboardInterrupt as stop:
-                print("Stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
+                if not is_reported():  # else torchrun stops this process for another one's error
+                    _report(STOPPED)
                 sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
             except (ValueError, OSError, MemoryError, FloatingPointError) as error:
                 if os.environ.get("ERK_TRACEBACK"):
                     raise
+                if isinstance(error, ConnectionError) and is_reported():
+                    sys.exit(2)  # another process ended early, and has said why
                 fail(sentence(error))
 
     return run
@@ -101,8 +141,13 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def fail(message: str) -> NoReturn:
     """Print the message on stderr and exit with code 2."""
-    print(f"Error: {message}", file=sys.stderr, flush=True)
+    _report(f"Error: {message}")
     sys.exit(2)
+
+
+def _report(line: str) -> None:
+    if is_first(line):
+        print(line, file=sys.stderr, flush=True)
 
 
 def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) -> None:

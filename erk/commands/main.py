@@ -5,7 +5,8 @@ from importlib import import_module
 import click
 
 from erk import __version__
-from erk.commands.cli import CONTEXT
+from erk.commands.cli import CONTEXT, Arguments, suggestion
+from erk.commands.reports import is_first
 
 SECTIONS = {
     "Sample": {
@@ -36,7 +37,7 @@ SECTIONS = {
 SUBCOMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Arguments, click.Group):
     """A group whose help page imports no subcommand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -51,6 +52,18 @@ class LazyGroup(click.Group):
         module = import_module(f"erk.commands.{name.replace('-', '_')}")
         command: click.Command = module.main
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; an unknown name is refused with the most similar one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            message = f"No such command {args[0]!r}. {suggestion(args[0], SUBCOMMANDS)}".strip()
+            if not is_first(message):
+                raise click.exceptions.Exit(2) from error
+            raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections of subcommands from the table above."""

@@ -35,9 +35,21 @@ def test_underscores_name_the_same_subcommand():
     assert texts[0].replace("_", "-") == texts[1].replace("_", "-")
 
 
-def test_an_unknown_subcommand_is_refused():
-    done = erk("generatee")
-    assert done.exit_code == 2 and "No such command 'generatee'" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generatee"], "No such command 'generatee'. Did you mean generate?\n"),
+        (["make_referenc"], "Did you mean make-reference?\n"),
+        (["foo"], "No such command 'foo'.\n"),
+        (["generate", "--step", "8"], "No such option '--step'. Did you mean --steps?\n"),
+        (["generate", "--w_stif", "1"], "Did you mean --w-stiff?\n"),
+        (["generate", "--foo"], "No such option '--foo'.\n"),
+    ],
+)
+def test_an_unknown_word_is_refused_with_the_most_similar_one(words, message):
+    """b11"""
+    done = erk(*words)
+    assert done.exit_code == 2 and done.stderr.endswith(message)
 
 
 def test_the_modules_of_the_subcommands_run_as_programs():

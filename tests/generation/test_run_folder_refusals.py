@@ -65,7 +65,7 @@ def test_another_version_of_the_sampler_is_refused(out):
         opened(2)
 
 
-@pytest.mark.parametrize("name", ["000000.png", "000077.png", "sub/photo.png"])
+@pytest.mark.parametrize("name", ["000000.png", "000077.png", "photo.png", "000000/a.png"])
 def test_images_of_unknown_settings_are_refused(name, out):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(b"")
@@ -93,7 +93,9 @@ def test_images_in_a_deep_folder_are_refused(out, monkeypatch):
 
 
 def test_a_folder_with_other_files_is_accepted(out):
-    out.mkdir(parents=True)
+    """Among them another run's, or the demo's, in a sub-folder."""
+    (out / "demo").mkdir(parents=True)
+    (out / "demo" / "demo.png").write_bytes(b"")
     (out / "notes.txt").write_text("mine")
     assert sample(out, [0]) == [0]
     assert (out / "notes.txt").read_text() == "mine"

@@ -249,3 +249,53 @@ def test_a_collapsed_generator_has_numbers(evaluated, digits, extractor, referen
         expected = float((row - real.mean).square().sum() + real.cov.trace())
         assert result.values["fd"] == pytest.approx(expected, rel=1e-6)  # float32 rows
         assert result.errors["fd"] < 1e-6 * expected
+
+
+@pytest.mark.parametrize("groups", [2, 10])
+@pytest.mark.parametrize("n", [20, 26, 41])
+def test_a_measure_with_too_few_images_for_a_replicate_has_a_value(n, groups):
+    """F6: FD-infinity's smallest subset of 20 images has 2; one of them may be left out."""
+    rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(3))
+    real = reference_of(rows, "dinov2-pil")
+    result = evaluate_features(
+        features_of(rows[:n], name="dinov2-pil"), "dgm-eval", real, groups=groups
+    )
+    alone = evaluate_features(features_of(rows[:n], name="dinov2-pil"), "dgm-eval", real, groups=1)
+    assert result.values == pytest.approx(alone.values) and None not in result.values.values()
+    known = {name for name, error in result.errors.items() if error is not None}
+    assert {"fd_dinov2", "precision", "recall", "density", "coverage"} <= known
+    note = f"no standard error of fd_infinity: {n} images are too few for {groups} groups"
+    assert ("fd_infinity" in known) == (note not in result.notes)
+    if n == 20:
+        assert "fd_infinity" not in known
+
+
+def test_an_inception_score_with_too_few_images_for_a_replicate_has_a_value(reference):
+    """F7: without one of 5 groups, 9 of 12 images are left for 10 splits."""
+    rows = reference.statistics["digits"].features[:12]
+    logits = torch.randn(12, 10, generator=torch.Generator().manual_seed(4))
+    result = evaluate_features(
+        features_of(rows, logits, "digits"), DIGITS, reference, groups=5, labels=[0] * 12
+    )
+    assert result.values["is"] == pytest.approx(inception_score(logits)[0])
+    assert result.errors["is"] is None and result.errors["fd"] > 0 and result.errors["recall"] > 0
+    assert "no standard error of is: 12 images are too few for 5 groups" in result.undefined
+
+
+def test_few_real_images_leave_too_few_generated_ones_for_some_replicates():
+    """dgm-eval takes as many images of both sets: 8 of 40 may miss a group."""
+    rows = torch.randn(48, 6, generator=torch.Generator().manual_seed(5))
+    real = reference_of(rows[40:], "dinov2-pil")
+    generated = features_of(rows[:40], name="dinov2-pil")
+    few = evaluate_features(generated, find_protocol("dgm-eval"), real)
+    assert few.values["precision"] is not None and few.errors["precision"] is None
+    assert few.errors["fd_dinov2"] > 0
+
+
+@pytest.mark.parametrize("groups", [6, 10, 13, 10**6])
+def test_more_groups_than_images_give_values_without_errors(reference, groups):
+    rows = reference.statistics["digits"].features[:11]
+    rules = DIGITS.only(["fd", "precision"])
+    result = evaluate_features(features_of(rows, name="digits"), rules, reference, groups=groups)
+    assert result.values["fd"] > 0 and set(result.errors.values()) == {None}
+    assert f"no standard errors: 11 images are too few for {groups} groups" in result.undefined

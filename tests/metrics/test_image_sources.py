@@ -56,6 +56,15 @@ def test_folder_is_read_in_seed_order(folder):
     assert torch.equal(everything(folder)[:, 0], torch.from_numpy(GREY))
 
 
+def test_other_results_below_a_run_are_not_its_images(folder):
+    (folder / "demo").mkdir()
+    (folder / "demo" / "demo.png").write_bytes(png(RGB[0]))
+    source = open_images(folder)
+    assert len(source.names) == 5 and "are not of this run: 1" in source.notes[-1]
+    (folder / "run.json").unlink()  # a folder of a data set: its sub-folders have any names
+    assert len(open_images(folder).names) == 6
+
+
 def test_numbers_sort_as_numbers(tmp_path):
     for name in ("1000000", "999999", "10"):
         (tmp_path / f"{name}.png").write_bytes(png(GREY[0]))
