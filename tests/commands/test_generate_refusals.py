@@ -68,9 +68,8 @@ BAD = [
     ([*NET, "--guidance-interval", "3"], "wants LO,HI in sigma, not '3'"),
     ([*NET, "--guidance-interval", "3,1"], "0 <= lo < hi"),
     # numbers beyond what a machine can do
-    ([*NET, "--rho", "1e-3"], "rho = 0.001 is too small"),
-    ([*NET, "--rho", "1e-3", "--schedule", "time_uniform"], "rho = 0.001 is too small"),
-    ([*NET, "--steps", "99999999999999999999"], "steps must be an integer up to 1000000"),
+    ([*NET, "--rho", "1e17", "--schedule", "polynomial"], "take a rho near 7 (not 1e+17)"),
+    ([*NET, "--steps", "99999999999999999999"], "steps must be an integer from 1 to 1000000"),
     ([*NET, "--seeds", "9223372036854775808"], "the largest seed is 999999999999999999"),
     ([*NET, "--seeds", "1" * 31], "the largest seed is 999999999999999999"),
     # options that would have no effect (friction 8 of newcomers and its siblings)
