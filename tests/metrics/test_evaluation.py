@@ -230,6 +230,8 @@ def test_protocols():
     assert default_protocol(["inception"]) == "edm"
     assert default_protocol(["inception", "inception-spatial"]) == "adm"
     assert default_protocol(["vgg16"]) is None
+    assert default_protocol(["vgg16", "inception"]) == "torch-fidelity"  # friction 13
+    assert default_protocol(["inception", "dinov2", "vgg16"]) == "erk-paper"
     with pytest.raises(ValueError, match="does not measure kid: choose among fid, fd_dinov2"):
         paper.only(["fid", "kid"])
     with pytest.raises(ValueError, match="no protocol 'fidelity': choose one of erk-paper"):
