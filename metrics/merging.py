@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from metrics.reference_files import Reference, read_reference, write_reference
 from metrics.statistics import Moments, Statistics
 from metrics.store import add_file, files_of

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erk.io import pickles
 from erk.io.atomic import replacing
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from metrics.extractors import Extractor, main_extractors
 from metrics.npz import array_names, read_npz
 from metrics.protocols import default_protocol

@@ -14,7 +14,7 @@ import torch
 from erk.calibration.card import open_card
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models.model import Model, load_model

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erk.io.config import read_config
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.io.resources import data
 from erk.io.untrusted import parse_json
 from erk.runtime.memory import without_weights
