@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erk.io import pickles
 from erk.io.atomic import replacing
-from erk.io.files import sha256_of
+from erk.io.files import open_regular, unchanged
 from metrics.extractors import Extractor, main_extractors
 from metrics.npz import array_names, read_npz
 from metrics.protocols import default_protocol
@@ -62,15 +62,16 @@ def read_reference(path: Path, extractors: Mapping[str, Extractor] = {}) -> Refe
         raise ValueError(f"the reference {path} is a folder: give a .npz or .pkl of statistics")
     if not path.exists():
         raise FileNotFoundError(f"the reference file {path} does not exist: check the path")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start == b"PK":  # what every zip begins with, and a .npz is a zip
-        reference = _read_npz(path, extractors)
-    elif start.startswith(b"\x80"):  # what every pickle since protocol 2 begins with
-        reference = _read_pickle(path)
-    else:
-        raise ValueError(f"{path} is not a readable npz or pkl file: fetch or create it again")
-    return reference._replace(sha256=sha256_of(path))
+    with unchanged(path) as sha256:
+        with open_regular(path) as file:
+            start = file.read(2)
+        if start == b"PK":  # what every zip begins with, and a .npz is a zip
+            reference = _read_npz(path, extractors)
+        elif start.startswith(b"\x80"):  # what every pickle since protocol 2 begins with
+            reference = _read_pickle(path)
+        else:
+            raise ValueError(f"{path} is not a readable npz or pkl file: fetch or create it again")
+    return reference._replace(sha256=sha256)
 
 
 def write_reference(

@@ -42,7 +42,6 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, lengths of n
 OTHER_FORMATS = {  # first bytes of images that are not read
     b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
 }  # fmt: skip
-LOCAL_HEADER = 30  # bytes of a member's header before its name
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others have no bounded ratio
 DECODE_ERRORS = (  # what Pillow, zipfile and numpy raise for a damaged or encrypted file
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError),
@@ -145,7 +144,7 @@ def check_members(archive: zipfile.ZipFile) -> None:
     """
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
     for member, after in itertools.zip_longest(members, members[1:]):
-        start = member.header_offset + LOCAL_HEADER + len(member.orig_filename)
+        start = member.header_offset + LOCAL_HEADER.size + len(member.orig_filename)
         end = archive.start_dir if after is None else after.header_offset
         if start + member.compress_size > end:
             raise ValueError(f"{member.filename[:100]} in it overlaps with another member")
