@@ -1,5 +1,6 @@
 """From features to an Evaluation: every measure of a protocol, with standard errors and notes."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,10 @@ from metrics.statistics import Statistics, moments_of
 VERSION = 1  # of the values: raise it when they change for the same features (test_version.py)
 GROUPS = 10
 FEWEST_LEFT = 6  # images that each replicate must have for standard errors to be given
+PAIRED = (  # details and hashes that a paired difference needs alike
+    "reference_sha256", "real", "extractors", "extractor_precision", "groups of images",
+    "classes asked for",
+)  # fmt: skip
 FEW = 5000  # images, below which the bias of FD and IS exceeds most differences
 
 
@@ -43,6 +48,7 @@ class Evaluation:
     undefined : reasons of values and standard errors that are missing
     caveats : what limits the use of the values
     details : reference, real images, extractors, ...: the other entries of ``to_dict``
+    pairing : hashes of the groups of images and, where known, of the classes asked for
     errors : column -> standard error, or None
     notes : ``undefined`` and ``caveats``
     """
@@ -54,6 +60,7 @@ class Evaluation:
     undefined: list[str] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    pairing: dict[str, str] = field(default_factory=dict)
 
     @property
     def errors(self) -> dict[str, float | None]:
@@ -137,21 +144,48 @@ def evaluate_features(
                 undefined.append(f"no standard error of {column}: {too_few}")
             elif known:
                 replicates[column] = known
-    return Evaluation(protocol.name, n, values, replicates, undefined)
+    pairing = {"groups of images": _hash(parts)}
+    pairing |= {} if asked is None else {"classes asked for": _hash(asked)}
+    return Evaluation(protocol.name, n, values, replicates, undefined, pairing=pairing)
 
 
 def paired_differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
     """Return a - b of every column that has standard errors in both, with its standard error.
 
-    Both evaluations are of the same seeds in the same groups, so what they share cancels.
+    Both evaluations are of the same seeds in the same groups, so what they share cancels. Raises
+    ValueError for evaluations that differ in protocol, reference, extractors, number of images,
+    groups or classes, as far as they know these.
     """
+    _check_pair(a, b)
     differences = {}
     for name, value in a.values.items():
         replicates = a.replicates.get(name, []), b.replicates.get(name, [])
-        one = paired_difference(value, replicates[0], b.values.get(name), replicates[1])
+        one = None
+        if all(replicates):
+            one = paired_difference(value, replicates[0], b.values.get(name), replicates[1])
         if one is not None:
             differences[name] = one
     return differences
+
+
+def _check_pair(a: Evaluation, b: Evaluation) -> None:
+    """Raise ValueError unless the difference of two evaluations is that of their images."""
+    if a.protocol != b.protocol or a.n != b.n:
+        raise ValueError(
+            f"{a.n} images by protocol {a.protocol} and {b.n} by {b.protocol} do not pair up: "
+            "evaluate the same seeds by one protocol"
+        )
+    of_a, of_b = a.details | a.pairing, b.details | b.pairing
+    for name in PAIRED:
+        if None not in (one := (of_a.get(name), of_b.get(name))) and one[0] != one[1]:
+            raise ValueError(
+                f"the evaluations differ in their {name.replace('_', ' ')}: a paired difference "
+                "needs the same seeds, classes, reference and networks"
+            )
+
+
+def _hash(values: Tensor) -> str:
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()
 
 
 def fd_floor(

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erk.io.download import sha256_of
 from metrics.reference_files import Reference, read_reference, write_reference
 from metrics.statistics import Moments, Statistics
 from metrics.store import add_file, files_of
@@ -38,7 +37,7 @@ def merge_references(paths: Sequence[Path], dest: Path) -> Path:
     that differ in extractors, weights, protocol or image size, or without a number of images.
     """
     parts = [read_reference(path) for path in paths]
-    hashes = [sha256_of(path) for path in paths]
+    hashes = [part.sha256 for part in parts]
     if len(set(hashes)) < len(hashes):
         raise ValueError("two of the references are the same file: each set of images counts once")
     first = parts[0]

@@ -92,7 +92,15 @@ def find_protocol(name: str) -> Protocol:
 
 
 def default_protocol(statistics: Iterable[str]) -> str | None:
-    """Name the smallest protocol that needs exactly these statistics; None: there is none."""
-    names = sorted(statistics)
-    fitting = [one for one in known_protocols().values() if one.statistics() == names]
-    return min(fitting, key=lambda one: len(one.measures)).name if fitting else None
+    """Name the smallest protocol that needs exactly these statistics; None: there is none.
+
+    Else the smallest that needs them with those of its precision and recall.
+    """
+    names, known = set(statistics), sorted(known_protocols().values(), key=_size)
+    exact = [one.name for one in known if {*one.statistics()} == names]
+    fitting = [one.name for one in known if {*one.statistics(), *one.outputs(real=True)} == names]
+    return next(iter([*exact, *fitting]), None)
+
+
+def _size(protocol: Protocol) -> int:
+    return len(protocol.measures)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erk.io import pickles
 from erk.io.atomic import replacing
-from erk.io.download import sha256_of
+from erk.io.files import open_regular, unchanged
 from metrics.extractors import Extractor, main_extractors
 from metrics.npz import array_names, read_npz
 from metrics.protocols import default_protocol
@@ -25,6 +25,12 @@ EDM2_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's name of a metr
 LARGEST = 1e100  # |mu| and |sigma|: products of two of them must be finite
 ASYMMETRY = 1e-6  # largest |sigma - sigma^T| relative to the largest |sigma|
 GENERAL = ("format", "protocol", "image_size", "labels")  # of the file
+PUBLISHED = {  # names of others, so that EDM, EDM2, ADM and pytorch-fid read this project's files
+    "mu": "inception.mu",
+    "sigma": "inception.sigma",
+    "mu_s": "inception-spatial.mu",
+    "sigma_s": "inception-spatial.sigma",
+}
 FIELDS = ("mu", "sigma", "num_images", "features", "weights")  # of each extractor
 
 
@@ -56,15 +62,16 @@ def read_reference(path: Path, extractors: Mapping[str, Extractor] = {}) -> Refe
         raise ValueError(f"the reference {path} is a folder: give a .npz or .pkl of statistics")
     if not path.exists():
         raise FileNotFoundError(f"the reference file {path} does not exist: check the path")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start == b"PK":  # what every zip begins with, and a .npz is a zip
-        reference = _read_npz(path, extractors)
-    elif start.startswith(b"\x80"):  # what every pickle since protocol 2 begins with
-        reference = _read_pickle(path)
-    else:
-        raise ValueError(f"{path} is not a readable npz or pkl file: fetch or create it again")
-    return reference._replace(sha256=sha256_of(path))
+    with unchanged(path) as sha256:
+        with open_regular(path) as file:
+            start = file.read(2)
+        if start == b"PK":  # what every zip begins with, and a .npz is a zip
+            reference = _read_npz(path, extractors)
+        elif start.startswith(b"\x80"):  # what every pickle since protocol 2 begins with
+            reference = _read_pickle(path)
+        else:
+            raise ValueError(f"{path} is not a readable npz or pkl file: fetch or create it again")
+    return reference._replace(sha256=sha256)
 
 
 def write_reference(
@@ -77,7 +84,8 @@ def write_reference(
 ) -> Path:
     """Write a reference as this project's .npz, atomically, with its folders; return the path.
 
-    The keys are ``format``, ``<extractor>.mu`` [D] and ``.sigma`` [D, D] float64 and, where known,
+    The keys are ``format``, ``<extractor>.mu`` [D] and ``.sigma`` [D, D] float64 (of inception
+    ``mu`` and ``sigma``, the names that EDM, EDM2 and pytorch-fid read) and, where known,
     ``<extractor>.num_images``, ``.features`` [N, D] float32, ``.weights``, and ``labels`` [N] int64
     (one per row of features), ``image_size``, ``protocol``. Every extractor has its own number of
     images, since features may be of fewer than the moments.
@@ -90,8 +98,9 @@ def write_reference(
     values = {"format": FORMAT, "protocol": protocol, "image_size": image_size, "labels": labels}
     for name, one in statistics.items():
         values |= {f"{name}.{key}": value for key, value in zip(FIELDS, one, strict=True)}
+    public = {ours: theirs for theirs, ours in PUBLISHED.items()}
     arrays: dict[str, Any] = {
-        key: _array(value) for key, value in values.items() if value is not None
+        public.get(key, key): _array(value) for key, value in values.items() if value is not None
     }
     _checked(path, arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +131,8 @@ def _read_pickle(path: Path) -> Reference:
 def _read_npz(path: Path, extractors: Mapping[str, Extractor]) -> Reference:
     names = array_names(path)
     if "format" in names:
-        wanted = [name for name in names if name.rpartition(".")[2] in (*FIELDS, *GENERAL)]
+        fields = (*FIELDS, *GENERAL, *PUBLISHED)
+        wanted = [name for name in names if name.rpartition(".")[2] in fields]
         return _checked(path, read_npz(path, wanted))
     if "mu_s" in names:
         return _adm(path, read_npz(path, ("mu", "sigma", "mu_s", "sigma_s")))
@@ -135,6 +145,7 @@ def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Reference:
         raise ValueError(
             f"{path} has the format {version!r} but {FORMAT!r} is read: create it again"
         )
+    arrays = {PUBLISHED.get(key, key): value for key, value in arrays.items()}
     statistics = {}
     for name in [key.removesuffix(".mu") for key in arrays if key.endswith(".mu")]:
         part = {key: arrays[f"{name}.{key}"] for key in FIELDS if f"{name}.{key}" in arrays}

@@ -15,24 +15,29 @@ Row = Mapping[str, Any]  # column -> str, number, None, or (value, error or None
 
 
 def text(name: str, evaluation: Evaluation, notes: Sequence[str] = ()) -> str:
-    """Format the notes and a table of the values of one set of images."""
+    """Format a table of the values of one set of images, then the notes."""
     lines = [
         {"metric": metric, "value": value, "standard error": evaluation.errors[metric]}
         for metric, value in evaluation.values.items()
         if value is not None
     ]
-    return f"{heading(name, evaluation, notes)}\n\n{to_text(lines)}"
+    return f"{heading(name, evaluation)}\n\n{to_text(lines)}{notes_text(evaluation, notes)}"
 
 
-def heading(name: str, evaluation: Evaluation, notes: Sequence[str] = ()) -> str:
-    """Format what was compared with what, and how far the values may be trusted."""
+def heading(name: str, evaluation: Evaluation) -> str:
+    """Format what was compared with what, by which protocol."""
     details = evaluation.details
     against = details.get("reference") or details.get("real") or "real images"
     known = known_protocols().get(evaluation.protocol)
     first = f"{name}: {evaluation.n} images against {against}"
-    notes = [*evaluation.notes, *notes]
     protocol = f"protocol {evaluation.protocol}" + (f": {known.source}" if known else "")
-    return "\n".join(map(printable, [first, protocol, *notes]))
+    return "\n".join(map(printable, [first, protocol]))
+
+
+def notes_text(evaluation: Evaluation, notes: Sequence[str] = ()) -> str:
+    """Format how far the values may be trusted; nothing without notes."""
+    lines = [f"- {printable(note)}" for note in (*notes, *evaluation.notes)]
+    return "".join(f"{line}\n" for line in ["", "Notes", *lines]) if lines else ""
 
 
 def paired_text(

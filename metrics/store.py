@@ -18,6 +18,7 @@ from torch import Tensor
 
 from erk.io.atomic import draft_target, uninterrupted, write_file
 from erk.io.download import cache_dir
+from erk.io.files import check_regular
 from metrics.extractors import Extractor
 
 DAY = 86400  # seconds
@@ -88,6 +89,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     Raises OSError, or ValueError for a file that is damaged or was not written by `save`.
     """
+    check_regular(path)
     try:
         content = safetensors.torch.load_file(path)
     except OSError:
@@ -111,8 +113,10 @@ def holds(
     folder: Path, extractor: Extractor, key: str, wanted: Sequence[str], rows: int | None = None
 ) -> bool:
     """Return whether the wanted tensors of a chunk are stored, of at least ``rows`` images."""
+    path = chunk_path(folder, extractor, key)
     try:
-        with safe_open(chunk_path(folder, extractor, key), "pt") as file:
+        check_regular(path)
+        with safe_open(path, "pt") as file:
             known, (n,) = set(file.keys()), file.get_slice("kept").get_shape()
     except (OSError, SafetensorError, ValueError):  # missing, or cut by a full disk
         return False

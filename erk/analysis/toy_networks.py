@@ -1,15 +1,15 @@
 """Small networks of the toy's two classes, for guidance that needs networks: CFG, Autoguidance."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from erk.io.files import read_hashed, read_regular
 from erk.io.resources import data
+from erk.io.untrusted import parse_json
 from erk.method.point import level_for
 
 CHECKPOINTS = data("checkpoints")
@@ -62,11 +62,12 @@ def load_network(name: str, folder: Path = CHECKPOINTS) -> ToyDenoiser:
     metadata, path = read_metadata(name, folder), folder / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {ADVICE}.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != metadata.get("sha256"):
+    content, sha256 = read_hashed(path)
+    if sha256 != metadata.get("sha256"):
         raise ValueError(f"{path} does not have the sha256 in its metadata: {ADVICE}.")
     with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
         network = ToyDenoiser(**metadata["architecture"]["kwargs"])
-    network.load_state_dict(load_file(path), assign=True)
+    network.load_state_dict(load(content), assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -76,7 +77,7 @@ def read_metadata(name: str, folder: Path = CHECKPOINTS) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {ADVICE}.")
     try:
-        metadata = json.loads(path.read_text("utf-8"))
+        metadata = parse_json(read_regular(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {ADVICE}.") from error
     if not isinstance(metadata, dict) or "kwargs" not in metadata.get("architecture", {}):

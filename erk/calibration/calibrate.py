@@ -10,7 +10,15 @@ from torch import Tensor
 
 from erk.calibration.fit import USUAL, ReferenceBatch, fit
 from erk.calibration.parts import Parts
-from erk.calibration.problem import Draw, Problem, problem_for, with_levels
+from erk.calibration.problem import (
+    Draw,
+    Problem,
+    check_evaluations,
+    check_plain,
+    check_seed_lists,
+    problem_for,
+    with_levels,
+)
 from erk.calibration.solver_error import (
     EVALUATIONS,
     converged,
@@ -23,7 +31,7 @@ from erk.calibration.solver_error import (
 from erk.method.corrections import DIRECTIONS, Card
 from erk.method.point import norm
 from erk.method.sampler import solve
-from erk.method.settings import Settings
+from erk.method.settings import Settings, check_names
 
 VERSION = 1  # of the numbers of a calibration; raise it when they change
 SEEDS, HELD_OUT = range(900_000, 900_032), range(910_000, 910_128)
@@ -81,14 +89,30 @@ def calibrate(
     ------
     ValueError
         For seeds in both lists, fewer than two held-out seeds, an unknown or repeated direction,
-        and settings that do not go together.
+        and settings that do not go together or that a card has no room for (ERK-Guid, another
+        correction, noise, a function as the solver).
+    NonFiniteError
+        If a network produces NaN or infinity.
     """
+    check_names(settings, "calibrate")
     problem = problem_for(
         model, Settings(solver=solver, steps=steps, **settings), guide_model, draw, batch
     )
+    check_problem(problem, seeds, held_out, directions)
+    evaluations = check_evaluations(evaluations)
     key = None if folder is None else [problem.key(seeds, held_out), evaluations]
     parts = Parts(folder, key, VERSION)
     return calibrate_problem(problem, seeds, held_out, directions, evaluations, parts)
+
+
+def check_problem(
+    problem: Problem, seeds: Sequence[int], held_out: Sequence[int], directions: Sequence[str]
+) -> None:
+    """Raise ValueError for a calibration that cannot give a card, before any network is used."""
+    check_plain(problem.settings, "calibrate")
+    problem.settings.recipe()  # refuses a solver that a card could not name
+    check_seeds(seeds, held_out)
+    check_directions(directions)
 
 
 def calibrate_problem(
@@ -100,8 +124,6 @@ def calibrate_problem(
     parts: Parts,
 ) -> Card:
     """Fit on `seeds`, measure on `held_out`; reference paths are kept in `parts`."""
-    check_seeds(seeds, held_out)
-    check_directions(directions)
     fitted = fit(problem, [*paths(problem, seeds, "fit", evaluations, parts)], directions)
     before, after, change = [], [], None
     plain, model, guide = problem.settings, problem.model, problem.guide_model
@@ -148,15 +170,7 @@ def count_paths(problem: Problem, *seeds: Sequence[int]) -> int:
 
 def check_seeds(seeds: Sequence[int], held_out: Sequence[int]) -> None:
     """Raise ValueError unless errors can be measured on samples that the fit has not seen."""
-    both = {*seeds} & {*held_out}
-    if both:
-        raise ValueError(
-            f"seed {min(both)} is in --seeds and in --held-out: choose other held-out seeds."
-        )
-    if len(held_out) < 2:
-        raise ValueError(
-            f"--held-out needs at least two seeds for a standard error, not {len(held_out)}."
-        )
+    check_seed_lists(seeds, held_out, (1, 2))  # two for a standard error
 
 
 def check_directions(directions: Sequence[str]) -> None:

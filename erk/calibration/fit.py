@@ -15,7 +15,8 @@ from torch import Tensor
 
 from erk.calibration.problem import Problem
 from erk.method.corrections import DIRECTIONS, REACH, Correction
-from erk.method.point import Point
+from erk.method.drift import check_finite
+from erk.method.point import Point, to_double
 
 USUAL = ("embedded", "drift", "change", "bend", "stiff")
 """The directions of a correction unless others are given (docs/beyond.md)."""
@@ -53,6 +54,11 @@ def fit(problem: Problem, batches: Sequence[ReferenceBatch], directions: Sequenc
         Noise, labels and reference paths at the problem's noise levels.
     directions : sequence of str
         Names in `erk.method.corrections.DIRECTIONS`.
+
+    Raises
+    ------
+    NonFiniteError
+        If a network produces NaN or infinity.
     """
     settings, sigmas = problem.settings, problem.sigmas
     levels = sigmas[sigmas > 0]
@@ -68,6 +74,8 @@ def fit(problem: Problem, batches: Sequence[ReferenceBatch], directions: Sequenc
             step = solver(drift, x, sigma, sigma_next, memory)
             step = step._replace(sigma_next=sigma_next, index=i)
             vectors = torch.stack([DIRECTIONS[name](step, previous[j]) for name in directions])
+            for values in (step.x, vectors.transpose(0, 1)):
+                check_finite(values, i, sigma, drift.in_half)
             target = batches[j].path[i + 1].to(x) - step.x
             equations.add(vectors, target, step.length * step.start.f)
             rows.append((step, vectors))
@@ -95,11 +103,11 @@ class NormalEquations:
 
     def add(self, vectors: Tensor, target: Tensor, move: Tensor) -> None:
         """Add a batch: vectors [K, B, ...], the sum they should give and Euler's step, [B, ...]."""
-        a, b = vectors.flatten(1).double(), target.flatten().double()
+        a, b = to_double(vectors.flatten(1)), to_double(target.flatten())
         self.gram += (a @ a.T).cpu()
         self.right += (a @ b).cpu()
         self.size += (b @ b).cpu()
-        self.move += move.double().square().sum().cpu()
+        self.move += to_double(move).square().sum().cpu()
 
     def solve(self) -> tuple[list[float], float]:
         """Return the weights [K] and the share of the squared target that they explain."""

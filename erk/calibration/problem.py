@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +12,20 @@ from torch import Tensor
 
 from erk.method.corrections import networks
 from erk.method.drift import Denoiser, GuidedDrift
+from erk.method.fields import field
 from erk.method.guidance import unguided
 from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
+from erk.method.values import number, shown
 from erk.models.noise import noise_and_labels
 
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """seeds -> unit-variance noise [B, ...] and labels, as `erk.noise_and_labels`."""
+
+
+LEAST_EVALUATIONS = 8
+"""Of a reference path: with fewer its error is that of the solvers that are compared with it."""
 
 
 class Problem(NamedTuple):
@@ -61,8 +68,13 @@ class Problem(NamedTuple):
         has no sha256 to be identified by.
         """
         identity = self.identity
+        if self.settings.twin is not None:
+            raise ValueError("results can be kept only for the solver's pair: leave out twin.")
         if "" in (identity["network"], identity["guide"]):
             raise ValueError("results can be kept only for networks that have a sha256.")
+        scale = self.settings.erk_scale
+        if scale != field("erk_scale").default:
+            identity = identity | {"erk_scale": scale}
         return identity | {
             "dtype": str(self.settings.dtype),
             "batch": self.batch,
@@ -100,6 +112,46 @@ class Problem(NamedTuple):
         return end
 
 
+NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",
+             "pc_snr")  # fmt: skip
+"""Settings that would change what a calibration measures: the plain, deterministic solver."""
+
+
+def check_plain(settings: Settings, caller: str, honoured: Sequence[str] = ()) -> None:
+    """Raise ValueError for settings that `caller` would ignore, except those `honoured`."""
+    for name in NOT_PLAIN:
+        usual = field(name).default
+        if name not in honoured and getattr(settings, name) != usual:
+            raise ValueError(f"{caller} measures the plain solver: leave {name} at {usual}.")
+
+
+def check_evaluations(evaluations: Any) -> int:
+    """Return the evaluations of a reference path; ValueError for too few."""
+    return number("evaluations", evaluations, int, least=LEAST_EVALUATIONS)
+
+
+def check_seed_lists(seeds: Sequence[int], held_out: Sequence[int], least: Sequence[int]) -> None:
+    """Raise ValueError for too few seeds, repeated ones, and seeds in both lists.
+
+    `least` are the smallest lengths of the two lists.
+    """
+    for option, part, count in zip(
+        ("--seeds", "--held-out"), (seeds, held_out), least, strict=True
+    ):
+        if len(part) < count:
+            raise ValueError(f"{option} needs {count} seeds or more, not {len(part)}.")
+        wrong = next((seed for seed in part if not isinstance(seed, Integral)), None)
+        if wrong is not None:
+            raise ValueError(f"{option} holds {shown(wrong)}, which is not an integer.")
+        if len({*part}) < len(part):
+            raise ValueError(f"{option} repeats a seed: give each once.")
+    both = {*seeds} & {*held_out}
+    if both:
+        raise ValueError(
+            f"seed {min(both)} is in --seeds and in --held-out: choose other held-out seeds."
+        )
+
+
 def problem_for(
     model: Any,
     settings: Settings,
@@ -109,11 +161,19 @@ def problem_for(
 ) -> Problem:
     """Return the problem of a model whose noise and labels come from `erk.noise_and_labels`.
 
-    `draw` replaces that rule. Raises ValueError for a guidance without a guide.
+    `draw` replaces that rule. Raises ValueError for a guidance without a guide, for a batch that is
+    no positive integer, and where fewer than two noise levels are above 0: nothing is to be
+    corrected.
     """
+    batch = number("batch", batch, int, least=1)
     draw = partial(noise_and_labels, model=model) if draw is None else draw
     problem = Problem(model, guide_model, settings, draw, batch)
     problem.exact_drift(None)
+    levels = problem.sigmas
+    if (levels > 0).sum() < 2:
+        raise ValueError(
+            f"levels {levels.tolist()} have no step between two levels above 0: take more steps."
+        )
     return problem
 
 

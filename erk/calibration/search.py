@@ -16,7 +16,7 @@ from erk.calibration.parts import Parts
 from erk.calibration.problem import Problem
 from erk.calibration.solver_error import Ratio, converged, ratio
 from erk.method.guidance import erk_guid, memoryless
-from erk.method.point import Guidance, Step, norm
+from erk.method.point import Guidance, Step, norm, to_double
 from erk.method.stiffness import stiffness
 
 WEIGHTS = tuple(round(0.1 * 10 ** (i / 8), 2) for i in range(13))  # w_stiff, 0.1 to 3.16
@@ -174,13 +174,13 @@ def ratio_of(trial: Trial, plain: Trial) -> Ratio:
     return ratio(trial.errors[:n], plain.errors[:n])
 
 
-def per_sample_guidance(w_stiff: Tensor, w_con: Tensor) -> Guidance:
-    """Return ERK-Guid with weights [B], one pair per sample."""
+def per_sample_guidance(w_stiff: Tensor, w_con: Tensor, scale: str = "quadratic") -> Guidance:
+    """Return ERK-Guid with weights [B], one pair per sample, and the growth `scale`."""
 
     def correct(step: Step) -> Tensor:
         shape = (-1, *[1] * (step.x.ndim - 1))
         w, c = (value.to(step.x).reshape(shape) for value in (w_stiff, w_con))
-        return erk_guid(step, w, c)  # type: ignore[arg-type]
+        return erk_guid(step, w, c, scale)  # type: ignore[arg-type]
 
     return memoryless(correct)
 
@@ -196,8 +196,10 @@ def _distances(
     which, rows = (list(column) for column in zip(*pairs, strict=True))
     noise, labels = problem.draw([seeds[row] for row in rows])
     weights = torch.tensor([trials[i][:2] for i in which], dtype=torch.float64)
-    x = problem.run(noise, labels, per_sample_guidance(*weights.unbind(1)))
-    distances = norm(x.double() - ends[rows].to(x.device).double()).flatten().cpu()
+    w_stiff, w_con = weights.unbind(1)
+    guidance = per_sample_guidance(w_stiff, w_con, problem.settings.erk_scale)
+    x = problem.run(noise, labels, guidance)
+    distances = norm(to_double(x) - to_double(ends[rows].to(x.device))).flatten().cpu()
     return distances.nan_to_num(nan=DIVERGED, posinf=DIVERGED)
 
 
@@ -207,7 +209,7 @@ def _stiffnesses(problem: Problem, seeds: Sequence[int]) -> Tensor:
 
     def watch(step: Step) -> None:
         if step.twin is not None and step.h is not None:
-            medians.append(stiffness(step.start, step.twin).rho.median().double().cpu())
+            medians.append(stiffness(step.start, step.twin).rho.median().cpu().double())
 
     problem.run(*problem.draw(seeds), watch=watch)
     return torch.stack(medians) if medians else torch.empty(0, dtype=torch.float64)

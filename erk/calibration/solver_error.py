@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from erk.method.drift import Denoiser, GuidedDrift
-from erk.method.point import Point, norm
-from erk.method.sampler import solve, steps
+from erk.method.point import Point, norm, to_double
+from erk.method.sampler import finite, solve, steps
 from erk.method.schedule import polynomial
 from erk.method.settings import Settings
 from erk.method.solvers import make_solver
@@ -54,6 +54,11 @@ def reference_path(
     Returns
     -------
     Tensor [N + 1, B, ...]
+
+    Raises
+    ------
+    NonFiniteError
+        If a network produces NaN or infinity.
     """
     levels = sigmas.to(noise.dtype).double()
     waiting = levels[levels > 0].tolist()
@@ -61,7 +66,8 @@ def reference_path(
     fine = torch.cat([fine, fine.new_zeros(1)]).to(noise.dtype)
     solver = make_solver("deis", sigmas=fine, ends=(waiting[-1], waiting[0]))
     states, previous, end = [], None, noise * fine[0]
-    for end, step in steps(drift, end, fine, solver):  # noqa: B007, B020
+    run = steps(drift, end, fine, solver)
+    for end, step in finite(run, drift, fine):  # noqa: B007
         while waiting and waiting[0] >= step.start.sigma:
             states.append(_between(previous or step.start, step.start, waiting.pop(0)))
         previous = step.start
@@ -111,7 +117,7 @@ def errors(
 ) -> Tensor:
     """Sample, and compute each sample's distance to its converged solution `exact`, [B] float64."""
     x0 = solve(settings.drift(model, labels, guide_model), noise, settings)
-    return norm(x0 - exact).flatten().double()
+    return to_double(norm(x0 - exact).flatten())
 
 
 def ratio(numerator: Tensor, denominator: Tensor, blocks: int = BLOCKS) -> Ratio:

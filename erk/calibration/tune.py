@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erk.calibration.parts import Parts
-from erk.calibration.problem import Draw, Problem, count_nfe, problem_for, with_levels
+from erk.calibration.problem import (
+    Draw,
+    Problem,
+    check_evaluations,
+    check_plain,
+    check_seed_lists,
+    count_nfe,
+    problem_for,
+    with_levels,
+)
 from erk.calibration.search import (
     FIRST,
     THRESHOLDS,
@@ -20,7 +29,8 @@ from erk.calibration.search import (
     search,
 )
 from erk.calibration.solver_error import EVALUATIONS, Ratio
-from erk.method.settings import Settings
+from erk.method.fields import field
+from erk.method.settings import Settings, check_names
 
 VERSION = 1  # of the numbers of a tuning; raise it when they change
 SEEDS, HELD_OUT = range(200_000, 200_256), range(210_000, 210_256)
@@ -62,7 +72,7 @@ def tune(
     model : denoiser
         D(x, sigma, labels) with `sample_shape`; an `erk.Model` or an adapter (`erk.from_v`, ...).
     solver, steps, **settings
-        Fields of `erk.Settings`.
+        Fields of `erk.Settings`; with `erk_scale` and `twin` the weights are chosen for these.
     seeds, held_out : sequence of int
         Seeds to choose on, and other seeds to judge the choice on; at least 8 each.
     guide_model : denoiser, optional
@@ -82,15 +92,27 @@ def tune(
     Raises
     ------
     ValueError
-        For seeds in both lists, too few of them, settings that do not go together, and where no
-        step has a pair.
+        For seeds in both lists, too few of them, settings that do not go together or would be
+        ignored (weights, another correction, noise), and where no step has a pair.
+    NonFiniteError
+        If a network produces NaN or infinity.
     """
+    check_names(settings, "tune")
     problem = problem_for(
         model, Settings(solver=solver, steps=steps, **settings), guide_model, draw, batch
     )
-    evaluations = evaluations or usual_evaluations(problem.settings)
+    check_problem(problem, seeds, held_out)
+    if evaluations is None:
+        evaluations = usual_evaluations(problem.settings)
+    evaluations = check_evaluations(evaluations)
     key = None if folder is None else tuning_key(problem, seeds, held_out, evaluations, check)
     return tune_problem(problem, seeds, held_out, evaluations, check, Parts(folder, key, VERSION))
+
+
+def check_problem(problem: Problem, seeds: Sequence[int], held_out: Sequence[int]) -> None:
+    """Raise ValueError for settings that a tuning would ignore, and for unsuitable seeds."""
+    check_plain(problem.settings, "tune", honoured=("erk_scale", "twin"))
+    check_seeds(seeds, held_out)
 
 
 def usual_evaluations(settings: Settings) -> int:
@@ -114,7 +136,6 @@ def tune_problem(
     parts: Parts,
 ) -> Tuning:
     """Search on `seeds`, judge on `held_out`; intermediate results are kept in `parts`."""
-    check_seeds(seeds, held_out)
     ends = converged_ends(problem, seeds, evaluations, parts, "converged")
     result = search(problem, seeds, ends, parts)
     ends = converged_ends(problem, held_out, evaluations, parts, "held-out-converged")
@@ -123,7 +144,7 @@ def tune_problem(
     rest = [trial for trial in grid[1:] if trial is not result.choice]
     fresh = [t._replace(errors=blank) for t in (result.trials[0], result.choice, *rest)]
     plain, choice, *others = measure(problem, held_out, ends, fresh, parts, "held-out")
-    report = _search_report(result)
+    report = _search_report(result, problem.settings.erk_scale)
     report["held_out"] = _row(choice, plain) | {"plain_error": plain.errors.mean().item()}
     held_out_ratio = ratio_of(choice, plain)
     if held_out_ratio.value >= 1:  # the held-out seeds do not confirm the choice
@@ -139,13 +160,7 @@ def tune_problem(
 
 def check_seeds(seeds: Sequence[int], held_out: Sequence[int]) -> None:
     """Raise ValueError for too few seeds, or seeds that are in both lists."""
-    if min(len(seeds), len(held_out)) < FIRST:
-        raise ValueError(f"--seeds and --held-out need {FIRST} seeds or more each.")
-    both = {*seeds} & {*held_out}
-    if both:
-        raise ValueError(
-            f"seed {min(both)} is in --seeds and in --held-out: choose other held-out seeds."
-        )
+    check_seed_lists(seeds, held_out, (FIRST, FIRST))
 
 
 def count_runs(seeds: int, held_out: int, check: bool) -> int:
@@ -168,12 +183,13 @@ def cost_of(problem: Problem, seeds: int, held_out: int, evaluations: int, check
     )
 
 
-def _search_report(result: Search) -> dict[str, Any]:
+def _search_report(result: Search, scale: str) -> dict[str, Any]:
     w_stiff, w_con = result.choice.w_stiff, result.choice.w_con
+    more = "" if scale == field("erk_scale").default else f" --erk-scale {scale}"
     return {
         "w_stiff": w_stiff,
         "w_con": w_con if w_stiff else None,
-        "flags": f"--w-stiff {w_stiff:g} --w-con {w_con:g}" if w_stiff else OFF,
+        "flags": f"--w-stiff {w_stiff:g} --w-con {w_con:g}{more}" if w_stiff else OFF,
         "curve": [_row(trial, result.trials[0]) for trial in result.trials],
     }
 

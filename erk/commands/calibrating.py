@@ -70,9 +70,8 @@ def request_of(options: dict[str, Any]) -> Request:
     if full["preset"] == TOY:
         return Request(full, _toy_settings(full), "random", seeds, held_out)
     settings = settings_of(full, networks_of(full)[2])
-    return Request(
-        full, settings, labels_of(full["labels"], full["class_idx"]), seeds, held_out
-    )  # fmt: skip
+    labels, _ = labels_of(full["labels"], full["class_idx"])
+    return Request(full, settings, labels, seeds, held_out)
 
 
 def _toy_settings(options: dict[str, Any]) -> Settings:

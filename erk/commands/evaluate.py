@@ -146,6 +146,15 @@ def _check_pair(sources: "list[ImageSource]") -> None:
             f"{sources[0].path} ({len(names[0])} images) and {sources[-1].path} ({len(names[-1])}) "
             "are not of the same seeds: a paired comparison needs the same names in both"
         )
+    settings = [source.run.get("settings", {}) for source in sources]
+    policies = [(one.get("class"), one.get("labels")) for one in settings]
+    known = [source.labels for source in sources]
+    classes = policies if None in known else known
+    if classes[0] != classes[-1] and (None, None) not in classes:
+        raise ValueError(
+            f"{sources[0].path} and {sources[-1].path} have different classes for the same seeds: "
+            "a paired comparison needs the same --class or --labels in both"
+        )
 
 
 def _evaluate(

@@ -6,6 +6,7 @@ dataset.json.
 
 import itertools
 import json
+import re
 import sys
 import tarfile
 import time
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import BinaryIO, NamedTuple
 
@@ -48,6 +49,20 @@ AHEAD = 4  # images in progress per worker: enough to keep all busy, few in memo
 MAX_PIXELS = 70_000_000  # of an image; ImageNet's largest has 9331 x 6530
 
 
+class Split(NamedTuple):
+    """One set of ImageNet, which the names of its files tell."""
+
+    stem: str  # a pattern
+    title: str
+    images: int  # in ILSVRC 2012
+
+
+SPLITS = {
+    "train": Split(r"n\d{8}_\d+(_n\d{8})?", "training", 1_281_167),
+    "val": Split(r"ILSVRC2012_val_\d{8}(_n\d{8})?", "validation", 50_000),
+}
+
+
 class CorruptError(ValueError):
     """An image that cannot be decoded."""
 
@@ -65,6 +80,7 @@ def prepare(
     dest: Path,
     *,
     size: int,
+    split: str | None = None,
     per_class: int | None = None,
     max_images: int | None = None,
     workers: int = 1,
@@ -82,6 +98,8 @@ def prepare(
         The .zip file to write.
     size : int
         Width and height of the written images, in pixels.
+    split : str, optional
+        A key of `SPLITS`: only these images, wherever they are in the source.
     per_class, max_images : int, optional
         Use only the first images of each class, or of all.
     workers : int
@@ -104,8 +122,9 @@ def prepare(
         images = open_source(source)
         for note in images.notes:
             click.echo(f"{source}: {note}", err=True)
-        classes = class_folders(images.names, source)
-        names = choose(images.names, classes, per_class)[:max_images]
+        of_split = images_of(split, images.names, source)
+        classes = class_folders(of_split, source)
+        names = choose(of_split, classes, per_class)[:max_images]
         if not classes:
             click.echo(f"{source} has no two class folders: the archive has no labels", err=True)
         with zipfile.ZipFile(file, "w") as archive:
@@ -225,6 +244,32 @@ def _files_of(archive: tarfile.TarFile, links: list[str]) -> Iterator[tarfile.Ta
 def folder_of(name: str) -> str:
     """Return the folder of a name, "" at the top."""
     return name.rpartition("/")[0]
+
+
+def images_of(split: str | None, names: list[str], source: Path) -> list[str]:
+    """Return the names of one split, or all if they are not of several."""
+    found = {
+        key: [name for name in names if re.fullmatch(one.stem, PurePosixPath(name).stem)]
+        for key, one in SPLITS.items()
+    }
+    if split is None:
+        if all(found.values()):
+            raise ValueError(
+                f"{source} holds training and validation images: choose --split train or val"
+            )
+        return names
+    chosen, one = found[split], SPLITS[split]
+    if not chosen:
+        raise ValueError(
+            f"{source} holds no {one.title} images of ImageNet, whose names match {one.stem}: "
+            "give another --source, or leave out --split"
+        )
+    if len(chosen) != one.images:
+        click.echo(
+            f"{source} holds {len(chosen):,} {one.title} images, ImageNet has {one.images:,}",
+            err=True,
+        )
+    return chosen
 
 
 def class_folders(names: Sequence[str], source: Path) -> list[str]:

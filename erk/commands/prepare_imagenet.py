@@ -11,13 +11,16 @@ from erk.commands.cli import command
 
 
 @command(
-    "erk prepare-imagenet --source ILSVRC2012_img_train.tar --dest img512.zip",
+    "erk prepare-imagenet --source ILSVRC2012_img_val.tar --split val --dest val512.zip",
     "erk prepare-imagenet --source train.zip --dest 50k.zip --size 64 --per-class 50",
 )
 @cloup.option_group(
     "Images",
     cloup.option("--source", metavar="PATH", required=True,
                  help="Folder, uncompressed tar (of tars) or zip, one folder per class."),
+    cloup.option("--split", type=click.Choice(["train", "val"]), help="Only ImageNet's training or "
+                 "validation images, from their names; the paper's precision and recall compare "
+                 "with val."),
     cloup.option("--per-class", type=int, metavar="N", help="Only the first N of each class."),
     cloup.option("--max-images", type=int, metavar="N", help="Only the first N of all."),
     cloup.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded."),
@@ -34,7 +37,8 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     """Crop and scale images as ADM and EDM2 do and pack them as EDM does.
 
     The archive holds the real images of an evaluation. A source holds one folder (in a tar also:
-    one tar) of images per class.
+    one tar) of images per class; without such folders, as ImageNet's validation images come, the
+    archive has no labels, which precision and recall do not need.
     """
     target = Path(dest)
     if target.suffix != ".zip":
@@ -42,7 +46,7 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists: choose another --dest, or replace it with --overwrite")
     for name, value in options.items():
-        if value is not None and value < 1 and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     from erk.commands.imagenet_archive import prepare
 

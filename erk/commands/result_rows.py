@@ -18,7 +18,7 @@ from metrics.evaluator import Evaluator
 from metrics.features import Features
 from metrics.images import ImageSource
 from metrics.references import reference_names
-from metrics.report import heading, paired_text, text, to_csv, to_json
+from metrics.report import heading, notes_text, paired_text, text, to_csv, to_json
 from metrics.selection import seeds_of
 from metrics.store import trim
 
@@ -90,11 +90,12 @@ def _shown(rows: list[dict[str, Any]], evaluations: Sequence[Evaluation]) -> str
     rows[0]["minus"] = {"images": names[1]} | {
         name: difference._asdict() for name, difference in differences.items()
     }
-    heads = [
-        heading(name, evaluation, more) + "\n"
-        for name, evaluation, more in zip(names, evaluations, notes, strict=True)
+    heads = [heading(name, one) for name, one in zip(names, evaluations, strict=True)]
+    about = [
+        f"\n{printable(name)}:{notes_text(one, more)}"
+        for name, one, more in zip(names, evaluations, notes, strict=True)
     ]
-    return "\n".join([*heads, paired_text(names, evaluations, differences)])
+    return "\n".join([*heads, "", paired_text(names, evaluations, differences), *about])
 
 
 def _write(rows: list[dict[str, Any]], options: dict[str, Any]) -> list[str]:

@@ -116,19 +116,6 @@ def image_files(folder: Path) -> Iterator[os.DirEntry[str]]:
                     yield entry
 
 
-def has_images(folder: Path) -> bool:
-    """Whether a folder or a folder below it holds a .png file; links are not followed."""
-    folders = [os.fspath(folder)]
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.name.endswith(".png"):
-                    return True
-    return False
-
-
 def refuse_link(path: Path) -> None:
     """Raise ValueError: `path` is a link, though it is a run's file or folder."""
     raise ValueError(

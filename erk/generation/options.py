@@ -14,7 +14,7 @@ import torch
 from erk.calibration.card import open_card
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
-from erk.io.download import sha256_of
+from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models.model import Model, load_model
@@ -112,9 +112,9 @@ def plan_job(options: dict[str, Any]) -> JobPlan:
     net, gnet, guidance = networks_of(options)
     settings = settings_of(options, guidance)
     seeds = parse_seeds(options["seeds"])
-    labels = labels_of(options["labels"], options["class_idx"])
+    labels, identity_of_labels = labels_of(options["labels"], options["class_idx"])
     device = pick_device(options["device"])
-    identity = identity_of(options, settings, net, gnet, device)
+    identity = identity_of(options, settings, (net, gnet), identity_of_labels, device)
     noise_device = "cpu" if options["noise"] == "cpu" else None
     return JobPlan(
         net, gnet, settings, seeds, labels, options["batch"], device, noise_device, identity,
@@ -170,37 +170,39 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
     return settings
 
 
-def labels_of(policy: str, class_idx: int | None) -> Labels:
-    """Read the label policy; a file has one line 'SEED CLASS' per seed."""
+def labels_of(policy: str, class_idx: int | None) -> tuple[Labels, str]:
+    """Read the label policy; a file has one line 'SEED CLASS' per seed.
+
+    Returns the policy and its identity: for a file, the sha256 of the bytes that were read.
+    """
     if class_idx is not None and policy != "random":
         raise ValueError("--class and --labels exclude each other; give one of them.")
     if class_idx is not None:
-        return class_idx
+        return class_idx, policy
     if policy in ("random", "balanced"):
-        return policy
-    if not Path(policy).is_file():
+        return policy, policy
+    if not Path(policy).exists():
         raise FileNotFoundError(
             f"--labels must be random, balanced or a file; '{policy}' does not exist."
         )
     rows: dict[int, int] = {}
-    text = Path(policy).read_text("utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    data, sha256 = read_hashed(policy, MAX_TEXT)
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
             continue
         if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
             raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
         rows[int(words[0])] = int(words[1])
-    return rows
+    return rows, f"file {sha256}"
 
 
 def identity_of(
-    options: dict[str, Any], settings: Settings, net: str, gnet: str | None, device: torch.device
-) -> dict[str, Any]:
+    options: dict[str, Any], settings: Settings, networks: tuple[str, str | None], labels: str,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
     """Collect everything that an image depends on, except its seed and the batch size."""
-    labels = options["labels"]
-    if labels not in ("random", "balanced"):
-        labels = f"file {sha256_of(Path(labels))}"
+    net, gnet = networks
     return {
         "net": net.rpartition("/")[2],
         "gnet": gnet and gnet.rpartition("/")[2],

@@ -21,7 +21,7 @@ from erk.generation.contents import (
     share_of,
     verify_images,
 )
-from erk.generation.images import has_images, image_files
+from erk.generation.images import image_files
 from erk.generation.job import plain
 from erk.generation.manifest import PARTS, log_files
 from erk.generation.metadata import (
@@ -85,7 +85,7 @@ class RunState:
             deque(image_files(self.files.root), maxlen=0)  # raises ValueError at a link
         if self.metadata:
             self._check_same()
-        elif log_files(self.path) or has_images(self.path):
+        elif log_files(self.path) or any(f.name.endswith(".png") for f in image_files(self.path)):
             raise ValueError(
                 f"{self.path} holds images but no run.json with their settings; choose another "
                 "--outdir."

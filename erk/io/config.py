@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 
+from erk.io.files import read_regular
+
 T = TypeVar("T")
 MAX_BYTES = 1 << 20  # of a file: reading YAML of this size takes a second
 MAX_DIGITS = 100  # of a number: longer ones fit no float and take long to read
@@ -43,8 +45,9 @@ def read_yaml(path: Path) -> Any:
     """
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; at most {MAX_BYTES} are allowed")
+    data = read_regular(path, MAX_BYTES)
     try:
-        return yaml.load(path.read_text("utf-8"), _Loader)
+        return yaml.load(data.decode("utf-8-sig"), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     except RecursionError:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from platformdirs import user_cache_path
 
 from erk.io.atomic import publish, sync, write_file
+from erk.io.files import sha256_of
 
 if TYPE_CHECKING:
     from requests import Response
@@ -86,12 +87,6 @@ def cache_dir() -> Path:
         return chosen.expanduser()
     except RuntimeError as error:
         raise ValueError(f"ERK_CACHE={chosen} is no folder: {error}") from error
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Compute the SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_record(path: Path) -> Path:

@@ -3,8 +3,11 @@
 Opening a FIFO waits for a writer forever, and a link to /dev/zero has no end.
 """
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +45,36 @@ def read_regular(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> bytes:
     if size > limit or len(data) > limit:
         raise ValueError(f"{path} has more than {limit} bytes: give another file")
     return data
+
+
+def read_hashed(path: str | os.PathLike[str], limit: int | None = None) -> tuple[bytes, str]:
+    """Read a regular file; return its bytes and their sha256, 64 hexadecimal digits.
+
+    Raises OSError, or ValueError if it has more than `limit` bytes; None: no limit.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    data = read_regular(path, size if limit is None else limit)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a regular file, 64 hexadecimal digits. Raises OSError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def unchanged(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the sha256 of a file that the block reads, so that it is the hash of what was read.
+
+    For files that are too large to keep in memory. Raises ValueError after the block if the file
+    has another hash then.
+    """
+    sha256 = sha256_of(path)
+    yield sha256
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path} changed while it was read: run the command again")
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:

@@ -10,28 +10,32 @@ a thousand others: limit every traversal of the result.
 
 import io
 import pickle
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from erk.io import torch_files
 from erk.io.budget import Budget, BudgetError
 from erk.io.files import open_regular
 from erk.io.pickled_arrays import (
     PickledArray,
     PickledType,
     array_from_buffer,
-    count_of,
     encode,
     numpy_names,
+)
+from erk.io.torch_files import (
+    Dictionary,
+    StorageUnpickler,
+    parameter_of,
+    read_legacy,
+    tensor_of,
 )
 from erk.io.unpickler import EndError, Stream, Unpickler, hashed_stream
 
 COPIES, MIN_COPIES = 4, 1 << 20  # bytes that may be copied: for each byte of the file, at least
-TORCH_ZIP = b"PK\x03\x04"
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # of torch files before the zip format
 
 
 class Record:
@@ -108,7 +112,7 @@ def read(path: str | Path) -> Pickle:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         start = file.peek(1)[:4]  # type: ignore[attr-defined]
-        if start == TORCH_ZIP:
+        if start == torch_files.ZIP:
             raise ValueError(_other_archive(path))
         if not start.startswith(b"\x80"):
             what = f"begins with {start!r}" if start else "is empty"
@@ -126,7 +130,7 @@ def read(path: str | Path) -> Pickle:
         except Exception as error:  # a malicious stream can make the unpickler raise anything
             reason = _sentence(error)
             raise ValueError(f"{path} cannot be read safely as a pickle: {reason}") from error
-        if type(content) is int and content == TORCH_MAGIC:
+        if type(content) is int and content == torch_files.MAGIC:
             raise ValueError(_other_archive(path))
         return Pickle(content, stream.finish(), budget)
 
@@ -153,48 +157,21 @@ def _persistent_object(meta: Any) -> Record:
     return record
 
 
-class _Declared(NamedTuple):  # what a nested storage declares
-    dtype: torch.dtype
-    key: str
-    size: int
-
-
-class _StorageUnpickler(Unpickler):
-    """Reads the pickles in a nested storage, which only name a type."""
-
-    def persistent_load(self, pid: Any) -> _Declared:
-        what, dtype, key, _, size, view = pid
-        is_valid = isinstance(what, str) and isinstance(key, str) and type(size) is int
-        if not is_valid or not isinstance(dtype, torch.dtype) or view is not None:
-            raise pickle.UnpicklingError("it does not describe a storage")
-        return _Declared(dtype, key, size)
-
-
 class _NetworkUnpickler(Unpickler):
     """Reads a released network or its statistics."""
 
     buildable = (Record, PickledType, PickledArray)
 
     def storage(self, data: bytes) -> torch.Tensor:
-        """Read a nested storage, a complete torch file, as a flat tensor.
-
-        The file holds five pickles (a magic number, a version, sizes of C types, the storage, its
-        key), then the number of values, int64, and the values.
-        """
+        """Read a nested storage, a complete torch file, as a flat tensor."""
         if not isinstance(data, bytes):
             raise pickle.UnpicklingError("a storage in it is not bytes")
         self.budget.allocate(len(data))
-        stream = Stream(io.BytesIO(data), len(data))
         try:
-            magic, version, _, declared, keys = (
-                _StorageUnpickler(stream, self.budget).load() for _ in range(5)
-            )
-            is_known = (magic, version) == (TORCH_MAGIC, 1001) and isinstance(declared, _Declared)
-            if not is_known or keys != [declared.key]:
+            stream = Stream(io.BytesIO(data), len(data))
+            content = read_legacy(stream, self.budget, StorageUnpickler)
+            if not isinstance(content, torch.Tensor):
                 raise pickle.UnpicklingError("it has an unknown format")
-            (count,) = struct.unpack("<q", stream.read(8))
-            if not 0 <= count == declared.size or stream.left != count * declared.dtype.itemsize:
-                raise EndError
         except EndError:
             raise pickle.UnpicklingError("a storage in it is truncated") from None
         except MemoryError:
@@ -204,9 +181,7 @@ class _NetworkUnpickler(Unpickler):
             is_sentence = is_sentence and str(error).startswith("it ")
             reason = str(error)[3:] if is_sentence else "cannot be read"
             raise pickle.UnpicklingError(f"a storage in it {reason}") from error
-        if count == 0:
-            return torch.empty(0, dtype=declared.dtype)
-        return torch.frombuffer(bytearray(memoryview(data)[-stream.left :]), dtype=declared.dtype)
+        return content
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
@@ -214,49 +189,15 @@ class _NetworkUnpickler(Unpickler):
         return super().find_class(module, name)
 
 
-def _tensor(
-    storage: torch.Tensor, offset: int, size: Any, stride: Any, *unused: Any
-) -> torch.Tensor:
-    count_of(stride)
-    if not isinstance(storage, torch.Tensor) or type(offset) is not int:
-        raise pickle.UnpicklingError("a tensor has no storage")
-    if count_of(size) > storage.numel():  # strides of 0 could declare any size
-        raise pickle.UnpicklingError("a tensor is larger than its storage")
-    return storage.as_strided(size, stride, offset)
-
-
-def _parameter(data: torch.Tensor, *unused: Any) -> torch.Tensor:
-    return data
-
-
-class _Dict(dict[str, Any]):
-    """A dictionary of another class, filled by opcodes and never by its constructor."""
-
-    def __init__(self, *copied: Any):
-        if copied:
-            raise pickle.UnpicklingError("it copies a dictionary")
-        super().__init__()
-
-
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch files before the zip format
-STORAGES: dict[str, torch.dtype] = {
-    f"torch.{name}Storage": dtype
-    for name, dtype in {
-        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
-        "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
-        "Char": torch.int8, "Byte": torch.uint8,
-    }.items()
-}  # fmt: skip
 _ALLOWED: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
-    "dnnlib.util.EasyDict": _Dict,
-    "collections.OrderedDict": _Dict,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "dnnlib.util.EasyDict": Dictionary,
+    "collections.OrderedDict": Dictionary,
+    "torch._utils._rebuild_tensor_v2": tensor_of,
+    "torch._utils._rebuild_parameter": parameter_of,
     "torch.nn.modules.container.ModuleDict": Record,
     "_codecs.encode": encode,
     **numpy_names(),
 }
-_StorageUnpickler.allowed = STORAGES
 _NetworkUnpickler.allowed = _ALLOWED
 _NetworkUnpickler.copying = (encode, array_from_buffer)

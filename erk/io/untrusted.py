@@ -6,6 +6,7 @@ a damaged part becomes a ValueError.
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -127,11 +128,26 @@ def open_archive(path: str | Path) -> zipfile.ZipFile:
     """
     check_regular(path)
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
+        check_members(archive)
+        return archive
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path} is not a readable zip file: create it again ({error})") from error
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError if members share bytes, whose sum could be any multiple of the file's.
+
+    The packed bytes of a member and its header must end before the next member begins.
+    """
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    for member, after in itertools.zip_longest(members, members[1:]):
+        start = member.header_offset + LOCAL_HEADER.size + len(member.orig_filename)
+        end = archive.start_dir if after is None else after.header_offset
+        if start + member.compress_size > end:
+            raise ValueError(f"{member.filename[:100]} in it overlaps with another member")
 
 
 def archive_budget(archive: zipfile.ZipFile) -> Budget:

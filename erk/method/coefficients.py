@@ -115,4 +115,5 @@ def vp_sigma(time: ArrayLike, sigma_min: float, sigma_max: float) -> NDArray[np.
     """Return sigma(t) of the VP process, float64."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     t = np.asarray(time, np.float64)
-    return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))
+    squared = np.expm1(beta_d * t**2 / 2 + beta_min * t)
+    return np.sqrt(squared.clip(0))  # rounding gives -1e-17

@@ -48,6 +48,16 @@ class NonFiniteError(FloatingPointError):
         return NonFiniteError(self.sample, self.step, self.sigma, self.half, name)
 
 
+def check_finite(x: Tensor, step: int, sigma: Tensor | float, half: bool = False) -> None:
+    """Raise NonFiniteError for the first sample of x [B, ...] with NaN or infinity.
+
+    The CPU waits for the device of x.
+    """
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero()
+    if len(bad):
+        raise NonFiniteError(int(bad[0]), step, float(sigma), half)
+
+
 class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 

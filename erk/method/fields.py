@@ -28,6 +28,10 @@ CHURN_RULES = ("edm", "edm2")
 SOLVER, MODEL_GUIDANCE, ERK_GUID = "Sampling", "Model guidance", "ERK-Guid"
 BASELINES, CHURN, PYTHON = "Baselines", "Stochastic sampling", "In Python only"
 
+LOWEST, HIGHEST = 1e-12, 1e12
+"""Range of noise levels: their squares and logarithms are far from the limits of float64."""
+MOST_STEPS = 1_000_000
+
 
 class Field(NamedTuple):
     """The declaration of one setting."""
@@ -44,6 +48,11 @@ class Field(NamedTuple):
     choices: tuple[str, ...] = ()  # the only names that are valid; (): any text
     multiple: bool = False  # whether the option may be repeated
     note: str = ""  # the default in words, where help pages need them
+    form: str = "value"  # of what Python passes: a key of `erk.method.values.FORMS`
+    least: float | None = None  # the smallest number
+    above: float | None = None  # what a number must exceed
+    most: float | None = None  # the largest number
+    finite: bool = True  # whether infinity is refused
 
     @property
     def option(self) -> str:
@@ -55,46 +64,54 @@ class Field(NamedTuple):
 
 FIELDS = (
     Field("solver", "heun", f"Solver: {', '.join(PUBLISHED_SCHEDULES)} (docs/solvers.md).", SOLVER,
-          str, metavar="NAME", choices=tuple(PUBLISHED_SCHEDULES)),
+          str, metavar="NAME", choices=tuple(PUBLISHED_SCHEDULES), form="solver"),
     Field("schedule", None, f"Noise schedule: {', '.join(SCHEDULE_NAMES)}; or noise levels "
           "80,20,5,0.", SOLVER, str, "sigma_i", metavar="NAME|LIST",
-          note="the solver's published one"),
-    Field("steps", 32, "Intervals of the schedule.", SOLVER, int, "N", "intervals"),
+          note="the solver's published one", form="schedule"),
+    Field("steps", 32, "Intervals of the schedule.", SOLVER, int, "N", "intervals", least=1,
+          most=MOST_STEPS),
     Field("sigma_min", 0.002, "Lowest noise level above 0.", SOLVER, symbol="sigma_min",
-          unit="sigma"),
-    Field("sigma_max", 80.0, "Highest noise level.", SOLVER, symbol="sigma_max", unit="sigma"),
-    Field("rho", None, "Exponent of the schedule.", SOLVER, symbol="rho", note="the schedule's"),
+          unit="sigma", least=LOWEST, most=HIGHEST),
+    Field("sigma_max", 80.0, "Highest noise level.", SOLVER, symbol="sigma_max", unit="sigma",
+          least=LOWEST, most=HIGHEST),
+    Field("rho", None, "Exponent of the schedule.", SOLVER, symbol="rho", note="the schedule's",
+          above=0),
     Field("guidance", 1.0, "Weight of model guidance (CFG, Autoguidance); 1 is off.",
           MODEL_GUIDANCE, symbol="w"),
     Field("guidance_interval", None, "Apply model guidance only for LO < sigma <= HI.",
-          MODEL_GUIDANCE, str, unit="sigma", metavar="LO,HI"),
-    Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff"),
+          MODEL_GUIDANCE, str, unit="sigma", metavar="LO,HI", form="interval"),
+    Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff", least=0),
     Field("w_con", 0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con",
-          unit="rho"),
+          unit="rho", least=0),
     Field("erk_scale", "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, str,
           choices=SCALE_NAMES),
     Field("erk_proj", False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, bool),
     Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference; "
-          "FILE is a card of erk calibrate (docs/beyond.md).", ERK_GUID, str, metavar="auto|FILE"),
+          "FILE is a card of erk calibrate (docs/beyond.md).", ERK_GUID, str, metavar="auto|FILE",
+          form="correction"),
     Field("twin", None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON,
-          spelling=""),
-    Field("S_churn", 0.0, "Noise injection of EDM; 0 is off.", CHURN, symbol="S_churn"),
-    Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma"),
-    Field("S_max", math.inf, "Highest noise level that is churned.", CHURN, unit="sigma"),
-    Field("S_noise", 1.0, "Scale of the injected noise.", CHURN),
+          spelling="", form="function"),
+    Field("S_churn", 0.0, "Noise injection of EDM, for euler, heun and dpm2; 0 is off.", CHURN,
+          symbol="S_churn", least=0),
+    Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma", least=0),
+    Field("S_max", math.inf, "Highest noise level that is churned.", CHURN, unit="sigma", least=0,
+          finite=False),
+    Field("S_noise", 1.0, "Scale of the injected noise.", CHURN, least=0),
     Field("churn_rule", None, "Whose stream of noise: edm (float64, drawn at every step) or edm2.",
           CHURN, str, choices=CHURN_RULES, note="that of the network's release"),
     Field("afs", False, "Analytic first step: one evaluation less.", SOLVER, bool),
     Field("denoise_to_zero", False, "End with an Euler step to sigma = 0.", SOLVER, bool),
     Field("adaptive_tau", None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).",
-          BASELINES, symbol="tau", metavar="TAU"),
+          BASELINES, symbol="tau", metavar="TAU", above=0),
     Field("pc_snr", 0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).",
-          BASELINES, symbol="r"),
+          BASELINES, symbol="r", least=0),
     Field("pc_stochastic", True, "Use the Langevin corrector without its noise.", BASELINES, bool,
           spelling="--pc-deterministic"),
     Field("solver_options", {}, "An option of the solver, such as order=3; may be repeated.",
-          SOLVER, str, spelling="--solver-option", metavar="NAME=VALUE", multiple=True),
-    Field("dtype", "float32", "dtype of the state; networks see float32.", PYTHON, spelling=""),
+          SOLVER, str, spelling="--solver-option", metavar="NAME=VALUE", multiple=True,
+          form="options"),
+    Field("dtype", "float32", "dtype of the state; networks see float32.", PYTHON, spelling="",
+          form="dtype"),
 )  # fmt: skip
 
 

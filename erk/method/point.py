@@ -54,6 +54,10 @@ Guidance = Callable[[Step, Any], tuple[Tensor, Any]]
 """(step, memory) -> (x [B, ...], memory): the state to go on from; memory None at the first."""
 
 
+NO_DOUBLE = ("mps",)
+"""Types of device without float64."""
+
+
 def norm(a: Tensor) -> Tensor:
     """Return the Euclidean norm per sample: [B, ...] -> [B, 1, ...]."""
     return torch.linalg.vector_norm(a, dim=tuple(range(1, a.ndim)), keepdim=True)
@@ -62,6 +66,11 @@ def norm(a: Tensor) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product per sample: [B, ...], [B, ...] -> [B, 1, ...]."""
     return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
+
+
+def to_double(x: Tensor) -> Tensor:
+    """Return x in float64, on the CPU if its device has no float64 (Apple's MPS)."""
+    return x.cpu().double() if x.device.type in NO_DOUBLE else x.double()
 
 
 def level_for(x: Tensor, sigma: Tensor) -> Tensor:

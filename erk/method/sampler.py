@@ -15,8 +15,8 @@ from erk.method.churn import Churn, Noise
 from erk.method.corrections import WIDE, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
-from erk.method.point import Drift, Guidance, Solver, Step, norm
-from erk.method.settings import Settings, Twin
+from erk.method.point import Drift, Guidance, Solver, Step, norm, to_double
+from erk.method.settings import Settings, Twin, check_double
 from erk.method.solvers import euler
 
 
@@ -173,17 +173,25 @@ Callback = Callable[[State], None]
 def integrate(
     drift: GuidedDrift, noise: Tensor, settings: Settings, randn_like: Noise = torch.randn_like
 ) -> Iterator[State]:
-    """Solve the ODE from unit-variance noise [B, ...]; raise NonFiniteError at the end.
-
-    The check sums each sample on the device and reads the sums once, after the last step, so
-    that a GPU never waits.
-    """
+    """Solve the ODE from unit-variance noise [B, ...]; raise NonFiniteError at the end."""
     sigmas = settings.sigmas(drift.model)
+    check_double(sigmas.dtype, noise.device)
     start = noise.to(sigmas.dtype) * sigmas[0]
-    sums = []
-    for x, step in loop(drift, start, sigmas, settings, randn_like):
-        sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))
+    for x, step in finite(loop(drift, start, sigmas, settings, randn_like), drift, sigmas):
         yield State(x, step, settings)
+
+
+def finite(
+    run: Iterator[tuple[Tensor, Step]], drift: GuidedDrift, sigmas: Tensor
+) -> Iterator[tuple[Tensor, Step]]:
+    """Yield the states and steps of a run; raise NonFiniteError after the last one.
+
+    The check sums each sample on the device and reads the sums once, so that a GPU never waits.
+    """
+    sums = []
+    for x, step in run:
+        sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))
+        yield x, step
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
         index, sample = bad[0].tolist()
@@ -210,7 +218,7 @@ def solve(
 
 def _warn_if_wide(drift: GuidedDrift, x0: Tensor, settings: Settings) -> None:
     """Warn if `auto` raises the error on Gaussian data of the deviation of the samples x0."""
-    scale = x0.double().std(correction=0).item()
+    scale = to_double(x0).std(correction=0).item()
     if scale <= WIDE:
         return
     sigmas = settings.sigmas(drift.model)
@@ -238,9 +246,18 @@ class Trace:
 
     @property
     def sigmas(self) -> Tensor:
-        """Noise levels at which the steps began, [steps]."""
+        """Noise levels at which the steps began, [steps]; ValueError without any."""
+        self._check()
         return torch.stack(self.levels)
 
     def result(self) -> dict[str, Tensor]:
-        """Return {name: [steps, B]} for the names of `guidance.TELEMETRY`."""
+        """Return {name: [steps, B]} for the names of `guidance.TELEMETRY`.
+
+        Raises ValueError without any step.
+        """
+        self._check()
         return {name: torch.stack([row[name] for row in self.rows]) for name in TELEMETRY}
+
+    def _check(self) -> None:
+        if not self.rows:
+            raise ValueError("this trace has no steps: sample with callback=trace first.")

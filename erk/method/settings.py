@@ -14,16 +14,18 @@ from torch import Tensor
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import Card, Correction, auto, networks
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
-from erk.method.fields import CHURN_RULES, FIELDS, check_names, field, fields
-from erk.method.guidance import SCALES, ErkGuid
-from erk.method.point import Point, Solver, Step
+from erk.method.fields import FIELDS, check_names, field, fields
+from erk.method.guidance import ErkGuid
+from erk.method.point import NO_DOUBLE, Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
 from erk.method.solvers import (
+    ONE_STEP,
     analytic_first,
     default_options,
     make_solver,
     published_schedule,
 )
+from erk.method.values import checked
 
 __all__ = ["RECIPE", "Settings", "Twin", "check_names", "fields"]
 
@@ -51,12 +53,13 @@ class Settings:
 
     A union: a solver with its options; a schedule; model guidance or none; one correction, i.e.
     ERK-Guid (w_stiff > 0), ERK-Proj (erk_proj), an embedded correction (erk) or none; churn or
-    none; one of the paper's baselines or none. Construction reads no file; it raises ValueError,
-    one sentence, for values out of range and for parts that do not go together.
+    none; one of the paper's baselines or none. Construction reads no file; it converts numbers and
+    arrays of NumPy and torch to Python's numbers and tuples, and raises ValueError, one sentence,
+    for values of another type or out of range and for parts that do not go together.
     """
 
     solver: str | Solver = _setting("solver")
-    schedule: str | Sequence[float] | None = _setting("schedule")
+    schedule: str | Sequence[float] | Tensor | None = _setting("schedule")
     steps: int = _setting("steps")
     sigma_min: float = _setting("sigma_min")
     sigma_max: float = _setting("sigma_max")
@@ -83,38 +86,22 @@ class Settings:
     dtype: torch.dtype = _setting("dtype")
 
     def __post_init__(self) -> None:
-        check_schedule(self.levels, self.steps, self.sigma_min, self.sigma_max, self.rho)
+        for one in FIELDS:
+            object.__setattr__(self, one.name, checked(one, getattr(self, one.name)))
+        ends = (self.sigma_min, self.sigma_max)
+        check_schedule(self.levels, self.steps, *ends, self.rho)
+        if self.levels != "discrete":  # that one needs the network
+            make_schedule(self.levels, self.steps, *ends, self.rho)
         self.solver_for(None, None)
-        for name in ("guidance", "w_stiff", "w_con", "S_churn", "S_min", "S_noise", "pc_snr"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, not {getattr(self, name)}.")
-        for name in ("w_stiff", "w_con", "S_churn", "S_noise", "pc_snr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name):g}.")
-        if self.erk_scale not in SCALES:
-            raise ValueError(f"erk_scale must be {' or '.join(SCALES)}, not '{self.erk_scale}'.")
-        if self.churn_rule not in (None, *CHURN_RULES):
-            raise ValueError(
-                f"churn_rule must be {' or '.join(CHURN_RULES)}, not '{self.churn_rule}'."
-            )
-        interval = self.guidance_interval
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(
-                f"guidance_interval must be (lo, hi) in sigma with 0 <= lo < hi, not {interval}."
-            )
+        if self.S_min > self.S_max:
+            raise ValueError(f"S_min {self.S_min:g} exceeds S_max {self.S_max:g}: swap them.")
         for forbidden, sentence in CONFLICTS:
             if forbidden(self):
                 raise ValueError(sentence)
-        self._check_erk()
+        if self.erk is not None:
+            self._check_erk()
 
     def _check_erk(self) -> None:
-        if self.erk is None:
-            return
-        if isinstance(self.erk, str) and self.erk != "auto":
-            raise ValueError(
-                f"erk must be 'auto', a Card or a Correction, not '{self.erk}': open the file of a "
-                "card with erk.calibration.card.read_card."
-            )
         for name in ("w_stiff", "w_con", "erk_scale"):
             usual = field(name).default
             if getattr(self, name) != usual:
@@ -123,23 +110,30 @@ class Settings:
             self.erk.check(self.recipe())
 
     @property
-    def levels(self) -> str | Sequence[float]:
+    def levels(self) -> str | tuple[float, ...]:
         """The schedule: its name, the solver's published one where none is given, or its levels."""
-        return published_schedule(self.solver) if self.schedule is None else self.schedule
+        if self.schedule is None:
+            return published_schedule(self.solver)
+        return self.schedule  # type: ignore[return-value]  # levels are a tuple since construction
 
     def sigmas(self, model: Any = None) -> Tensor:
         """Return the noise levels, [N + 1] in `state_dtype` on the CPU.
 
         As in EDM's sampler they stay within model.sigma_min and model.sigma_max and become levels
-        that the model knows, model.round_sigma; a model without these takes any level.
+        that the model knows, model.round_sigma; a model without these takes any level. Levels that
+        are equal after rounding are one level, except with S_churn: there each is a step that
+        adds noise.
         """
         levels = make_schedule(self.levels, self.steps, *self._ends(model), self.rho, model)
         if self.denoise_to_zero and levels[-1] > 0:
             levels = torch.cat([levels, levels.new_zeros(1)])
         if hasattr(model, "round_sigma"):
             levels = model.round_sigma(levels)
-        # levels that are equal after rounding are one level
-        return torch.unique_consecutive(levels.to(self.state_dtype(model)))
+        levels = levels.to(self.state_dtype(model))
+        differs = levels[1:] != levels[:-1]
+        if self.S_churn > 0:
+            differs |= levels[1:] > 0
+        return levels[torch.cat([differs.new_ones(1), differs])]
 
     def solver_for(self, sigmas: Tensor | None, model: Any) -> Solver:
         """Return the solver, bound to the noise levels of a run, [N + 1]."""
@@ -199,8 +193,14 @@ class Settings:
         return correction
 
     def state_dtype(self, model: Any = None) -> torch.dtype:
-        """Return the dtype of the state: `dtype`, but float64 where noise is injected as in EDM."""
-        return torch.float64 if self.S_churn > 0 and self._churns_as_edm(model) else self.dtype
+        """Return the dtype of the state: `dtype`, but float64 where noise is injected as in EDM.
+
+        Raises ValueError for float64 on a device that has none.
+        """
+        churned = self.S_churn > 0 and self._churns_as_edm(model)
+        dtype = torch.float64 if churned else self.dtype
+        check_double(dtype, getattr(model, "device", None))
+        return dtype
 
     def _churns_as_edm(self, model: Any) -> bool:
         return (self.churn_rule or getattr(model, "churn_rule", "edm2")) == "edm"
@@ -248,10 +248,25 @@ class Settings:
         )
 
 
+def check_double(dtype: torch.dtype, device: Any) -> None:
+    """Raise ValueError for float64 on a device that has none."""
+    kind = torch.device("cpu" if device is None else device).type
+    if dtype == torch.float64 and kind in NO_DOUBLE:
+        raise ValueError(
+            f"{kind} has no float64, which dtype=torch.float64 and noise injected as in EDM need: "
+            "take torch.float32 and churn_rule='edm2' (--churn-rule edm2), or the CPU."
+        )
+
+
 CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     (
         lambda s: s.w_stiff > 0 and s.S_churn > 0,
         "ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.",
+    ),
+    (
+        lambda s: s.S_churn > 0 and isinstance(s.solver, str) and s.solver not in ONE_STEP,
+        "S_churn adds noise between the steps, and this solver continues its earlier steps as if "
+        f"there were none: take {', '.join(ONE_STEP[:-1])} or {ONE_STEP[-1]}, or set S_churn to 0.",
     ),
     (
         lambda s: s.erk_proj and (s.guidance == 1 or s.w_stiff == 0),
@@ -263,8 +278,7 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     ),
     (
         lambda s: (
-            s.adaptive_tau is not None
-            and not (s.adaptive_tau > 0 and s.solver == "heun" and s.S_churn == s.pc_snr == 0)
+            s.adaptive_tau is not None and not (s.solver == "heun" and s.S_churn == s.pc_snr == 0)
         ),
         "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver.",
     ),
@@ -300,9 +314,7 @@ def _plain(value: Any) -> Any:
         return f"correction {hashlib.sha256(content.encode()).hexdigest()}"
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | bool):
         return value

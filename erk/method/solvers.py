@@ -305,6 +305,8 @@ SOLVERS: dict[str, Callable[..., Step]] = {
     "dpmpp": dpmpp,
     "unipc": unipc,
 }
+ONE_STEP = ("euler", "heun", "dpm2")
+"""Solvers whose answer depends on no earlier step; their memory holds a pair at most."""
 BOUND = ("sigmas", "ends")  # keywords that the run fills in; no options of the user's
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from erk.io import pickles
 from erk.io.atomic import write_file
 from erk.io.config import validated
-from erk.io.files import open_regular, read_regular
+from erk.io.files import open_regular, read_hashed, read_regular
 from erk.io.untrusted import parse_json
 from erk.models import edm, edm2
 from erk.models.arguments import schema_of
@@ -246,9 +246,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
     _check_length(path)
     metadata, source = _metadata(path)
-    with open_regular(path) as file:
-        data = file.read()  # not mapped: the file may change during a run
-    sha256 = hashlib.sha256(data).hexdigest()
+    data, sha256 = read_hashed(path)  # not mapped: the file may change during a run
     if metadata.get("sha256") is not None and metadata["sha256"] != sha256:
         raise ValueError(f"{path} is not the file that {source.name} describes (sha256 differs).")
     try:

@@ -1,5 +1,7 @@
 """torch.compile for networks: fused kernels, and CUDA graphs on a GPU."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -26,4 +28,6 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
     options = {"triton.cudagraphs": device.type == "cuda"}
     if "deterministic" in torch._inductor.list_options():
         options["deterministic"] = True  # kernels chosen by timing may round differently
+    # Float32 parts of a network are exact by choice.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     core.compile(dynamic=False, options=options)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from erk.io.atomic import write_file
-from erk.io.download import fetch, sha256_of
+from erk.io.download import fetch
+from erk.io.files import sha256_of
 from erk.models.checkpoint import NETWORKS, Part
 from erk.models.convert import convert
 from erk.models.presets import presets

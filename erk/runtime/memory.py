@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 P = ParamSpec("P")
 T = TypeVar("T")
 MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED",
+            "ALLOCATION_FAILED", "unable to find an engine to execute",
             "could not create a primitive", "bad_alloc")  # fmt: skip
 """Messages of MPS, CPU, cuBLAS, cuDNN and oneDNN errors that PyTorch raises as RuntimeError."""
 
@@ -46,6 +47,8 @@ def fitting(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None
         if not is_out_of_memory(error):
             raise
     if torch.cuda.is_available():  # outside `except`: the error no longer holds its tensors
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # compiled graphs keep the memory of their shapes
         torch.cuda.empty_cache()
     return None
 

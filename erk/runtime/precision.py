@@ -29,21 +29,23 @@ def allow_tf32(operations: tuple[str, ...]) -> None:
 def tf32_only(operations: tuple[str, ...]) -> Iterator[None]:
     """Allow TF32 in these operations only (a subset of `ALL`), inside the block."""
     switches = _switches()
-    before = [getattr(owner, name) for owner, name, *_ in switches.values()]
-    for operation, (owner, name, off, on) in switches.items():
+    before = [getattr(owner, name) for _, owner, name, *_ in switches]
+    for operation, owner, name, off, on in switches:
         setattr(owner, name, on if operation in operations else off)
     try:
         yield
     finally:
-        for (owner, name, *_), value in zip(switches.values(), before, strict=True):
+        for (_, owner, name, *_), value in zip(switches, before, strict=True):
             setattr(owner, name, value)
 
 
-def _switches() -> dict[str, tuple[Any, str, Any, Any]]:
-    """Map each operation to its switch: object, attribute, value for off, value for on."""
+def _switches() -> list[tuple[str, Any, str, Any, Any]]:
+    """List the switches: operation, object, attribute, value for off, value for on."""
     matmul: Any = torch.backends.cuda.matmul
-    conv: Any = torch.backends.cudnn
-    switch: tuple[Any, ...] = ("allow_tf32", False, True)
-    if hasattr(matmul, "fp32_precision"):  # torch >= 2.9, where reading the old switches may raise
-        conv, switch = conv.conv, ("fp32_precision", "ieee", "tf32")
-    return {name: (owner, *switch) for name, owner in zip(ALL, (matmul, conv), strict=True)}
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(matmul, "fp32_precision"):  # torch < 2.9
+        owners, switch = (matmul, cudnn), ("allow_tf32", False, True)
+        return [(name, owner, *switch) for name, owner in zip(ALL, owners, strict=True)]
+    # The old switches may raise when read, and cuDNN's does unless both of its parts agree.
+    owners = (("products", matmul), ("convolutions", cudnn.conv), ("convolutions", cudnn.rnn))
+    return [(name, owner, "fp32_precision", "ieee", "tf32") for name, owner in owners]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import safetensors.torch
 import torch
 from pydantic import Strict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erk.io.config import read_config
-from erk.io.download import sha256_of
+from erk.io.files import read_hashed, read_regular
 from erk.io.resources import data
 from erk.io.untrusted import parse_json
 from erk.runtime.memory import without_weights
@@ -121,7 +121,8 @@ def known_classifiers() -> dict[str, ClassifierRow]:
 
 def output_sizes(name: str) -> dict[str, int]:
     """Return the numbers per image in each output, from the card."""
-    kwargs = _card(known_classifiers()[name].path)["architecture"]["kwargs"]
+    card, _ = _card(known_classifiers()[name].path)
+    kwargs = card["architecture"]["kwargs"]
     return {"features": kwargs["features"], "logits": kwargs["classes"]}
 
 
@@ -140,10 +141,10 @@ def load(
     """
     row = known_classifiers()[name]
     source = str(weights or row.path)
-    card = _card(row.path if is_random(source) else Path(source))
+    card, content = _card(row.path if is_random(source) else Path(source))
     try:
         network = _empty(row, card["architecture"]["kwargs"])
-        state = {} if is_random(source) else load_file(source)
+        state = {} if is_random(source) else safetensors.torch.load(content)
     except Exception as error:  # a file may give the constructor any arguments
         raise ValueError(f"{source} and its card are no classifier: {error}") from error
     digest = card["sha256"]
@@ -163,21 +164,22 @@ def _empty(row: ClassifierRow, kwargs: dict[str, Any]) -> Classifier:
         return Classifier(**kwargs, channels=row.channels, size=row.size)
 
 
-def _card(weights: Path) -> dict[str, Any]:
-    """Read the card beside a file of weights and check that it describes this very file."""
+def _card(weights: Path) -> tuple[dict[str, Any], bytes]:
+    """Read a file of weights and the card beside it, which must describe this very file."""
     file = weights.with_suffix(".json")
     for path in (weights, file):
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: get it from git or train it again")
     try:
-        card: dict[str, Any] = parse_json(file.read_bytes())
+        card: dict[str, Any] = parse_json(read_regular(file))
         if not isinstance(card, dict):
             raise ValueError("it is no object")
     except ValueError as error:
         raise ValueError(f"{file} is not a card in JSON: get it from git again") from error
-    if (digest := sha256_of(weights)) != card.get("sha256"):
+    content, digest = read_hashed(weights)
+    if digest != card.get("sha256"):
         raise ValueError(
             f"{weights} is not the file that its card describes (sha256 {digest[:8]}): "
             "get both from git or train it again"
         )
-    return card
+    return card, content

@@ -42,14 +42,26 @@ class NetworkExtractor(NamedTuple):
 def computing(precision: str, device: str) -> Iterator[None]:
     """Compute matrix products and convolutions in fp32, tf32 (CUDA only), fp16 or bf16.
 
-    fp16 and bf16 use autocast: all other operations stay in float32.
+    fp16 and bf16 use autocast: all other operations stay in float32. On CUDA, cuDNN chooses
+    kernels that give the same sums every time.
     """
     kind = AUTOCAST.get(precision)
     with (
+        _deterministic(),
         tf32_only(ALL if precision == "tf32" else NONE),
         nullcontext() if kind is None else torch.autocast(torch.device(device).type, kind),
     ):
         yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def as_float32(outputs: Outputs) -> Outputs:

@@ -1,21 +1,21 @@
 """A network's weights: the published file, another state dict, or seeded random numbers."""
 
 import math
-import os
+import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from erk.io.atomic import write_file
-from erk.io.download import fetch, hash_record, sha256_of
-from erk.io.untrusted import find_member
+from erk.io.download import fetch, hash_record
+from erk.io.files import open_regular, unchanged
+from erk.io.torch_files import read_state
 
 UNUSED = ("mask_token", "num_batches_tracked")  # stored by some files, needed for training only
 
@@ -23,10 +23,7 @@ Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]
 Randomise = Callable[[Shapes, int], State]  # (shapes, seed) -> weights
 RANDOM = "random:"
-LOCAL, END = b"PK\x03\x04", b"PK\x05\x06"  # of a zip: its first member, its end record
-END64, LOCATOR = b"PK\x06\x06", b"PK\x06\x07"  # zip64: the end record and its locator
-LENGTHS = 56 + 20 + 22  # bytes of these three, without a comment
-BLOCK, OVERLAP = 1 << 24, 16  # bytes
+SENTENCES = (ValueError, pickle.UnpicklingError)  # errors of our readers, which say what is wrong
 
 
 class Weights(NamedTuple):
@@ -94,10 +91,10 @@ def load_weights(
         return random_weights(source, shapes, randomise)
     path = fetch(url if source is None else source, offline=offline)
     try:
-        digest = sha256_of(path)
-        if source is None:
-            _check_published(path, digest)
-        state = _fitting(_read(path), shapes, path)
+        with unchanged(path) as digest:
+            if source is None:
+                _check_published(path, digest)
+            state = _fitting(_read(path), shapes, path)
     except OSError as error:
         raise type(error)(f"{path} cannot be read ({error}): give a file of weights") from None
     if source is None:  # only now: the hash of an invalid file must not be recorded
@@ -129,70 +126,23 @@ def _record(record: Path, digest: str) -> None:
 
 def _read(path: Path) -> State:
     """Read all tensors of a .safetensors file or of a file written by torch.save."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_torch(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+        with open_regular(path) as file:
+            state = load(file.read()) if path.suffix == ".safetensors" else read_state(file)
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a file may hold anything, and each reader has its own errors
+        reason = " ".join(str(error).split())[:200] if isinstance(error, SENTENCES) else "damaged"
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}): it is truncated or not a state "
-            "dict; download it again or give another file"
+            f"{path} cannot be read ({reason}): it is truncated or not a state dict; download it "
+            "again or give another file"
         ) from error
     pairs = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         raise ValueError(f"{path} is not a state dict: give a file of names and tensors only")
-    return state
-
-
-def _check_torch(path: Path) -> None:
-    """Raise ValueError for a torch.save file that makes torch allocate more than the file holds.
-
-    With ``weights_only`` torch runs no code of the file, but it creates bytearrays of any length,
-    copies strings without a limit and decompresses members. Members must be uncompressed, so that
-    the bytes of the file show every pickle.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) == LOCAL:  # torch reads these bytes to detect a zip, zipfile the end
-            _check_zip(file)
-        file.seek(0)
-        if _holds(file, (b"bytearray", b"_codecs")):
-            raise ValueError("it creates more than tensors")
-
-
-def _check_zip(file: IO[bytes]) -> None:
-    """Raise ValueError if a member is compressed, or if torch could read others than zipfile."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - LENGTHS))
-    end = file.read().rjust(LENGTHS, b"\0")  # zip64's end record, its locator, the end record
-    has_locator, offset = end[56:60] == LOCATOR, int.from_bytes(end[64:72], "little")
-    if end[76:80] != END or (has_locator and (offset != size - LENGTHS or end[:4] != END64)):
-        raise ValueError("it does not end as a zip of torch.save")
-    with zipfile.ZipFile(file) as archive:
-        members = [find_member(archive, name, 0, 1) for name in archive.namelist()]
-        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
-            raise ValueError("its members are compressed")
-        if len({one.filename.lower() for one in members}) < len(members):  # to torch they are one
-            raise ValueError("a name occurs twice")
-        # zipfile shifts the offsets of a zip with a prefix, torch does not
-        if min((one.header_offset for one in members), default=1):
-            raise ValueError("it does not begin with its first member")
-        if sum(one.file_size for one in members) > size:
-            raise ValueError("its members overlap")
-
-
-def _holds(file: IO[bytes], texts: tuple[bytes, ...]) -> bool:
-    """Whether the rest of a file, read in blocks, contains one of some short strings."""
-    seam = b""
-    while block := file.read(BLOCK):
-        if any(text in part for part in (seam + block[:OVERLAP], block) for text in texts):
-            return True
-        seam = (seam + block[-OVERLAP:])[-OVERLAP:]
-    return False
+    return dict(state)
 
 
 def _fitting(state: State, shapes: Shapes, path: Path) -> State:

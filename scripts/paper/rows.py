@@ -19,7 +19,7 @@ from erk.generation.job import Job, computation, image_identity, plain
 from erk.generation.options import plan_job
 from erk.generation.stream import ImageChunk, image_chunks
 from erk.io.cache import cached, find
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.models.model import fetch_checkpoint
 from erk.runtime.distributed import World, broadcast, gather, join, pick_device
 from metrics import evaluation, store

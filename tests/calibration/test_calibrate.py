@@ -1,5 +1,6 @@
 """A calibration lowers the error on held-out seeds, and a stopped one continues."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,9 @@ from erk.calibration.card import read_card, write_card
 from erk.calibration.parts import Parts
 from erk.calibration.problem import gaussian, problem_for
 from erk.calibration.solver_error import converged, errors
+from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
+from erk.method.solvers import heun
 
 SEEDS, HELD_OUT = range(50, 74), range(80, 96)
 JOB = dict(steps=4, seeds=SEEDS, held_out=HELD_OUT, batch=8, evaluations=40)
@@ -124,13 +127,54 @@ def test_levels_of_a_networks_time_have_a_cost():
     ("change", "message"),
     [
         ({"seeds": range(10), "held_out": range(5, 20)}, "seed 5 is in"),
-        ({"held_out": [11]}, "at least two seeds"),
+        ({"held_out": [11]}, "--held-out needs 2 seeds or more, not 1"),
+        ({"seeds": []}, "--seeds needs 1 seeds or more, not 0"),
+        ({"seeds": [1.5, 2]}, "--seeds holds 1.5, which is not an integer"),
+        ({"held_out": [80, 81, 80]}, "--held-out repeats a seed"),
         ({"directions": ["up"]}, "not 'up'"),
         ({"directions": ["drift", "drift"]}, "different names"),
         ({"solver": "heum"}, "heum"),
         ({"guidance": 2.0}, "guiding network"),
+        ({"erk": "auto"}, "calibrate measures the plain solver: leave erk at None"),
+        ({"w_stiff": 1.0}, "leave w_stiff at 0.0"),
+        ({"w_con": 0.3}, "leave w_con at 0.5"),
+        ({"erk_scale": "abs"}, "leave erk_scale at quadratic"),
+        ({"S_churn": 5.0}, "leave S_churn at 0.0"),
+        ({"pc_snr": 0.1}, "leave pc_snr at 0.0"),
+        ({"adaptive_tau": 1.0}, "leave adaptive_tau at None"),
+        ({"twin": lambda step, previous: (None, None)}, "leave twin at None"),
+        ({"solver": heun}, "knows solvers by name"),
+        ({"evaluations": 2}, "evaluations must be an integer of at least 8, not 2"),
+        ({"batch": 0}, "batch must be an integer of at least 1, not 0"),
+        ({"schedule": [80.0, 0.0]}, "no step between two levels above 0"),
     ],
 )
-def test_bad_arguments_are_refused(model, change, message):
+def test_bad_arguments_are_refused_before_any_evaluation(model, change, message, monkeypatch):
+    """Findings 6 and 18."""
+    monkeypatch.setattr(type(model), "__call__", None)
     with pytest.raises(ValueError, match=message):
         calibrate(model, **JOB | change)
+
+
+def test_a_mistyped_setting_is_refused_with_the_nearest_name(model):
+    with pytest.raises(TypeError, match=r"calibrate\(\) .* 'rhoo'; did you mean 'rho'"):
+        calibrate(model, rhoo=7.0)
+
+
+def test_numbers_and_arrays_of_numpy_give_the_same_card(model):
+    """Finding 4: a KeyError after all the work, and numbers as text in the card."""
+    small = JOB | {"seeds": np.arange(4), "held_out": np.arange(10, 12), "evaluations": 16}
+    levels = np.array([80.0, 5.0, 0.5, 0.125])
+    card = calibrate(model, **small | {"schedule": levels, "steps": np.int64(3)})
+    plain = {"seeds": range(4), "held_out": range(10, 12), "schedule": levels.tolist(), "steps": 3}
+    assert card == calibrate(model, **small | plain)
+    assert card.recipe["steps"] == 3 and card.recipe["schedule"] == levels.tolist()
+
+
+@pytest.mark.parametrize("gain", [float("nan"), 1e38])
+@pytest.mark.parametrize("function", [calibrate, erk.tune])
+def test_a_network_that_overflows_stops_the_work_at_once(function, gain):
+    """Finding 17: LinAlgError, or JSON that cannot be written at the very end."""
+    model = erk.from_denoiser(lambda x, sigma: x * gain, sample_shape=(4,))
+    with pytest.raises(NonFiniteError, match="at step . .sigma"):
+        function(model, steps=4, seeds=range(8), held_out=range(10, 18), evaluations=16)

@@ -108,9 +108,44 @@ def test_levels_of_a_networks_time_have_a_cost():
         ({"seeds": range(3)}, "8 seeds or more"),
         ({"solver": "hein"}, "hein"),
         ({"steps": 2}, "take more --steps"),
+        ({"erk": "auto"}, "tune measures the plain solver: leave erk at None"),
+        ({"w_stiff": 0.7}, "leave w_stiff at 0.0"),
+        ({"w_con": 0.3}, "leave w_con at 0.5"),
+        ({"S_churn": 5.0}, "leave S_churn at 0.0"),
+        ({"adaptive_tau": 1.0}, "leave adaptive_tau at None"),
+        ({"evaluations": 0}, "evaluations must be an integer of at least 8, not 0"),
+        ({"batch": 0}, "batch must be an integer of at least 1, not 0"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):
+    """Findings 5 and 18."""
     job = dict(steps=5, seeds=SEEDS, held_out=HELD_OUT, **TOY)
     with pytest.raises(ValueError, match=message):
         tune(ExactToy(), **job | change)
+
+
+def test_a_mistyped_setting_is_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match=r"tune\(\) .* 'w_stif'; did you mean 'w_stiff'"):
+        tune(ExactToy(), w_stif=1.0)
+
+
+def test_the_growth_of_the_correction_is_the_one_that_is_tuned():
+    """Finding 5: erk_scale was ignored; errors are those of `erk.sample` with it."""
+    toy, chosen = ExactToy(), dict(steps=6, erk_scale="abs", **TOY)
+    problem, none = problem_for(toy, Settings(**chosen)), torch.empty(0, dtype=torch.float64)
+    trials = [searching.Trial(w, 0.3, none) for w in (0.0, 0.4)]
+    ends = torch.zeros(4, 2, dtype=torch.float64)
+    measured = searching.measure(problem, range(4), ends, trials, Parts(), "a")
+    noise, _ = problem.draw(range(4))
+    for trial in measured:
+        x0 = erk.sample(toy, noise, w_stiff=trial.w_stiff, w_con=0.3, **chosen)
+        torch.testing.assert_close(trial.errors, x0.norm(dim=1))
+    assert not torch.equal(measured[0].errors, measured[1].errors)
+    quadratic = problem_for(toy, Settings(steps=6, **TOY))
+    assert quadratic.key(range(4)) != problem.key(range(4))
+
+
+def test_results_of_a_chosen_pair_are_not_kept(tmp_path):
+    job = dict(steps=5, seeds=SEEDS, held_out=HELD_OUT, **TOY)
+    with pytest.raises(ValueError, match="leave out twin"):
+        tune(ExactToy(), twin=lambda step, before: (None, None), folder=tmp_path, **job)

@@ -109,6 +109,12 @@ def test_paired_runs(evaluate, save_pngs, digits):
     assert row["minus"]["fd"]["value"] == pytest.approx(row["fd"] - plain["fd"])
     assert row["minus"]["fd"]["exceeds"] is True
     assert "on minus off" in result.output and "beyond noise" in result.output
+    assert result.output.index("difference") < result.output.index("standard errors by leaving")
+    for folder, chosen in (("on", 3), ("off", 5)):
+        (Path(folder) / "run.json").write_text(json.dumps({"settings": {"class": chosen}}))
+    result = evaluate("--images", "on", "--paired", "off", "--ref", "digits")
+    assert result.exit_code == 2 and "different classes for the same seeds" in result.output
+    (Path("on") / "run.json").unlink()
     (Path("off") / "000003.png").write_bytes(b"junk")
     result = evaluate("--images", "on", "--paired", "off", "--ref", "digits", "--skip-corrupt")
     assert result.exit_code == 2 and "cannot be paired" in result.output

@@ -73,25 +73,6 @@ def test_images_of_unknown_settings_are_refused(name, out):
         look(out, [0, 1])
 
 
-def test_images_in_a_deep_folder_are_refused(out, monkeypatch):
-    """1200 folders, one in the other: no recursion."""
-    out.mkdir(parents=True)
-    monkeypatch.chdir(out)
-    for _ in range(1200):
-        os.mkdir("d")
-        os.chdir("d")
-    with open("photo.png", "xb"):
-        pass
-    try:
-        with pytest.raises(ValueError, match=r"holds images but no run\.json"):
-            look(out, [0, 1])
-    finally:  # pytest removes folders by recursion
-        os.unlink("photo.png")
-        for _ in range(1200):
-            os.chdir("..")
-            os.rmdir("d")
-
-
 def test_a_folder_with_other_files_is_accepted(out):
     """Among them another run's, or the demo's, in a sub-folder."""
     (out / "demo").mkdir(parents=True)

@@ -44,6 +44,18 @@ def lying_zip(*members, method=8, flags=0):
     return body + central + end
 
 
+def again_named(data, name, other):
+    """Add a second entry, of another name of that length, for a member of a zip."""
+    end = data.rindex(b"PK\x05\x06")
+    count, size, start = struct.unpack("<HII", data[end + 10 : end + 20])
+    at = data.index(name, start) - 46
+    length = 46 + sum(struct.unpack("<HHH", data[at + 28 : at + 34]))
+    entry = data[at : at + length].replace(name, other)
+    last = bytearray(data[end:])
+    struct.pack_into("<HHI", last, 8, count + 1, count + 1, size + length)
+    return data[:end] + entry + bytes(last)
+
+
 def bomb(*names, size=400 << 20):
     return lying_zip(*((name.encode(), deflated(size), size) for name in names))
 

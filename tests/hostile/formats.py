@@ -274,7 +274,7 @@ def read_run(folder):
         raise ValueError(f"{folder}: {error}") from error
 
 
-class _Extractor(NamedTuple):
+class StoredExtractor(NamedTuple):
     name: str = "a"
     sha256: str = "0" * 64
     precision: str = "fp32"
@@ -285,14 +285,14 @@ STORED = f"a-{store.VERSION}-{'0' * 32}/ab/{KEY}.safetensors"
 
 
 def read_features(folder):
-    known = store.holds(folder, _Extractor(), KEY, ["features"], 3)
-    stored = store.load(folder, _Extractor(), KEY)
+    known = store.holds(folder, StoredExtractor(), KEY, ["features"], 3)
+    stored = store.load(folder, StoredExtractor(), KEY)
     store.add_file(folder / STORED, folder / "dest" / STORED)
     return known, {name: tuple(one.shape) for name, one in stored.items()}
 
 
 def read_labels(folder):
-    labels = labels_of(str(folder / "labels.txt"), None)
+    labels, _ = labels_of(str(folder / "labels.txt"), None)
     try:
         check_labels(labels, 10, range(3))
     except ValueError as error:

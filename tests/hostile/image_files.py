@@ -11,6 +11,7 @@ from hostile.builders import (
     CANARY,
     DEEP,
     HUGE,
+    again_named,
     bomb,
     chunk,
     deflated,
@@ -142,7 +143,11 @@ def zips():
             struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 1, 1, 1 << 30, 0, 0),
             "not a readable zip",
         ),
-        "many names for one image": (b"", "not a readable zip"),
+        "nothing": (b"", "not a readable zip"),
+        "two names for one image": (  # H5
+            again_named(zipped(SOUND), b"000002.png", b"000009.png"),
+            "000002.png in it overlaps|000009.png in it overlaps",
+        ),
         "a deep run.json": (zipped([*SOUND, ("run.json", DEEP)]), "run.json cannot be read"),
         "an image that is a zip": (
             zipped([("a.png", zipped(SOUND)), *SOUND]),

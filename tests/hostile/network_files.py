@@ -7,7 +7,7 @@ import struct
 import zipfile
 
 import torch
-from hostile.builders import CANARY, DEEP, HUGE, bomb
+from hostile.builders import CANARY, DEEP, HUGE, again_named, bomb
 from hostile.formats import (
     KWARGS,
     card,
@@ -328,27 +328,74 @@ GIGABYTES = call("builtins.bytearray", const(20 << 30))
 LONG = b"X" + struct.pack("<I", 67 << 20) + b"x" * (67 << 20)  # a string
 
 
+def persistent(key, count=1):
+    """Opcodes that push a storage of float32 numbers."""
+    fields = const("storage") + b"ctorch\nFloatStorage\n" + key + const("cpu") + const(count)
+    return b"(" + fields + b"tQ"
+
+
+def old_file(body, values=b""):
+    """Build a torch.save file from before the zip format, whose content is ``body``."""
+    heads = [const(0x1950A86A20F9469CFC6C), const(1001), b"}", body, b"]"]
+    return b"".join(framed(part).replace(b"\x80\x04", b"\x80\x02", 1) for part in heads) + values
+
+
+def overlapping_weights():
+    """Build a torch.save file with a second name for the bytes of its first storage."""
+    with zipfile.ZipFile(io.BytesIO(state_dict())) as archive:
+        plain = zipped([(name, archive.read(name)) for name in archive.namelist()])
+    return again_named(plain, b"archive/data/0", b"archive/data/8")
+
+
 def weights():
-    seen = r"cannot be read \((ValueError|TooLargeError|RefusedError)\)"  # before torch reads it
+    seen = r"requests 'builtins.bytearray', which is not allowed"
     return {
-        "os.system": (torch_pickle(call("os.system", SHELL)), "cannot be read"),
-        "eval": (torch_pickle(call("builtins.eval", PYTHON)), "cannot be read"),
+        "os.system": (torch_pickle(call("os.system", SHELL)), "requests 'os.system'"),
+        "eval": (torch_pickle(call("builtins.eval", PYTHON)), "requests 'builtins.eval'"),
         "a bytearray of gigabytes": (torch_pickle(GIGABYTES), seen),
         "a string copied": (
             torch_pickle(call("_codecs.encode", const("a" * 10**6), const("latin1")) * 9),
-            seen,
+            "requests '_codecs.encode'",
         ),
-        "the same under a name in capitals": (torch_pickle(GIGABYTES, "data.PKL"), seen),
+        "the same under a name in capitals": (torch_pickle(GIGABYTES, "data.PKL"), "no data.pkl"),
         "the same beside a harmless one": (
             torch_pickle(b"}", "data.pk", more=[("archive/DATA.PKL", framed(GIGABYTES))]),
-            seen,
+            "no data.pkl",
         ),
-        "the same compressed": (torch_pickle(GIGABYTES, packing=zipfile.ZIP_DEFLATED), seen),
+        "the same compressed": (torch_pickle(GIGABYTES, packing=zipfile.ZIP_DEFLATED), "cannot be"),
         "an old file of a bytearray": (framed(GIGABYTES), seen),
         "an old file that ends as a zip": (framed(GIGABYTES) + zipped([("a", b"")]), seen),
         "an old file of 67 MB": (framed(b"(" + LONG + GIGABYTES + b"t"), seen),
-        "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), seen),
-        "a zip behind a zip": (torch_pickle(GIGABYTES) + torch_pickle(b"}"), seen),
+        "a bomb": (bomb("a/data.pkl", "a/data/0", "a/version"), "grows from"),
+        "a zip behind a zip": (torch_pickle(GIGABYTES) + torch_pickle(b"}"), "has no tensor"),
+        "a billion laughs as a key": (  # H6
+            torch_pickle(b"}" + nest(40, const(1)) + const(1) + b"s"),
+            "adds an item to a dict",
+        ),
+        "a billion laughs as a key of a storage": (  # H6
+            torch_pickle(persistent(nest(40, const("a")))),
+            "does not describe a storage",
+        ),
+        "integer keys of one hash": (  # H4
+            torch_pickle(const({i * (2**61 - 1): None for i in range(1, 9)})),
+            "adds an item to a dict",
+        ),
+        "a storage of a tebibyte": (torch_pickle(persistent(const("0"), 1 << 40)), "another size"),
+        "a storage of no member": (torch_pickle(persistent(const("9"))), "has no archive/data/9"),
+        "an old storage of a tebibyte": (old_file(persistent(const("0"), 1 << 40)), "truncated"),
+        "old storages that add up": (
+            old_file(b"(" + b"".join(persistent(const(str(i)), 250_000) for i in range(99)) + b"t",
+                     bytes(10**6)),
+            "truncated",
+        ),
+        "a tensor of a tebibyte": (
+            torch_pickle(
+                call("torch._utils._rebuild_tensor_v2", persistent(const("0"), 6), const(0),
+                     const((1 << 20, 1 << 20)), const((0, 0)))
+            ),
+            "larger than its storage",
+        ),
+        "members that overlap": (overlapping_weights(), "overlaps with another member"),  # H5
         "no state dict": (torch_pickle(b"]"), "not a state dict"),
         "another shape": (torch_pickle(b"}"), "has no tensor"),
     }

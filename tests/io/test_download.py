@@ -15,7 +15,8 @@ import pytest
 from download_site import BODY, HASH, Site
 
 from erk.io import download
-from erk.io.download import cache_dir, fetch, sha256_of
+from erk.io.download import cache_dir, fetch
+from erk.io.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 

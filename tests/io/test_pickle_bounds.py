@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hostile.formats import framed, mapping, module
+from hostile.formats import framed, mapping, module, tensor
 from hostile.network_files import nest, network_of
 from opcodes import call, const, raw
 
@@ -62,6 +62,17 @@ def test_names_of_shared_modules_are_bounded(tmp_path):  # H3: 2^13 times a name
     content, _, budget = pickles.read(path)
     with pytest.raises(ValueError, match="copies the same bytes too often"):
         list(content["ema"].tensors(budget=budget))
+
+
+def test_a_hundred_views_of_one_storage_are_copies(tmp_path):  # H5: 1.2 GB from 2.5 MB
+    one = tensor(torch.zeros(200_000)) + b"q\x64"
+    parameters = {"0": one} | {str(i): b"h\x64" for i in range(1, 100)}
+    data = network_of({"_parameters": mapping(parameters)})
+    (tmp_path / "a.pkl").write_bytes(data)
+    content, _, budget = pickles.read(tmp_path / "a.pkl")
+    with pytest.raises(ValueError, match="copies the same bytes too often"):
+        list(content["ema"].tensors(budget=budget))
+    assert len(data) < 1_000_000
 
 
 @pytest.mark.parametrize("key", [2**61 - 1, -(2**61), 1 << 60])

@@ -10,6 +10,8 @@ from problems import linear
 
 import erk
 from erk.method.churn import Churn
+from erk.method.solvers import ONE_STEP, SOLVERS
+from erk.models.edm import iddpm_levels
 from erk.models.model import load_model
 from erk.models.noise import SeededNoise
 
@@ -30,21 +32,23 @@ def draw(net):
     return source, noise, labels
 
 
-def by_hand(net, rule):
+def by_hand(net, rule, run=RUN):
     """Algorithm 2 of Karras et al. 2022 in plain formulas, with noise as EDM or EDM2 draws it."""
     source, noise, labels = draw(net)
     dtype = torch.float64 if rule == "edm" else torch.float32
-    i, n = torch.arange(6, dtype=torch.float64), 6
-    t = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    n = run["steps"]
+    i = torch.arange(n, dtype=torch.float64)
+    high, low = min(80, net.sigma_max) ** (1 / 7), max(0.002, net.sigma_min) ** (1 / 7)
+    t = net.round_sigma((high + i / (n - 1) * (low - high)) ** 7)
     t = torch.cat([t, torch.zeros(1, dtype=torch.float64)]).to(dtype)
     x = noise.to(dtype) * t[0]
     for now, after in zip(t[:-1], t[1:], strict=True):
-        inside = RUN["S_min"] <= now <= RUN["S_max"]
-        gamma = min(RUN["S_churn"] / n, math.sqrt(2) - 1) if inside else 0.0
-        hat = now + gamma * now
+        inside = run["S_min"] <= now <= run["S_max"]
+        gamma = min(run["S_churn"] / n, math.sqrt(2) - 1) if inside else 0.0
+        hat = net.round_sigma(now + gamma * now)
         if inside or rule == "edm":
             eps = source.randn(net.sample_shape, dtype)
-            x = x + (hat**2 - now**2).sqrt() * RUN["S_noise"] * eps
+            x = x + (hat**2 - now**2).sqrt() * run["S_noise"] * eps
         slope = (x - net(x.float(), hat.float(), labels).to(dtype)) / hat
         end = x + (after - hat) * slope
         if after > 0:
@@ -69,6 +73,58 @@ def test_samples_of_seeds_are_those_of_the_release(name, rule):
     assert (x0 - wanted).abs().max() < (1e-6 if rule == "edm" else 1e-4)
     other = by_hand(net, "edm2" if rule == "edm" else "edm")
     assert (x0 - other).abs().max() > 0.1  # the rules give other samples of the same seeds
+
+
+class Discrete:
+    """D for Gaussian data, known at the 1000 levels of the released iDDPM networks alone."""
+
+    u = iddpm_levels(0.001, 0.008, 1000)
+    sigma_max, sigma_min = u[0].item(), u[999].item()
+    sample_shape, label_dim, churn_rule = (1, 4, 4), 0, "edm"
+
+    def round_sigma(self, sigma):
+        nearest = (torch.as_tensor(sigma).to(self.u)[..., None] - self.u).abs().argmin(-1)
+        return self.u[nearest].to(sigma)
+
+    def __call__(self, x, sigma, labels=None):
+        return x * 0.25 / (0.25 + self.round_sigma(sigma) ** 2)
+
+
+@pytest.mark.parametrize("rule", ["edm", "edm2"])
+def test_levels_that_rounding_makes_equal_are_steps_that_add_noise(rule):
+    """256 steps as for the paper's ImageNet-64 (iDDPM) results, of which 207 levels differ."""
+    net, run = Discrete(), dict(steps=256, S_churn=40.0, S_min=0.05, S_max=50.0, S_noise=1.003)
+    settings = erk.Settings(churn_rule=rule, **run)
+    assert len(settings.sigmas(net)) == 257 and settings.sigmas(net)[-2] > 0
+    source, noise, _ = draw(net)
+    wanted = by_hand(net, rule, run)
+    x0 = erk.sample(
+        net, noise, randn_like=source.randn_like, dtype=wanted.dtype, churn_rule=rule, **run
+    )
+    assert (x0 - wanted).abs().max() < (1e-6 if rule == "edm" else 1e-4)
+
+
+def test_without_noise_equal_levels_stay_one_level():
+    levels = erk.Settings(steps=256).sigmas(Discrete())
+    assert len(levels) == 208 and torch.equal(levels, levels.unique_consecutive())
+    none = erk.Settings(schedule=[1.0, 1e-7, 0.0], S_churn=1.0).sigmas(Discrete())
+    assert none.tolist() == [Discrete().round_sigma(torch.tensor(1.0)).item(), 0.0]
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ONE_STEP])
+def test_solvers_that_continue_earlier_steps_are_refused(solver):
+    """Their samples would be noise: 93 % of the pixels of digits black or white with unipc."""
+    with pytest.raises(ValueError, match="take euler, heun or dpm2, or set S_churn to 0"):
+        erk.Settings(solver=solver, S_churn=8.0)
+
+
+@pytest.mark.parametrize("solver", ONE_STEP)
+def test_one_step_solvers_keep_the_spread_of_gaussian_data(solver):
+    net, run = Discrete(), dict(steps=128, S_churn=20.0, S_min=0.05, S_max=50.0)
+    noise = torch.randn(1024, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    x0 = erk.sample(net, noise, solver=solver, schedule="edm", **run)
+    assert abs(x0.std().item() - 0.5) < 0.05  # unipc: 100
 
 
 def test_the_rule_is_the_networks_unless_it_is_named():

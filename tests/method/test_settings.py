@@ -4,7 +4,6 @@ import ast
 import builtins
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -21,25 +20,17 @@ BAD = {
     "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
     "unknown schedule 'edn'": dict(schedule="edn"),
     "needs at least 2 steps, not 1": dict(steps=1),
-    "steps must be an integer": dict(steps=6.5),
-    "0 < sigma_min < sigma_max": dict(sigma_min=-0.1),
     "0 < sigma_min < sigma_max < inf": dict(sigma_min=80.0),
-    "rho must be positive": dict(rho=0.0),
     "takes no rho": dict(schedule="logsnr", rho=7.0),
     "strictly decreasing": dict(schedule=[1.0, 2.0, 0.0]),
     "at least two": dict(schedule=[1.0]),
     "set S_churn to 0": dict(w_stiff=1.0, S_churn=1.0),
-    "w_con must not be negative": dict(w_con=-1.0),
-    "guidance must be a finite number": dict(guidance=math.nan),
-    "guidance_interval must be": dict(guidance_interval=(2.0, 1.0)),
     "has no option 'order'; it takes none": dict(solver_options={"order": 2}),
     "has no option 'r'; it takes order, mode": dict(solver="deis", solver_options={"r": 0.5}),
     "order of the solver 'deis' must be 1 to 4": dict(solver="deis", solver_options={"order": 5}),
     "r of the solver 'dpm2' must be": dict(solver="dpm2", solver_options={"r": 0}),
     "must be tab or rhoab": dict(solver="deis", solver_options={"mode": "x"}),
     "must be true or false": dict(solver="dpmpp", solver_options={"predict_x0": 1}),
-    "erk_scale must be": dict(erk_scale="cubic"),
-    "churn_rule must be edm or edm2, not 'vp'": dict(churn_rule="vp"),
     "ERK-Proj works on model guidance": dict(erk_proj=True),
     "exclude each other": dict(w_stiff=1.0, pc_snr=0.1),
     "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.model_selection import train_test_split
 
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from metrics.extractors import classifier, extractor_names, load_extractor, output_sizes
 from metrics.extractors.classifier import Classifier, known_classifiers, load, normalise
 

@@ -1,6 +1,7 @@
 """From features to numbers: values, replicates, errors, paired differences and the floor."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,8 @@ def test_protocols():
     assert default_protocol(["inception"]) == "edm"
     assert default_protocol(["inception", "inception-spatial"]) == "adm"
     assert default_protocol(["vgg16"]) is None
+    assert default_protocol(["vgg16", "inception"]) == "torch-fidelity"  # friction 13
+    assert default_protocol(["inception", "dinov2", "vgg16"]) == "erk-paper"
     with pytest.raises(ValueError, match="does not measure kid: choose among fid, fd_dinov2"):
         paper.only(["fid", "kid"])
     with pytest.raises(ValueError, match="no protocol 'fidelity': choose one of erk-paper"):
@@ -249,6 +252,36 @@ def test_a_collapsed_generator_has_numbers(evaluated, digits, extractor, referen
         expected = float((row - real.mean).square().sum() + real.cov.trace())
         assert result.values["fd"] == pytest.approx(expected, rel=1e-6)  # float32 rows
         assert result.errors["fd"] < 1e-6 * expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": DIGITS.only(["fd"]), "rows": 50}, "60 images by protocol digits and 50 by"),
+        ({"protocol": replace(DIGITS, name="other")}, "by protocol digits and 60 by other"),
+        ({"labels": [1] * 60}, "differ in their classes asked for"),
+        ({"in_seed_order": False}, "differ in their groups of images"),
+        ({"groups": 5}, "differ in their groups of images"),
+    ],
+)
+def test_a_paired_difference_needs_the_same_of_both(reference, options, message):
+    """Seeds, classes, groups and protocol: else the error would be that of something else."""
+    rows = reference.statistics["digits"].features[:60]
+    features = features_of(rows, rows[:, :10], "digits")
+    usual = {"protocol": DIGITS, "labels": [0] * 60, "in_seed_order": True}
+    first = evaluate_features(features, reference=reference, **usual)
+    few = options.pop("rows", 60)
+    changed = usual | options | ({"labels": [0] * few} if few < 60 else {})
+    second = evaluate_features(
+        features_of(rows[:few], rows[:few, :10], "digits"), reference=reference, **changed
+    )
+    with pytest.raises(ValueError, match=message):
+        paired_differences(first, second)
+    unknown = evaluate_features(features, reference=reference, **usual | {"labels": None})
+    assert paired_differences(first, unknown)["fd"].value == 0  # one knows no classes: fine
+    other = replace(first, details={"reference_sha256": "a"})
+    with pytest.raises(ValueError, match="differ in their reference sha256"):
+        paired_differences(other, replace(first, details={"reference_sha256": "b"}))
 
 
 @pytest.mark.parametrize("groups", [2, 10])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from metrics.extractors import extractor_names, load_extractor, weights
+from metrics.extractors import extractor_names, load_extractor
 from metrics.extractors.classifier import known_classifiers
 from metrics.extractors.weights import load_weights, random_state
 
@@ -60,15 +60,6 @@ def test_half_precision_is_widened_and_training_state_is_left_out(tmp_path):
     state, _ = load(tmp_path / "a.pth")
     assert list(state) == list(SHAPES)
     assert {value.dtype for value in state.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("block", [1, 7, 16, 100])
-def test_a_text_between_two_blocks_is_seen(monkeypatch, block):
-    monkeypatch.setattr(weights, "BLOCK", block)
-    for before in range(40):
-        data = b"x" * before + b"bytearray"
-        assert weights._holds(io.BytesIO(data + b"y" * 30), (b"none", b"bytearray"))
-        assert not weights._holds(io.BytesIO(data[:-1]), (b"none", b"bytearray"))
 
 
 @pytest.mark.parametrize(

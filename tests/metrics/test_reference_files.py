@@ -7,8 +7,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
+from metrics.distances import frechet_distance
 from metrics.npz import read_npz
 from metrics.reference_files import Statistics, read_reference, write_reference
 
@@ -303,3 +305,45 @@ def test_features_of_no_images(tmp_path):
     np.savez(path, mu=np.zeros(64), sigma=np.eye(64), features=np.zeros((0, 64), np.float32))
     with pytest.raises(ValueError, match=r"features \[0, 64\]: they must be \[N, D\], N at"):
         read_reference(path)
+
+
+def edm_fid_of(path, mean, cov):
+    """What EDM's fid.py and pytorch-fid do with a file of statistics."""
+    with np.load(path) as file:  # of plain arrays: allow_pickle is off
+        mu, sigma = file["mu"][:], file["sigma"][:]
+    root = scipy.linalg.sqrtm(np.dot(sigma, cov)).real
+    return float(np.square(mu - mean).sum() + np.trace(cov + sigma - 2 * root))
+
+
+def test_others_read_the_inception_statistics(tmp_path):
+    """G13: mu and sigma at the top, as EDM, EDM2, pytorch-fid and ADM name them."""
+    written = {
+        "dinov2": statistics(5),
+        "inception": statistics(6),
+        "inception-spatial": statistics(3),
+    }
+    path = write_reference(tmp_path / "mine.npz", written)
+    other = moments(6)
+    fid = edm_fid_of(path, other["mu"], other["sigma"])
+    ours = frechet_distance(written["inception"], (other["mu"], other["sigma"]))
+    assert fid == pytest.approx(ours, rel=1e-9) and fid > 0.1
+    with np.load(path) as file:
+        assert np.array_equal(file["sigma_s"], written["inception-spatial"].cov)
+        assert "inception.mu" not in file.files  # not stored twice
+    found = read_reference(path)
+    assert list(found.statistics) == list(written)
+    assert all(same(found.statistics[name], written[name]) for name in written)
+
+
+def test_files_of_before_are_read(tmp_path):
+    """Files that name inception's statistics as those of other extractors."""
+    part = moments(6)
+    arrays = {f"inception.{key}": value for key, value in part.items()}
+    np.savez(tmp_path / "old.npz", format="erk-guid reference 1", **arrays)
+    assert same(read_reference(tmp_path / "old.npz").statistics["inception"], reference_of(part))
+
+
+def test_a_reference_without_inception_has_no_statistics_for_others(tmp_path):
+    path = write_reference(tmp_path / "mine.npz", {"dinov2": statistics(5)})
+    with np.load(path) as file:
+        assert not {"mu", "sigma"} & {*file.files}

@@ -12,7 +12,7 @@ from golden_data import pickle_paths
 
 from erk import load_model
 from erk.commands import ema
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, read, write_safetensors
 from erk.models.edm2 import MPConv, Precond
 from erk.models.ema import MAX_STD, Profile, combine, exponent_of, inner_product, std_of

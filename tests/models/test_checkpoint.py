@@ -9,7 +9,7 @@ from stored_networks import change_metadata, names, sentence
 from erk import load_model
 from erk.io import pickles
 from erk.io.budget import Budget
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.models.checkpoint import Checkpoint, Part, build, read, write_safetensors
 from erk.models.encoders import PixelEncoder
 

@@ -10,7 +10,7 @@ from golden_data import manifest, pickle_paths, ref, tensor
 from stored_networks import convert, names
 
 from erk import load_model
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.models.checkpoint import read, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("empty_cache")

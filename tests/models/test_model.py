@@ -13,7 +13,7 @@ from golden_data import GOLDEN, pickle_paths
 from stored_networks import sentence
 
 from erk import load_model
-from erk.io.download import sha256_of
+from erk.io.files import sha256_of
 from erk.models.checkpoint import read
 from erk.models.model import address_of, fetch_checkpoint
 

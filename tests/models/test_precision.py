@@ -204,7 +204,7 @@ def test_a_vae_in_a_folder_is_identified_by_its_files(tmp_path):
 
     def identified(vae):
         options = OPTIONS | {"vae": str(vae)}
-        return identity_of(options, Settings(), "net", None, torch.device("cpu"))["vae"]
+        return identity_of(options, Settings(), ("net", None), "random", torch.device("cpu"))["vae"]
 
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -220,7 +220,7 @@ def test_runs_that_round_otherwise_are_other_runs():
 
     def told(device="cpu", **more):
         place = torch.device(device)
-        return identity_of(OPTIONS | more, Settings(), "net", None, place)["precision"]
+        return identity_of(OPTIONS | more, Settings(), ("net", None), "random", place)["precision"]
 
     assert told() == told(vae_precision="fp32") == "bf16 on cpu"
     assert told("cuda") == "bf16 on cuda"

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from erk.runtime.memory import is_out_of_memory
+
 FAULTS = """
 import resource, threading, torch
 from erk.runtime.memory import keep_freed_memory
@@ -33,3 +35,15 @@ def test_freed_memory_serves_the_next_tensor():
     plain, kept, made = map(float, done.stdout.split())
     assert kept < plain / 20
     assert made == 2**26  # a thread, whose pool is small, gets a large tensor all the same
+
+
+@pytest.mark.parametrize("message", [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "GET was unable to find an engine to execute this computation",
+])  # fmt: skip
+def test_signs_of_a_full_gpu(message):
+    """cuBLAS, cuDNN 9, and cuDNN's heuristics when no workspace is left."""
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(ValueError(message))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))

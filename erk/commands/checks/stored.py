@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from erk.commands.checks.row import Row, describe, few
-from erk.io.download import cache_dir, hash_record, sha256_of
+from erk.io.download import cache_dir, hash_record
+from erk.io.files import sha256_of
 from erk.io.resources import data
 
 CHECKPOINTS = data("checkpoints")

@@ -1,0 +1,177 @@
+"""Check the value of a setting against its declaration, and convert it to plain Python.
+
+Numbers of NumPy and torch become numbers, arrays, tensors and lists become tuples, so that two
+settings are equal, and have one identity, exactly where they give the same samples.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+
+from erk.method.corrections import Card, Correction
+from erk.method.fields import Field
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LONGEST = 80  # characters of a value in a message
+
+
+def checked(one: Field, value: Any) -> Any:
+    """Return the value of a setting as plain Python.
+
+    Raises ValueError, one sentence, for a value of another type or out of range.
+    """
+    if value is None and one.default is None:
+        return None
+    return FORMS[one.form](one, value)
+
+
+def number(name: str, value: Any, kind: type = float, **limits: Any) -> Any:
+    """Return a number as int or float; ValueError for another type or out of its limits.
+
+    `limits` are those of a `Field`: least, above, most, finite.
+    """
+    return _number(Field(name, 0, "", "", kind, **limits), value)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of NumPy and torch as Python's, arrays and lists as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return tuple(map(plain, value))
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)
+    return value
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value on one line, shortened."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _value(one: Field, value: Any) -> Any:
+    if one.kind in (int, float):
+        return _number(one, value)
+    value = plain(value)
+    if one.kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{one.name} must be True or False, not {shown(value)}.")
+    if one.kind is str and value not in one.choices:
+        raise ValueError(f"{one.name} must be {' or '.join(one.choices)}, not {shown(value)}.")
+    return value
+
+
+def _number(one: Field, value: Any) -> int | float:
+    value = plain(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        converted = _as_kind(one.kind, value)
+        if converted is not None and _is_within(one, converted):
+            return converted
+    raise ValueError(f"{one.name} must be {_expected(one)}, not {shown(value)}.")
+
+
+def _as_kind(kind: type, value: int | float) -> int | float | None:
+    """Return the number as int or float; None where it is neither."""
+    if kind is int:
+        return int(value) if isinstance(value, int) or value.is_integer() else None
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return None
+
+
+def _is_within(one: Field, value: int | float) -> bool:
+    is_number = isinstance(value, int) or not math.isnan(value)  # isnan overflows on large integers
+    return is_number and (
+        (one.least is None or value >= one.least)
+        and (one.above is None or value > one.above)
+        and (one.most is None or value <= one.most)
+        and (not one.finite or abs(value) != math.inf)
+    )
+
+
+def _expected(one: Field) -> str:
+    """Describe the numbers that a setting takes, such as 'a finite number of at least 0'."""
+    text = "an integer" if one.kind is int else "a finite number" if one.finite else "a number"
+    if one.above is not None:
+        return f"{text} above {one.above:g}"
+    if one.most is not None:
+        least, most = (f"{x:g}" if isinstance(x, float) else x for x in (one.least, one.most))
+        return f"{text} from {least} to {most}"
+    return text if one.least is None else f"{text} of at least {one.least:g}"
+
+
+def _solver(one: Field, value: Any) -> Any:
+    if not (isinstance(value, str) or callable(value)):
+        raise ValueError(
+            f"solver must be {', '.join(one.choices)} or a function, not {shown(value)}."
+        )
+    return plain(value)
+
+
+def _schedule(one: Field, value: Any) -> Any:
+    """Return the name of a schedule as it is, noise levels as a tuple of numbers."""
+    if isinstance(value, str):
+        return plain(value)
+    levels = plain(value)
+    if not isinstance(levels, tuple):
+        raise ValueError(f"schedule must be a name or a list of noise levels, not {shown(value)}.")
+    entry = one._replace(kind=float, name="a noise level of schedule", finite=True)
+    return tuple(_number(entry, level) for level in levels)
+
+
+def _interval(one: Field, value: Any) -> tuple[float, float]:
+    bounds = plain(value)
+    entry = one._replace(kind=float, name="a bound of guidance_interval", finite=False)
+    if isinstance(bounds, tuple) and len(bounds) == 2:
+        lo, hi = (_number(entry, bound) for bound in bounds)
+        if 0 <= lo < hi:
+            return lo, hi
+    raise ValueError(
+        f"guidance_interval must be (lo, hi) in sigma with 0 <= lo < hi, not {shown(bounds)}."
+    )
+
+
+def _options(one: Field, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"solver_options must be a dictionary such as {{'order': 3}}, not {shown(value)}."
+        )
+    return {key: plain(item) for key, item in value.items()}
+
+
+def _function(one: Field, value: Any) -> Any:
+    if not callable(value):
+        raise ValueError(f"{one.name} must be a function, not {shown(value)}.")
+    return value
+
+
+def _correction(one: Field, value: Any) -> Any:
+    if value == "auto" if isinstance(value, str) else isinstance(value, Card | Correction):
+        return value
+    hint = ""
+    if isinstance(value, str | Mapping):
+        hint = ": open the file of a card with erk.calibration.card.read_card"
+    raise ValueError(f"erk must be 'auto', a Card, a Correction or None, not {shown(value)}{hint}.")
+
+
+def _dtype(one: Field, value: Any) -> torch.dtype:
+    if not isinstance(value, torch.dtype) or value not in DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(str, DTYPES))}, not {shown(value)}.")
+    return value
+
+
+FORMS: dict[str, Callable[[Field, Any], Any]] = {
+    "value": _value,
+    "solver": _solver,
+    "schedule": _schedule,
+    "interval": _interval,
+    "correction": _correction,
+    "function": _function,
+    "options": _options,
+    "dtype": _dtype,
+}
+"""The check of what Python passes for a setting, by the form in its declaration."""
