@@ -20,10 +20,11 @@ from erk.generation.images import (
 from erk.generation.locks import LOCK
 from erk.generation.manifest import MANIFEST, PARTS, TABLE, UNKNOWN, read_records
 from erk.generation.metadata import RUN, Metadata, settings_hash
-from erk.generation.reading import is_intact, open_images
+from erk.generation.reading import open_images
 from erk.generation.seeds import format_seeds_short, parse_seeds
 from erk.generation.writer import spare_cores, thread_map
 from erk.io.atomic import draft_target
+from erk.io.files import sha256_of
 from erk.runtime.distributed import World
 
 T = TypeVar("T")
@@ -89,8 +90,8 @@ def find_archived(
 ) -> Contents | None:
     """Find the images of a finished archive; None if it is as run.json and the manifest say.
 
-    The images are read only if the archive has another size, if lines of the manifest are lost, or
-    to verify them. `restored` are then the records of those that are sound.
+    The images are read only if the archive has another size (to verify: another sha256), or if
+    lines of the manifest are lost. `restored` are then the records of those that are sound.
     """
     archive, size = folder / ARCHIVES[files.kind], metadata.get("archive_bytes")
     seeds = np.unique(np.asarray(parse_seeds(metadata["seeds"]), np.int64))
@@ -99,7 +100,9 @@ def find_archived(
     if not archive.is_file():
         return Contents()
     is_same = size in (None, archive.stat().st_size) and len(records) == len(seeds)
-    if is_same and not verify:
+    if is_same and verify:
+        is_same = sha256_of(archive) == metadata.get("archive_sha256")
+    if is_same:
         return None
     known = {int(row["seed"]): row for row in records}
     rows = []
@@ -112,8 +115,6 @@ def find_archived(
                 elif known[seed]["sha256"].decode() == files.sha256(png):
                     rows.append(known[seed].item())
     sound = np.array(rows, TABLE)
-    if is_same and len(sound) == len(seeds) and is_intact(archive):
-        return None
     lost = len(np.setdiff1d(sound["seed"], records["seed"]))
     return Contents(records, sound["seed"], np.setdiff1d(seeds, sound["seed"]), sound, lost)
 
@@ -141,6 +142,8 @@ def describe_contents(
             f"{folder / MANIFEST} has lost lines (seeds without one: {contents.lost}): they are "
             "restored from the images, without batch size and NFE"
         )
+    elif len(contents.restored):
+        lines.append(f"the archive in {folder} is not as the run wrote it: it is packed again")
     differing = np.intersect1d(np.asarray(pending, np.int64), contents.differing)
     if metadata.get("complete"):
         ours = np.asarray(parse_seeds(metadata["seeds"]), np.int64)

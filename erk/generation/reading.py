@@ -54,17 +54,6 @@ def open_images(
         yield read_or_name
 
 
-def is_intact(archive: Path) -> bool:
-    """Whether every member of an archive has its CRC."""
-    try:
-        with open_archive(archive) as opened:
-            return opened.testzip() is None
-    except DECODE_ERRORS as error:
-        if not is_damage(error):
-            raise
-        return False
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Raise ValueError, naming the path, for what libraries raise on damaged files."""

@@ -44,12 +44,13 @@ from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
 from erk.generation.writer import Submit, background, spare_cores, thread_map
 from erk.io.atomic import uninterrupted
+from erk.io.files import sha256_of
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
 
 GRID_IMAGES = 100
 GROUP = 256  # images whose records are written at a time
-DERIVED = ("nfe", "guide_nfe", "batches", "rounding", "archive_bytes")
+DERIVED = ("nfe", "guide_nfe", "batches", "rounding", "archive_bytes", "archive_sha256")
 """Metadata that follow from the images."""
 
 
@@ -345,7 +346,9 @@ class RunFolder(RunState):
         precision = str(self.settings.get("precision"))
         summary = summarize_records(records, self.metadata.get("batch"), precision)
         if self.kind in ARCHIVES:
-            summary["archive_bytes"] = (self.path / ARCHIVES[self.kind]).stat().st_size
+            archive = self.path / ARCHIVES[self.kind]
+            summary["archive_bytes"] = archive.stat().st_size
+            summary["archive_sha256"] = sha256_of(archive)
         kept = {name: value for name, value in self.metadata.items() if name not in DERIVED}
         self.metadata, self._is_sound = kept | summary | {"complete": True}, True
         write_metadata(self.path, self.metadata)

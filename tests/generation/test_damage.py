@@ -89,6 +89,16 @@ def test_a_changed_bit_in_an_archive(kind, damage, undisturbed):
     assert CliRunner().invoke(merge, ["out", "--dest", "all"]).exit_code == 0
 
 
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_a_changed_bit_beside_the_images(kind, damage, undisturbed):
+    """H11: in the time stamp of a member, which no image depends on; nothing is sampled."""
+    damage(kind, f"images.{kind}", lambda content: content[:10] + b"\1" + content[11:])
+    done = again(kind, "--verify")
+    assert "the archive in out is not as the run wrote it: it is packed again" in done.stderr
+    check_run(Path("out"), undisturbed / kind)
+    assert "nothing to do (sha256 verified)" in again(kind, "--verify").stdout
+
+
 def test_a_changed_bit_in_an_image(damage, undisturbed):
     damage("png", "000003.png", flipped)
     assert "nothing to do (sizes compared; --verify reads them)" in again("png").stdout
