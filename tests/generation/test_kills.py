@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,12 @@ SEEDS = [0, 1, 2, 1000, 1001]
 # --- a folder, killed before each of its file operations ------------------------------------
 
 
-def fill(kind, number):
+def fill(kind, number, verify=False):
     """A run of SEEDS in two batches, killed before its file operation of that number."""
     die_before(number)
     settings = {"steps": 8, "format": kind, "subdirs": True}
     metadata = {"batch": 3, "network": None, "guide": None}
-    run = RunFolder(Path("out"), settings, SEEDS, metadata, batch=3, grid=True)
+    run = RunFolder(Path("out"), settings, SEEDS, metadata, batch=3, grid=True, verify=verify)
     run.look()
     with run:
         for seeds in filter(None, (run.pending[:3], run.pending[3:])):
@@ -40,13 +41,25 @@ def fill(kind, number):
             run.write(ImageBatch(seeds, torch.stack(images), None, 15.0, 0.0, 3))
 
 
-def sweep(kind):
+def spoil(kind, folder):
+    """Change an image of a complete run, and cut its manifest."""
+    path = folder / ("000000/000001.png" if kind == "png" else f"images.{kind}")
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    lines = (folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_bytes(b"".join(lines[:-1]))
+
+
+def sweep(kind, is_spoilt):
     """A run killed before each operation in turn, killed once more at the same operation of the run
     that goes on, and then let alone."""
     assert forked(fill, kind, 10**6, cwd="undisturbed") == 0
     for number in range(100):
-        ends = [forked(fill, kind, number, cwd=str(number)) for _ in range(2)]
-        assert forked(fill, kind, 10**6, cwd=str(number)) == 0
+        if is_spoilt:
+            shutil.copytree("undisturbed", str(number))
+            spoil(kind, Path(str(number), "out"))
+        ends = [forked(fill, kind, number, is_spoilt, cwd=str(number)) for _ in range(2)]
+        assert forked(fill, kind, 10**6, is_spoilt, cwd=str(number)) == 0
         check_run(Path(str(number), "out"), Path("undisturbed", "out"))
         if ends == [0, 0]:  # it has no more operations than that
             print(number, "operations")
@@ -54,12 +67,15 @@ def sweep(kind):
         assert ends[0] == signal.SIGKILL
 
 
+@pytest.mark.parametrize("is_spoilt", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_before_each_file_operation(kind, memory_path):
+def test_killed_before_each_file_operation(kind, is_spoilt, memory_path):
+    """Of a new run, and of one that restores a complete run."""
     log = memory_path / "log"
-    assert ended(start(sweep, kind, cwd=memory_path, log=log)) == 0, log.read_text()
+    code = ended(start(sweep, kind, is_spoilt, cwd=memory_path, log=log))
+    assert code == 0, log.read_text()
     count, word = log.read_text().split()
-    assert int(count) > 15 and word == "operations"
+    assert int(count) > 10 and word == "operations"
 
 
 # --- generate.py, killed at random ----------------------------------------------------------
