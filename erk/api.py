@@ -21,7 +21,7 @@ from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings, check_names
-from erk.models.encoders import PixelEncoder
+from erk.models.encoders import DecodeError, PixelEncoder
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def _states(
 
 def _check_inputs(drift: GuidedDrift, noise: Tensor) -> None:
     """Raise ValueError, one sentence, for noise or labels that the networks cannot take."""
-    if not (isinstance(noise, Tensor) and noise.ndim and noise.is_floating_point()):
+    if not (isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()):
         kind = f"{noise.dtype} {[*noise.shape]}" if isinstance(noise, Tensor) else type(noise)
         raise ValueError(f"noise must be a tensor [B, ...] of floating-point numbers, not {kind}.")
     shape = getattr(drift.model, "sample_shape", None)
@@ -169,7 +169,15 @@ def _check_inputs(drift: GuidedDrift, noise: Tensor) -> None:
         )
     if len(noise) == 0:
         raise ValueError("the noise has no samples: give at least one.")
-    for name, labels in (("labels", drift.labels), ("guide_labels", drift.guide_labels)):
+    named = (drift.model, "labels", drift.labels), (
+        drift.guide_model, "guide_labels", drift.guide_labels
+    )  # fmt: skip
+    for model, name, labels in named:
+        if getattr(model, "label_dim", 0) and not isinstance(labels, Tensor | None):
+            raise ValueError(
+                f"{name} must be a tensor, [B] of class numbers or [B, {model.label_dim}], not "
+                f"{type(labels).__name__}: give torch.as_tensor(labels)."
+            )
         if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
             raise ValueError(
                 f"{name} must have a row for each of the {len(noise)} samples of the noise, "
@@ -228,12 +236,18 @@ def save_images(
     Raises
     ------
     ValueError
-        For another shape, or another number of seeds.
+        For another shape or dtype, NaN, and seeds that do not give each image a file.
     """
     from erk.generation.images import save_images as write_images
 
-    pixels = images if images.dtype == torch.uint8 else PixelEncoder().decode(images)
-    return write_images(pixels, folder, seeds)
+    if isinstance(images, Tensor) and images.is_floating_point():
+        try:
+            images = PixelEncoder().decode(images)
+        except DecodeError as error:
+            raise ValueError(
+                f"image {error.sample} has NaN or infinity: check the network and its settings."
+            ) from None
+    return write_images(images, folder, seeds)
 
 
 def plot_trace(

@@ -220,6 +220,8 @@ def kernel_distances(
         x = _float64(generated[b.to(generated.device)])
         y = _float64(real[a.to(real.device)])
         values.append(_squared_mmd(x, y.to(x.device)))
+    if not np.isfinite(values).all():
+        raise ValueError("the features are too large for a kernel distance: scale them")
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -248,11 +250,12 @@ def inception_score(
         NaN or infinity, or fewer samples than parts.
     """
     logits = _float64(logits)
-    least, size = (splits, splits) if split_size is None else (1, split_size)
-    if logits.ndim != 2 or len(logits) < least or size < 1:
+    least = splits if split_size is None else min(split_size, 1)
+    if logits.ndim != 2 or not logits.shape[1] or not 1 <= least <= len(logits):
+        parts = f"{splits} splits" if split_size is None else f"parts of {split_size}"
         raise ValueError(
-            f"an Inception score in {'splits' if split_size is None else 'parts'} of {size} needs "
-            f"logits [N, K] with N >= {least}, not {list(logits.shape)}"
+            f"an Inception score in {parts} needs logits [N, K] with N >= {max(least, 1)} and "
+            f"K >= 1, and at least 1 split and part, not {list(logits.shape)}"
         )
     check_finite(logits, "logits")
     order = sample_order(len(logits), shuffle).to(logits.device)
@@ -300,7 +303,7 @@ def _has_moments(values: Any) -> TypeGuard[HasMoments]:
 def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
     pair: Any = (values.mean, values.cov) if _has_moments(values) else values
     mean, cov = map(_float64, pair)
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"a Fréchet distance needs the {name} mean [D] and covariance [D, D], not "
             f"{list(mean.shape)} and {list(cov.shape)}"
@@ -317,7 +320,7 @@ def _without_rounding(mean: Tensor, cov: Tensor) -> Tensor:
     it has negative eigenvalues. One that has none is small but sound.
     """
     rounding = 10 * len(cov) * EPSILON * mean.square().max()
-    if not len(cov) or cov.abs().max() > rounding:
+    if cov.abs().max() > rounding:
         return cov
     values = torch.linalg.eigvalsh(cov)
     return torch.zeros_like(cov) if values[0] < -NEGATIVE * values[-1].abs() else cov

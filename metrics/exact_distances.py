@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metrics.statistics import FEW, check_finite
 
-PAIR = 40  # bytes for each distance of a block where all pairs are close: masks and indices
+PAIR = 48  # bytes for each distance of a block where all pairs are close: masks and indices
 EXACT = 128  # bytes of the memory for each feature of an exact distance, which takes 32
 ROUNDINGS = 16  # of a bound, in units of eps, besides those of the product's sum
 

@@ -206,8 +206,8 @@ def _checked(
     real: Any, generated: Any, k: int, groups: int | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of one dtype on one device, and the group int64 [M] of every generated sample."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, not {k}")
     real = as_features(real, "real", k + 1)
     real = real.cpu() if real.device.type == "mps" else real  # which has no float64
     generated = as_features(generated, "generated", k + 1)

@@ -16,7 +16,7 @@ from metrics.exact_distances import (
 )
 
 SPARE = 2  # points kept beyond the k nearest: rounding may exchange them
-ROWS = 1024  # points whose radii are computed at a time
+ROWS = 512  # points whose radii are computed at a time
 SETTLED = 1 / 8  # of some points, below which products in float64 are given up
 LEFT_OUT = -torch.inf  # radius of a point whose group is left out: nothing is in its ball
 

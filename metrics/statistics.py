@@ -142,15 +142,16 @@ def without_each(parts: Sequence[Moments]) -> Iterator[Moments]:
 
 
 def as_features(values: Any, name: str, least: int) -> Tensor:
-    """Convert features [N, D] to a tensor; other types than float32 and float64 become float32.
+    """Convert features [N, D] to a tensor: float32 as it is and halves as float32, else float64.
 
-    Raises ValueError for another shape, fewer than ``least`` samples, NaN or infinity.
+    Raises ValueError for another shape, fewer than ``least`` samples, NaN or infinity, and for what
+    is no real number.
     """
-    if not isinstance(values, Tensor):  # PyTorch warns of arrays that it could not write to
-        values = torch.from_numpy(np.require(values, requirements="W"))
-    features = values.detach()
-    if features.dtype not in (torch.float32, torch.float64):
-        features = features.float()
+    features = values.detach() if isinstance(values, Tensor) else _tensor_of(values, name)
+    if features.is_complex():
+        raise ValueError(f"{name} features must be real numbers, not {features.dtype}")
+    is_narrow = features.is_floating_point() and features.itemsize <= 4
+    features = features.to(torch.float32 if is_narrow else torch.float64)
     if features.ndim != 2 or len(features) < least or not features.shape[1]:
         raise ValueError(
             f"{name} features must be [N, D] with N >= {least} and D >= 1, not "
@@ -158,6 +159,18 @@ def as_features(values: Any, name: str, least: int) -> Tensor:
         )
     check_finite(features, f"{name} features")
     return features
+
+
+def _tensor_of(values: Any, name: str) -> Tensor:
+    """Convert an array of any byte order and strides; it shares memory where it can."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} features must be real numbers, not {array.dtype}")
+    is_narrow = array.dtype.kind == "f" and array.itemsize <= 4
+    if min(array.strides, default=0) < 0:
+        array = array.copy()
+    # writable: PyTorch warns of arrays that it could not write to
+    return torch.from_numpy(np.require(array, "f4" if is_narrow else "f8", "W"))
 
 
 def check_same_dimension(real: Tensor, generated: Tensor) -> None:

@@ -127,8 +127,9 @@ WRONG_INPUTS = [
     (torch.full((2, 3, 8, 8), torch.nan), {}, "noise of sample 0 has NaN"),
     (torch.zeros(3, 3, 8, 8), {"labels": torch.eye(2)}, "each of the 3 samples .* not 2"),
     (torch.zeros(2, 3, 8, 8), {"guide_labels": torch.eye(3)}, "guide_labels .* not 3"),
-    (torch.zeros(2, 3, 8, 8), {"steps": 0}, "at least [12] steps, not 0"),
-    (torch.zeros(2, 3, 8, 8), {"steps": -3}, "at least [12] steps, not -3"),
+    (torch.zeros(2), {}, r"noise must be a tensor \[B, ...\] .* \[2\]"),
+    (torch.zeros(2, 3, 8, 8), {"steps": 0}, "steps must be an integer from 1 .* not 0"),
+    (torch.zeros(2, 3, 8, 8), {"steps": -3}, "steps must be an integer from 1 .* not -3"),
 ]
 
 
@@ -142,6 +143,15 @@ def test_wrong_inputs_are_refused_before_the_first_evaluation(function, noise, m
 
     with pytest.raises(ValueError, match=message):
         function(erk.from_denoiser(never, sample_shape=(3, 8, 8)), noise, **more)
+
+
+@pytest.mark.parametrize("name", ["labels", "guide_labels"])
+def test_labels_of_a_network_with_classes_are_tensors(digits, name):
+    """Finding 22: an AttributeError for a list."""
+    model, noise, labels = digits
+    more = {"labels": labels, "guide_model": model, "guidance": 2.0} | {name: [3] * len(noise)}
+    with pytest.raises(ValueError, match=rf"^{name} must be a tensor, .* not list: give torch"):
+        erk.sample(model, noise, **more)
 
 
 def test_auto_that_cannot_act_warns():
@@ -192,6 +202,33 @@ def test_images_are_saved_by_seed(tmp_path, digits):
         erk.save_images(torch.zeros(1, 4, 8, 8), tmp_path)
     with pytest.raises(ValueError, match="4 images need as many seeds, not 2"):
         erk.save_images(images, tmp_path, seeds=[1, 2])
+
+
+BAD_IMAGES = [
+    (torch.ones(2, 1, 4, 4, dtype=torch.int64), {}, "images must be uint8 .* not int64"),
+    (torch.ones(2, 1, 4, 4, dtype=torch.bool), {}, "images must be uint8 .* not bool"),
+    (torch.full((2, 1, 4, 4), torch.nan), {}, "image 0 has NaN or infinity"),
+    (np.zeros((2, 1, 4, 4)), {}, "images must be uint8 .* not float64"),
+    (torch.zeros(2, 1, 4, 4), {"seeds": [1, 1]}, "seeds repeat a number"),
+    (torch.zeros(2, 1, 4, 4), {"seeds": [1]}, "2 images need as many seeds, not 1"),
+]
+
+
+@pytest.mark.parametrize(("images", "more", "message"), BAD_IMAGES, ids=lambda part: str(part)[:20])
+def test_what_is_no_image_is_not_saved_as_one(images, more, message, tmp_path):
+    """Finding 7: all white, all black, or eight images in one file."""
+    with pytest.raises(ValueError, match=message):
+        erk.save_images(images, tmp_path / "a", **more)
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_to_draw_and_nothing_to_plot(digits):
+    """Finding 22: 'stack expects a non-empty TensorList'."""
+    with pytest.raises(ValueError, match="there are no seeds: give at least one"):
+        erk.noise_and_labels([], digits[0])
+    for empty in (erk.Trace(), []):
+        with pytest.raises(ValueError, match="this trace has no steps"):
+            erk.plot_trace(empty)
 
 
 def test_a_card_lowers_the_held_out_error(digits):

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 WIDTH, DPI = 7.0, 170  # inches of a two-panel figure; 1190 pixels, twice the width on a page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#666666")
@@ -40,15 +37,15 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def panels(columns: int, height: float = 3.2, rows: int = 1, **options: Any) -> Iterator[Any]:
-    """Yield (figure, array of rows x columns axes) in the common style; close the figure."""
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options
-        )
-        try:
-            yield figure, axes
-        finally:
-            plt.close(figure)
+    """Yield (figure, array of rows x columns axes) in the common style.
+
+    Neither pyplot nor its backend are touched: they are the user's. Nor do the user's settings of
+    matplotlib change the figure.
+    """
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def look(index: int) -> dict[str, Any]:

@@ -56,6 +56,10 @@ def save_images(
     numbers = range(len(array)) if seeds is None else seeds
     if len(numbers) != len(array):
         raise ValueError(f"{len(array)} images need as many seeds, not {len(numbers)}.")
+    if len({*map(int, numbers)}) < len(array):
+        raise ValueError(
+            "seeds repeat a number, so that images would share a file: give each once."
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [image_path(folder, int(number)) for number in numbers]

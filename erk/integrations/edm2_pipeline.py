@@ -18,13 +18,26 @@ from PIL import Image
 from torch import Tensor
 
 from erk.integrations.schedulers import ERKHeunScheduler
-from erk.method.drift import GuidedDrift
+from erk.io.download import is_offline
+from erk.method.drift import GuidedDrift, NonFiniteError
+from erk.method.sampler import sums_of
 from erk.method.settings import Settings
-from erk.models.checkpoint import ENCODERS, NETWORKS, build, read
+from erk.models.checkpoint import (
+    DTYPES,
+    ENCODERS,
+    NETWORKS,
+    build,
+    check_parts,
+    limit_parameters,
+    read,
+)
 from erk.models.edm2 import Precond
+from erk.models.encoders import VAEEncoder
 from erk.models.model import PRECISIONS, Model, address_of, fetch_checkpoint
 from erk.models.presets import find_preset
+from erk.models.shapes import Part
 
+MOST_TENSORS = 5000  # of a network; the largest released one has 600
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
@@ -49,10 +62,20 @@ class EDM2Network(ModelMixin, ConfigMixin):
         licence: str = "unknown",
     ):
         super().__init__()
-        self.network = NETWORKS[architecture["class"]](**architecture["kwargs"])
+        source = "the config of EDM2Network"
+        net, decoder = _part(architecture, source), _part(encoder, source)
+        check_parts(net, decoder, source)
+        stored = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+        for name, value, allowed in (("stored_as", stored_as, stored),
+                                     ("precision", precision, PRECISIONS)):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not '{value}'.")
+        with limit_parameters(MOST_TENSORS):
+            self.network = NETWORKS[net.name](**net.kwargs)
         self.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
-        self.encoder = ENCODERS[encoder["class"]](**encoder["kwargs"])
-        self.network.to(getattr(torch, stored_as))
+        self.encoder = ENCODERS[decoder.name](**decoder.kwargs)
+        self._set_offline(False)
+        self.network.to(stored[stored_as])
         self.eval().requires_grad_(False)
         self._is_folded = False
 
@@ -80,15 +103,28 @@ class EDM2Network(ModelMixin, ConfigMixin):
             model = cls(**parts, precision=precision, licence=licence)
         network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
         model.network, model.encoder = network, encoder
+        model._set_offline(offline)
         return model
+
+    def _set_offline(self, offline: bool) -> None:
+        """Let the decoder's weights be downloaded only if the arguments and ERK_OFFLINE do."""
+        if isinstance(self.encoder, VAEEncoder):
+            self.encoder.offline = is_offline(offline)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load a saved network as the parent class does; `torch_dtype` is for its parameters."""
+        """Load a saved network as the parent class does; `torch_dtype` is for its parameters.
+
+        With `local_files_only` the decoder is not downloaded either. Raises ValueError for a config
+        of unknown classes or with arguments out of range.
+        """
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        offline = bool(kwargs.get("local_files_only"))
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._set_offline(offline)
         if isinstance(dtype, torch.dtype):  # the config's dtype is that of the saved file
-            (loaded[0] if isinstance(loaded, tuple) else loaded).to(dtype)
+            model.to(dtype)
         return loaded
 
     @property
@@ -193,7 +229,8 @@ class EDM2Pipeline(DiffusionPipeline):
         Raises
         ------
         ValueError for an unknown output_type, a scale without a guide, an unsuitable scheduler, and
-        for classes, generators and latents that do not fit together.
+        for classes, generators and latents that do not fit together; NonFiniteError if a network
+        produces NaN or infinity.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._check(output_type, scale)
@@ -216,12 +253,18 @@ class EDM2Pipeline(DiffusionPipeline):
     def _sample(self, drift: GuidedDrift, noise: Tensor, sigmas: Tensor) -> Tensor:
         self.scheduler.set_timesteps(sigmas=sigmas, device=noise.device)
         self.scheduler.set_begin_index(0)  # levels beyond the scheduler's table share a timestep
-        x = noise.to(torch.float32) * sigmas[0]
+        x, sums = noise.to(torch.float32) * sigmas[0], []
         for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             denoised, guide = drift.denoise(x, self.scheduler.sigmas[index])
             if guide is not None:
                 denoised = guide.lerp(denoised, drift.guidance)
             x = self.scheduler.step(denoised, t, x, return_dict=False)[0]
+            sums.append(sums_of(x))
+        bad = (~torch.stack(sums).isfinite()).nonzero()  # read once: a GPU never waits
+        if len(bad):
+            index, sample = bad[0].tolist()
+            level = self.scheduler.sigmas[index].item()
+            raise NonFiniteError(sample, index // self.scheduler.order, level, drift.in_half)
         return x
 
     def _check(self, output_type: str, scale: float) -> None:
@@ -246,8 +289,17 @@ def _labels(
         raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}.")
     if classes is None:
         return None, size
-    labels = torch.as_tensor(classes)
-    if labels.ndim > 1 or labels.is_floating_point() or labels.is_complex() or not labels.numel():
+    try:
+        labels = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError):  # torch raises all of them
+        labels = torch.empty(0)
+    if (
+        labels.dtype == torch.bool
+        or labels.ndim > 1
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or not labels.numel()
+    ):
         raise ValueError(f"class_labels must be an integer or a list of integers, not {classes!r}.")
     if label_dim and not 0 <= labels.min() <= labels.max() < label_dim:
         raise ValueError(f"class_labels are 0 to {label_dim - 1}, not {labels.tolist()}.")
@@ -269,6 +321,18 @@ def _check_noise(shape: tuple[int, ...], generator: Any, latents: Tensor | None)
         )
     if latents is not None and tuple(latents.shape) != shape:
         raise ValueError(f"latents must be {list(shape)}, not {list(latents.shape)}.")
+    if latents is not None and not (latents.is_floating_point() and latents.isfinite().all()):
+        raise ValueError(
+            f"latents must be finite floating-point numbers of unit variance, not {latents.dtype} "
+            "with these values: draw them with torch.randn."
+        )
+
+
+def _part(value: Any, source: str) -> Part:
+    """Return a part of a config; ValueError unless it names a class and its arguments."""
+    if not (isinstance(value, dict) and isinstance(value.get("kwargs"), dict)):
+        raise ValueError(f"{source} must have {{'class': ..., 'kwargs': {{...}}}}, not {value!r}.")
+    return Part(str(value.get("class")), value["kwargs"])
 
 
 def _converted(images: Tensor, output_type: str) -> Any:

@@ -147,21 +147,29 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Defer signals to the end of the block so writes are not interrupted.
+    """Defer SIGINT and SIGTERM to the end of the block so writes are not interrupted.
 
-    Only the main thread receives signals; in other threads this is a no-op.
+    Then they act as they would have: Stopped within `stoppable`, else what the program does on
+    them. Only the main thread receives signals; in other threads this is a no-op.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _Deferred.depth += 1
     try:
+        for number, handler in handlers.items():
+            if handler not in (None, _stop):  # _stop: within `stoppable` or another such block
+                signal.signal(number, _stop)
         yield
     finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
         _Deferred.depth -= 1
         if _Deferred.depth == 0 and _Deferred.signum is not None:
             signum, _Deferred.signum = _Deferred.signum, None
-            raise Stopped(signum)
+            signal.raise_signal(signum)
 
 
 def _stop(signum: int, _: Any) -> None:

@@ -190,12 +190,17 @@ def finite(
     """
     sums = []
     for x, step in run:
-        sums.append(x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32)))
+        sums.append(sums_of(x))
         yield x, step
     bad = (~torch.stack(sums).isfinite()).nonzero()
     if len(bad):
         index, sample = bad[0].tolist()
         raise NonFiniteError(sample, index, sigmas[index].item(), drift.in_half)
+
+
+def sums_of(x: Tensor) -> Tensor:
+    """Return the sum of each sample of x [B, ...], [B], which NaN and infinity pass through."""
+    return x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def solve(

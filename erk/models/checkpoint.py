@@ -118,18 +118,10 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
     ValueError if the class is unknown, or its arguments or tensors do not match it.
     """
     kind, kwargs = checkpoint.architecture
-    if kind not in NETWORKS:
-        raise ValueError(f"{name} holds a '{kind}'; supported networks: {', '.join(NETWORKS)}.")
-    if checkpoint.encoder.name not in ENCODERS:
-        raise ValueError(
-            f"{name} names the unknown encoder '{checkpoint.encoder.name}'; "
-            f"supported encoders: {', '.join(ENCODERS)}."
-        )
+    check_parts(checkpoint.architecture, checkpoint.encoder, name)
     try:
-        _check_arguments(checkpoint.architecture)
-        _check_arguments(checkpoint.encoder)
         _check_tensors(checkpoint.tensors)
-        with without_weights(), _limit_parameters(len(checkpoint.tensors)):
+        with without_weights(), limit_parameters(len(checkpoint.tensors)):
             network = NETWORKS[kind](**kwargs)
         network.load_state_dict(_as_computed(checkpoint), assign=True)
         _check_network(network)
@@ -141,6 +133,30 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
         reason = " ".join(f"{kind_of}{error}".split())[:300].rstrip(". ")
         raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
     return network.eval().requires_grad_(False), encoder
+
+
+def check_parts(architecture: Part, encoder: Part, name: str) -> None:
+    """Raise ValueError for unknown classes, and for arguments that these do not take.
+
+    `name` is the file's, for the message.
+    """
+    if architecture.name not in NETWORKS:
+        raise ValueError(
+            f"{name} holds a '{architecture.name}'; supported networks: {', '.join(NETWORKS)}."
+        )
+    if encoder.name not in ENCODERS:
+        raise ValueError(
+            f"{name} names the unknown encoder '{encoder.name}'; "
+            f"supported encoders: {', '.join(ENCODERS)}."
+        )
+    try:
+        _check_arguments(architecture)
+        _check_arguments(encoder)
+    except ValueError as error:
+        reason = " ".join(f"{error}".split())[:300].rstrip(". ")
+        raise ValueError(
+            f"{name} does not fit the network '{architecture.name}': {reason}."
+        ) from error
 
 
 def constructors_of(name: str, kwargs: dict[str, Any]) -> tuple[type[Any], ...]:
@@ -172,7 +188,7 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _limit_parameters(count: int) -> Iterator[None]:
+def limit_parameters(count: int) -> Iterator[None]:
     """Raise ValueError when a network inside the block has far more than `count` parameters."""
     parameters = itertools.count()
 

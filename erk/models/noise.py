@@ -45,7 +45,7 @@ def noise_and_labels(
     Parameters
     ----------
     seeds
-        One sample per seed; a sample depends on its seed alone.
+        One sample per seed, at least one; a sample depends on its seed alone.
     model
         Anything with a `sample_shape` (C, H, W): an `erk.Model`, an adapter that was given one.
         `label_dim` defaults to 0 and `device` to the CPU.
@@ -61,8 +61,10 @@ def noise_and_labels(
     Raises
     ------
     ValueError
-        If the model has no sample_shape.
+        If the model has no sample_shape, or there are no seeds.
     """
+    if len(seeds) == 0:
+        raise ValueError("there are no seeds: give at least one.")
     shape = getattr(model, "sample_shape", None)
     if shape is None:
         raise ValueError(

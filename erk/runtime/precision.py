@@ -44,8 +44,12 @@ def _switches() -> list[tuple[str, Any, str, Any, Any]]:
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if not hasattr(matmul, "fp32_precision"):  # torch < 2.9
-        owners, switch = (matmul, cudnn), ("allow_tf32", False, True)
-        return [(name, owner, *switch) for name, owner in zip(ALL, owners, strict=True)]
-    # The old switches may raise when read, and cuDNN's does unless both of its parts agree.
-    owners = (("products", matmul), ("convolutions", cudnn.conv), ("convolutions", cudnn.rnn))
-    return [(name, owner, "fp32_precision", "ieee", "tf32") for name, owner in owners]
+        old = ("allow_tf32", False, True)
+        return [("products", matmul, *old), ("convolutions", cudnn, *old)]
+    # The old switches may raise when read.
+    new = ("fp32_precision", "ieee", "tf32")
+    return [
+        ("products", matmul, *new),
+        ("convolutions", cudnn.conv, *new),
+        ("convolutions", cudnn.rnn, *new),
+    ]

@@ -141,13 +141,12 @@ def preparation(setup: Setup, n: int) -> list[Row]:
                  help="Images in each of FD's two sets.  [default: by network]"),
     packages=["pillow", "timm", "torchvision"],
 )  # fmt: skip
-def main(setup: Setup, names: tuple[str, ...], n: int, sets: int | None) -> list[Row]:
+def main(setup: Setup, names: tuple[str, ...], n: int, sets: int | None) -> Iterator[Row]:
     """Time the evaluator's parts."""
     keep_freed_memory()  # as the commands do
-    rows = preparation(setup, n)
+    yield from preparation(setup, n)
     for name in names:
-        rows += extraction(setup, name, n, sets or SETS[name])
-    return rows
+        yield from extraction(setup, name, n, sets or SETS[name])
 
 
 if __name__ == "__main__":

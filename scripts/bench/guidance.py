@@ -81,22 +81,43 @@ def sample(network: Any, noise: Tensor, labels: Tensor, settings: Settings, devi
     return x
 
 
-def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> float:
-    """Return the time inside the guidance relative to all other time (CPU seconds on a CPU).
+class HostClock:
+    """CPU seconds."""
 
-    On a GPU the host synchronizes before and after the guidance.
-    """
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    inside, guidance = 0.0, settings.correction(settings.sigmas())
+    def __call__(self) -> float:
+        """Return the time of now."""
+        return time.process_time()
+
+    def between(self, start: float, end: float) -> float:
+        """Return the seconds between two times."""
+        return end - start
+
+
+class DeviceClock:
+    """Seconds of a GPU's stream, which the host does not wait for."""
+
+    def __call__(self) -> Any:
+        """Return an event that the stream passes now."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Return the seconds between two events that have passed."""
+        seconds: float = start.elapsed_time(end) / 1e3
+        return seconds
+
+
+def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, device: str) -> float:
+    """Return the time inside the guidance relative to all other time of a run."""
+    clock: Any = DeviceClock() if device == "cuda" else HostClock()
+    spans, guidance = [], settings.correction(settings.sigmas())
     assert guidance is not None
 
     def timed(step: Step, memory: Any) -> tuple[Tensor, Any]:
-        nonlocal inside
-        synchronize(device)
         start = clock()
         answer = guidance(step, memory)
-        synchronize(device)
-        inside += clock() - start
+        spans.append((start, clock()))
         return answer
 
     drift, sigmas = settings.drift(network, labels), settings.sigmas()
@@ -104,9 +125,10 @@ def share(network: Any, noise: Tensor, labels: Tensor, settings: Settings, devic
     with torch.inference_mode():
         for _ in steps(drift, noise * sigmas[0], sigmas, heun, timed):
             pass
+    end = clock()
     synchronize(device)
-    total = clock() - start
-    return inside / (total - inside)
+    inside = sum(clock.between(*span) for span in spans)
+    return inside / (clock.between(start, end) - inside)
 
 
 def compare(setup: Setup, size: str, batch: int, precision: str, steps: int) -> list[Row]:

@@ -9,6 +9,7 @@ float16 on CUDA, as released, and in float32 elsewhere.
 """
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +96,17 @@ def compare(setup: Setup, size: str, batch: int, nets: dict[str, tuple[str, Any]
 def main(
     setup: Setup, sizes: tuple[str, ...], batch: int, precisions: tuple[str, ...], compiled: bool,
     against: str | None, peer: Path | None,
-) -> list[Row]:  # fmt: skip
+) -> Iterator[Row]:  # fmt: skip
     """Time the network's forward pass."""
     keep_freed_memory()  # as the commands do
     if compiled:
         check_compiler(torch.device(setup.device))
-    rows: list[Row] = []
     with tf32_only(NONE):  # as erk generate does
         for size in sizes:
             nets = networks_of(size, precisions, setup.device, compiled, against, peer)
-            rows += compare(setup, size, batch, nets)
+            yield from compare(setup, size, batch, nets)
             if peer is None:
-                rows.append({"size": size, "batch": batch, "code": NOT_RUN})
-    return rows
+                yield {"size": size, "batch": batch, "code": NOT_RUN}
 
 
 if __name__ == "__main__":

@@ -43,37 +43,41 @@ def kwargs_of(size: str, latent: bool = True) -> dict[str, Any]:
     return shape | {"img_channels": 4 if latent else 3, "use_fp16": True}
 
 
-def random_weights(network: torch.nn.Module) -> dict[str, Tensor]:
-    """Draw unit normal float16 weights, keyed as in the released files; gains are 0.4.
+def random_weights(network: torch.nn.Module, device: str) -> dict[str, Tensor]:
+    """Draw unit normal float16 weights on a device, keyed as in the released files; gains are 0.4.
 
     Gains are initialised to 0, which would hide most of the network; trained ones are near 0.4.
+    Networks with the same keys and shapes get the same weights.
     """
-    draw = torch.Generator().manual_seed(0)
-    return {
-        name: (torch.randn(value.shape, generator=draw) if value.ndim else torch.tensor(0.4)).half()
-        for name, value in network.state_dict().items()
-    }
+    draw = torch.Generator(device).manual_seed(0)
+
+    def tensor(shape: torch.Size) -> Tensor:
+        if not shape:
+            return torch.tensor(0.4, device=device)
+        return torch.randn(shape, generator=draw, device=device)
+
+    return {name: tensor(value.shape).half() for name, value in network.state_dict().items()}
 
 
 def our_network(size: str, precision: str, device: str, latent: bool = True) -> Precond:
     """Build our network as `erk.load_model` does."""
     with torch.device("meta"):
         network = Precond(**kwargs_of(size, latent))
-    network.load_state_dict(random_weights(network), assign=True)
+    network.load_state_dict(random_weights(network, device), assign=True)
     network.to(device).eval().requires_grad_(False)
     network.compute_dtype = PRECISIONS[precision]
     network.fold()
     return network
 
 
-def write_network(folder: Path, size: str, latent: bool) -> Path:
+def write_network(folder: Path, size: str, latent: bool, device: str) -> Path:
     """Write a random network to a file for `erk generate --net`, and return its path."""
     kwargs = kwargs_of(size, latent)
     with torch.device("meta"):
         network = Precond(**kwargs)
     encoder = Part("StabilityVAEEncoder" if latent else "StandardRGBEncoder", {})
     path = folder / f"{size}.safetensors"
-    weights = random_weights(network)
+    weights = {name: x.cpu() for name, x in random_weights(network, device).items()}
     write_safetensors(path, Checkpoint(Part("Precond", kwargs), encoder, weights, {}))
     return path
 
@@ -83,7 +87,7 @@ def earlier_network(
 ) -> torch.nn.Module:
     """Build our network as an earlier commit defines it."""
     network = earlier_precond(commit)(**kwargs_of(size))
-    network.load_state_dict(random_weights(network), assign=True)
+    network.load_state_dict(random_weights(network, device), assign=True)
     network.to(device).eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
     if fold:
         network.fold()
@@ -93,7 +97,7 @@ def earlier_network(
 def peer_network(peer: Path, size: str, device: str, latent: bool = True) -> torch.nn.Module:
     """Build the peer's network with the same weights as ours."""
     network = peer_module(peer, "training.networks_edm2").Precond(**kwargs_of(size, latent))
-    network.load_state_dict(random_weights(network), assign=True)
+    network.load_state_dict(random_weights(network, device), assign=True)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from operator import truediv
 from pathlib import Path
@@ -53,7 +53,7 @@ Timed = tuple[Any, float, float]
 
 
 def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], click.Command]:
-    """Turn a function `(setup, **options) -> rows` into a command that reports the rows.
+    """Turn a function `(setup, **options) -> rows`, perhaps a generator, into a command.
 
     Parameters
     ----------
@@ -63,15 +63,19 @@ def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], cli
         Names of packages whose versions are recorded with the rows.
     """
 
-    def decorate(measure: Callable[..., list[Row]]) -> click.Command:
+    def decorate(measure: Callable[..., Iterable[Row]]) -> click.Command:
         name = Path(inspect.getfile(measure)).stem
 
         @clean_exit
         def main(device: str, rounds: int, threads: int, out: Path, **values: Any) -> None:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands and of subprocesses
             use_threads(threads)
-            rows = measure(Setup(device, rounds, threads), **values)
-            report(name, rows, packages, out, device)
+            rows = []
+            for row in measure(Setup(device, rounds, threads), **values):
+                rows.append(row)
+                record(name, rows, packages, out, device)  # if the process is ended before the rest
+            click.echo(to_text(_shown(rows)), nl=False)
+            click.echo(f"Wrote {out / name}.json and {name}.md.")
 
         main.__doc__ = measure.__doc__
         command: Any = main
@@ -82,7 +86,7 @@ def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], cli
     return decorate
 
 
-def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
     available: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available
     }  # fmt: skip
@@ -93,7 +97,7 @@ def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
 
 COMMON = [
     click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu",
-                 callback=_check_device),
+                 callback=check_device),
     click.option("--rounds", default=3, type=click.IntRange(1), help="Runs of every alternative."),
     click.option("--threads", default=1, type=click.IntRange(1), help="CPU threads."),
     click.option("--out", default=RESULTS, type=Path, help="Folder of the report."),
@@ -178,17 +182,19 @@ def in_subprocess(module: str, *words: object) -> Any:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
 
 
-def report(
+def record(
     name: str, rows: Sequence[Row], packages: Sequence[str], out: Path, device: str
 ) -> None:  # fmt: skip
-    """Print the rows; write them with their provenance to out/name.json, and to out/name.md."""
-    record = provenance(device) | {"threads": torch.get_num_threads()}
-    record["versions"] |= {package: version(package) for package in packages}
+    """Write the rows with their provenance to out/name.json, and to out/name.md."""
+    content = provenance(device) | {"threads": torch.get_num_threads()}
+    content["versions"] |= {package: version(package) for package in packages}
+    head = f"`{content['command']}` at {content['commit']}, {content['device']}; medians.\n\n"
+    save_file(out / f"{name}.md", head + to_markdown(_shown(rows)))
+    save_file(out / f"{name}.json", to_json(content | {"rows": list(rows)}))
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without the columns of lists."""
     columns = dict.fromkeys(key for row in rows for key in row)
     shown = [c for c in columns if not any(isinstance(row.get(c), list) for row in rows)]
-    table = [{name: row.get(name) for name in shown} for row in rows]
-    click.echo(to_text(table), nl=False)
-    head = f"`{record['command']}` at {record['commit']}, {record['device']}; medians.\n\n"
-    save_file(out / f"{name}.md", head + to_markdown(table))
-    path = save_file(out / f"{name}.json", to_json(record | {"rows": list(rows)}))
-    click.echo(f"Wrote {path} and {name}.md.")
+    return [{name: row.get(name) for name in shown} for row in rows]

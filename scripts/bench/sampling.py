@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
 def options_of(case: Case, folder: Path) -> list[str]:
     """Write the networks; return the options of erk generate, without seeds and folder."""
-    net = networks.write_network(folder, case.size, case.latent)
+    net = networks.write_network(folder, case.size, case.latent, case.device)
     vae = []
     if case.latent:
         vae = ["--vae", str(networks.write_vae(folder, case.size)), "--offline"]

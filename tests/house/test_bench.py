@@ -1,15 +1,17 @@
-"""Every benchmark runs at a tiny size, and scripts/bench/gpu.sh calls them with known options."""
+"""Every benchmark runs at a tiny size, and scripts/bench/gpu.py calls them with known options."""
 
 import importlib
 import json
 import os
-import subprocess
+import sys
+import tarfile
+import time
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from scripts.bench import checkouts
+from scripts.bench import checkouts, gpu
 from scripts.bench.paired import ROOT, in_turns, summary
 
 NETWORK = ["--size", "tiny", "--batch", "1"]
@@ -58,7 +60,7 @@ def test_it_runs(name, tmp_path):
 
 def test_every_benchmark_is_tried():
     files = {path.stem for path in (ROOT / "scripts/bench").glob("*.py")}
-    assert files - {"paired", "networks", "checkouts", "photographs"} == set(TINY)
+    assert files - {"paired", "networks", "checkouts", "photographs", "gpu"} == set(TINY)
 
 
 def test_ratios_are_medians_over_rounds():
@@ -81,14 +83,78 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     assert result.exit_code == 2 and "is not a checkout of NVlabs/edm2" in result.output
 
 
-def test_gpu_script_calls_the_benchmarks_with_known_options(monkeypatch):
+@pytest.mark.parametrize("peer", [None, ROOT])
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("name", gpu.PIECES)
+def test_the_plan_for_a_gpu_has_known_options(name, tiny, peer, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    shown = subprocess.run(["bash", "scripts/bench/gpu.sh"], cwd=ROOT, text=True,
-                           capture_output=True, env=os.environ | {"PYTHON": "echo"})  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    prefix = "-m scripts.bench."
-    lines = [line for line in shown.stdout.splitlines() if line.startswith(prefix)]
-    assert len(lines) == 12
-    for line in lines:
-        name, *options = line.removeprefix(prefix).split()
-        command(name).make_context(name, options)  # raises UsageError for an unknown option
+    device = "cpu" if tiny else "cuda"
+    _, _, module, *options = gpu.command_of(name, tiny, device, peer, tmp_path)
+    if module.startswith("scripts.bench."):
+        takes_peer = not tiny and peer is not None and "PEER" in gpu.PIECES[name].options
+        assert ("--peer" in options) == takes_peer
+        command(module.rpartition(".")[2]).make_context(name, options)  # UsageError if unknown
+    else:
+        assert module in ("pytest", "erk")
+
+
+def piece(code, limit=60):
+    """A piece that runs this code."""
+    return gpu.run_piece("guidance", [sys.executable, "-c", code], limit)
+
+
+def test_a_piece_that_hangs_is_ended_with_its_processes(tmp_path):
+    child = f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert piece(code, limit=0.5)["state"].startswith("ended after")
+    failed = piece("print('why'); raise SystemExit(3)")
+    assert failed["state"] == "failed with status 3" and failed["output"] == ["why"]
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_pieces_are_packed_and_resumed(tmp_path, monkeypatch):
+    """The budget leaves out what may not fit; --resume goes on with it."""
+    rows = [{"code": "ERK-Guid", "share in guidance": 0.25}]
+    calls = []
+
+    def run_piece(name, command, limit):
+        calls.append(name)
+        (tmp_path / "out" / name).mkdir(parents=True)
+        record = tmp_path / "out" / name / "guidance.json"
+        record.write_text(json.dumps({"rows": rows}))
+        return {"state": "done", "seconds": 1.0, "command": "", "output": []}
+
+    monkeypatch.setattr(gpu, "run_piece", run_piece)
+    monkeypatch.setenv("OUT", str(tmp_path / "packed"))
+    options = ["--tiny", "--device", "cpu", "--out", str(tmp_path / "out"), "guidance", "xxl"]
+    done = CliRunner().invoke(gpu.main, [*options, "--budget", "200"])
+    assert done.exit_code == 0 and calls == ["guidance"] and "xxl: left for" in done.output
+    assert CliRunner().invoke(gpu.main, [*options, "--resume"]).exit_code == 0
+    assert calls == ["guidance", "xxl"]
+    with tarfile.open(tmp_path / "packed" / "records.tar") as archive:
+        assert {"README.md", "pieces.json", "xxl/guidance.json"} < {*archive.getnames()}
+        summary = archive.extractfile("README.md").read().decode()
+    assert "| guidance | done | 1 | 0.25 | ERK-Guid: at most 0.15 %" in summary
+    assert "| network | not run |" in summary
+
+
+def test_the_plan_refuses_in_one_sentence():
+    trial = ["--tiny", "--device", "cpu"]
+    for options, message in [([*trial, "netwrk"], "no piece 'netwrk'"), (trial[1:], "--tiny")]:
+        done = CliRunner().invoke(gpu.main, options)
+        assert done.exit_code == 2 and message in done.output
+    if not torch.cuda.is_available():
+        assert "no device 'cuda'" in CliRunner().invoke(gpu.main, []).output
+
+
+@pytest.mark.slow
+def test_every_piece_runs_at_a_tiny_size(tmp_path):
+    """One piece after the other, each in its own process: a minute."""
+    out = tmp_path / "out"
+    done = CliRunner().invoke(gpu.main, ["--tiny", "--device", "cpu", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    states = json.loads((out / "pieces.json").read_text("utf-8"))
+    assert {one["state"] for one in states.values()} == {"done"} and set(states) == set(gpu.PIECES)
+    for name, one in gpu.PIECES.items():
+        assert one.module in ("pytest", "doctor") or gpu.read_rows(out, name)

@@ -12,6 +12,7 @@ from erk.method.solvers import SOLVERS
 from metrics.protocols import known_protocols
 
 PATH = re.compile(r"`((?:docs|erk|metrics|scripts|tests|configs|checkpoints)/[\w./-]+)`")
+LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)")
 MODULE = re.compile(r"python -m ((?:erk|metrics|scripts)[\w.]*)")
 
 
@@ -35,6 +36,14 @@ def test_every_path_and_module_in_the_documents_exists():
             if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()
         ]
     assert [m for m in missing if "NAME" not in m[1]] == []
+
+
+def test_every_link_of_the_documents_leads_to_a_file():
+    """a9: in the repository as in the site."""
+    pages = [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+    links = [(page, link) for page in pages for link in LINK.findall(page.read_text("utf-8"))]
+    broken = [(page.name, link) for page, link in links if not (page.parent / link).exists()]
+    assert len(links) > 50 and broken == []
 
 
 def test_every_subcommand_in_the_documents_exists():

@@ -30,14 +30,14 @@ def test_the_tutorial(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
     assert "beyond noise" in run_commands("docs/tutorial.md")[-1]
-    assert (tmp_path / "on/grid.png").is_file()
+    assert (tmp_path / "out/tutorial/on/grid.png").is_file()
 
 
 def test_the_page_without_knobs(tmp_path, monkeypatch):
     run_page("docs/howto/without-knobs.md")
     monkeypatch.chdir(tmp_path)
     assert "recommended: --w-stiff" in run_commands("docs/howto/without-knobs.md")[-1]
-    assert len([*(tmp_path / "calibrated").glob("*.png")]) >= 16
+    assert len([*(tmp_path / "out/knobs/digits").glob("*.png")]) >= 16
 
 
 def test_the_page_on_guidance():
@@ -99,7 +99,7 @@ def test_the_page_on_images_and_traces(tmp_path, monkeypatch):
     assert len(run_commands("docs/looking.md")) == 6
     for name in ("off/grid.png", "film.gif", "trace.png", "differences.png", "nearest.png",
                  "nearest-features.png"):  # fmt: skip
-        with Image.open(tmp_path / name) as image:
+        with Image.open(tmp_path / "out/looking" / name) as image:
             assert min(image.size) > 100
     (block,) = python_blocks("docs/looking.md")
     assert execute(block, "docs/looking.md", {}).startswith("0.23%")

@@ -1,5 +1,7 @@
 """EDM2 and EDM networks in diffusers: the same pictures as erk.sample's, and on disk and back."""
 
+import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,6 +11,9 @@ import torch
 
 import erk
 from erk.integrations.diffusers import EDM2Network, EDM2Pipeline, ERKHeunScheduler
+from erk.method.drift import NonFiniteError
+from erk.models.checkpoint import read, write_safetensors
+from erk.models.shapes import Part
 
 ROOT = Path(__file__).parents[2]
 NETS = ROOT / "tests/golden/nets"
@@ -207,3 +212,86 @@ def test_dtypes_survive(tmp_path):
         assert network(torch.zeros(1, 1, 8, 8), torch.tensor(1.0)).isfinite().all()
         whole = EDM2Pipeline.from_pretrained(tmp_path, torch_dtype=dtype)
         assert whole.network.dtype == dtype
+
+
+def test_nan_is_an_error_and_no_black_image(digits):
+    """Finding 8."""
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    network = pipe.network.network
+    called = []
+
+    def overflow(module, arguments, output):
+        called.append(0)
+        return output * torch.nan if len(called) == 4 else output
+
+    network.register_forward_hook(overflow)
+    with pytest.raises(NonFiniteError, match=r"sample 0 of the batch at step 1 \(sigma "):
+        pipe(CLASSES, 8, latents=noise_of(digits))
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("class_labels must be an integer or a list of integers", {"class_labels": "cat"}),
+        ("class_labels must be an integer or a list of integers", {"class_labels": [None]}),
+        ("class_labels must be an integer or a list of integers", {"class_labels": [True]}),
+        ("latents must be finite", {"latents": torch.zeros(1, 1, 8, 8, dtype=torch.int64)}),
+        ("latents must be finite", {"latents": torch.full((1, 1, 8, 8), torch.nan)}),
+    ],
+)
+def test_other_types_are_refused(message, arguments):
+    """Findings 8 and 22."""
+    with pytest.raises(ValueError, match=message):
+        quiet(EDM2Pipeline.from_checkpoint("digits"))(num_inference_steps=4, **arguments)
+
+
+def latent_network(folder):
+    """The digits' network, with Stability's VAE for its decoder."""
+    checkpoint = read(Path(erk.models.presets.find_preset("digits").net))
+    path = folder / "latent.safetensors"
+    write_safetensors(path, checkpoint._replace(encoder=Part("StabilityVAEEncoder", {})))
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    EDM2Network.from_checkpoint("digits").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("holds a 'Foo'; supported networks", lambda c: c["architecture"].update({"class": "Foo"})),
+        ("names the unknown encoder 'Foo'", lambda c: c["encoder"].update({"class": "Foo"})),
+        ("num_blocks", lambda c: c["architecture"]["kwargs"].update(num_blocks=-1)),
+        ("more tensors than", lambda c: c["architecture"]["kwargs"].update(num_blocks=1_000_000)),
+        ("stored_as must be float16 or", lambda c: c.update(stored_as="load")),
+        ("precision must be auto or", lambda c: c.update(precision="fp8")),
+        ("must have {'class'", lambda c: c.update(encoder=["DigitsEncoder"])),
+    ],
+)
+def test_a_saved_config_is_checked(message, change, saved, tmp_path):
+    """Finding 11: 15 s, a KeyError or a TypeError."""
+    shutil.copytree(saved, tmp_path / "a")
+    config = json.loads((saved / "config.json").read_text())
+    change(config)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        EDM2Network.from_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("source", ["argument", "environment", "neither"])
+def test_offline_holds_for_the_decoder_too(source, monkeypatch, tmp_path, saved):
+    """Finding 10."""
+    monkeypatch.setenv("ERK_OFFLINE", "1" if source == "environment" else "0")
+    config = json.loads((saved / "config.json").read_text())
+    config["encoder"] = {"class": "StabilityVAEEncoder", "kwargs": {}}
+    shutil.copytree(saved, tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    asked = source == "argument"
+    network = EDM2Network.from_pretrained(tmp_path / "a", local_files_only=asked)
+    assert network.encoder.offline == (source != "neither")
+    built = EDM2Network.from_checkpoint(latent_network(tmp_path), offline=asked)
+    assert built.encoder.offline == (source != "neither")

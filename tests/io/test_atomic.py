@@ -133,3 +133,29 @@ def test_other_threads_receive_no_signals():
     thread.start()
     thread.join()
     assert done == [before]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_block_alone_defers_signals_too_and_leaves_them_to_the_program(number):
+    """Finding 15: without `stoppable` nothing was deferred."""
+    received = []
+    before = signal.signal(number, lambda signum, _: received.append(signum))
+    try:
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(number)
+            assert received == []
+        assert received == [number]  # the program's handler, after the block
+        signal.raise_signal(number)
+        assert received == [number] * 2
+    finally:
+        signal.signal(number, before)
+
+
+def test_python_raises_its_interrupt_after_the_block(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught, uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        write_file(tmp_path / "a", b"complete")
+    assert type(caught.value) is KeyboardInterrupt
+    assert (tmp_path / "a").read_bytes() == b"complete"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -20,7 +20,8 @@ from erk.method.sampler import loop, solve, steps
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
 
-ACTING = ("heun", "dpm2", "euler")  # the solvers whose error lies along their embedded difference
+# The solvers whose error lies along their embedded difference:
+ACTING = ("heun", "dpm2", "euler")
 
 
 def planned(name, count=12, **settings):

@@ -273,3 +273,52 @@ def test_fd_infinity_of_many_samples_begins_at_5000(monkeypatch):
 def test_more_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_kernel_distance_of_constants_by_hand():
+    """(x.y / D + 1)^3 of the constants .1 and .3 alone: 1.01^3 + 1.09^3 - 2 1.03^3."""
+    real, generated = np.full((50, 8), 0.3), np.full((50, 8), 0.1)
+    mean, spread = kernel_distance(real=real, generated=generated, subset_size=20)
+    assert mean == pytest.approx(1.01**3 + 1.09**3 - 2 * 1.03**3, rel=1e-9) and spread < 1e-12
+    with pytest.raises(ValueError, match="too large for a kernel distance"):
+        kernel_distance(real=real * 1e120, generated=generated, subset_size=20)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "score"),
+    [
+        (np.ones((50, 10)), {}, 1),  # the same for every class
+        (np.ones((1, 10)), {"splits": 1}, 1),  # one image
+        (np.random.default_rng(0).normal(size=(50, 1)), {}, 1),  # one class
+        (np.eye(10) * 1e300, {"splits": 1}, 10),  # one sure image of each class
+        (np.eye(2, dtype=np.float16) * 9, {"splits": 2}, 1),  # parts of one image
+    ],
+)
+def test_inception_scores_by_hand(logits, options, score):
+    mean, spread = inception_score(logits, **options)
+    assert mean == pytest.approx(score, rel=1e-9) and spread < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 10), {}),
+        ((0, 10), {"splits": 1}),
+        ((50, 0), {}),
+        ((50, 10), {"splits": 0}),
+        ((50, 10), {"split_size": 0}),
+        ((50,), {}),
+    ],
+)
+def test_an_inception_score_needs_samples_and_classes(shape, options):
+    with pytest.raises(ValueError, match="needs logits .N, K. with N >= "):
+        inception_score(np.zeros(shape), **options)
+
+
+def test_a_frechet_distance_needs_a_dimension():
+    empty = np.zeros(0), np.zeros((0, 0))
+    with pytest.raises(ValueError, match="mean .D. and covariance"):
+        frechet_distance(empty, empty)
+    assert frechet_distance(([0.0], [[1.0]]), ([3.0], [[4.0]])) == pytest.approx(
+        10
+    )  # 9 + (1 - 2)^2
