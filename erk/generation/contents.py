@@ -153,6 +153,12 @@ def describe_contents(
                 f"{folder} was complete, but the images of some seeds are missing or damaged "
                 f"({format_seeds_short(gone)}): they are sampled again"
             )
+        rest = np.setdiff1d(ours, np.union1d(contents.present, gone))
+        if len(rest) and metadata["settings"]["format"] == "png":
+            lines.append(
+                f"{folder} was complete, but the images of the seeds {format_seeds_short(rest)} "
+                "are missing or damaged: add them to --seeds to sample them again"
+            )
     elif len(differing):
         lines.append(
             f"images in {folder} are damaged or not of this run (seeds "

@@ -116,6 +116,13 @@ def test_an_image_of_another_size(change, damage, undisturbed):
     check_run(Path("out"), undisturbed / "png")
 
 
+def test_a_missing_image_that_is_not_asked_for_is_named(damage):
+    damage("png", "000005.png", lambda content: None)
+    done = again("png", "--seeds", "0-3")
+    assert "the images of the seeds 5 are missing or damaged: add them to --seeds" in done.stderr
+    assert "all 4 images exist" in done.stdout and not Path("out/000005.png").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "lost"),
     [
