@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erk.io.download import fetch, hub_files, is_offline
+from erk.io.download import fetch, hub_files, is_offline, shown
 from erk.models.checkpoint import build, read
 from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder
@@ -168,7 +168,7 @@ def load_model(
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
         encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, NONE)
     model = Model(network, encoder, device)
-    model.name = address if "://" in address else path.name
+    model.name = shown(address) if "://" in address else path.name
     model.sha256 = checkpoint.sha256
     model.licence = checkpoint.metadata.get("licence", "unknown")
     model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
