@@ -106,7 +106,10 @@ class Settings:
         for name in ("w_stiff", "w_con", "erk_scale"):
             usual = field(name).default
             if getattr(self, name) != usual:
-                raise ValueError(f"erk brings its coefficients: leave {name} at {usual}.")
+                raise ValueError(
+                    f"erk (--erk) brings its coefficients: leave {name} ({field(name).option}) "
+                    f"at {usual}."
+                )
         if isinstance(self.erk, Card):
             self.erk.check(self.recipe())
 

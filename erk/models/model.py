@@ -10,6 +10,7 @@ from erk.models.checkpoint import build, read
 from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder
 from erk.models.presets import find_preset
+from erk.runtime.distributed import check_device
 from erk.runtime.precision import ALL, NONE, RELEASED, allow_tf32
 
 PRECISIONS = {
@@ -153,6 +154,7 @@ def load_model(
     for name in (precision, vae_precision):
         if name not in PRECISIONS:
             raise ValueError(f"unknown precision '{name}'; choose one of {', '.join(PRECISIONS)}.")
+    check_device(device)
     if compiled:
         check_compiler(torch.device(device))
     address = address_of(name_or_path)

@@ -12,6 +12,7 @@ import torch
 from golden_data import GOLDEN, pickle_paths
 from stored_networks import sentence
 
+import metrics
 from erk import load_model
 from erk.io.files import sha256_of
 from erk.models.checkpoint import read
@@ -86,6 +87,14 @@ def test_a_file_without_permission_to_read_is_named(copy, monkeypatch, name):
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of auto, fp32"):
         load_model("digits", precision="fp8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+@pytest.mark.parametrize("load", [load_model, metrics.load_extractor])
+def test_a_device_that_the_machine_lacks_is_refused(load):
+    """b14: with the sentence of the command line."""
+    with pytest.raises(ValueError, match="device 'cuda' is not available on this machine"):
+        load("digits", device="cuda")
 
 
 def test_offline_without_a_cached_file_says_so():
