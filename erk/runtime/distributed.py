@@ -63,9 +63,8 @@ def pick_device(name: str) -> torch.device:
 
 def check_device(device: torch.device | str) -> None:
     """Raise ValueError if the machine lacks a device of this type."""
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    kind = torch.device(device).type
-    if kind in available and not available[kind]():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(torch.device(device).type, True):
         raise ValueError(f"device '{device}' is not available on this machine: use the device cpu.")
 
 
