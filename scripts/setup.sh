@@ -5,6 +5,9 @@
 #   bash scripts/setup.sh dev    also the tools of the tests
 # A complete .venv is left alone, within a moment. PYTHON=... chooses the interpreter.
 set -euo pipefail
+case ${1-} in   # the lines above
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; exit ;;
+esac
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 python=.venv/bin/python

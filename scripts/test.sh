@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Does all set-up, then runs the tests; arguments go on to pytest.
+# Sets up, then runs the tests; arguments go on to pytest.
 #   bash scripts/test.sh                     all but the slow ones
 #   bash scripts/test.sh --all               the slow ones too
 #   bash scripts/test.sh tests/io/test_download.py -k resume
 set -euo pipefail
+case ${1-} in   # the lines above
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"; exit ;;
+esac
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev
 

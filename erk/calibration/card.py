@@ -122,8 +122,8 @@ def open_card(erk: Any) -> Any:
         return erk
     if not Path(erk).is_file():
         raise ValueError(
-            "erk must be 'auto', a card of erk calibrate or a Correction; there is no "
-            f"file '{erk}'."
+            f"there is no card '{erk}': give auto (--erk auto, erk='auto'), or the file that "
+            "erk calibrate writes."
         )
     return read_card(erk)
 

@@ -11,10 +11,10 @@ from erk.commands.cli import command
 
 @command(
     "erk calibrate --preset digits --steps 8",
-    "erk generate --preset digits --steps 8 --erk digits-heun-8.card.json",
+    "erk generate --preset digits --steps 8 --erk digits-heun-8.card.json --seeds 0-99",
 )
 @shared.network_options()
-@shared.sampling_options(8)
+@shared.sampling_options(32)
 @cloup.option_group(
     "Calibration",
     cloup.option("--direction", "directions", multiple=True, metavar="NAME", help="A direction of "

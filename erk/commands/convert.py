@@ -14,7 +14,7 @@ from erk.commands.options import offline_option
 @command(
     "erk convert edm2-img512-s-2147483-0.130.pkl edm2-s.safetensors",
     "erk convert hf://owner/repo/net.pkl net.safetensors",
-    "erk convert edm2-img512-s edm2-s.safetensors   # a preset's network",
+    "erk convert edm2-img512-s edm2-s.safetensors   # a released preset",
     "erk convert --all --dest nets --only 'edm2-img64-*' --dry-run",
 )
 @click.argument("source", required=False)
@@ -32,8 +32,8 @@ from erk.commands.options import offline_option
 @offline_option
 def main(source: str | None, output: Path | None, everything: bool, offline: bool,
          **options: Any) -> None:  # fmt: skip
-    """Write the network of SOURCE (a path, https://, hf://owner/repo/file or a preset's name)
-    to OUTPUT.safetensors, and its metadata to OUTPUT.json.
+    """Write the network of SOURCE (a pickle: a path, https://, hf://owner/repo/file or a released
+    preset's name) to OUTPUT.safetensors, and its metadata to OUTPUT.json.
 
     With --all: every released network of EDM2 and EDM. Converted files are skipped, interrupted
     downloads resume, and the files that failed are named at the end.

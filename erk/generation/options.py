@@ -14,6 +14,7 @@ import torch
 from erk.calibration.card import open_card
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
+from erk.io.download import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
@@ -204,8 +205,8 @@ def identity_of(
     """Collect everything that an image depends on, except its seed and the batch size."""
     net, gnet = networks
     return {
-        "net": net.rpartition("/")[2],
-        "gnet": gnet and gnet.rpartition("/")[2],
+        "net": shown(net).rpartition("/")[2],
+        "gnet": gnet and shown(gnet).rpartition("/")[2],
         **settings.identity(),
         "labels": labels,
         "class": options["class_idx"],

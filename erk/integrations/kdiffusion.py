@@ -20,6 +20,7 @@ from erk.method.guidance import ErkGuid
 from erk.method.point import Point, Solver
 from erk.method.sampler import steps
 from erk.method.solvers import dpm2, heun
+from erk.method.values import number
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -56,7 +57,7 @@ def sample_erk_heun(
 
     Raises
     ------
-    ValueError for a flow model of ComfyUI with w_stiff above 0.
+    ValueError for invalid weights, and for a flow model of ComfyUI with w_stiff above 0.
     """
     return _sample(heun, model, x, sigmas, extra_args, callback, disable, w_stiff, w_con)
 
@@ -91,6 +92,8 @@ def _sample(
     w_stiff: float,
     w_con: float,
 ) -> Tensor:
+    w_stiff = number("w_stiff", w_stiff, least=0)
+    w_con = number("w_con", w_con, least=0)
     if w_stiff > 0 and _is_flow(model):
         raise ValueError(
             "ERK-Guid does not help flow models in their time t: set w_stiff to 0, or sample with "

@@ -9,7 +9,6 @@ these evaluations and returns the pair and the signed h (Table 9, docs/theory.md
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from erk.method.guidance import erk_guid
 from erk.method.point import Point, Solver
 from erk.method.schedule import make_schedule
 from erk.method.solvers import dpm2, dpmpp, euler, heun
+from erk.method.values import number
 from erk.models.adapters import PREDICTIONS, discrete_times
 
 
@@ -80,9 +80,7 @@ class _Guided(SchedulerMixin):
     def _check(self) -> None:
         """Raise ValueError for invalid weights, and for settings without ERK-Guid."""
         for name in ("w_stiff", "w_con"):
-            weight = self.config[name]
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, not {weight}.")
+            number(name, self.config[name], least=0)
 
     @classmethod
     def from_config(

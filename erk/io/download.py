@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,10 @@ TRIES = 5  # without any new byte
 PAUSE = 1.0  # seconds before the second try, doubled before each further try
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
 LARGE = 20_000_000  # bytes; larger downloads show a progress bar
+LARGEST = 20 << 30  # bytes of a file whose length the server does not declare
+MIN_RATE, WINDOW = 1000, 60.0  # bytes per second, and the seconds over which they are counted
+SECRET = re.compile(r"(?i)token|sig|expires|key|credential|policy|auth|x-(amz|goog)-")
+DIGEST = 32  # hexadecimal digits
 
 
 class _TryAgainError(Exception): ...  # another try may succeed
@@ -68,7 +73,7 @@ def fetch(
         if error.errno is None:  # raised here; errors with a number are the system's
             raise
         advice = "check permissions and free space, or set ERK_CACHE to another folder"
-        raise type(error)(f"cannot fetch {_shown(source)} ({error}): {advice}") from None
+        raise type(error)(f"cannot fetch {shown(source)} ({error}): {advice}") from None
 
 
 def is_offline(asked: bool = False) -> bool:
@@ -106,7 +111,7 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
     if _is_right(target, sha256):
         return target
     if offline:
-        raise _not_cached(_shown(url), target)
+        raise _not_cached(shown(url), target)
     from filelock import FileLock, Timeout  # late: a tenth of a second
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,19 +131,32 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
 
 
 def _cache_name(url: str) -> Path:
-    """Return host/folders/file; a query adds eight digits of its hash to the file name."""
+    """Return host/folders/file; every address has another path.
+
+    Addresses that such a path does not show (http, queries, unusual characters) add digits of their
+    hash to the file name. Parameters of the query that are secrets, such as tokens, do not count.
+    """
     parts = urlsplit(url)
     names = [name for name in parts.path.split("/") if name]
-    if not parts.hostname or not names or {".", ".."} & set(names):
-        raise ValueError(f"the address {_shown(url)} names no file: give http(s)://host/path/file")
-    if parts.query:
-        last, digest = Path(names[-1]), hashlib.sha256(parts.query.encode()).hexdigest()[:8]
-        names[-1] = f"{last.stem}-{digest}{last.suffix}"
-    host = parts.hostname + (f"_{parts.port}" if parts.port else "")
-    return Path(*(re.sub(r"[^\w.%+=@~-]", "_", name) for name in (host, *names)))
+    host = parts.hostname or ""
+    if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:]+", host) or not names or {".", ".."} & set(names):
+        raise ValueError(f"the address {shown(url)} names no file: give http(s)://host/path/file")
+    public = [one for one in parts.query.split("&") if not SECRET.search(one.partition("=")[0])]
+    query = "&".join(public)
+    port = f":{parts.port}" if parts.port else ""
+    start, end = f"{parts.scheme}://{host}{port}", f"?{query}" if query else ""
+    path = Path(*(re.sub(r"[^\w.%+=@~-]", "_", name) for name in (host, *names)))
+    looks_hashed = re.search(f"-[0-9a-f]{{{DIGEST}}}$", path.stem)
+    if f"https://{path.as_posix()}" == start + parts.path + end and not looks_hashed:
+        return path
+    full = parts.path
+    if Path(names[-1]).suffix == path.suffix:  # the name has it: NAME.json is beside its network
+        full = full.removesuffix(path.suffix)
+    digest = hashlib.sha256(f"{start}{full}{end}".encode()).hexdigest()[:DIGEST]
+    return path.with_name(f"{path.stem}-{digest}{path.suffix}")
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Return a URL without user, password and query, which may be secrets."""
     return re.sub(r"(://[^?#]*).*", r"\1", re.sub(r"://[^/?#]*@", "://", url))
 
@@ -156,8 +174,11 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             if tries == TRIES:
                 advice = f"check the network and run the command again, or put the file at {target}"
                 raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
-        time.sleep(PAUSE * 2 ** (tries - 1))
-    _check_hash(part, sha256, _shown(url), remove=(part, _beside(part, ".tag")))
+            pause = PAUSE * 2 ** (tries - 1)
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{error}; trying again in {pause:g} s ({tries} of {TRIES})", file=sys.stderr)
+        time.sleep(pause)
+    _check_hash(part, sha256, shown(url), remove=(part, _beside(part, ".tag")))
     write_file(hash_record(target), f"{sha256_of(part)}\n".encode())
     publish(part, target)
     _beside(part, ".tag").unlink(missing_ok=True)
@@ -166,29 +187,35 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
 def _transfer(url: str, part: Path) -> None:
     """Download the rest of the file into `part`, once. Raises _TryAgainError, OSError."""
     import requests  # late: most runs find the file in the cache
+    from urllib3.exceptions import HTTPError
 
-    have, name, headers = _size(part), _shown(url), {"Accept-Encoding": "identity"}
+    have, name, headers = _size(part), shown(url), {"Accept-Encoding": "identity"}
     tag = _beside(part, ".tag")
-    if have and tag.exists() and (version := tag.read_text("utf-8")):
+    version, length = _version(tag)
+    if have and version:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
             _check_redirects(reply, name)
             start, total = _extent(reply, name, part)
+            is_same = _tag(reply) in ("", version) and length in ("", str(total))
+            if reply.status_code == 206 and not is_same:
+                part.unlink(missing_ok=True)
+                raise _TryAgainError(f"{name} is another version than the part that was downloaded")
             try:
                 if reply.status_code != 416:
                     _write(part, reply, start, total, name)
-            except requests.RequestException:
+            except (requests.RequestException, HTTPError):
                 if total is None:
                     raise
             if total is not None and _size(part) < total:
                 missing = f"{total - _size(part)} of {total} bytes are missing"
                 raise _TryAgainError(f"{name} was interrupted: {missing}")
-    except ValueError as error:  # requests rejects the address
-        raise ValueError(f"the address {name} cannot be used: {error}") from None
+    except ValueError:  # requests rejects the address; its message shows the query
+        raise ValueError(f"the address {name} cannot be used: correct it") from None
     except requests.TooManyRedirects:
         raise OSError(f"{name} redirects in circles: check the address") from None
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         raise _TryAgainError(f"{name} does not answer ({type(error).__name__})") from None
 
 
@@ -203,9 +230,11 @@ def _extent(reply: Response, name: str, part: Path) -> tuple[int, int | None]:
     """Return the reply's offset in the file and the file's length if known, in bytes."""
     code, length = reply.status_code, reply.headers.get("Content-Length", "")
     message = f"{name} answered {code} {reply.reason or ''}".rstrip()
+    encoding = reply.headers.get("Content-Encoding", "identity")
+    if code in (200, 206) and encoding != "identity":  # could unpack to any size
+        raise OSError(f"{name} is sent as {encoding[:40]}: download the file manually")
     if code == 200:
-        is_plain = reply.headers.get("Content-Encoding", "identity") == "identity"
-        return 0, int(length) if length.isdigit() and is_plain else None
+        return 0, int(length) if length.isdigit() else None
     if code in (206, 416):  # 416: all bytes were there already, if the length agrees
         match = re.match(r"bytes (\d+|\*)[^/]*/(\d+)", reply.headers.get("Content-Range", ""))
         if match and match[1 if code == 206 else 2] == str(_size(part)):
@@ -230,13 +259,44 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
     )  # fmt: skip
     with open(part, "ab" if start else "wb") as file, bar:
         if not start:  # after truncation and before the first byte, so the tag is never wrong
-            tag = reply.headers.get("ETag", "")  # If-Range needs a strong tag (not W/"…")
-            version = tag if tag.startswith('"') else reply.headers.get("Last-Modified", "")
-            _beside(part, ".tag").write_text(version, "utf-8")
+            length = "" if total is None else str(total)
+            _beside(part, ".tag").write_text(f"{_tag(reply)}\n{length}", "utf-8")
         reply.raw.enforce_content_length = False  # else bytes before an interruption are lost
-        for chunk in reply.iter_content(1 << 18):
-            bar.update(file.write(chunk))
-        sync(file)
+        try:
+            for chunk in _chunks(reply, name):
+                if total is None and file.tell() + len(chunk) > LARGEST:
+                    raise OSError(f"{name} has more than {LARGEST >> 30} GiB: download it manually")
+                bar.update(file.write(chunk))
+        finally:
+            sync(file)
+
+
+def _chunks(reply: Response, name: str) -> Iterator[bytes]:
+    """Yield the bytes as they arrive. Raises OSError if they are fewer than `MIN_RATE`."""
+    read = getattr(reply.raw, "read1", reply.raw.read)  # read1 does not wait for all bytes
+    begin, count = time.monotonic(), 0
+    while chunk := read(1 << 18, decode_content=False):
+        yield chunk
+        count += len(chunk)
+        if time.monotonic() - begin > WINDOW:
+            if count < MIN_RATE * WINDOW:
+                raise OSError(
+                    f"{name} sends less than {MIN_RATE} bytes per second: run the command again to "
+                    "go on, or download the file manually"
+                )
+            begin, count = time.monotonic(), 0
+
+
+def _tag(reply: Response) -> str:
+    """Return the version of a file, for If-Range, which needs a strong tag (not W/"...")."""
+    tag = reply.headers.get("ETag", "")
+    return tag if tag.startswith('"') else reply.headers.get("Last-Modified", "")
+
+
+def _version(tag: Path) -> tuple[str, str]:
+    """Return the version of an unfinished download and its length; "" where unknown."""
+    version, _, length = (tag.read_text("utf-8") if tag.exists() else "").partition("\n")
+    return version, length
 
 
 def hub_files(address: str, offline: bool = False) -> list[str]:

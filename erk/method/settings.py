@@ -22,6 +22,7 @@ from erk.method.solvers import (
     ONE_STEP,
     analytic_first,
     default_options,
+    is_one_step,
     make_solver,
     published_schedule,
 )
@@ -105,7 +106,10 @@ class Settings:
         for name in ("w_stiff", "w_con", "erk_scale"):
             usual = field(name).default
             if getattr(self, name) != usual:
-                raise ValueError(f"erk brings its coefficients: leave {name} at {usual}.")
+                raise ValueError(
+                    f"erk (--erk) brings its coefficients: leave {name} ({field(name).option}) "
+                    f"at {usual}."
+                )
         if isinstance(self.erk, Card):
             self.erk.check(self.recipe())
 
@@ -264,7 +268,7 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         "ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.",
     ),
     (
-        lambda s: s.S_churn > 0 and isinstance(s.solver, str) and s.solver not in ONE_STEP,
+        lambda s: s.S_churn > 0 and not is_one_step(s.solver),
         "S_churn adds noise between the steps, and this solver continues its earlier steps as if "
         f"there were none: take {', '.join(ONE_STEP[:-1])} or {ONE_STEP[-1]}, or set S_churn to 0.",
     ),

@@ -311,6 +311,13 @@ BOUND = ("sigmas", "ends")  # keywords that the run fills in; no options of the 
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 
 
+def is_one_step(solver: str | Solver) -> bool:
+    """Return whether a solver looks at no earlier step; a function of the user's is trusted."""
+    function = getattr(solver, "func", solver)  # of a functools.partial
+    names = [name for name, ours in SOLVERS.items() if solver == name or function is ours]
+    return not names or names[0] in ONE_STEP
+
+
 def published_schedule(solver: str | Solver) -> str:
     """Return the name of the schedule that a solver is published with; a function's is 'edm'."""
     return PUBLISHED_SCHEDULES.get(solver, "edm") if isinstance(solver, str) else "edm"

@@ -38,7 +38,10 @@ def convert(source: str, output: Path, offline: bool = False) -> str:
     """
     path = fetch_checkpoint(address_of(source), offline)
     if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is safetensors already; copy it together with its .json file")
+        raise ValueError(
+            f"{path} is safetensors already: copy it with its .json file (pickles are converted, "
+            "such as those of the presets edm2-img512-s, ...)"
+        )
     checkpoint = read(path)
     network, _ = build(checkpoint, str(path))
     origin = {"file": path.name, "sha256": checkpoint.sha256}

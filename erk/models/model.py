@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erk.io.download import fetch, hub_files, is_offline
+from erk.io.download import fetch, hub_files, is_offline, shown
 from erk.models.checkpoint import build, read
 from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder
 from erk.models.presets import find_preset
+from erk.runtime.distributed import check_device
 from erk.runtime.precision import ALL, NONE, RELEASED, allow_tf32
 
 PRECISIONS = {
@@ -153,6 +154,7 @@ def load_model(
     for name in (precision, vae_precision):
         if name not in PRECISIONS:
             raise ValueError(f"unknown precision '{name}'; choose one of {', '.join(PRECISIONS)}.")
+    check_device(device)
     if compiled:
         check_compiler(torch.device(device))
     address = address_of(name_or_path)
@@ -168,7 +170,7 @@ def load_model(
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
         encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, NONE)
     model = Model(network, encoder, device)
-    model.name = address if "://" in address else path.name
+    model.name = shown(address) if "://" in address else path.name
     model.sha256 = checkpoint.sha256
     model.licence = checkpoint.metadata.get("licence", "unknown")
     model.network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]

@@ -41,8 +41,7 @@ def pick_device(name: str) -> torch.device:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
-        raise ValueError(f"device '{name}' is not available on this machine; use --device cpu.")
+    check_device(name)
     if name != "cuda":
         return torch.device(name)
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -60,6 +59,13 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"GPU {local} cannot be used ({reason}); free it.") from error
     return device
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise ValueError if the machine lacks a device of this type."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(torch.device(device).type, True):
+        raise ValueError(f"device '{device}' is not available on this machine: use the device cpu.")
 
 
 @contextmanager

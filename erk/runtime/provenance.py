@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from erk.io.download import shown
+
 CODE = ("*.py", "*.yaml", "*.safetensors")  # files that results depend on
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return the command, commit (None if unknown), device and versions of this process.
 
-    A commit that ends in "-dirty" ran with uncommitted changes.
+    A commit that ends in "-dirty" ran with uncommitted changes. The command shows addresses without
+    what may be secrets.
     """
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
@@ -38,7 +41,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
         with suppress(PackageNotFoundError):
             versions["erk-guid"] = version("erk-guid")
     return {
-        "command": " ".join([_script(root), *sys.argv[1:]]),
+        "command": " ".join([_script(root), *map(shown, sys.argv[1:])]),
         "commit": commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
         "versions": versions,

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from erk.runtime.distributed import check_device
+
 _NETWORKS = {  # name -> module with OUTPUTS, url() and load(name, device, weights, offline)
     "inception": "metrics.extractors.inception",
     "dinov2": "metrics.extractors.dinov2",
@@ -76,6 +78,7 @@ def load_extractor(
     module = _module(name)
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    check_device(device)
     loaded = module.load(name, device, weights, offline)
     extractor: Extractor = loaded._replace(precision=precision)
     return extractor

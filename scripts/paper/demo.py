@@ -182,7 +182,7 @@ def draw(runs: list[Run]) -> bytes:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--seeds", default="0-1499", help="Images per row of the table.")
+@click.option("--seeds", default="0-1499", help="Seeds of each row's images.")
 @click.option("--groups", default=10, help="Groups of seeds of the error bars.")
 @click.option("--results", default=str(ROOT / "out" / "demo"), show_default="out/demo",
               help="Folder of the results.")  # fmt: skip

@@ -50,6 +50,8 @@ def run(config: TextToImage, request: Request) -> list[Path]:
         return write(config, request, pipe, encode(pipe, config.options.prompts))
     notes = ["NOT COMPUTED: no network of this repository takes prompts. At paper scale it needs:",
              *lacks, plan(config)]  # fmt: skip
+    click.echo(f"{config.name} is not computed: no network of this repository takes prompts; its "
+               "page lists what --scale paper needs", err=True)  # fmt: skip
     return write_content(config, request, "", Content([], [], notes), None)
 
 

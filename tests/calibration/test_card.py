@@ -51,7 +51,7 @@ def test_a_path_a_card_and_its_correction_act_alike(tmp_path):
 
 def test_what_names_no_card_is_refused(tmp_path):
     assert open_card("auto") == "auto" and open_card(None) is None
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="there is no card"):
         open_card(tmp_path / "missing.card.json")
 
 

@@ -80,7 +80,10 @@ BAD = [
     ([*NET, "--churn-rule", "edm"], "--churn-rule has no effect without --S-churn"),
     ([*NET, "--pc-deterministic"], "--pc-deterministic has no effect without --pc-snr"),
     ([*NET, "--gnet", NETS / "edm2_uncond.pkl"], "--gnet has no effect without --guidance"),
-    ([*NET, "--w-con", "0.3", "--erk", "auto"], "erk brings its coefficients: leave w_con"),
+    (
+        [*NET, "--w-con", "0.3", "--erk", "auto"],
+        "erk (--erk) brings its coefficients: leave w_con (--w-con)",
+    ),
     (["--preset", "toy"], "which only erk tune knows"),  # N17
 ]
 

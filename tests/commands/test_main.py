@@ -61,12 +61,12 @@ def test_the_modules_of_the_subcommands_run_as_programs():
 
 @pytest.mark.parametrize("command", [calibrate.main, tune.main], ids=["calibrate", "tune"])
 def test_commands_share_the_options_of_the_sampler(command):
-    """Whoever tunes or calibrates spells the solver as in generate; only seeds and steps differ."""
+    """Whoever tunes or calibrates spells the solver as in generate; only seeds differ (b12)."""
     options = {p.name: p.to_info_dict() for p in generate.main.params}
     shared = {p.name: p.to_info_dict() for p in command.params if p.name in options}
     assert {"solver", "schedule", "sigma_max", "guidance", "net", "labels", "device"} <= {*shared}
     different = {name for name, info in shared.items() if info != options[name]}
-    assert different <= {"seeds", "steps", "batch"}
+    assert different <= {"seeds", "batch"}
 
 
 def test_every_setting_has_its_option():

@@ -62,6 +62,17 @@ def test_every_script_calls_its_config(name):
     assert subprocess.run(["bash", "-n", path]).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["docs", "reproduce_all", "setup", "test"])
+def test_help_installs_nothing(name, tmp_path):
+    """b13"""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / f"{name}.sh", tmp_path / "scripts")
+    command = ["bash", tmp_path / "scripts" / f"{name}.sh", "--help"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"bash scripts/{name}.sh" in process.stdout and "set -e" not in process.stdout
+    assert os.listdir(tmp_path) == ["scripts"]
+
+
 @pytest.mark.parametrize("name", ["table9", "table2"])
 def test_a_script_runs_from_any_folder(name, tmp_path):
     rows = ["--rows", "8", "--num", "8", "--processes", "1"] if name == "table2" else []

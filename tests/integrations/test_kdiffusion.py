@@ -211,6 +211,16 @@ def comfy(monkeypatch):
     return package
 
 
+@pytest.mark.parametrize(
+    "weights", [{"w_stiff": -1.0}, {"w_con": math.nan}, {"w_stiff": "1"}], ids=str
+)
+def test_invalid_weights_are_refused(weights):
+    """A negative w_stiff was off in silence."""
+    (name,) = weights
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, not"):
+        sample_erk_heun(lambda x, sigma: x, torch.ones(1, 2), torch.tensor([2.0, 1.0]), **weights)
+
+
 def test_the_comfyui_folder_without_comfyui():
     node = loaded()
     assert not node.register() and node.NODE_CLASS_MAPPINGS.keys() == {"ERKGuidSampler"}

@@ -182,7 +182,7 @@ def test_where_there_is_no_pair_it_says_so():
             kind(algorithm_type=algorithm, w_stiff=1.0)
     with pytest.raises(ValueError, match="no pair for singlestep solvers of order 3"):
         SINGLE(solver_order=3, w_stiff=1.0)
-    for weights in ({"w_stiff": -1.0}, {"w_con": math.nan}, {"w_stiff": math.inf}):
+    for weights in ({"w_stiff": -1.0}, {"w_con": math.nan}, {"w_stiff": math.inf}, {"w_con": "1"}):
         for kind in PARENTS:
             with pytest.raises(ValueError, match="finite number of at least 0"):
                 kind(**weights)

@@ -18,7 +18,8 @@ class Site(ThreadingHTTPServer):
     (all bytes, whatever the range), "wait" (a second first), "stall" (half, then nothing), "reset"
     (half, then a reset connection), "long" and "short" (10 bytes more or fewer declared than sent),
     "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
-    (compressed, although identity was requested) or "noise" (not HTTP). `asked` holds the Range of
+    (compressed, although identity was requested), "other etag" and "other length" (of the complete
+    file) or "noise" (not HTTP). `asked` holds the Range of
     each request.
     """
 
@@ -60,8 +61,9 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(416 if start and not rest else 206 if start else 200)
         if start:
             sent = f"{start}-{size - 1}" if rest else "*"
-            self.send_header("Content-Range", f"bytes {sent}/{size}")
-        self.send_header("ETag", site.etag)
+            whole = size - 5 if fault == "other length" else size
+            self.send_header("Content-Range", f"bytes {sent}/{whole}")
+        self.send_header("ETag", '"other"' if fault == "other etag" else site.etag)
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")
         if fault == "chunks":

@@ -1,6 +1,7 @@
 """Downloads from a real HTTP server on the loopback address, with faults on demand."""
 
 import errno
+import re
 import shutil
 import socket
 import ssl
@@ -34,24 +35,28 @@ def site(monkeypatch):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """Return the names of all files, without the digits of their addresses."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(re.sub("-[0-9a-f]{32}", "", path.name) for path in paths)
 
 
 def test_downloads_once_into_a_readable_path(site, tmp_path):
     path = fetch(site.url, HASH.upper(), cache=tmp_path)
-    assert path == tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
+    assert path == tmp_path / download._cache_name(site.url)
+    assert path.parent == tmp_path / "127.0.0.1" / "models"
     assert path.read_bytes() == BODY
     assert fetch(site.url, HASH, cache=tmp_path) == path == fetch(site.url, cache=tmp_path)
     assert len(site.asked) == 1
     assert set(names(tmp_path)) <= {"net.pkl", "net.pkl.lock", "net.pkl.sha256"}
-    assert path.with_name("net.pkl.sha256").read_text() == HASH + "\n"
+    assert path.with_name(f"{path.name}.sha256").read_text() == HASH + "\n"
     site.body = b""
     assert fetch(site.url + "2", cache=tmp_path).read_bytes() == b""
 
 
 def test_queries_are_distinguished_and_secrets_are_not_shown(site, tmp_path):
-    one, two = (fetch(f"{site.url}?token={n}", cache=tmp_path) for n in "12")
+    one, two = (fetch(f"{site.url}?id={n}&token={n}", cache=tmp_path) for n in "12")
     assert one != two and one.suffix == ".pkl"
+    assert fetch(f"{site.url}?id=1&token=renewed", cache=tmp_path) == one  # M18
     site.faults, secret = [404], site.url.replace("//", "//me:secret@") + "?token=a@secret"
     with pytest.raises(FileNotFoundError, match="^http://127[^@]*/net.pkl answered 404") as caught:
         fetch(secret, cache=tmp_path)
@@ -83,9 +88,10 @@ def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(download, "TIMEOUT", (10, 0.3))
     site.body, site.faults = BODY[:1000], [fault] * 99
     if fault == "other range":  # of an earlier try
-        (folder := tmp_path / f"127.0.0.1_{site.server_port}" / "models").mkdir(parents=True)
-        (folder / "net.pkl.part").write_bytes(BODY[:10])
-        (folder / "net.pkl.part.tag").write_text(site.etag)
+        part = tmp_path / f"{download._cache_name(site.url)}.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(BODY[:10])
+        part.with_name(f"{part.name}.tag").write_text(site.etag)
         site.faults = [fault, *[500] * 99]
     with pytest.raises(ConnectionError, match=r"\(5 tries\): check the network") as caught:
         fetch(site.url, cache=tmp_path)
@@ -101,16 +107,72 @@ def test_a_file_that_is_shorter_than_it_should_be(site, tmp_path):
     assert names(tmp_path) in ([], ["net.pkl.lock"])
 
 
-def test_a_server_that_compresses_unasked(site, tmp_path):
+def test_a_server_that_compresses_unasked(site, tmp_path):  # M22: could unpack to any size
     site.faults = ["gzip"]
+    with pytest.raises(OSError, match="net.pkl is sent as gzip: download the file manually"):
+        fetch(site.url, HASH, cache=tmp_path)
+
+
+def test_a_body_without_a_length_has_a_limit(site, tmp_path, monkeypatch):  # M22
+    monkeypatch.setattr(download, "LARGEST", 1000)
+    site.faults = ["chunks"]
+    with pytest.raises(OSError, match="net.pkl has more than 0 GiB"):
+        fetch(site.url, cache=tmp_path)
+
+
+def test_a_server_that_sends_too_slowly(site, tmp_path, monkeypatch):  # M22
+    monkeypatch.setattr(download, "WINDOW", 1e-9)
+    monkeypatch.setattr(download, "MIN_RATE", 1 << 60)
+    with pytest.raises(OSError, match="bytes per second: run the command again to go on"):
+        fetch(site.url, cache=tmp_path)
+
+
+@pytest.mark.parametrize("change", ["other etag", "other length"])
+def test_a_rest_of_another_version_is_not_added(site, tmp_path, monkeypatch, change):  # M22
+    site.faults = ["cut", change]
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert site.asked == [None, f"bytes={len(BODY) // 2}-", None]
+
+
+ADDRESSES = [
+    "https://h/a.pkl", "http://h/a.pkl", "https://h:8/a.pkl", "http://h:8/a.pkl",
+    "https://h_8/a.pkl", "https://h/a:b", "https://h/a_b", "https://h/a.pkl?id=1",
+    "https://h/a.pkl?id=2", "https://h//a.pkl",
+    "http://h/a.b:c", "http://h/a.b_c", "http://h/a", "https://h/a/b.pkl", "https://h/a%2Fb.pkl", "https://h/A.pkl",
+    "https://h/" + download._cache_name("http://h/a.pkl").name,
+]  # fmt: skip
+
+
+def test_metadata_lie_beside_their_network():
+    paths = [download._cache_name(f"http://h/net.{kind}?id=1") for kind in ("safetensors", "json")]
+    assert paths[0].with_suffix(".json") == paths[1]
+
+
+def test_every_address_has_its_path():  # M22
+    assert download._cache_name(ADDRESSES[0]) == Path("h/a.pkl")  # as before
+    assert len({download._cache_name(address) for address in ADDRESSES}) == len(ADDRESSES)
+
+
+@pytest.mark.parametrize("address", ["http://../esc/f", "https://./f", "https://h/../f",
+                                     "https://h/a/./f", "https://.h/f"])  # fmt: skip
+def test_no_address_leaves_the_cache(address):  # M22
+    with pytest.raises(ValueError, match="names no file"):
+        download._cache_name(address)
+
+
+def test_each_try_and_its_cause_is_shown(site, tmp_path, capsys):  # N5
+    site.faults = [503, "cut"]
+    fetch(f"{site.url}?token=secret", cache=tmp_path)
+    first, second = [line for line in capsys.readouterr().err.splitlines() if "trying" in line]
+    assert re.search(r"net.pkl answered 503 .*; trying again in 0 s \(1 of 5\)", first)
+    assert "bytes are missing; trying again" in second and "secret" not in first + second
 
 
 def test_redirects(site, tmp_path):
     """One redirect is followed; circles and other schemes are not."""
     site.faults = ["/elsewhere/other.bin"]
     path = fetch(site.url, HASH, cache=tmp_path)
-    assert path.name == "net.pkl" and path.read_bytes() == BODY
+    assert path.name.startswith("net-") and path.read_bytes() == BODY
     site.faults, site.asked = ["/models/net.pkl"] * 99, []
     with pytest.raises(OSError, match="redirects in circles: check the address"):
         fetch(site.url + "2", cache=tmp_path)
@@ -173,8 +235,8 @@ def test_starts_over_where_it_cannot_resume(site, tmp_path, monkeypatch, change)
 
 def test_killed_between_the_last_byte_and_the_rename(site, tmp_path):
     path = fetch(site.url, cache=tmp_path)
-    part = path.rename(path.with_name("net.pkl.part"))
-    part.with_name("net.pkl.part.tag").write_text(site.etag)
+    part = path.rename(path.with_name(f"{path.name}.part"))
+    part.with_name(f"{part.name}.tag").write_text(site.etag)
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
     assert site.asked == [None, f"bytes={len(BODY)}-"]
 
@@ -203,7 +265,8 @@ def test_a_wrong_hash_is_an_error_and_nothing_is_kept(site, tmp_path):
 def test_offline_uses_only_the_cache(site, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         fetch(site.url, offline=True, cache=tmp_path)
-    path = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl"
+    path = tmp_path / download._cache_name(site.url)
+    assert path.parent == tmp_path / "127.0.0.1" / "models"
     assert f"not in the cache ({path}" in str(caught.value) and site.url in str(caught.value)
     fetch(site.url, cache=tmp_path)
     monkeypatch.setenv("ERK_OFFLINE", "1")
@@ -233,7 +296,7 @@ def test_another_process_continues_when_the_first_is_killed(site, tmp_path):
     program = "import sys; from erk.io.download import fetch; print(fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    part = tmp_path / f"127.0.0.1_{site.server_port}" / "models" / "net.pkl.part"
+    part = tmp_path / f"{download._cache_name(site.url)}.part"
     for _ in range(6000):
         if part.exists() and part.stat().st_size > 200_000:
             break

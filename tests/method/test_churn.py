@@ -114,8 +114,11 @@ def test_without_noise_equal_levels_stay_one_level():
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ONE_STEP])
 def test_solvers_that_continue_earlier_steps_are_refused(solver):
     """Their samples would be noise: 93 % of the pixels of digits black or white with unipc."""
-    with pytest.raises(ValueError, match="take euler, heun or dpm2, or set S_churn to 0"):
-        erk.Settings(solver=solver, S_churn=8.0)
+    for form in (solver, SOLVERS[solver], functools.partial(SOLVERS[solver], order=2)):
+        with pytest.raises(ValueError, match="take euler, heun or dpm2, or set S_churn to 0"):
+            erk.Settings(solver=form, S_churn=8.0)
+    erk.Settings(solver=functools.partial(SOLVERS["dpm2"], r=0.4), S_churn=8.0)
+    erk.Settings(solver=lambda *arguments: None, S_churn=8.0)  # of the user's
 
 
 @pytest.mark.parametrize("solver", ONE_STEP)

@@ -51,5 +51,5 @@ def test_a_gpu_that_cannot_be_used_is_an_error(two_gpus, monkeypatch):
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device 'cuda' is not available .* use --device cpu"):
+    with pytest.raises(ValueError, match="device 'cuda' is not available .* use the device cpu"):
         pick_device("cuda")
