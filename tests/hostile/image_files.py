@@ -264,6 +264,12 @@ def runs():
             run_folder("npz") | {"run/images.npz": npz_of(arr_0=npy((3, 1 << 20, 1 << 10, 1)))},
             "is damaged",
         ),
+        "rows that are compressed": (  # M26: reading them in another order took quadratic time
+            run_folder("npz")
+            | {"run/images.npz": npz(True, arr_0=np.zeros((3, 4, 3, 1), np.uint8),
+                                     seeds=np.arange(3)[::-1])},
+            "is damaged",
+        ),
         "rows of another type": (
             run_folder("npz") | {"run/images.npz": npz(arr_0=np.zeros((3, 4, 3, 1)))},
             "is damaged",

@@ -8,6 +8,8 @@ import warnings
 import zipfile
 import zlib
 
+from hostile.builders import again_named
+
 INTEGERS = [
     0,
     1,
@@ -50,6 +52,10 @@ WORDS = [
     "[null, 1]",
     "2",
     "1000000",
+    "[1, 0]",
+    "1.5",
+    '"skip"',
+    "Infinity",
 ]
 NAMES = [
     "../../canary.png",
@@ -148,6 +154,12 @@ def _zip(rng, data):
         return _bytes(rng, data)
     i = rng.randrange(len(members))
     name, content = members[i]
+    if rng.random() < 0.1 and data.count(b"PK\x05\x06") == 1 and b"PK\x06\x06" not in data:
+        other = bytes(rng.choice(b"abc019") for _ in name.encode())
+        try:
+            return again_named(data, name.encode(), other)
+        except (ValueError, struct.error):  # changed before
+            return _bytes(rng, data)
     kind = rng.randrange(8)
     if kind < 4:
         if name.endswith(".npy") and kind < 3:

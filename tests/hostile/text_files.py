@@ -71,5 +71,6 @@ def labels():
         "below zero": (b"-1 -2\n", "is not 'SEED CLASS'"),
         "no text": (b"\xff\xfe\x00\x01", "is not 'SEED CLASS'"),
         "one long line": (b"1 " * 100_000, "is not 'SEED CLASS'"),
+        "a byte order mark of another encoding": (b"\xfe\xff0 1\n", "is not 'SEED CLASS'"),
         "classes out of range": (b"0 999999999999999999\n1 1\n2 2\n", "class"),
     }
