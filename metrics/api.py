@@ -1,6 +1,7 @@
 """Evaluate images in one call."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -8,18 +9,29 @@ import torch
 from torch import Tensor
 
 from erk.runtime.distributed import World
+from metrics.chunks import Batches
 from metrics.evaluation import Evaluation
-from metrics.evaluator import Evaluator, Options, resolve, with_extractors
+from metrics.evaluator import Evaluator, Options, resolve, sizes_of, with_extractors
 from metrics.extractors import Extractor
-from metrics.features import Features, Images, extract, image_chunks
-from metrics.images import BUNDLED, ImageSource, open_images
+from metrics.features import (
+    ExtractionPlan,
+    Features,
+    Images,
+    collect,
+    extract,
+    image_chunks,
+    opened,
+    size_of,
+)
+from metrics.images import BUNDLED, ImageSource
 from metrics.npz import array_names
 from metrics.protocols import Protocol
 from metrics.reference_files import Reference
 from metrics.references import known_references
+from metrics.sizes import Size, check_same_size
 
-Opened: TypeAlias = ImageSource | Any
-"""A source, or images in memory as they were given."""
+Opened: TypeAlias = ImageSource | Batches | Features | None
+"""Images, stored or in memory, whose size is known; or their features."""
 
 
 def evaluate(
@@ -27,7 +39,7 @@ def evaluate(
     reference: str | Path | Reference | Images | Features | None,
     protocol: Protocol | str | None = None,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     real: Images | Features | None = None,
     labels: Sequence[int] | Tensor | None = None,
     extractors: Mapping[str, Extractor] | None = None,
@@ -43,9 +55,10 @@ def evaluate(
         the forms of ``images``, which then need a protocol
     protocol : whose definitions, see configs/protocols.yaml; None: those that the reference is
         meant for
-    metrics : some of the protocol's columns; None: all
+    metrics : some of the protocol's columns, a list or one text ("fid,is"); None: all
     real : real images besides a reference of statistics, for precision and recall
-    labels : int64 [N], the classes asked for; stored images may know theirs
+    labels : integers [N], the classes asked for, one per image of the set (also of those that
+        cannot be read); stored images may know theirs
     extractors : name -> loaded extractor, so that a training loop loads each network once
     options : fields of `metrics.evaluator.Options`: device, cache, batch, groups, ...; features of
         images in memory are stored only if ``cache`` is given
@@ -58,23 +71,44 @@ def evaluate(
     Raises
     ------
     ValueError, OSError
-        What is missing or does not fit.
+        What is missing or does not fit: another image size, labels, networks or real images.
     """
-    chosen, known = Options(**options), dict(extractors or {})
+    chosen, known = _options(options), dict(extractors or {})
     statistics: Any = reference if _is_reference(reference) else None
-    opened, opened_real = _opened(images), _opened(real if statistics is reference else reference)
-    has_real = opened_real is not None
+    if real is not None and statistics is not reference:
+        raise ValueError("the reference is real images already: leave out real, or join the two")
+    generated = _opened(images)
+    given: Any = real if statistics is reference else reference
+    compared = _opened(given)
+    _check_sizes(generated, compared, statistics, chosen)  # before a download
+    has_real = compared is not None
     rules, loaded = resolve(statistics, protocol, metrics, has_real, known, chosen)
-    source = opened_real if isinstance(opened_real, ImageSource) else None
-    if _are_features(opened) and (not has_real or _are_features(opened_real)):
+    _check_sizes(generated, compared, loaded, chosen)
+    source = compared if isinstance(compared, ImageSource) else None
+    if isinstance(generated, Features) and (not has_real or isinstance(compared, Features)):
         evaluator = Evaluator.without_networks(rules, loaded, chosen)
     else:
         evaluator = with_extractors(rules, loaded, source, has_real, known, chosen)
-    real_features = _real_features(evaluator, opened_real)
-    features = _features(evaluator, opened)
-    if isinstance(opened, ImageSource):
-        return evaluator.evaluate_source(opened, features, real_features, labels=labels)
+    if isinstance(generated, ImageSource):
+        evaluator.check_source(generated)
+    real_features = _features(evaluator, evaluator.real_plan, compared)
+    features = _features(evaluator, evaluator.plan, generated)
+    assert features is not None
+    if isinstance(generated, ImageSource):
+        return evaluator.evaluate_source(generated, features, real_features, labels=labels)
     return evaluator.evaluate(features, real_features, labels)
+
+
+def _options(values: dict[str, Any]) -> Options:
+    """Return the options. Raises TypeError, as Python does for an unknown argument, ValueError."""
+    names = [one.name for one in fields(Options)]
+    unknown = next((name for name in values if name not in names), None)
+    if unknown is not None:
+        raise TypeError(
+            f"metrics.evaluate() has no argument {unknown!r}: besides the first ones choose among "
+            f"{', '.join(names)}"
+        )
+    return Options(**values)
 
 
 def _is_reference(value: Any) -> bool:
@@ -92,39 +126,36 @@ def _is_reference(value: Any) -> bool:
     return "images" not in names and ("arr_0" not in names or "mu" in names)
 
 
-def _opened(images: Any) -> Opened:
-    return open_images(images) if isinstance(images, str | Path) else images
+def _opened(images: Images | Features | None) -> Opened:
+    return images if images is None or isinstance(images, Features) else opened(images)
 
 
-def _are_features(value: Any) -> bool:
-    return isinstance(value, Features)
+def _check_sizes(
+    images: Opened, real: Opened, reference: str | Path | Reference | None, options: Options
+) -> None:
+    """Raise ValueError if images and what they are compared with differ in size."""
+    sizes: dict[str, Size | None] = {}
+    for name, one in (("the set", images), ("the real images", real)):
+        if isinstance(one, Features):
+            sizes[name] = one.image_size
+        elif one is not None:
+            shown = str(one.path) if isinstance(one, ImageSource) else name
+            sizes[shown] = size_of(one, options.skip_corrupt)
+    check_same_size(sizes | sizes_of(reference, None, options.skip_corrupt))
 
 
-def _alone(evaluator: Evaluator) -> World:
-    return World(0, 1, torch.device(evaluator.options.device))
-
-
-def _features(evaluator: Evaluator, images: Opened) -> Features:
-    if isinstance(images, Features):
+def _features(evaluator: Evaluator, plan: ExtractionPlan, images: Opened) -> Features | None:
+    """Return the features of images by a plan; None where there are no images or no networks."""
+    if images is None or isinstance(images, Features):
         return images
-    plan, options = evaluator.plan, evaluator.options
+    if not plan.extractors:
+        return None
+    options = evaluator.options
     if isinstance(images, ImageSource):
-        evaluator.check_size(images)
-        chunks = image_chunks(images, plan)
-        features = evaluator.extract(chunks, _alone(evaluator), len(images.names))
+        chunks, alone = image_chunks(images, plan), World(0, 1, torch.device(options.device))
+        features = collect(plan, chunks, alone, len(images.names))
         assert features is not None
-        return features
+        return replace(features, image_size=size_of(images, plan.skip_corrupt))
     return extract(
         images, plan.extractors, options.cache, batch=options.batch, device=options.device
     )
-
-
-def _real_features(evaluator: Evaluator, real: Opened | None) -> Features | None:
-    if real is None or isinstance(real, Features):
-        return real
-    if isinstance(real, ImageSource):
-        return evaluator.extract_real(_alone(evaluator))
-    plan, options = evaluator.real_plan, evaluator.options
-    if not plan.extractors:
-        return None
-    return extract(real, plan.extractors, options.cache, batch=options.batch, device=options.device)

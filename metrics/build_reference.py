@@ -11,8 +11,8 @@ import torch
 
 from erk.runtime.distributed import gather, join
 from erk.runtime.memory import keep_freed_memory
-from metrics.extractors import load_extractor
-from metrics.extractors.weights import refuse_random
+from metrics.extractors import extractor_names, load_extractor
+from metrics.extractors.weights import refuse_random, refuse_unused
 from metrics.features import ExtractionPlan, image_chunks, load_features, store_features
 from metrics.images import ImageSource, first_shape
 from metrics.protocols import default_protocol, find_protocol
@@ -92,11 +92,17 @@ def extraction_plan(
     offline: bool = False,
 ) -> ExtractionPlan:
     """Load the extractors of some statistics. Raises ValueError or OSError with one sentence."""
-    refuse_random(weights, allow_random)
     wanted: dict[str, list[str]] = {}
     for name in names:
-        outputs = wanted.setdefault(name.removesuffix("-spatial"), ["features"])
-        outputs += ["spatial"] if name == SPATIAL else []
+        network = name.removesuffix("-spatial")
+        outputs = wanted.setdefault(network, ["features"])
+        if name != network:
+            if name not in known_statistics():
+                known = ", ".join(known_statistics())
+                raise ValueError(f"there are no statistics {name!r}: choose among {known}")
+            outputs.append("spatial")
+    refuse_random(weights, allow_random)
+    refuse_unused(weights, wanted)
     extractors = {
         name: load_extractor(name, str(device), weights.get(name), offline) for name in wanted
     }
@@ -104,6 +110,11 @@ def extraction_plan(
         keep_freed_memory()
     folder = default_folder() if cache is None else Path(cache)
     return ExtractionPlan(extractors, wanted, folder, batch, skip_corrupt, device)
+
+
+def known_statistics() -> tuple[str, ...]:
+    """Return the names of all statistics that a reference can hold."""
+    return (*extractor_names(), SPATIAL)
 
 
 def _statistics(

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,9 @@ from metrics.images import (
     read_bytes,
     read_image,
 )
+from metrics.sizes import Size, check_same_size
 
+NO_IMAGES = "there are no images to measure: give at least 2"
 CHUNK = 256  # images: small enough to hold two of them decoded, large enough for few files
 CHUNK_BYTES = 1 << 28  # of their pixels; chunks of images above 512 pixels hold fewer
 
@@ -58,15 +61,51 @@ class Reading:
     workers: int | None = None  # threads; None: from the number of cores
 
 
-def batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
-    """Split a tensor into chunks; leave an iterable of batches as it is."""
-    return images.split(CHUNK) if isinstance(images, Tensor) else images
+class Batches:
+    """Images in memory in batches [B, C, H, W] of one size, to be iterated over once.
+
+    A tensor is split into chunks; an iterable of batches stays as it is, without the empty ones.
+
+    Attributes
+    ----------
+    size : height and width of the images
+
+    Raises
+    ------
+    ValueError
+        No images; while iterating: images of another size, or what is no tensor [B, C, H, W].
+    """
+
+    def __init__(self, images: Tensor | Iterable[Tensor]) -> None:
+        parts = images.split(CHUNK) if isinstance(images, Tensor) else images
+        self._parts = (part for part in map(_checked, parts) if len(part))
+        first = next(self._parts, None)
+        if first is None:
+            raise ValueError(NO_IMAGES)
+        self._first = first
+        self.size: Size = (first.shape[2], first.shape[3])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in itertools.chain([self._first], self._parts):
+            size = part.shape[2], part.shape[3]
+            check_same_size({"the first batch": self.size, "another batch": size})
+            yield part
 
 
-def tensor_chunks(images: Tensor | Iterable[Tensor]) -> Iterator[Chunk]:
-    """Yield the batches of images in memory as chunks, keyed by their pixels."""
+def _checked(part: Any) -> Tensor:
+    if not isinstance(part, Tensor) or part.ndim != 4:
+        shape = f" {list(part.shape)}" if hasattr(part, "shape") else ""
+        raise ValueError(
+            "images in memory must be uint8 tensors [N, C, H, W], or an iterable of them, not "
+            f"{type(part).__name__}{shape}"
+        )
+    return part
+
+
+def tensor_chunks(images: Iterable[Tensor]) -> Iterator[Chunk]:
+    """Yield batches of images in memory as chunks, keyed by their pixels."""
     start = 0
-    for batch in batches(images):
+    for batch in images:
         pixels = batch.detach().cpu().contiguous()
         name = f"{pixels.dtype} {list(pixels.shape)}".encode()
         key = hashlib.sha256(name + pixels.numpy().tobytes()).hexdigest()

@@ -1,5 +1,6 @@
 """Distances as pure functions: numpy arrays or tensors in, plain floats out."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeGuard
 
@@ -14,6 +15,7 @@ NEGATIVE = 1e-5  # share of the largest eigenvalue below which a negative one is
 EPSILON = torch.finfo(torch.float64).eps
 SEED = 2020  # torch-fidelity's, for shuffles and subsets
 LARGE = 5000  # samples of the smallest subset that FD-infinity extrapolates from
+FRECHET = "Fréchet distance"
 ROWS = 1024  # samples gathered at a time
 
 
@@ -45,7 +47,8 @@ def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | No
     Raises
     ------
     ValueError
-        Shapes that do not match, NaN, infinity or a matrix that is no covariance.
+        Shapes that do not match, NaN, infinity, a matrix that is no covariance, or numbers so
+        large that the distance overflows.
     """
     mean1, cov1 = _gaussian(real, "real")
     mean2, cov2 = (value.to(mean1.device) for value in _gaussian(generated, "generated"))
@@ -63,7 +66,7 @@ def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | No
         )
     trace_root = root_trace(factor.to(cov2), cov2)
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
-    return max(float(distance), 0.0)  # equal inputs may round to -1e-13
+    return max(_finite(float(distance), FRECHET), 0.0)  # equal inputs may round to -1e-13
 
 
 def covariance_factor(cov: Any) -> Tensor:
@@ -106,6 +109,8 @@ def root_trace(factor: Tensor, cov: Tensor) -> Tensor:
         symmetric = torch.from_numpy(product.T)
     else:
         symmetric = factor.T @ cov @ factor
+    if not torch.isfinite(symmetric).all():
+        _finite(float("inf"), FRECHET)
     if not len(symmetric):  # the real covariance is 0
         return cov.new_zeros(())
     # Rounding is that of both factors: their product is 0 where they span different directions.
@@ -186,7 +191,7 @@ def kernel_distance(
     Raises
     ------
     ValueError
-        A set smaller than ``subset_size``, different D, NaN or infinity.
+        A set smaller than ``subset_size``, different D, NaN, infinity or overflow.
     """
     if subsets < 1 or subset_size < 2:
         raise ValueError(
@@ -219,9 +224,7 @@ def kernel_distances(
     for a, b in draws:
         x = _float64(generated[b.to(generated.device)])
         y = _float64(real[a.to(real.device)])
-        values.append(_squared_mmd(x, y.to(x.device)))
-    if not np.isfinite(values).all():
-        raise ValueError("the features are too large for a kernel distance: scale them")
+        values.append(_finite(_squared_mmd(x, y.to(x.device)), "kernel distance"))
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -247,7 +250,7 @@ def inception_score(
     Raises
     ------
     ValueError
-        NaN or infinity, or fewer samples than parts.
+        NaN, infinity or overflow, or fewer samples than parts.
     """
     logits = _float64(logits)
     least = splits if split_size is None else min(split_size, 1)
@@ -274,13 +277,20 @@ def split_scores(log_p: Tensor, splits: int, split_size: int | None) -> tuple[fl
         parts = log_p.tensor_split([i * len(log_p) // splits for i in range(1, splits)])
     else:
         parts = log_p.split(split_size)
-    scores = [_split_score(part) for part in parts]
+    scores = [_finite(_split_score(part), "Inception score") for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def _split_score(log_p: Tensor) -> float:
     log_q = log_p.logsumexp(0) - np.log(len(log_p))  # log of the mean p, without underflow
     return (log_p.exp() * (log_p - log_q)).sum(1).mean().exp().item()
+
+
+def _finite(value: float, what: str) -> float:
+    """Return the value. Raises ValueError if it exceeded float64."""
+    if not math.isfinite(value):
+        raise ValueError(f"the {what} overflows: the features are too large, scale them down")
+    return value
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:

@@ -135,7 +135,7 @@ def evaluate_features(
             undefined.append(f"{' and '.join(one.columns)}: {reason}")
             values |= dict.fromkeys(one.columns)
             continue
-        generated = getattr(features.outputs[one.extractor], one.output)
+        generated = features.output(one.extractor, one.output)
         case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
         for column, (value, repeats) in one.rule.compute(case).items():
             values[column] = value

@@ -15,24 +15,31 @@ import torch
 from torch import Tensor
 
 from erk.runtime.distributed import World
+from metrics.caveats import (
+    caveats_of_networks,
+    caveats_of_numbers,
+    numbers_of_real,
+    precision_of,
+)
 from metrics.chunks import Chunks
-from metrics.evaluation import FEW, GROUPS, Evaluation, evaluate_features, floor_of
+from metrics.evaluation import GROUPS, Evaluation, evaluate_features, floor_of
 from metrics.extractors import Extractor, load_extractor
-from metrics.extractors.weights import is_random, refuse_random
+from metrics.extractors.weights import refuse_random, refuse_unused
 from metrics.features import (
     ExtractionPlan,
     Features,
     collect,
     image_chunks,
+    size_of,
     store_features,
 )
-from metrics.images import ImageSource, first_shape, open_images
+from metrics.images import ImageSource, open_images
 from metrics.measures import NO_REAL, Measure
-from metrics.protocols import Protocol, find_protocol
+from metrics.protocols import Protocol, find_protocol, known_protocols
 from metrics.reference_files import Reference
-from metrics.references import check_extractor, load_reference
-from metrics.report import number
-from metrics.selection import is_in_seed_order, labels_of
+from metrics.references import check_extractor, known_size, load_reference
+from metrics.selection import checked_labels, is_in_seed_order, labels_of
+from metrics.sizes import Size, check_same_size
 from metrics.store import default_folder
 
 
@@ -103,6 +110,7 @@ class Evaluator:
         cls, protocol: Protocol, reference: Reference | None, options: Options
     ) -> "Evaluator":
         """Build an Evaluator of features that were extracted already."""
+        refuse_unused(options.weights, ())
         plan = ExtractionPlan({}, {}, None)
         return cls(protocol, reference, None, plan, plan, options)
 
@@ -143,10 +151,18 @@ class Evaluator:
 
         ``real``: from `extract_real`; ``labels``: the classes asked for, one per image of the set,
         where the features' metadata do not hold them; ``in_seed_order``: see `evaluate_features`.
+        Raises ValueError for what does not fit.
         """
+        real_size = None if real is None else real.image_size
+        sizes = {"the set": features.image_size, "the real images": real_size}
+        check_same_size(sizes | self._sizes())
+        if real is not None:
+            for name, outputs in self.protocol.outputs(real=self.reference is not None).items():
+                for output in outputs:
+                    real.output(name, output)
         asked = features.metadata.get("labels")
         if asked is None and labels is not None:
-            asked = torch.as_tensor(labels)[features.index]
+            asked = self._checked(labels, features)[features.index]
         evaluation = evaluate_features(
             features,
             self.protocol,
@@ -158,10 +174,21 @@ class Evaluator:
             memory=self.options.memory,
             device=self.options.device,
         )
-        details = self._details(real)
+        real_n = numbers_of_real(self.protocol, self.reference, real)
+        details = self._details(real, real_n)
         details |= floor_of(self.protocol, self.reference, features.n, asked)
-        caveats = self._caveats(evaluation, features, details)
-        return replace(evaluation, details=details, caveats=caveats)
+        evaluation = replace(evaluation, details=details)
+        caveats = self._caveats() + caveats_of_numbers(evaluation, self.protocol, features, real_n)
+        return replace(evaluation, caveats=caveats)
+
+    def _checked(self, labels: Sequence[int] | Tensor, features: Features) -> Tensor:
+        """Return labels of all images of a set, those that could not be read included."""
+        total = features.total
+        if total is None:
+            total = int(features.index.max()) + 1 if features.n else 0
+        scored = [one for one in self.protocol.measures if one.rule.needs_labels]
+        classes = [features.output(one.extractor, one.output).shape[1] for one in scored]
+        return checked_labels(labels, total, min(classes, default=None), "the set")
 
     def evaluate_source(
         self,
@@ -181,105 +208,67 @@ class Evaluator:
         one = self.evaluate(features, real, labels, in_seed_order)
         return replace(one, caveats=[*source.notes, *one.caveats])
 
-    def labels_of(self, source: ImageSource) -> list[int] | None:
-        """Return the classes asked for, if the protocol uses them and the source knows them."""
-        if not self.protocol.needs_labels:
+    def labels_of(self, source: ImageSource) -> Tensor | None:
+        """Return the classes asked for, if the protocol uses them and the source knows them.
+
+        Raises ValueError for labels that do not fit and that a measure needs. An FD floor does not:
+        it is then that of images of any class.
+        """
+        if not self.protocol.needs_labels and self.protocol.floor is None:
             return None
-        classes = [getattr(one, "classes", None) for one in self.plan.extractors.values()]
-        return labels_of(source, next((one for one in classes if one is not None), None))
+        counts = [getattr(one, "classes", None) for one in self.plan.extractors.values()]
+        classes = next((one for one in counts if one is not None), None)
+        labels = labels_of(source, classes)
+        if labels is None:
+            return None
+        try:
+            return checked_labels(labels, len(source.names), classes, str(source.path))
+        except ValueError:
+            if self.protocol.needs_labels:
+                raise
+            return None
 
-    def check_size(self, source: ImageSource) -> None:
-        """Raise ValueError if images differ in size from those that they are compared with."""
-        skip_corrupt = self.plan.skip_corrupt
-        height, width, _ = first_shape(source, skip_corrupt)
-        sizes: dict[str, tuple[int, ...]] = {}
-        if self.reference is not None and self.reference.image_size is not None:
-            sizes[f"the reference {self.reference.name}"] = (self.reference.image_size,) * 2
-        if self.real is not None:
-            sizes[str(self.real.path)] = first_shape(self.real, skip_corrupt)[:2]
-        for name, size in sizes.items():
-            if size != (height, width):
-                raise ValueError(
-                    f"{source.path} holds images of {width}x{height} pixels but {name} of "
-                    f"{size[1]}x{size[0]}: their numbers would not compare"
-                )
+    def check_source(self, source: ImageSource) -> None:
+        """Raise ValueError for images of another size than those that they are compared with.
 
-    def _details(self, real: Features | None) -> dict[str, Any]:
-        statistics = {} if self.reference is None else self.reference.statistics
+        Also for labels that do not fit, so that nobody waits in vain for the features.
+        """
+        size = size_of(source, self.plan.skip_corrupt)
+        check_same_size({str(source.path): size} | self._sizes())
+        self.labels_of(source)
+
+    def _sizes(self) -> dict[str, Size | None]:
+        """Return the sizes of the images that a set is compared with, by name."""
+        return sizes_of(self.reference, self.real, self.plan.skip_corrupt)
+
+    def _details(self, real: Features | None, real_n: Mapping[str, int | None]) -> dict[str, Any]:
+        counts = set(real_n.values()) if self.reference is not None else set()
         return {
             "reference": self.reference and self.reference.name,
             "reference_sha256": self.reference and self.reference.sha256,
-            "reference_n": next((one.n for one in statistics.values()), None),
+            "reference_n": dict(real_n) if len(counts) > 1 else next(iter(counts), None),
             "real": self.real and str(self.real.path),
             "real_n": None if real is None else real.n,
             "extractors": {name: one.sha256 for name, one in self.plan.extractors.items()},
-            "extractor_precision": self.options.precision,
+            "extractor_precision": precision_of(self.plan.extractors),
             "groups": self.options.groups,
         }
 
-    def _caveats(
-        self, evaluation: Evaluation, features: Features, details: Mapping[str, Any]
-    ) -> list[str]:
-        reference, caveats = self.reference, []
-        if reference is not None and reference.protocol not in (None, self.protocol.name):
-            caveats.append(
-                f"the reference {reference.name} is meant for protocol {reference.protocol}"
-            )
-        if any(is_random(sha256) for sha256 in details["extractors"].values()):
-            caveats.append("RANDOM WEIGHTS: these numbers measure nothing and must not be reported")
-        if self.options.precision != "fp32":
-            caveats.append(
-                f"extractors computed in {self.options.precision}, references in fp32: see "
-                "docs/performance.md"
-            )
-        return caveats + _caveats_of(evaluation, self.protocol, features, details)
-
-
-def _caveats_of(
-    evaluation: Evaluation, protocol: Protocol, features: Features, details: Mapping[str, Any]
-) -> list[str]:
-    """Return the limits that follow from the numbers of images."""
-    caveats = []
-    if "fd_floor" in details:
-        drawn = "equally often from each class" if details["fd_floor_balanced"] else "at random"
-        floor = number((details["fd_floor"], details["fd_floor_std"]))
-        caveats.append(
-            f"FD floor {floor}: mean and spread of what as many real images get, drawn {drawn}"
-        )
-    if evaluation.values.get("is_std") is not None:
-        caveats.append("is_std is the spread over the parts of the Inception score, not an error")
-    if any(error is not None for error in evaluation.errors.values()):
-        caveats.append(
-            f"standard errors by leaving out each of {details['groups']} groups of seeds"
-        )
-    if evaluation.n < FEW:
-        caveats.append(
-            f"FD falls and IS rises with N: compare these only with {evaluation.n} images"
-        )
-    for measure in protocol.measures:
-        if measure.rule.needs_statistics and measure.extractor in features.outputs:
-            caveats += _rank_caveats(measure, features, details["reference_n"])
-    if evaluation.values.get("precision") is not None and protocol.note:
-        caveats.append(protocol.note)
-    return caveats
-
-
-def _rank_caveats(measure: Measure, features: Features, reference_n: int | None) -> list[str]:
-    """Warn of fewer images than dimensions."""
-    dim = getattr(features.outputs[measure.extractor], measure.output).shape[1]
-    return [
-        f"{measure.columns[0]}: the covariance of {n} {what} in {dim} dimensions is "
-        "rank-deficient, FD is far above its value at large N"
-        for n, what in ((features.n, "images"), (reference_n, "real images"))
-        if n is not None and n <= dim
-    ]
+    def _caveats(self) -> list[str]:
+        reference = self.reference
+        caveats = caveats_of_networks(self.plan.extractors)
+        if reference is None or reference.protocol in (None, self.protocol.name):
+            return caveats
+        return [
+            f"the reference {reference.name} is meant for protocol {reference.protocol}", *caveats
+        ]  # fmt: skip
 
 
 def load_evaluator(
     reference: str | Path | Reference | None,
     *,
     protocol: Protocol | str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     real: str | Path | ImageSource | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     options: Options | None = None,
@@ -309,7 +298,7 @@ def load_evaluator(
 def resolve(
     reference: str | Path | Reference | None,
     protocol: Protocol | str | None,
-    metrics: Sequence[str] | None,
+    metrics: str | Sequence[str] | None,
     has_real: bool,
     extractors: Mapping[str, Extractor],
     options: Options,
@@ -318,26 +307,23 @@ def resolve(
     if isinstance(reference, str | Path):
         load = functools.cache(options.load_for_reference)
         reference = load_reference(reference, extractors, options.offline, load)
-    if reference is None and (protocol is None or not has_real):
+    if reference is None and not has_real:
         raise ValueError(
-            "--ref is missing: say what to compare with, for example --ref imagenet512 or --ref "
-            "digits; or compare with real images alone, --real DIR --protocol NAME"
+            "there is nothing to compare with: give a reference, such as digits or imagenet512, "
+            "or real images"
         )
+    protocol = protocol or (reference and reference.protocol)
     if protocol is None:
-        assert reference is not None
-        if reference.protocol is None:
-            raise ValueError(
-                f"the reference {reference.name} names no protocol: choose one, --protocol NAME"
-            )
-        protocol = reference.protocol
+        what = f"the reference {reference.name} names" if reference else "real images name"
+        raise ValueError(f"{what} no protocol: choose one of {', '.join(known_protocols())}")
     rules = find_protocol(protocol) if isinstance(protocol, str) else protocol
     rules = rules.only(metrics)
     if reference is not None and set(rules.statistics()) - set(reference.statistics):
         raise ValueError(
             f"the reference {reference.name} holds statistics of "
             f"{', '.join(reference.statistics)}, but protocol {rules.name} needs "
-            f"{', '.join(rules.statistics())}: choose another --protocol or --ref, or some "
-            "--metrics"
+            f"{', '.join(rules.statistics())}: choose another protocol or reference, or other "
+            "metrics"
         )
     return rules, reference
 
@@ -355,12 +341,7 @@ def with_extractors(
     if not usable:
         raise ValueError(f"{', '.join(protocol.columns)}: {NO_REAL}")
     wanted = replace(protocol, measures=tuple(usable)).outputs()
-    unknown = set(options.weights) - set(wanted)
-    if unknown:
-        raise ValueError(
-            f"weights for {', '.join(sorted(unknown))} are not used here: these metrics use "
-            f"{', '.join(wanted) or 'no network'}"
-        )
+    refuse_unused(options.weights, wanted)
     loaded = {
         name: extractors[name] if name in extractors else options.load(name) for name in wanted
     }
@@ -368,13 +349,28 @@ def with_extractors(
         for one in usable:
             if one.rule.needs_statistics and one.statistics == one.extractor:
                 check_extractor(reference, loaded[one.extractor])
-    size = None if reference is None else reference.image_size
+    sizes = sizes_of(reference, source, options.skip_corrupt)
+    check_same_size(sizes)
+    size = next((one for one in sizes.values() if one is not None), None)
     plan = ExtractionPlan(
         loaded, wanted, options.folder, options.batch, options.skip_corrupt, options.device, size
     )
     of_real = protocol.outputs(real=reference is not None) if has_real else {}
     real_plan = replace(plan, extractors={one: loaded[one] for one in of_real}, outputs=of_real)
     return Evaluator(protocol, reference, source, plan, real_plan, options)
+
+
+def sizes_of(
+    reference: str | Path | Reference | None, real: ImageSource | None, skip_corrupt: bool
+) -> dict[str, Size | None]:
+    """Return the sizes of real images by name, as far as they are known before a download."""
+    sizes: dict[str, Size | None] = {}
+    if reference is not None:
+        name = reference.name if isinstance(reference, Reference) else str(reference)
+        sizes[f"the reference {name}"] = known_size(reference)
+    if real is not None:
+        sizes[str(real.path)] = size_of(real, skip_corrupt)
+    return sizes
 
 
 def _is_usable(measure: Measure, reference: Reference | None) -> bool:

@@ -5,7 +5,7 @@ an earlier run, another process or a shard, are not computed again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,16 +16,18 @@ from erk.runtime.distributed import World, gather
 from erk.runtime.memory import fitting, halved
 from erk.runtime.progress import image_bar, within_batch
 from metrics.chunks import (
+    NO_IMAGES,
+    Batches,
     Chunk,
     Chunks,
     ImageBatch,
     Reading,
-    batches,
     source_chunks,
     tensor_chunks,
 )
 from metrics.extractors import FIELDS, Extractor, Outputs, extractor_names, output_sizes
-from metrics.images import ImageSource, open_images
+from metrics.images import ImageSource, first_shape, open_images
+from metrics.sizes import Size, check_same_size
 from metrics.statistics import check_finite
 from metrics.store import holds, load, save
 
@@ -43,11 +45,26 @@ class Features:
     outputs: dict[str, Outputs]  # by extractor
     index: Tensor  # int64 [n], positions in the set of the images that could be read
     metadata: dict[str, Tensor] = field(default_factory=dict)  # per image, [n] each
+    total: int | None = None  # images of the set, with those that could not be read
+    image_size: Size | None = None  # of the images; None: not known
 
     @property
     def n(self) -> int:
         """Number of images."""
         return len(self.index)
+
+    def output(self, extractor: str, name: str = "features") -> Tensor:
+        """Return one output of an extractor, [n, D]. Raises ValueError if there is none."""
+        values = getattr(self.outputs.get(extractor), name, None)
+        if values is None:
+            outputs = [f"{key} {one}" for key, part in self.outputs.items() for one in _known(part)]
+            known = ", ".join(outputs) or "nothing"
+            raise ValueError(
+                f"the {extractor} {name} of the images are needed, but {known} were extracted: "
+                "extract them too, or choose another protocol or other metrics"
+            )
+        tensor: Tensor = values
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,11 @@ class ExtractionPlan:
     batch: int = 64  # images per network call
     skip_corrupt: bool = False
     device: torch.device | str = "cpu"  # of the extractors
-    image_size: int | None = None  # pixels that the images must have; None: any
+    image_size: Size | None = None  # that the images must have; None: any
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"a batch must hold at least 1 image, not {self.batch}")
 
 
 def extract(
@@ -89,12 +110,11 @@ def extract(
     ValueError
         No images, broken images, NaN features or images that an extractor does not take.
     """
-    if isinstance(images, str | Path):
-        images = open_images(images)
+    images = opened(images)
     outputs = {name: default_outputs(name) for name in extractors}
     folder = None if cache is None else Path(cache)
     plan = ExtractionPlan(extractors, outputs, folder, batch, skip_corrupt, device)
-    alone = World(0, 1, torch.device(device))
+    alone, size = World(0, 1, torch.device(device)), size_of(images, skip_corrupt)
     if isinstance(images, ImageSource):
         features = collect(plan, image_chunks(images, plan), alone, len(images.names))
     elif folder is None:
@@ -102,8 +122,23 @@ def extract(
     else:
         features = collect(plan, lambda *_: tensor_chunks(images), alone, 0)
     if features is None or not features.n:
-        raise ValueError("there are no images to measure: give at least 2")
-    return features
+        raise ValueError(NO_IMAGES)
+    return replace(features, image_size=size)
+
+
+def size_of(images: ImageSource | Batches, skip_corrupt: bool = False) -> Size:
+    """Return the size of the first image; Batches check the others, and so do chunks."""
+    if isinstance(images, Batches):
+        return images.size
+    height, width, _ = first_shape(images, skip_corrupt)
+    return height, width
+
+
+def opened(images: Images) -> ImageSource | Batches:
+    """Return images as a source or as batches. Raises what `open_images` and `Batches` raise."""
+    if isinstance(images, str | Path):
+        return open_images(images)
+    return images if isinstance(images, ImageSource | Batches) else Batches(images)
 
 
 def default_outputs(name: str) -> tuple[str, ...]:
@@ -111,21 +146,17 @@ def default_outputs(name: str) -> tuple[str, ...]:
     return tuple(output_sizes(name)) if name in extractor_names() else ("features",)
 
 
-def _in_memory(
-    images: Tensor | Iterable[Tensor], extractors: Mapping[str, Extractor]
-) -> Features | None:
+def _in_memory(images: Iterable[Tensor], extractors: Mapping[str, Extractor]) -> Features:
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in extractors}
     n = 0
-    for batch in batches(images):
+    for batch in images:
         n += len(batch)
         for name, extractor in extractors.items():
             parts[name].append(extractor(batch)._asdict())
-    if not n:
-        return None
     outputs = {name: _joined(some) for name, some in parts.items()}
     for name, one in outputs.items():
         check_finite(one.features, f"{name} features")
-    return Features(outputs, torch.arange(n))
+    return Features(outputs, torch.arange(n), total=n)
 
 
 def collect(
@@ -143,7 +174,7 @@ def collect(
         if world.size > 1:
             raise ValueError("several processes share features by a store: give its folder, cache")
         parts = [
-            (chunk.start, dict(_chunk_outputs(plan, chunk, list(plan.extractors))))
+            (chunk.start, chunk.size, dict(_chunk_outputs(plan, chunk, list(plan.extractors))))
             for chunk in chunks(0, 1)
         ]
         return _assembled(plan, parts)
@@ -181,19 +212,19 @@ def load_features(plan: ExtractionPlan, chunks: Sequence[tuple[int, str, int]]) 
     assert plan.cache is not None
     folder = plan.cache
     parts = [
-        (start, {name: load(folder, one, key) for name, one in plan.extractors.items()})
-        for start, key, _ in chunks
+        (start, size, {name: load(folder, one, key) for name, one in plan.extractors.items()})
+        for start, key, size in chunks
     ]
     return _assembled(plan, parts)
 
 
 def _assembled(
-    plan: ExtractionPlan, parts: Sequence[tuple[int, dict[str, dict[str, Tensor]]]]
+    plan: ExtractionPlan, parts: Sequence[tuple[int, int, dict[str, dict[str, Tensor]]]]
 ) -> Features:
-    """Join the tensors of chunks, each with its start and its tensors per extractor."""
+    """Join the tensors of chunks, each with its start, its size and its tensors per extractor."""
     outputs, index, metadata = {}, torch.empty(0, dtype=torch.long), {}
     for name in plan.extractors:
-        some = [(start, tensors[name]) for start, tensors in parts]
+        some = [(start, tensors[name]) for start, _, tensors in parts]
         full = [tensors for _, tensors in some if len(tensors["kept"])]
         fields = plan.outputs[name]
         if any(one not in tensors for tensors in full for one in fields):
@@ -206,7 +237,7 @@ def _assembled(
         index = torch.cat([tensors["kept"] + start for start, tensors in some])
         names = set(full[0]) - {*FIELDS, "kept"}
         metadata = {key: torch.cat([tensors[key] for tensors in full]) for key in names}
-    return Features(outputs, index, metadata)
+    return Features(outputs, index, metadata, sum(size for _, size, _ in parts))
 
 
 def image_chunks(source: ImageSource, plan: ExtractionPlan, workers: int | None = None) -> Chunks:
@@ -249,12 +280,8 @@ def _chunk_outputs(
 
 def _on_device(plan: ExtractionPlan, batch: ImageBatch) -> ImageBatch:
     """Move images to the networks' device; ValueError for images of another size."""
-    height, width = batch.images.shape[2:]
-    if plan.image_size is not None and (height, width) != (plan.image_size,) * 2:
-        raise ValueError(
-            f"the images have {width}x{height} pixels but the reference is of "
-            f"{plan.image_size}x{plan.image_size}: their numbers would not compare"
-        )
+    size = batch.images.shape[2], batch.images.shape[3]
+    check_same_size({"the set": size, "what it is compared with": plan.image_size})
     return batch._replace(images=batch.images.to(plan.device, non_blocking=True))
 
 
@@ -289,8 +316,13 @@ def _network_outputs(
 
 def _joined(parts: Sequence[Mapping[str, Tensor | None]]) -> Outputs:
     """Concatenate outputs on the CPU; fields that are None or absent stay None."""
-    names = [field for field in FIELDS if parts[0].get(field) is not None]
+    names = [name for name in FIELDS if parts[0].get(name) is not None]
     return Outputs(**{name: torch.cat([_cpu(part[name]) for part in parts]) for name in names})
+
+
+def _known(outputs: Outputs) -> list[str]:
+    """Name the fields that are not None."""
+    return [name for name in FIELDS if getattr(outputs, name) is not None]
 
 
 def _cpu(tensor: Tensor | None) -> Tensor:

@@ -37,10 +37,10 @@ from metrics.statistics import (
     without_each,
 )
 
-NO_REAL = "real images are needed, give them by --real DIR or ZIP"
+NO_REAL = "real images are needed, give them by --real PATH (in Python real=PATH)"
 NO_LABELS = (
-    "the classes asked for are not known: a run keeps those of --labels balanced, --class and "
-    "files only (random ones: generate.py --evaluate)"
+    "the images' classes are not known: generate with --labels balanced, or measure during "
+    "sampling, erk generate --evaluate"
 )
 
 SUBSETS = 100  # of a kernel distance
@@ -70,6 +70,8 @@ class Kind(ABC):
     needs_statistics: ClassVar[bool] = False
     needs_real_features: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_covariance: ClassVar[bool] = False  # which has full rank only for many images
+    trend: ClassVar[str] = ""  # what more images do to the value, in words
 
     def minimum(self, options: Mapping[str, Any]) -> int:
         """Return the fewest images of which the measure is defined."""
@@ -83,7 +85,8 @@ class Kind(ABC):
 class Frechet(Kind):
     """Fréchet distance to the reference's moments."""
 
-    needs_statistics = True
+    needs_statistics = needs_covariance = True
+    trend = "FD falls"
 
     def compute(self, case: Case) -> Values:
         assert case.real is not None
@@ -99,7 +102,7 @@ class Frechet(Kind):
 class FrechetInfinity(Kind):
     """Fréchet distance extrapolated to infinitely many images."""
 
-    needs_statistics = True
+    needs_statistics = needs_covariance = True
 
     def minimum(self, options: Mapping[str, Any]) -> int:
         return 20
@@ -123,6 +126,7 @@ class InceptionScore(Kind):
 
     output = "logits"
     options = frozenset({"output", "splits", "split_size"})
+    trend = "IS rises"
 
     def minimum(self, options: Mapping[str, Any]) -> int:
         return int(options.get("splits", 1))

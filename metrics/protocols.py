@@ -31,13 +31,18 @@ class Protocol:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the classes asked for change what is reported."""
-        return self.floor is not None or any(one.rule.needs_labels for one in self.measures)
+        """Whether a measure is of the classes asked for; the floor takes them where they fit."""
+        return any(one.rule.needs_labels for one in self.measures)
 
-    def only(self, columns: Sequence[str] | None) -> "Protocol":
-        """Keep the measures that fill the named columns; None: all. Raises ValueError."""
+    def only(self, columns: str | Sequence[str] | None) -> "Protocol":
+        """Keep the measures that fill the named columns; None: all. Raises ValueError.
+
+        ``columns``: their names, or one text of them, "fid,is".
+        """
         if columns is None:
             return self
+        if isinstance(columns, str):
+            columns = [name.strip() for name in columns.split(",")]
         unknown = [column for column in columns if column not in self.columns]
         if unknown or not columns:
             raise ValueError(
@@ -45,7 +50,8 @@ class Protocol:
                 f"choose among {', '.join(self.columns)}"
             )
         chosen = tuple(m for m in self.measures if {*m.columns} & {*columns})
-        return replace(self, measures=chosen)
+        has_floor = any(one.kind == "fd" and one.statistics == self.floor for one in chosen)
+        return replace(self, measures=chosen, floor=self.floor if has_floor else None)
 
     def outputs(self, real: bool = False) -> dict[str, list[str]]:
         """Return extractor -> the outputs needed, features always; ``real``: of real images."""

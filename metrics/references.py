@@ -17,6 +17,7 @@ from metrics.extractors import Extractor, load_extractor
 from metrics.features import extract
 from metrics.images import BUNDLED, load_images
 from metrics.reference_files import Reference, read_reference
+from metrics.sizes import Size
 from metrics.statistics import Statistics, moments_of
 
 ROWS = data("configs") / "references.yaml"
@@ -116,6 +117,16 @@ def check_extractor(reference: Reference, extractor: Extractor) -> Statistics:
             f"(sha256 {statistics.weights[:8]}, here {extractor.sha256[:8]}): create it again"
         )
     return statistics
+
+
+def known_size(source: str | Path | Reference) -> Size | None:
+    """Return the size of a reference's images; None: unknown, as that of a file not yet read."""
+    if isinstance(source, Reference):
+        pixels = source.image_size
+    else:
+        row = known_references().get(str(source))
+        pixels = None if row is None else row.image_size
+    return None if pixels is None else (pixels, pixels)
 
 
 def reference_names() -> tuple[str, ...]:

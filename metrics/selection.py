@@ -1,9 +1,13 @@
 """Which images of a source: a subset, their seeds, their classes and their order."""
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metrics.images import ImageSource
 from metrics.jackknife import is_in_blocks
@@ -71,28 +75,41 @@ def is_in_seed_order(source: ImageSource) -> bool:
     return labels is None or not is_in_blocks(labels)
 
 
-def labels_of(source: ImageSource, classes: int | None) -> list[int] | None:
+def labels_of(source: ImageSource, classes: int | None) -> list[Any] | None:
     """Return the class of every image where it is stored or follows from run.json, else None.
 
     It follows from the run's settings if they name one ``class`` or ``labels: balanced``
-    (class = seed mod classes). Raises ValueError for a class that is not among ``classes``, if that
-    number is known.
+    (class = seed mod classes). Files may hold anything: see `checked_labels`.
     """
     settings = source.run.get("settings", {})
     chosen, seeds = settings.get("class"), seeds_of(source)
     if source.labels is not None:
-        labels = source.labels
-    elif chosen is not None:
-        labels = [chosen] * len(source.names)
-    elif settings.get("labels") == "balanced" and seeds is not None and classes:
-        labels = [seed % classes for seed in seeds]
-    else:
-        return None
-    wrong = next((one for one in labels if not is_class(one) or one >= (classes or 1 << 31)), 0)
-    if wrong:
-        known = f"0 to {classes - 1}" if classes else "0, 1, 2, ..."
-        raise ValueError(
-            f"{source.path} has the class {str(wrong)[:40]}, but classes are {known}: correct its "
-            "labels, or leave out what needs them by --metrics"
-        )
-    return labels
+        return source.labels
+    if chosen is not None:
+        return [chosen] * len(source.names)
+    if settings.get("labels") == "balanced" and seeds is not None and classes:
+        return [seed % classes for seed in seeds]
+    return None
+
+
+def checked_labels(
+    labels: Sequence[Any] | np.ndarray | Tensor, count: int, classes: int | None, name: str
+) -> Tensor:
+    """Return labels as int64 [count], one per image.
+
+    Raises ValueError, naming the set of images, for another number of them or for one that is no
+    class, an int from 0 on, or not among ``classes``, if that number is known.
+    """
+    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
+    values = [one.item() if isinstance(one, np.generic | Tensor) else one for one in values]
+    if len(values) != count:
+        raise ValueError(f"{name} holds {count} images, so give {count} labels, not {len(values)}")
+    limit = 1 << 31 if classes is None else classes
+    for value in values:
+        if not is_class(value) or value >= limit:
+            known = "0, 1, 2, ..." if classes is None else f"0 to {classes - 1}"
+            raise ValueError(
+                f"{name} has the class {str(value)[:40]!r}, but classes are {known}: correct the "
+                "labels, or leave out the metrics that need them"
+            )
+    return torch.tensor(values, dtype=torch.long)

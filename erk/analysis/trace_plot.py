@@ -7,6 +7,8 @@ import numpy as np
 
 from erk.analysis.plots import GREY, look, panels, png
 
+COLUMNS = ("stiffness", "gate", "df", "push")
+
 Trace = Mapping[str, np.ndarray]
 """sigmas [S] and stiffness, gate, df, push [S, N], for S steps and N samples."""
 
@@ -27,10 +29,17 @@ def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) 
     -------
     bytes
         The figure as a PNG file.
+
+    Raises
+    ------
+    ValueError
+        Arrays of another shape or type.
     """
     named: Mapping[str, Trace] = (
         {"trace": traces} if "stiffness" in traces else traces  # type: ignore[assignment, dict-item]
     )
+    for name, trace in named.items():
+        check_trace(trace, name)
     with panels(3, 3.0) as (figure, ((stiffness, gate, error),)):
         for i, (name, trace) in enumerate(named.items()):
             colour = look(i)["color"]
@@ -50,6 +59,23 @@ def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) 
         stiffness.legend()
         error.legend()
         return png(figure)
+
+
+def check_trace(trace: Trace, name: str) -> None:
+    """Raise ValueError for arrays that are no trace; NaN stands where a step has no pair."""
+    arrays = {key: np.asarray(trace[key]) for key in ("sigmas", *COLUMNS) if key in trace}
+    if len(arrays) <= len(COLUMNS):
+        raise ValueError(f"{name} is no trace: it lacks one of sigmas, {', '.join(COLUMNS)}")
+    for key, values in arrays.items():
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"{name} is no trace: its {key} are {values.dtype}, not real numbers")
+    sigmas, shape = arrays.pop("sigmas"), arrays["stiffness"].shape
+    if sigmas.ndim != 1 or not (np.isfinite(sigmas) & (sigmas > 0)).all():
+        raise ValueError(f"{name} is no trace: its sigmas must be positive numbers [S]")
+    if len(shape) != 2 or 0 in shape or shape[0] != len(sigmas):
+        raise ValueError(f"{name} is no trace: its stiffness is not [S, N], S = {len(sigmas)}")
+    if {values.shape for values in arrays.values()} != {shape}:
+        raise ValueError(f"{name} is no trace: {', '.join(COLUMNS)} differ in shape")
 
 
 def _curve(panel: Any, trace: Trace, name: str, label: str, **style: Any) -> None:

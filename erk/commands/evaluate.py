@@ -59,7 +59,8 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
 @cloup.option_group(
     "Output",
     cloup.option("--json", "json_path", metavar="FILE",
-                 help="File of the result row.  [default: results/IMAGES-REF.json]"),
+                 help="File of the result row.  [default: in results/, named after the images, the "
+                 "reference and a code of other options]"),
     cloup.option("--csv", "csv_path", metavar="FILE", help="Also write the row as CSV."),
     cloup.option("--shard", metavar="I/N", help="Only extract every N-th part, from I = 0 on; then "
                  "the same command without --shard measures all."),
@@ -95,13 +96,15 @@ def main(**options: Any) -> None:
     shard = shard_of(options["shard"], {})
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("--shard and torchrun both divide the work: use one of them")
+    _check_options(options)
     runs = [options["images"], *([options["paired"]] if options["paired"] else [])]
     # before the evaluator, which may download: a mistyped path must not wait for the network
     sources = [subset(open_images(run), options["num"], options["seed"]) for run in runs]
     _check_pair(sources)
+    _check_known_sizes(sources, options)
     evaluator = _load_evaluator(options, device)
     for source in sources:
-        evaluator.check_size(source)
+        evaluator.check_source(source)
     with join(device) as world:
         if shard is not None:
             for source in sources:
@@ -118,23 +121,40 @@ def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluat
 
     if device.type == "cpu":
         keep_freed_memory()
-    metrics, weights = options["metrics"], options["weights"]
-    wrong = next((text for text in weights if "=" not in text), None)
-    if wrong is not None:
-        raise ValueError(f"--weights wants NAME=FILE, such as inception=random:0, not '{wrong}'")
     return load_evaluator(
         options["ref"],
         protocol=options["protocol"],
-        metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
+        metrics=options["metrics"],
         real=options["real"],
         options=Options(
-            weights=dict(text.split("=", 1) for text in weights),
+            weights=shared.weights_of(options["weights"]),
             memory=options["memory"] and options["memory"] * 2**20,
             device=device,
             precision=options["extractor_precision"],
             **{name: options[name] for name in PASSED},
         ),
     )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError before anything is read if there is nothing to compare with."""
+    if options["ref"] is None and (options["real"] is None or options["protocol"] is None):
+        raise ValueError(
+            "--ref is missing: say what to compare with, for example --ref imagenet512 or --ref "
+            "digits; or compare with real images alone, --real DIR --protocol NAME"
+        )
+
+
+def _check_known_sizes(sources: "list[ImageSource]", options: dict[str, Any]) -> None:
+    """Raise ValueError for another size than that of a known reference, before its download."""
+    from metrics.evaluator import sizes_of
+    from metrics.features import size_of
+    from metrics.sizes import check_same_size
+
+    for source in sources:
+        size = size_of(source, options["skip_corrupt"])
+        reference = sizes_of(options["ref"], None, options["skip_corrupt"])
+        check_same_size({str(source.path): size} | reference)
 
 
 def _check_pair(sources: "list[ImageSource]") -> None:

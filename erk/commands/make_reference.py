@@ -21,10 +21,11 @@ from erk.commands.cli import command
     "Reference",
     cloup.option("--dest", metavar="FILE.npz", required=True, help="The reference to write."),
     cloup.option("--extractors", default="inception,dinov2", metavar="LIST", help="Some of "
-                 "inception, inception-spatial, dinov2, dinov2-pil, vgg16, digits."),
+                 "inception, inception-spatial, dinov2, dinov2-pil, vgg16, digits, mnist."),
     cloup.option("--features", is_flag=True, help="Keep the features, for precision and recall."),
     cloup.option("--protocol", metavar="NAME", help="Protocol that the reference is for.  "
                  "[default: from the extractors]"),
+    shared.overwrite_option,
 )  # fmt: skip
 @shared.feature_options()
 def main(**options: Any) -> None:
@@ -44,6 +45,7 @@ def main(**options: Any) -> None:
     from metrics.selection import subset
 
     check_target(dest)
+    shared.refuse_existing(dest, options["overwrite"])
     if options["protocol"] is not None:
         find_protocol(options["protocol"])
     names = [name.strip() for name in options["extractors"].split(",")]
@@ -53,7 +55,7 @@ def main(**options: Any) -> None:
         click.echo(f"{source.path}: {note}", err=True)
     plan = extraction_plan(
         names,
-        dict(text.partition("=")[::2] for text in options["weights"]),
+        shared.weights_of(options["weights"]),
         pick_device(options["device"]),
         **{name: options[name] for name in passed},
     )

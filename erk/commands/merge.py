@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import cloup
 
+from erk.commands import options as shared
 from erk.commands.cli import command
 
 
@@ -16,7 +17,8 @@ from erk.commands.cli import command
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @cloup.option("--dest", metavar="PATH", help="Result.  [default: the only SOURCE]")
-def main(sources: tuple[str, ...], dest: str | None) -> None:
+@cloup.option("--overwrite", is_flag=True, help="Replace an existing reference.")
+def main(sources: tuple[str, ...], dest: str | None, overwrite: bool) -> None:
     """Merge runs, stores of features, or references (.npz) into one.
 
     A missing image, or one that differs between two runs, is an error. The sources are not
@@ -37,6 +39,7 @@ def main(sources: tuple[str, ...], dest: str | None) -> None:
     elif all(path.suffix == ".npz" for path in paths):
         from metrics.merging import merge_references
 
+        shared.refuse_existing(Path(str(dest)), overwrite)
         click.echo(f"wrote {merge_references(paths, Path(str(dest)))}")
     else:
         raise ValueError("merge folders of runs, stores of features or .npz references, not a mix")

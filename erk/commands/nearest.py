@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     cloup.option("--train", required=True, metavar="PATH|NAME", help="The training set: a "
                  "folder, .zip or .npz, or a reference that has images: digits."),
     cloup.option("--space", default="pixels", metavar="NAME", help="Distances between pixels, or "
-                 "between features of inception, dinov2, dinov2-pil, vgg16, digits."),
+                 "between features of inception, dinov2, dinov2-pil, vgg16, digits, mnist."),
     cloup.option("--k", type=click.IntRange(2, 20), default=4, help="Neighbours of each image."),
 )  # fmt: skip
 @cloup.option_group(

@@ -3,7 +3,8 @@
 Each option is declared once. Nothing here imports PyTorch, so that help pages appear at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +41,7 @@ noise_option = cloup.option(
     help="Device that draws the noise: 'device' as published; 'cpu' gives a seed the same noise "
     "on every device.",
 )  # fmt: skip
+overwrite_option = cloup.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
 dry_run_option = cloup.option("--dry-run", is_flag=True, help="Print the cost and stop.")
 
 
@@ -153,9 +155,7 @@ def feature_options(*more: Decorator) -> Decorator:
         cloup.option(
             "--skip-corrupt", is_flag=True, help="Leave out images that cannot be read."
         ),
-        cloup.option(
-            "--batch", type=int, default=64, help="Images per network call."
-        ),
+        batch_option(64, "Images per network call."),
         cloup.option(
             "--cache", metavar="DIR", help="Folder of extracted features.  [default: in ERK_CACHE]"
         ),
@@ -163,6 +163,25 @@ def feature_options(*more: Decorator) -> Decorator:
         device_option,
         offline_option,
     )  # fmt: skip
+
+
+def refuse_existing(dest: Path, overwrite: bool) -> None:
+    """Raise ValueError if --dest exists and is not to be replaced."""
+    if dest.exists() and not overwrite:
+        raise ValueError(f"{dest} exists: choose another --dest, or replace it with --overwrite")
+
+
+def weights_of(texts: Sequence[str]) -> dict[str, str]:
+    """Return extractor -> weights from the texts of --weights. Raises ValueError."""
+    weights: dict[str, str] = {}
+    for text in texts:
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise ValueError(f"--weights wants NAME=FILE, such as inception=random:0, not '{text}'")
+        if name in weights:
+            raise ValueError(f"--weights gives {name} twice: leave out one of them")
+        weights[name] = source
+    return weights
 
 
 def subset_options(*more: Decorator, title: str = "Images") -> Decorator:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import cloup
 
+from erk.commands import options as shared
 from erk.commands.cli import command
 
 
@@ -29,7 +30,7 @@ from erk.commands.cli import command
     "Archive",
     cloup.option("--dest", metavar="FILE.zip", required=True, help="The archive to write."),
     cloup.option("--size", type=int, default=512, help="Width and height of the images, pixels."),
-    cloup.option("--overwrite", is_flag=True, help="Replace an existing archive."),
+    shared.overwrite_option,
     cloup.option("--workers", type=int, metavar="N", default=os.cpu_count() or 1,
                  show_default="one per core", help="Threads that decode and encode."),
 )  # fmt: skip
@@ -43,8 +44,7 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     target = Path(dest)
     if target.suffix != ".zip":
         raise ValueError(f"the archive {target} must end in .zip: rename it")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists: choose another --dest, or replace it with --overwrite")
+    shared.refuse_existing(target, overwrite)
     for name, value in options.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

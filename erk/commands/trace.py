@@ -12,8 +12,6 @@ from erk.commands.cli import command, require_suffix
 if TYPE_CHECKING:
     from erk.analysis.trace_plot import Trace
 
-COLUMNS = ("stiffness", "gate", "df", "push")
-
 
 @command(
     "erk trace on.npz --w-con 0.3 --out trace.png",
@@ -40,22 +38,21 @@ def main(traces: Sequence[str], out: str, w_con: float | None) -> None:
 
 
 def read_trace(path: Path) -> "Trace":
-    """Return sigmas [S], seeds [N] and stiffness, gate, df, push [S, N] of a file.
+    """Return sigmas [S] and stiffness, gate, df, push [S, N] of a file.
 
     Raises FileNotFoundError, or ValueError for another file or one without a pair.
     """
     import numpy as np
 
+    from erk.analysis.trace_plot import COLUMNS, check_trace
     from metrics.npz import read_npz
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give a trace of erk generate --trace")
     try:
-        trace = read_npz(path, ("sigmas", "seeds", *COLUMNS))
-        shape = (len(trace["sigmas"]), len(trace["seeds"]))
-        if {trace[name].shape for name in COLUMNS} != {shape} or 0 in shape:
-            raise ValueError
-    except (ValueError, KeyError, TypeError) as error:
+        trace = read_npz(path, ("sigmas", *COLUMNS))
+        check_trace(trace, str(path))
+    except ValueError as error:
         raise ValueError(f"{path} is no trace: write one with erk generate --trace") from error
     if np.isnan(trace["stiffness"]).all():
         raise ValueError(f"{path} has no step with a pair, so nothing to plot: take more steps")

@@ -3,7 +3,7 @@
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -64,6 +64,16 @@ def refuse_random(sources: Mapping[str, str], allowed: bool) -> None:
         raise ValueError(
             "random weights measure nothing: leave them out, or add --allow-random-weights for a "
             "trial whose numbers nobody reports"
+        )
+
+
+def refuse_unused(sources: Mapping[str, str], wanted: Collection[str]) -> None:
+    """Raise ValueError if there are weights for a network that is not wanted."""
+    unused = sorted(set(sources) - set(wanted))
+    if unused:
+        raise ValueError(
+            f"weights for {', '.join(unused)} are not used here, only those for "
+            f"{', '.join(wanted) or 'no network'}"
         )
 
 

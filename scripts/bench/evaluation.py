@@ -97,7 +97,8 @@ def prepare(folder: Path, n: int, device: str, all_metrics: bool) -> None:
     write_images(folder / "real", n, SIDE // 2)
     write_weights(folder, all_metrics)
     words = [
-        *("--images", folder / "real", "--dest", folder / "reference.npz", "--device", device),
+        *("--images", folder / "real", "--dest", folder / "reference.npz", "--overwrite"),
+        *("--device", device),
         *("--extractors", ",".join(extractors), "--protocol", "erk-paper"),
         *("--cache", folder / "cache", *weights_of(folder, extractors)),
     ]

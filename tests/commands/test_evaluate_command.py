@@ -209,7 +209,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--images", "out"], "--ref is missing"),
         (["--images", "nowhere", "--ref", "digits"], "nowhere does not exist"),
         (["--ref", "imagenet99"], "imagenet99"),
-        (["--ref", "digits", "--batch", "0"], "must be at least 1"),
+        (["--ref", "digits", "--batch", "0"], "0 is not in the range x>=1"),
         (["--ref", "digits", "--groups", "0"], "must be at least 1"),
         (["--ref", "digits", "--json", "out/000000.png/row.json"], "000000.png"),
         (["--ref", "digits", "--protocol", "edm"], "needs inception: choose another"),
@@ -219,9 +219,15 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--ref", "digits", "--num", "21"], "a subset has 2 to as many"),
         (["--ref", "digits", "--weights", "digits=random:0"], "random weights measure nothing"),
         (["--ref", "digits", "--weights", "random:0"], "--weights wants NAME=FILE"),
+        (["--ref", "digits", "--weights", "digits=a", "--weights", "digits=b"], "digits twice"),
         (["--ref", "digits", "--weights", "vgg16=a.pth"], "weights for vgg16 are not used here"),
-        (["--ref", "digits", "--real", "large"], "out holds images of 8x8 pixels but large"),
+        (
+            ["--ref", "digits", "--real", "large"],
+            "the reference digits holds images of 8x8 pixels but large",
+        ),
         (["--real", "large"], "--ref is missing"),
+        (["--real", "large", "--protocol", "digits"], "8x8 pixels but large of 16x16"),
+        (["--ref", "imagenet512"], "8x8 pixels but the reference imagenet512 of 512x512"),  # R31
         (["--ref", "digits", "--cache-limit", "-1"], "--cache-limit"),
     ],
 )

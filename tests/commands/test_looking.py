@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erk.analysis.trace_plot import COLUMNS, plot_trace
 from erk.commands import compare, generate, nearest, trace
 from erk.generation.images import png_bytes, read_png
 from erk.generation.sheets import SheetCell, captioned_sheet, fitted
@@ -191,7 +192,7 @@ def test_without_erk_guid_no_sample_is_corrected(runs):
 
 def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
     no_pair = tmp_path / "short.npz"
-    zeros = {n: np.full((1, 2), np.nan) for n in trace.COLUMNS}
+    zeros = {n: np.full((1, 2), np.nan) for n in COLUMNS}
     np.savez(no_pair, sigmas=np.ones(1), seeds=np.arange(2), **zeros)
     broken = tmp_path / "broken.npz"
     broken.write_bytes((runs / "on.npz").read_bytes()[:300])
@@ -208,6 +209,34 @@ def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
         code, told, error = run(trace, *arguments)
         assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("stiffness", np.full((3, 2), "1"), "its stiffness are <U1, not real numbers"),
+        ("gate", np.ones((3, 2), complex), "its gate are complex128"),
+        ("df", np.ones((3, 2), "datetime64[s]"), "its df are datetime64"),
+        ("push", np.ones((2, 3)), "differ in shape"),
+        ("stiffness", np.ones(3), r"its stiffness is not \[S, N\], S = 3"),
+        ("sigmas", np.array(["3", "2", "1"]), "its sigmas are <U1"),
+        ("sigmas", np.array([3, 2, np.nan]), "its sigmas must be positive"),
+        ("sigmas", np.array([3, 2, -1]), "its sigmas must be positive"),
+        ("sigmas", np.array([3.0, 2]), r"not \[S, N\], S = 2"),
+        ("sigmas", np.ones((3, 2)), "its sigmas must be positive"),
+    ],
+)
+def test_arrays_that_are_no_trace(tmp_path, name, values, reason):
+    """R13: from a file and from Python"""
+    arrays = {key: np.ones((3, 2)) for key in COLUMNS} | {"sigmas": np.array([3, 2, 1])}
+    assert plot_trace(arrays).startswith(b"\x89PNG")
+    arrays[name] = values
+    with pytest.raises(ValueError, match=reason):
+        plot_trace(arrays)
+    np.savez(tmp_path / "a.npz", **arrays)
+    code, _, error = run(trace, tmp_path / "a.npz", "--out", tmp_path / "a.png")
+    assert code == 2 and "a.npz is no trace: write one with erk generate --trace" in error
+    assert not (tmp_path / "a.png").exists()
 
 
 # Two runs

@@ -11,7 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from erk.commands import nearest
 from erk.commands.make_reference import main
+from metrics.build_reference import extraction_plan
+from metrics.extractors import extractor_names
 from metrics.references import load_reference
 from metrics.statistics import moments_of
 
@@ -78,9 +81,43 @@ def test_processes_agree_to_the_last_bit(make, tmp_path):
         (["--dest", "mine.npz", "--extractors", "clip"], "clip"),
         (["--dest", "mine.npz", "--num", "1000"], "a subset has 2 to as many"),
         (["--dest", "mine.npz", "--weights", "digits=random:0"], "random weights measure nothing"),
+        (["--dest", "mine.npz", "--weights", "foo"], "--weights wants NAME=FILE"),  # R12
+        (  # R12
+            ["--dest", "mine.npz", "--weights", "vgg16=random:0", "--allow-random-weights"],
+            "weights for vgg16 are not used here",
+        ),
+        (["--dest", "mine.npz", "--batch", "0"], "0 is not in the range x>=1"),  # R11
+        (["--dest", "mine.npz", "--batch", "-3"], "-3 is not in the range x>=1"),
+        (  # R18
+            ["--dest", "mine.npz", "--extractors", "digits-spatial"],
+            "no statistics 'digits-spatial'",
+        ),
     ],
 )
 def test_bad_input(make, arguments, message):
     done = make(*arguments)
-    assert done.exit_code == 2 and message in done.stderr and done.stderr.startswith("Error: ")
-    assert not Path("mine.npz").exists()
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("Error: ") == 1
+    assert not Path("mine.npz").exists() and not Path("cache").exists()
+
+
+def test_a_reference_is_replaced_only_if_asked(make):
+    """R28"""
+    Path("mine.npz").write_bytes(b"statistics of days")
+    done = make("--dest", "mine.npz")
+    assert done.exit_code == 2 and "mine.npz exists: choose another --dest" in done.stderr
+    assert Path("mine.npz").read_bytes() == b"statistics of days"
+    assert make("--dest", "mine.npz", "--overwrite").exit_code == 0
+    assert load_reference("mine.npz").statistics["digits"].n == 600
+
+
+def test_plans_refuse_an_empty_batch():
+    """R11: from Python, too"""
+    with pytest.raises(ValueError, match="a batch must hold at least 1 image, not 0"):
+        extraction_plan(["digits"], {}, torch.device("cpu"), batch=0)
+
+
+@pytest.mark.parametrize("command", [main, nearest.main])
+def test_the_help_page_names_every_extractor(command):
+    """R33"""
+    words = CliRunner().invoke(command, ["--help"]).output.replace(",", " ").replace(".", " ")
+    assert {*extractor_names()} <= {*words.split()}

@@ -299,14 +299,17 @@ def reference(path, features, protocol="digits", keep=True, n=None):
     write_reference(path, {"digits": statistics}, protocol=protocol, labels=labels, image_size=8)
 
 
-def test_references_of_parts_become_the_one_of_all(run):
+def test_references_of_parts_become_the_one_of_all(run, refuse):
     """Mean and covariance of all images, to float64's rounding; features and labels in order."""
     torch.manual_seed(0)
     features = torch.randn(90, 5, dtype=torch.float64).float() + 3
     reference("all.npz", features)
     for name, part in zip("abc", features.split([20, 30, 40]), strict=True):
         reference(f"{name}.npz", part)
-    run(merge_command, "a.npz", "b.npz", "c.npz", "--dest", "merged.npz")
+    names = "a.npz", "b.npz", "c.npz"
+    run(merge_command, *names, "--dest", "merged.npz")
+    refuse(merge_command, [*names, "--dest", "merged.npz"], "merged.npz exists")  # R28
+    run(merge_command, *names, "--dest", "merged.npz", "--overwrite")
     of_all, merged = (read_reference(Path(f"{name}.npz")) for name in ("all", "merged"))
     one, other = (one.statistics["digits"] for one in (of_all, merged))
     assert other.n == 90 and other.weights == "w" and merged.protocol == "digits"
@@ -319,8 +322,8 @@ def test_references_that_do_not_fit(run, refuse):
     reference("a.npz", torch.randn(9, 3))
     reference("b.npz", torch.randn(9, 3), protocol="edm")
     shutil.copy("a.npz", "c.npz")
-    refuse(merge_command, ["a.npz", "b.npz", "--dest", "all.npz"], "only references of one kind")
-    refuse(merge_command, ["a.npz", "c.npz", "--dest", "all.npz"], "are the same file")
+    refuse(merge_command, ["a.npz", "b.npz", "--dest", "new.npz"], "only references of one kind")
+    refuse(merge_command, ["a.npz", "c.npz", "--dest", "new.npz"], "are the same file")
 
 
 def test_every_seed_of_a_merged_zip_is_a_member_once(run, parts):

@@ -280,7 +280,7 @@ def test_kernel_distance_of_constants_by_hand():
     real, generated = np.full((50, 8), 0.3), np.full((50, 8), 0.1)
     mean, spread = kernel_distance(real=real, generated=generated, subset_size=20)
     assert mean == pytest.approx(1.01**3 + 1.09**3 - 2 * 1.03**3, rel=1e-9) and spread < 1e-12
-    with pytest.raises(ValueError, match="too large for a kernel distance"):
+    with pytest.raises(ValueError, match="the kernel distance overflows"):
         kernel_distance(real=real * 1e120, generated=generated, subset_size=20)
 
 
@@ -322,3 +322,22 @@ def test_a_frechet_distance_needs_a_dimension():
     assert frechet_distance(([0.0], [[1.0]]), ([3.0], [[4.0]])) == pytest.approx(
         10
     )  # 9 + (1 - 2)^2
+
+
+def test_numbers_that_overflow_are_refused():
+    """R19: finite numbers whose distance exceeds float64; half as large an exponent is exact."""
+    eye, zero = np.eye(3), np.zeros(3)
+    with pytest.raises(ValueError, match="the Fréchet distance overflows"):
+        frechet_distance((zero, 1e200 * eye), (zero, 1e200 * eye))
+    with pytest.raises(ValueError, match="the Fréchet distance overflows"):
+        frechet_distance((zero + 1e200, eye), (zero - 1e200, eye))
+    near = frechet_distance((zero, 1e100 * eye), (zero, 4e100 * eye))
+    assert near == pytest.approx(3e100, rel=1e-12)  # 3 (2 - 1)^2 1e100
+    features = np.random.default_rng(0).normal(size=(20, 3))
+    large = features * 1e200
+    with pytest.raises(ValueError, match="the kernel distance overflows"):
+        kernel_distance(real=large, generated=features, subset_size=20)
+    with pytest.raises(ValueError, match="the Inception score overflows"):
+        inception_score(np.array([[1.5e308, -1.5e308], [0, 0]]), splits=1)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        fd_infinity((zero, eye), large)

@@ -57,7 +57,7 @@ def test_noise_is_far_away(evaluated):
     assert result.values["fd"] > 100
     assert result.values["precision"] < 0.5 and result.values["recall"] < 0.3
     assert result.values["accuracy"] is None
-    assert any("accuracy: the classes asked for are not known" in note for note in result.undefined)
+    assert any("accuracy: the images' classes are not known" in note for note in result.undefined)
 
 
 def test_collapse_to_one_class_shows_in_recall(evaluated, digits):
@@ -177,7 +177,8 @@ def test_real_images_serve_where_the_reference_has_no_features(reference, evalua
     result = evaluate_features(generated, rules, few)
     assert result.values["precision"] is None and result.values["fd"] > 0
     assert result.undefined == [
-        "precision and recall: real images are needed, give them by --real DIR or ZIP"
+        "precision and recall: real images are needed, give them by --real PATH "
+        "(in Python real=PATH)"
     ]
     real = {"digits": Outputs(reference.statistics["digits"].features)}
     with_real = evaluate_features(generated, rules, few, real=real)

@@ -318,5 +318,5 @@ def test_outputs_are_added_to_those_in_the_store(source, tmp_path):
 
 
 def test_images_of_another_size_than_the_reference(source, tmp_path):
-    with pytest.raises(ValueError, match="8x8 pixels but the reference is of 64x64"):
-        extracted(source, plan_of(tmp_path, image_size=64))
+    with pytest.raises(ValueError, match="8x8 pixels but what it is compared with of 64x64"):
+        extracted(source, plan_of(tmp_path, image_size=(64, 64)))

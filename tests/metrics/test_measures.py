@@ -56,7 +56,7 @@ def test_a_measure_names_what_is_missing():
         9, bare, None
     )
     accuracy = Measure("accuracy", "a", ("accuracy",))
-    assert "classes asked for are not known" in accuracy.undefined(9, None, None)
+    assert "classes are not known" in accuracy.undefined(9, None, None)
     assert accuracy.undefined(9, None, torch.zeros(9)) is None
 
 

@@ -1,11 +1,20 @@
 """One call from images to numbers, whatever form images and references have."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import metrics
+from metrics.extractors import Outputs
+from metrics.features import Features
+from metrics.measures import Measure
+from metrics.protocols import Protocol
+from metrics.reference_files import write_reference
 from metrics.references import load_reference
+from metrics.statistics import Statistics, moments_of
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def test_real_images_serve_as_the_reference(form, digits, save_pngs, tmp_path, n
     for one, part in zip(moments, (real, images), strict=True):
         one.add(networks["digits"](part).features)
     assert evaluation.values["fd"] == pytest.approx(metrics.frechet_distance(*moments), rel=1e-5)
-    with pytest.raises(ValueError, match="--protocol NAME"):
+    with pytest.raises(ValueError, match="names? no protocol: choose one of erk-paper"):
         metrics.evaluate(images, given)
 
 
@@ -108,7 +117,7 @@ def test_the_digits_classifier_is_not_loaded_for_other_references(tmp_path, monk
 
 
 def test_unknown_options_are_refused(digits):
-    with pytest.raises(TypeError, match="grups"):
+    with pytest.raises(TypeError, match=r"evaluate\(\) has no argument 'grups'.* groups"):
         metrics.evaluate(digits[0][:20], "digits", grups=2)
 
 
@@ -118,3 +127,204 @@ def test_frechet_distance_takes_moments_and_pairs():
     zero = pytest.approx(0, abs=1e-12)
     assert metrics.frechet_distance(moments, pair) == zero
     assert metrics.frechet_distance(real=pair, generated=moments) == zero
+
+
+def enlarged(images):
+    return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.fixture
+def small_reference(digits, extractor, tmp_path):
+    """A file of statistics of 8x8 images, with features."""
+    rows = extractor(digits[0][:300]).features
+    moments = moments_of(rows)
+    one = Statistics(moments.mean, moments.cov, moments.n, rows, "")
+    path = tmp_path / "small.npz"
+    return write_reference(path, {"any": one}, protocol="digits", image_size=8)
+
+
+class AnySize:
+    """An extractor that takes images of any size, as Inception does."""
+
+    name, feature_dim, sha256, precision = "any", 64, "", "fp32"
+
+    def __call__(self, images):
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 8)
+        return Outputs(small.flatten(1))
+
+
+ANY = Protocol("any", (Measure("fd", "any", ("fd",)),), "test")
+
+
+@pytest.mark.parametrize("form", ["tensor", "batches", "cache", "features", "folder"])
+@pytest.mark.parametrize("real", ["file", "tensor", "features", "folder"])
+def test_images_of_another_size_are_refused(
+    form, real, digits, save_pngs, small_reference, tmp_path
+):
+    """R3: in every form, also if their features are stored already."""
+    networks, options = {"any": AnySize()}, {}
+    large = enlarged(digits[0][:20])
+    if form == "batches":
+        given = iter(large.split(8))
+    elif form == "features":
+        given = metrics.extract(large, networks)
+    elif form == "folder":
+        given = save_pngs(large, "large")
+    else:
+        given = large
+    if form == "cache":
+        options["cache"] = tmp_path / "cache"
+        metrics.extract(large, networks, options["cache"])
+    reference = small_reference
+    if real != "file":
+        reference = digits[0][300:400]
+        reference = metrics.extract(reference, networks) if real == "features" else reference
+        reference = save_pngs(reference, "real") if real == "folder" else reference
+    with pytest.raises(ValueError, match=r"of 16x16 pixels but .* of 8x8: their numbers"):
+        metrics.evaluate(given, reference, ANY, extractors=networks, **options)
+
+
+def test_a_known_size_is_checked_before_a_download(digits, save_pngs, monkeypatch):
+    """R31"""
+    monkeypatch.setattr("metrics.references.fetch", lambda *_, **__: pytest.fail("downloaded"))
+    for images in (digits[0][:20], save_pngs(digits[0][:20])):
+        with pytest.raises(ValueError, match="8x8 pixels but the reference imagenet512 of 512x512"):
+            metrics.evaluate(images, "imagenet512")
+
+
+def test_batches_of_two_sizes_are_refused(digits, tmp_path):
+    """R3"""
+    batches = [digits[0][:8], enlarged(digits[0][:8])]
+    for cache in (None, tmp_path):
+        with pytest.raises(ValueError, match="8x8 pixels but another batch of 16x16"):
+            metrics.extract(batches, {"any": AnySize()}, cache)
+
+
+def test_batches_without_images_are_passed_over(digits, extractor):
+    batches = [digits[0][:0], digits[0][:5], digits[0][:0], digits[0][5:9]]
+    assert metrics.extract(batches, {"digits": extractor}).n == 9
+    with pytest.raises(ValueError, match="there are no images to measure"):
+        metrics.extract(batches[:1], {"digits": extractor})
+    with pytest.raises(ValueError, match="must be uint8 tensors .* not ndarray"):
+        metrics.extract([digits[0][:5].numpy()], {"digits": extractor})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0] * 5, "holds 100 images, so give 100 labels, not 5"),
+        ([0] * 101, "so give 100 labels, not 101"),
+        ([99] * 100, "has the class '99', but classes are 0 to 9"),
+        ([10] * 100, "has the class '10', but classes are 0 to 9"),
+        ([-1] * 100, "has the class '-1'"),
+        (torch.full((100,), 0.9), "has the class '0.8999"),
+        (np.zeros(100, bool), "has the class 'False'"),
+        ([False] + [0] * 99, "has the class 'False'"),
+        (torch.zeros(100, 10, dtype=torch.long), r"has the class '\[0, 0"),
+        (["0"] * 100, "has the class '0'"),
+        ([None] * 100, "has the class 'None'"),
+        ([2**70] * 100, "but classes are 0 to 9"),
+    ],
+)
+@pytest.mark.parametrize("form", ["tensor", "folder", "features"])
+def test_labels_are_checked(labels, message, form, digits, save_pngs, networks, reference):
+    """R4"""
+    images = digits[0][:100]
+    if form == "folder":
+        images = save_pngs(images)
+    elif form == "features":
+        images = metrics.extract(images, networks)
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(images, reference, "digits", labels=labels, extractors=networks)
+
+
+def test_labels_of_every_type_of_integer(digits, networks, reference):
+    """R4"""
+    images, labels = digits[0][:60], digits[1][:60]
+    forms = [labels, labels.numpy(), labels.tolist(), list(labels.numpy()), labels.to(torch.uint8)]
+    values = [
+        metrics.evaluate(images, reference, labels=one, extractors=networks).values["accuracy"]
+        for one in forms
+    ]
+    assert values == [values[0]] * 5 and values[0] > 0.9
+
+
+def test_labels_are_those_of_the_set_with_its_unreadable_images(digits, networks, save_pngs):
+    """R4: a label of an image that is left out goes with it."""
+    folder = save_pngs(digits[0][:60])
+    for number in (7, 59):
+        (folder / f"{number:06d}.png").write_bytes(b"junk")
+    kept = [i for i in range(60) if i not in (7, 59)]
+    right = networks["digits"](digits[0][kept]).logits.argmax(1) == digits[1][kept]
+    features = metrics.extract(folder, networks, skip_corrupt=True)
+    assert (features.n, features.total) == (58, 60)
+    for images in (folder, features):
+        result = metrics.evaluate(
+            *(images, "digits"), labels=digits[1][:60], skip_corrupt=True, extractors=networks
+        )
+        assert result.values["accuracy"] == pytest.approx(right.double().mean().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [False, 0.0, "", {}, [], "3", 1.0, 10, -1])
+def test_a_class_in_run_json_that_is_none_is_refused(value, digits, save_pngs, networks):
+    """R5, R17: by a metric that needs it; without such a metric it does not matter."""
+    folder = save_pngs(digits[0][:40])
+    (folder / "run.json").write_text(json.dumps({"settings": {"class": value}}))
+    with pytest.raises(ValueError, match="but classes are 0 to 9: correct the labels, or leave"):
+        metrics.evaluate(folder, "digits", extractors=networks)
+    plain = metrics.evaluate(digits[0][:40], "digits", metrics="fd", extractors=networks)
+    without = metrics.evaluate(folder, "digits", metrics="fd", extractors=networks)
+    assert without.details["fd_floor"] == plain.details["fd_floor"]
+    assert without.details["fd_floor_balanced"] is False
+
+
+def test_features_of_other_networks_are_refused(digits, networks):
+    """R10"""
+    features = metrics.extract(digits[0][:30], networks)
+    with pytest.raises(ValueError, match="mnist features of .* needed, but digits features"):
+        metrics.evaluate(replace(features, image_size=None), "mnist")
+    with pytest.raises(ValueError, match="inception features of the images are needed"):
+        metrics.evaluate(features, features, "erk-paper")
+    only = Features({"digits": Outputs(features.outputs["digits"].features)}, features.index)
+    with pytest.raises(ValueError, match="digits logits .* but digits features were"):
+        metrics.evaluate(only, "digits")
+    assert metrics.evaluate(only, "digits", metrics="fd").values["fd"] > 0
+
+
+def test_what_is_given_is_used_or_refused(digits, networks):
+    """R12, R23"""
+    images, real = digits[0][:30], digits[0][30:90]
+    with pytest.raises(ValueError, match="is real images already: leave out real"):
+        metrics.evaluate(images, real, "digits", real=real, extractors=networks)
+    features = metrics.extract(images, networks)
+    options = {"weights": {"digits": "random:0"}, "allow_random": True}
+    with pytest.raises(ValueError, match="weights for digits are not used here"):
+        metrics.evaluate(features, "digits", **options)
+
+
+def test_messages_are_not_those_of_the_command(digits):
+    """R24"""
+    for arguments in [(None,), (digits[0][30:90],)]:
+        with pytest.raises(ValueError, match="nothing to compare with|name no protocol") as error:
+            metrics.evaluate(digits[0][:30], *arguments)
+        assert "--" not in str(error.value)
+
+
+def test_metrics_as_one_text(digits, networks):
+    """R24: not letter by letter"""
+    images = digits[0][:30]
+    result = metrics.evaluate(images, "digits", metrics="fd", extractors=networks)
+    assert list(result.values) == ["fd"]
+    result = metrics.evaluate(images, "digits", metrics="fd, is", extractors=networks)
+    assert list(result.values) == ["fd", "is", "is_std"]
+
+
+def test_the_precision_is_that_of_the_extractors_given(digits):
+    """R25"""
+    given = {"digits": metrics.load_extractor("digits", precision="bf16")}
+    result = metrics.evaluate(digits[0][:30], "digits", metrics="fd", extractors=given)
+    assert result.details["extractor_precision"] == "bf16"
+    assert any("extractors computed in bf16" in note for note in result.notes)
+    features = metrics.extract(digits[0][:30], given)
+    unknown = metrics.evaluate(features, "digits", metrics="fd")
+    assert unknown.details["extractor_precision"] is None

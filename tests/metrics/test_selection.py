@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from metrics.images import open_images
-from metrics.selection import is_in_seed_order, labels_of, seeds_of, subset
+from metrics.selection import (
+    checked_labels,
+    is_in_seed_order,
+    labels_of,
+    seeds_of,
+    subset,
+)
 
 
 def write(folder, *names):
@@ -59,8 +65,9 @@ def test_a_wrong_class_is_refused(tmp_path, value):
     """H7"""
     write(tmp_path, "0.png", "1.png")
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"class": value}}))
-    with pytest.raises(ValueError, match=f"has the class {value}, but classes are 0 to 9"):
-        labels_of(open_images(tmp_path), 10)
+    labels = labels_of(open_images(tmp_path), 10)
+    with pytest.raises(ValueError, match=f"has the class '{value}', but classes are 0 to 9"):
+        checked_labels(labels, 2, 10, "out")
 
 
 @pytest.mark.parametrize(
