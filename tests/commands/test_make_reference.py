@@ -86,8 +86,8 @@ def test_processes_agree_to_the_last_bit(make, tmp_path):
             ["--dest", "mine.npz", "--weights", "vgg16=random:0", "--allow-random-weights"],
             "weights for vgg16 are not used here",
         ),
-        (["--dest", "mine.npz", "--batch", "0"], "0 is not in the range x>=1"),  # R11
-        (["--dest", "mine.npz", "--batch", "-3"], "-3 is not in the range x>=1"),
+        (["--dest", "mine.npz", "--batch", "0"], "0 is not in the range 1<=x"),  # R11
+        (["--dest", "mine.npz", "--batch", "-3"], "-3 is not in the range 1<=x"),
         (  # R18
             ["--dest", "mine.npz", "--extractors", "digits-spatial"],
             "no statistics 'digits-spatial'",
