@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def deis(
     sigma the exponential weight of DEIS is 1, so both are integrals of Lagrange polynomials.
     """
     points = _latest(drift(x, sigma), memory, order)
-    time = partial(vp_time, sigma_min=ends[0], sigma_max=ends[1]) if mode == "tab" else _identity
+    time = partial(vp_time, sigma_min=ends[0], sigma_max=ends[1]) if mode == "tab" else np.asarray
     weights = lagrange_integrals(_levels(points[:order]), sigma_next.item(), time)
     twin = points[1] if len(points) > 1 else None
     h = None if twin is None else sigma - twin.sigma  # beta = -1: the PREVIOUS step, reversed
@@ -291,10 +292,6 @@ def _sum(weights: Any, terms: list[Tensor]) -> Any:
     return sum((w * term for w, term in zip(weights, terms, strict=True)), start=0.0)
 
 
-def _identity(sigma: Any) -> Any:
-    return sigma
-
-
 SOLVERS: dict[str, Callable[..., Step]] = {
     "euler": euler,
     "heun": heun,
@@ -305,8 +302,7 @@ SOLVERS: dict[str, Callable[..., Step]] = {
     "dpmpp": dpmpp,
     "unipc": unipc,
 }
-ONE_STEP = ("euler", "heun", "dpm2")
-"""Solvers whose answer depends on no earlier step; their memory holds a pair at most."""
+ONE_STEP = ("euler", "heun", "dpm2")  # no earlier step changes their answer
 BOUND = ("sigmas", "ends")  # keywords that the run fills in; no options of the user's
 CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 
@@ -314,8 +310,7 @@ CHOICES = {"mode": ("tab", "rhoab"), "variant": ("bh1", "bh2")}
 def is_one_step(solver: str | Solver) -> bool:
     """Return whether a solver looks at no earlier step; a function of the user's is trusted."""
     function = getattr(solver, "func", solver)  # of a functools.partial
-    names = [name for name, ours in SOLVERS.items() if solver == name or function is ours]
-    return not names or names[0] in ONE_STEP
+    return all(s in ONE_STEP for s, ours in SOLVERS.items() if solver == s or function is ours)
 
 
 def published_schedule(solver: str | Solver) -> str:
