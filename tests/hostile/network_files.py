@@ -389,10 +389,8 @@ def weights():
             "truncated",
         ),
         "a tensor of a tebibyte": (
-            torch_pickle(
-                call("torch._utils._rebuild_tensor_v2", persistent(const("0"), 6), const(0),
-                     const((1 << 20, 1 << 20)), const((0, 0)))
-            ),
+            torch_pickle(call("torch._utils._rebuild_tensor_v2", persistent(const("0"), 6),
+                              const(0), const((1 << 20, 1 << 20)), const((0, 0)))),
             "larger than its storage",
         ),
         "members that overlap": (overlapping_weights(), "overlaps with another member"),  # H5

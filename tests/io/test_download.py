@@ -359,34 +359,6 @@ def test_malformed_sources(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_hub_files(tmp_path, monkeypatch):
-    calls = []
-
-    def download(repo, file, **options):
-        calls.append((repo, file, options["revision"], options["local_files_only"]))
-        (tmp_path / "blob").write_bytes(BODY)
-        link = tmp_path / str(len(calls))
-        link.symlink_to("blob")
-        return str(link)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert fetch("hf://me/nets/a/b.pkl@refs/pr/1", HASH).read_bytes() == BODY
-    assert calls == [("me/nets", "a/b.pkl", "refs/pr/1", False)]
-    with pytest.raises(ValueError, match="expected"):
-        fetch("hf://me/nets/b.pkl", "0" * 64)
-    assert names(tmp_path) == []  # neither the link nor its blob
-
-
-def test_hub_failures_are_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="hf://me/nets/b.pkl is not in the cache"):
-        fetch("hf://me/nets/b.pkl", offline=True, cache=tmp_path)
-    failure = RuntimeError("many\nlines\nof another library")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=failure))
-    with pytest.raises(OSError, match=r"be downloaded \(RuntimeError\): check its name") as caught:
-        fetch("hf://me/nets/b.pkl", cache=tmp_path)
-    assert "\n" not in str(caught.value)
-
-
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ERK_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
