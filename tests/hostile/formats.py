@@ -249,6 +249,8 @@ def read_images(folder):
     shape = images.first_shape(source)
     total = [len(chunk.read().positions) for chunk in source_chunks(source, Reading())(0, 1)]
     labels = selection.labels_of(source, 10)
+    if labels is not None:
+        labels = selection.checked_labels(labels, len(source.names), 10, str(path)).tolist()
     ignored = [note for note in source.notes if "name 1.png" not in note]  # an added image
     if ignored:  # a side file that is not needed
         raise ValueError(f"{path}: {ignored[0]}")
