@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def found(check, *arguments):
+def result(check, *arguments):
     """{(state, name): text} of a check."""
     return {row[:2]: row.text for row in guarded("check", lambda: check(*arguments))}
 
@@ -83,25 +83,25 @@ def test_a_package_that_cannot_be_imported(tmp_path):
 )
 def test_python(number, state, monkeypatch):
     monkeypatch.setattr(platform, "python_version", lambda: number)
-    assert [*found(machine.python)] == [(state, "python")]
+    assert [*result(machine.python)] == [(state, "python")]
 
 
 def of_versions(changed):
     """A stand-in for importlib's: some have another version than the lock or are not there."""
     known = dict(machine.PIN.findall((ROOT / "requirements.txt").read_text())) | changed
 
-    def told(name):
+    def report(name):
         if known[name] is None:
             raise machine.PackageNotFoundError(name)
         return known[name]
 
-    return told
+    return report
 
 
 def test_packages_that_lack_are_old_or_not_the_locked_ones(monkeypatch):
     changed = {"click": "8.0.9", "tqdm": None, "numpy": "99.1"}
     monkeypatch.setattr(machine, "version", of_versions(changed))
-    rows = found(machine.packages)
+    rows = result(machine.packages)
     assert "8.0.9 is older than 8.1" in rows["FAIL", "click"]
     assert "is not installed: bash scripts/setup.sh" in rows["FAIL", "tqdm"]
     assert "not as in requirements.txt: numpy 99.1, click 8.0.9" in rows["note", "packages"]
@@ -122,7 +122,7 @@ def test_torchvision_of_another_torch(requirement, torchs, build, text, monkeypa
     monkeypatch.setattr(machine, "requires", lambda _: ["numpy", requirement])
     monkeypatch.setattr(torch, "__version__", torchs)
     monkeypatch.setattr(machine, "import_module", lambda _: SimpleNamespace(__version__=build))
-    rows = found(machine.torch_build)
+    rows = result(machine.torch_build)
     if text is None:
         assert [*rows] == [("ok", "torch")]
     else:
@@ -134,24 +134,24 @@ def test_a_torch_that_knows_another_numpy(monkeypatch):
         raise RuntimeError("Numpy is not available")
 
     monkeypatch.setattr(torch, "from_numpy", failing)
-    assert "do not work together" in found(machine.torch_build)["FAIL", "numpy"]
+    assert "do not work together" in result(machine.torch_build)["FAIL", "numpy"]
 
 
-@pytest.mark.parametrize(("lacking", "state"), [("zlib", "FAIL"), ("jpg", "note")])
-def test_pillow_without_a_format(lacking, state, monkeypatch):
-    assert found(machine.pillow) == {}
+@pytest.mark.parametrize(("missing_names", "state"), [("zlib", "FAIL"), ("jpg", "note")])
+def test_pillow_without_a_format(missing_names, state, monkeypatch):
+    assert result(machine.pillow) == {}
     from PIL import features
 
-    monkeypatch.setattr(features, "check", lambda name: name != lacking)
-    assert "was built without" in found(machine.pillow)[state, "pillow"]
+    monkeypatch.setattr(features, "check", lambda name: name != missing_names)
+    assert "was built without" in result(machine.pillow)[state, "pillow"]
 
 
 @pytest.mark.parametrize("name", machine.VARIABLES)
 def test_variables_that_change_results(name, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert found(machine.variables) == {}
+    assert result(machine.variables) == {}
     monkeypatch.setenv(name, "8")
-    assert found(machine.variables)["note", name].startswith("is 8: ")
+    assert result(machine.variables)["note", name].startswith("is 8: ")
 
 
 def test_a_gpu_that_pytorch_does_not_see(monkeypatch, tmp_path):
@@ -160,7 +160,7 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "NVIDIA", tmp_path)
     for build, text in ((None, "build is CPU-only"), ("13.2", "must support CUDA 13.2")):
         monkeypatch.setattr(torch.version, "cuda", build)
-        assert text in found(machine.devices)["note", "gpu"]
+        assert text in result(machine.devices)["note", "gpu"]
 
 
 USED = [
@@ -180,7 +180,7 @@ def test_a_gpu_that_others_use_is_no_fault(error, monkeypatch):
     monkeypatch.setattr(golden, "load_extractor", lambda *_, **__: fail)
     monkeypatch.setattr(golden, "fetch", lambda *_, **__: golden.weights("digits"))
     monkeypatch.setattr(golden, "one_step", fail)
-    rows = found(golden.extractors, "cpu") | found(golden.released, "cpu") | found(fail)
+    rows = result(golden.extractors, "cpu") | result(golden.released, "cpu") | result(fail)
     assert {state for state, _ in rows} == {"note"}
     assert {"inception", "vgg16", "network", "check"} <= {name for _, name in rows}
     assert all(text.startswith("no memory free (") for text in rows.values())
@@ -196,7 +196,7 @@ def test_a_gpu_that_cannot_compute_is_one():
 
 @pytest.mark.gpu
 def test_a_gpu_is_named_and_tried():
-    rows = found(machine.devices)
+    rows = result(machine.devices)
     assert torch.cuda.get_device_name(0) in rows["ok", "gpu"]
 
 
@@ -206,25 +206,25 @@ def test_a_gpu_is_named_and_tried():
 @pytest.mark.parametrize(("gib", "state"), [(0.5, "FAIL"), (5, "note"), (50, "ok")])
 def test_little_space(gib, state, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, int(gib * 2**30)))
-    rows = found(stored.space)
+    rows = result(stored.space)
     assert [*rows] == [(state, "disk")] and f"{gib:.1f} GiB free for" in rows[state, "disk"]
 
 
 def test_a_cache_that_is_not_there_read_only_or_a_file(cache, monkeypatch):
-    assert "writable, locks work" in found(stored.cache)["ok", "cache"]
+    assert "writable, locks work" in result(stored.cache)["ok", "cache"]
     assert list(cache.iterdir()) == []
     monkeypatch.setenv("ERK_CACHE", str(cache / "deeper" / "down"))
-    assert "does not exist yet" in found(stored.cache)["ok", "cache"]
+    assert "does not exist yet" in result(stored.cache)["ok", "cache"]
     (cache / "deeper").write_text("a file")
-    assert "is below a file: set ERK_CACHE" in found(stored.cache)["note", "cache"]
+    assert "is below a file: set ERK_CACHE" in result(stored.cache)["note", "cache"]
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     monkeypatch.setenv("ERK_CACHE", str(cache))
-    assert "cannot be written to: set ERK_CACHE" in found(stored.cache)["note", "cache"]
+    assert "cannot be written to: set ERK_CACHE" in result(stored.cache)["note", "cache"]
 
 
 def test_a_download_that_goes_on(cache):
     with FileLock(cache / "a.pkl.lock"):
-        assert "another process is downloading a.pkl" in found(stored.cache)["note", "cache"]
+        assert "another process is downloading a.pkl" in result(stored.cache)["note", "cache"]
 
 
 def test_a_cache_without_locks(cache, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_cache_without_locks(cache, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(FileLock, "acquire", failing)
-    assert "has no locks" in found(stored.cache)["note", "cache"]
+    assert "has no locks" in result(stored.cache)["note", "cache"]
 
 
 def fill(cache):
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_the_cache(name, cut, cache):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data[: len(data) - cut])
-    rows = found(stored.downloads)
+    rows = result(stored.downloads)
     assert rows["FAIL", "cache"].startswith(f"{path} ") and "delete it" in rows["FAIL", "cache"]
     assert rows["ok", "cache"] == "5 files as recorded"
 
@@ -302,7 +302,7 @@ def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CHECKPOINTS", tmp_path / "checkpoints")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
     count = len(list((ROOT / "checkpoints").glob("*.safetensors")))
-    assert found(stored.checkpoints)["ok", "checkpoints"].startswith(f"{count} networks match")
+    assert result(stored.checkpoints)["ok", "checkpoints"].startswith(f"{count} networks match")
     weights = tmp_path / "checkpoints" / "digits.safetensors"
     if fault == "byte":
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
@@ -314,9 +314,9 @@ def test_weights_that_are_not_their_cards(fault, tmp_path, monkeypatch):
         weights.unlink()
     else:
         shutil.rmtree(tmp_path / "checkpoints")
-    told = found(stored.checkpoints)["FAIL", "checkpoints"]
-    assert told.endswith("git restore checkpoints, or install erk-guid again")
-    assert fault == "empty" or told.startswith("digits.safetensors ")
+    report = result(stored.checkpoints)["FAIL", "checkpoints"]
+    assert report.endswith("git restore checkpoints, or install erk-guid again")
+    assert fault == "empty" or report.startswith("digits.safetensors ")
 
 
 @pytest.fixture(scope="module")
@@ -327,23 +327,23 @@ def computed():
 @pytest.mark.parametrize("part", ["random", "networks", "images", "classifier"])
 def test_numbers_that_are_not_the_golden_ones(part, computed, monkeypatch, tmp_path):
     monkeypatch.setattr(golden, "computed", lambda _: computed)
-    assert {state for state, _ in found(golden.compared, "cpu")} == {"ok"}
+    assert {state for state, _ in result(golden.compared, "cpu")} == {"ok"}
     recorded = json.loads(golden.GOLDEN.read_text())
     name, numbers = next(iter(recorded["golden"][part].items()))
     numbers[-1] += 1.1 * golden.ALLOWED.get(part, golden.TOLERANCE)
     (tmp_path / "golden.json").write_text(json.dumps(recorded))
     monkeypatch.setattr(golden, "GOLDEN", tmp_path / "golden.json")
-    rows = found(golden.compared, "cpu")
+    rows = result(golden.compared, "cpu")
     assert rows["FAIL", part].startswith(f"{name} on cpu: largest difference ")
     assert [key for key in rows if key[0] == "FAIL"] == [("FAIL", part)]
     del recorded["golden"][part][name]
     (tmp_path / "golden.json").write_text(json.dumps(recorded))
-    assert "difference inf" in found(golden.compared, "cpu")["FAIL", part]
+    assert "difference inf" in result(golden.compared, "cpu")["FAIL", part]
 
 
 @pytest.mark.gpu
 def test_golden_numbers_on_a_gpu():
-    assert {state for state, _ in found(golden.compared, "cuda")} == {"ok"}
+    assert {state for state, _ in result(golden.compared, "cuda")} == {"ok"}
 
 
 def test_golden_vectors_come_from_a_committed_command():
@@ -361,7 +361,7 @@ NAN = torch.full((2, 3), float("nan"))
      ([torch.ones(2, 3), torch.zeros(2, 3)], "note")],
 )  # fmt: skip
 def test_an_extractor_of_the_cache(answers, state, monkeypatch):
-    """Its right numbers are not known here; what can be told is whether it makes sense."""
+    """Its right numbers are not known here; what can be checked is whether it makes sense."""
 
     def load(name, *_, **__):
         if name != "vgg16":
@@ -370,7 +370,7 @@ def test_an_extractor_of_the_cache(answers, state, monkeypatch):
         return lambda images: Outputs(next(rest))
 
     monkeypatch.setattr(golden, "load_extractor", load)
-    rows = found(golden.extractors, "cpu")
+    rows = result(golden.extractors, "cpu")
     assert (state, "vgg16") in rows
     assert "inception, dinov2, dinov2-pil" in rows["ok", "extractors"]
 
@@ -380,21 +380,21 @@ def test_an_extractor_with_wrong_weights(monkeypatch):
         raise ValueError("a.pth has sha256 12, expected 34: delete it")
 
     monkeypatch.setattr(golden, "load_extractor", load)
-    assert "expected 34: delete it" in found(golden.extractors, "cpu")["FAIL", "inception"]
+    assert "expected 34: delete it" in result(golden.extractors, "cpu")["FAIL", "inception"]
 
 
 def test_a_released_network_of_the_cache(monkeypatch):
     """Stands in the cache for one of the presets; another one is damaged."""
     digits = golden.weights("digits")
-    places = {"edm2-img64-s-1073741-0.075.pkl": digits, "edm2-img64-m-2147483-0.060.pkl": ROOT}
+    owners = {"edm2-img64-s-1073741-0.075.pkl": digits, "edm2-img64-m-2147483-0.060.pkl": ROOT}
 
     def cached(address, offline):
         assert offline
-        if address.rpartition("/")[2] not in places:
+        if address.rpartition("/")[2] not in owners:
             raise FileNotFoundError(address)
-        return places[address.rpartition("/")[2]]
+        return owners[address.rpartition("/")[2]]
 
     monkeypatch.setattr(golden, "fetch", cached)
-    rows = found(golden.released, "cpu")
+    rows = result(golden.released, "cpu")
     assert "finite and repeatable on cpu; it has no golden" in rows["ok", "digits.safetensors"]
     assert "is a folder" in rows["FAIL", "network"] and len(rows) == 2

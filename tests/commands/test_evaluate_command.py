@@ -62,15 +62,15 @@ def test_row_and_table(evaluate, save_pngs, digits):
         assert shown in result.output
 
 
-def test_the_precision_of_extractors_is_told(evaluate, save_pngs, digits):
+def test_the_precision_of_extractors_is_reported(evaluate, save_pngs, digits):
     """In the row, beside the numbers, and in the names of the row and of what is kept."""
     save_pngs(digits[0][:200])
     how = ("--ref", "digits", "--device", "cpu", "--cache", "features")
     rows = [row_of(evaluate(*how, "--json", "fp32.json"), "fp32.json")]
-    told = evaluate(*how, "--extractor-precision", "bf16")
-    assert "extractors computed in bf16, references in fp32" in told.output
-    (place,) = Path("results").glob("out-digits-*.json")
-    rows.append(row_of(told, place))
+    report = evaluate(*how, "--extractor-precision", "bf16")
+    assert "extractors computed in bf16, references in fp32" in report.output
+    (target,) = Path("results").glob("out-digits-*.json")
+    rows.append(row_of(report, target))
     assert [row["extractor_precision"] for row in rows] == ["fp32", "bf16"]
     assert 0 < abs(rows[0]["fd"] / rows[1]["fd"] - 1) < 0.02
     stores = {path.name.endswith("-bf16") for path in Path("features").iterdir()}
@@ -177,8 +177,8 @@ def test_real_images_alone(evaluate, save_pngs, digits):
     save_pngs(digits[0][:600], "real")
     save_pngs(digits[0][600:1000])
     result = evaluate("--real", "real", "--protocol", "digits", "--metrics", "fd,recall")
-    (made,) = Path("results").glob("out-real-??????.json")
-    row = row_of(result, made)
+    (written,) = Path("results").glob("out-real-??????.json")
+    row = row_of(result, written)
     assert row["reference"] is None and row["real_n"] == 600
     assert row["fd"] > 0 and 0.6 < row["recall"] < 0.9 and "is" not in row
 
@@ -186,8 +186,8 @@ def test_real_images_alone(evaluate, save_pngs, digits):
 def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
     features = extractor(digits[0]).features
     moments = moments_of(features)
-    made = {"digits": Statistics(moments.mean, moments.cov, moments.n, None, extractor.sha256)}
-    write_reference("mine.npz", made, protocol="digits", image_size=8)
+    written = {"digits": Statistics(moments.mean, moments.cov, moments.n, None, extractor.sha256)}
+    write_reference("mine.npz", written, protocol="digits", image_size=8)
     save_pngs(digits[0][:100])
     common = ("--ref", "mine.npz", "--json", "row.json")
     result = evaluate(*common)
@@ -197,7 +197,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
     save_pngs(digits[0], "real")
     row = row_of(evaluate(*common, "--real", "real"), "row.json")
     assert row["precision"] == 1 and row["real_n"] == 1797
-    other = {"digits": made["digits"]._replace(weights="0" * 64)}
+    other = {"digits": written["digits"]._replace(weights="0" * 64)}
     write_reference("mine.npz", other, protocol="digits")
     result = evaluate(*common)
     assert result.exit_code == 2 and "made with other weights of digits" in result.output
@@ -254,7 +254,7 @@ def test_one_metric_alone(evaluate, save_pngs, digits, only):
     assert json.loads(line["extractors"]) == row["extractors"] and "versions" in line
 
 
-def test_grey_16_bit_and_transparent_pictures(evaluate, save_pngs, digits):
+def test_grey_16_bit_and_transparent_images(evaluate, save_pngs, digits):
     folder = save_pngs(digits[0][:20])
     for pixels, mode in (
         (np.zeros((8, 8, 4), np.uint8), "RGBA"),

@@ -33,10 +33,10 @@ def test_list_presets_is_whole_when_piped():
 def two_commands(tmp_path_factory):
     """The README's two commands, one after the other, in an empty folder."""
     folder = tmp_path_factory.mktemp("two")
-    made = finish(start(folder, "--preset", "digits", "--seeds", "0-63", "--outdir", "out"))
+    written = finish(start(folder, "--preset", "digits", "--seeds", "0-63", "--outdir", "out"))
     command = [sys.executable, ROOT / "evaluate.py", "--ref", "digits"]
     judged = subprocess.run(command, cwd=folder, env=ONE_THREAD, capture_output=True, text=True)
-    return folder, made, judged
+    return folder, written, judged
 
 
 def test_readme_commands(two_commands):
@@ -107,15 +107,15 @@ def test_subdirs_grid_and_formats(generate):
     some = [*SMALL, "--seeds", "0,999-1001"]
     assert generate(*some, "--subdirs", "--grid", "--outdir", "png").exit_code == 0
     images = ["000000/000000.png", "000000/000999.png", "001000/001000.png", "001000/001001.png"]
-    made = files(Path("png"))
-    assert list(made) == [*images, "grid.png"]
+    written = files(Path("png"))
+    assert list(written) == [*images, "grid.png"]
     with Image.open("png/grid.png") as image:
         assert image.size == (2 * (6 * 8 + 1) + 1,) * 2
     assert generate(*some, "--subdirs", "--format", "zip", "--outdir", "zip").exit_code == 0
     assert sorted(os.listdir("zip")) == ["images.zip", "manifest.jsonl", "run.json"]
     with zipfile.ZipFile("zip/images.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
-            name: made[name] for name in images
+            name: written[name] for name in images
         }
     assert generate(*some, "--format", "npz", "--grid", "--outdir", "npz").exit_code == 0
     assert sorted(os.listdir("npz")) == ["grid.png", "images.npz", "manifest.jsonl", "run.json"]
@@ -178,11 +178,11 @@ def test_labels(generate):
     for name, options in runs.items():
         done = generate(*SMALL, "--seeds", "0-2", *options, "--outdir", name)
         assert done.exit_code == 0, done.output
-    made = {name: files(Path(name)) for name in runs}
-    same = {seed: made["file"][f"{seed:06d}.png"] == made["class"][f"{seed:06d}.png"]
+    written = {name: files(Path(name)) for name in runs}
+    same = {seed: written["file"][f"{seed:06d}.png"] == written["class"][f"{seed:06d}.png"]
             for seed in range(3)}  # fmt: skip
     assert same == {0: True, 1: True, 2: False}
-    assert len({pictures["000000.png"] for pictures in made.values()}) >= 2
+    assert len({sample_images["000000.png"] for sample_images in written.values()}) >= 2
     content = hashlib.sha256(Path("labels.txt").read_bytes()).hexdigest()
     assert record(Path("file"))["settings"]["labels"] == f"file {content}"
     assert record(Path("class"))["settings"]["class"] == 7

@@ -1,4 +1,4 @@
-"""generate.py --evaluate: from the sampler to the numbers, without a picture on the disk."""
+"""generate.py --evaluate: from the sampler to the numbers, without a image on the disk."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def row(path):
     return json.loads(Path(path).read_text())
 
 
-def test_numbers_equal_those_of_the_pictures(run):
+def test_numbers_equal_those_of_the_images(run):
     streamed = run(generate.main, *JOB, "--evaluate", "digits", "--json", "streamed.json")
     assert streamed.exit_code == 0, streamed.output
     assert not Path("out").exists()
@@ -48,29 +48,29 @@ def test_numbers_equal_those_of_the_pictures(run):
 
 
 def test_a_stopped_run_makes_only_what_is_missing(run, monkeypatch):
-    made = []
+    written = []
     original = stream._read
 
     def reading(job, seeds):
-        if len(made) == 2:
+        if len(written) == 2:
             raise KeyboardInterrupt
-        made.append(seeds)
+        written.append(seeds)
         return original(job, seeds)
 
     monkeypatch.setattr(stream, "_read", reading)
     measure = (*JOB, "--evaluate", "digits", "--json", "row.json")
     assert run(generate.main, *measure).exit_code == 130
     assert not Path("row.json").exists()
-    made.append("stopped")
+    written.append("stopped")
     assert run(generate.main, *measure).exit_code == 0
-    assert [seeds[0] for seeds in made if seeds != "stopped"] == [0, 16, 32, 48]
+    assert [seeds[0] for seeds in written if seeds != "stopped"] == [0, 16, 32, 48]
     first = row("row.json")
-    assert run(generate.main, *measure).exit_code == 0 and len(made) == 5  # all is there
+    assert run(generate.main, *measure).exit_code == 0 and len(written) == 5  # all is there
     again = row("row.json")
     assert again["fd"] == first["fd"] and again["nfe"] == 7
     other = list(measure)
-    other[other.index("0.5")] = "0.6"  # other settings, other pictures
-    assert run(generate.main, *other).exit_code == 0 and len(made) == 9
+    other[other.index("0.5")] = "0.6"  # other settings, other images
+    assert run(generate.main, *other).exit_code == 0 and len(written) == 9
     assert row("row.json")["fd"] != first["fd"]
 
 

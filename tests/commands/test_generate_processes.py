@@ -33,10 +33,10 @@ def kill_in_the_middle(folder, ranks):
 
 def children(pid):
     """Process ids below `pid`, all generations."""
-    found = []
+    result = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *children(child)]
-    return found
+        result += [int(child), *children(child)]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_run_again_gives_the_same_bytes(ranks, undisturbed, generate, tmp_path):
     """The bytes of one process that nobody disturbed; with 2 ranks each image is one of two's."""
-    made, complete = kill_in_the_middle(tmp_path, ranks)
-    assert 0 < made < 48 and complete is False
+    written, complete = kill_in_the_middle(tmp_path, ranks)
+    assert 0 < written < 48 and complete is False
     (tmp_path / "out" / ".000047.png.1.tmp").write_bytes(b"half an image")
     out = generate(*LONG).stdout if ranks == 1 else finish(start(tmp_path, *LONG, ranks=ranks))[0]
-    assert out.count(f"48 images, {48 - made} of them new, NFE 47") == 1
+    assert out.count(f"48 images, {48 - written} of them new, NFE 47") == 1
     assert files(tmp_path / "out") == undisturbed
     content = record(tmp_path / "out")
     assert content["complete"] is True and content["nfe"] == 47 and content["processes"] == ranks

@@ -16,8 +16,8 @@ from erk.models.checkpoint import read, write_safetensors
 def spoilt(tmp_path_factory):
     """Files that must be refused."""
     folder = tmp_path_factory.mktemp("spoilt")
-    whole = (NETS / "edm2_pixel.pkl").read_bytes()
-    (folder / "short.pkl").write_bytes(whole[: len(whole) // 2])
+    complete = (NETS / "edm2_pixel.pkl").read_bytes()
+    (folder / "short.pkl").write_bytes(complete[: len(complete) // 2])
     (folder / "foreign.pkl").write_bytes(pickle.dumps({"ema": Path("x")}))
     weights = ROOT / "checkpoints" / "digits.safetensors"
     shutil.copy(weights, folder / "cardless.safetensors")

@@ -52,8 +52,8 @@ def test_auto_is_recorded_and_says_where_it_can_do_nothing(tmp_path):
         result = run(tmp_path / solver, *how)
         assert result.exit_code == 0, result.output
         assert ("has no effect for" in result.stderr) == is_idle
-        told = settings(tmp_path / solver)["correction"]
-        assert len(told["sigmas"]) == 4 and any(map(any, told["weights"])) != is_idle
+        report = settings(tmp_path / solver)["correction"]
+        assert len(report["sigmas"]) == 4 and any(map(any, report["weights"])) != is_idle
 
 
 def test_trace_is_written_in_seed_order(tmp_path):

@@ -28,9 +28,9 @@ def run(script, *arguments):
     return result.exit_code, result.stdout, (result.stderr.splitlines() or [""])[-1]
 
 
-def places_of(picture, page, off=0):
-    """(top, left) wherever a picture stands on a page, up to `off` grey levels."""
-    shown, page = fitted(picture)[0].astype(int), page[0].astype(int)
+def places_of(one_image, page, off=0):
+    """(top, left) wherever a image stands on a page, up to `off` grey levels."""
+    shown, page = fitted(one_image)[0].astype(int), page[0].astype(int)
     windows = np.lib.stride_tricks.sliding_window_view(page, shown.shape)
     probes = [(y, x) for y in range(0, shown.shape[0], 8) for x in range(0, shown.shape[1], 8)]
     near = np.all([np.abs(windows[..., y, x] - shown[y, x]) <= off for y, x in probes], 0)
@@ -40,15 +40,15 @@ def places_of(picture, page, off=0):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs of seeds 0-19, without and with ERK-Guid, as PNG and npz, and their traces."""
-    place = tmp_path_factory.mktemp("runs")
+    target = tmp_path_factory.mktemp("runs")
     for name, options in {
         "off": ["--seeds", "0-19"],
         "on": ["--seeds", "4-19", "--w-stiff", "0.5", "--w-con", "0.3", "--format", "npz"],
     }.items():
-        code, _, error = run(generate, *JOB, *options, "--outdir", place / name, "--trace",
-                             place / f"{name}.npz")  # fmt: skip
+        code, _, error = run(generate, *JOB, *options, "--outdir", target / name, "--trace",
+                             target / f"{name}.npz")  # fmt: skip
         assert code == 0, error
-    return place
+    return target
 
 
 # Sheets
@@ -56,14 +56,14 @@ def runs(tmp_path_factory):
 
 def test_a_sheet_holds_every_image_at_its_position():
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
-    pairs = zip(pictures[:3], pictures[3:], strict=True)
+    sample_images = rng.integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
+    pairs = zip(sample_images[:3], sample_images[3:], strict=True)
     columns = [[SheetCell(a, "one"), SheetCell(b)] for a, b in pairs]
     page = captioned_sheet(columns, ["x", "D"], "title", per_line=2)
     assert page.dtype == np.uint8 and page.shape[0] == 3
-    found = [places_of(picture, page) for picture in pictures]
-    assert [len(places) for places in found] == [1] * 6
-    rows = [places[0] for places in found]
+    computed = [places_of(one_image, page) for one_image in sample_images]
+    assert [len(owners) for owners in computed] == [1] * 6
+    rows = [owners[0] for owners in computed]
     assert rows[0][0] == rows[1][0] < rows[3][0] == rows[4][0] < rows[2][0]  # third: a new line
     assert rows[0][1] == rows[3][1] == rows[2][1] < rows[1][1]
 
@@ -86,12 +86,13 @@ def test_images_of_two_sizes_make_no_sheet():
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_a_film_shows_x_and_d_of_every_step(runs, tmp_path, kind):
-    place = tmp_path / "sub" / f"film.{kind}"
+    target = tmp_path / "sub" / f"film.{kind}"
     out = tmp_path / "out"
-    code, told, error = run(generate, *JOB, "--seeds", "4-6", "--outdir", out, "--animate", place)
+    arguments = ("--seeds", "4-6", "--outdir", out, "--animate", target)
+    code, report, error = run(generate, *JOB, *arguments)
     assert code == 0, error
-    assert f"wrote {place}: x and D of 3 seeds" in told
-    with Image.open(place) as film:
+    assert f"wrote {target}: x and D of 3 seeds" in report
+    with Image.open(target) as film:
         assert film.n_frames == 5  # the starts of 4 steps, and the sample
         film.seek(4)
         last = np.asarray(film.convert("RGB")).transpose(2, 0, 1)
@@ -99,7 +100,7 @@ def test_a_film_shows_x_and_d_of_every_step(runs, tmp_path, kind):
     assert len(places_of(sample, last, off=1)) == 2  # as x and as D; rounding of another batch
     again = tmp_path / f"again.{kind}"  # a run that is complete is filmed all the same
     assert run(generate, *JOB, "--seeds", "4-6", "--outdir", out, "--animate", again)[0] == 0
-    assert again.read_bytes() == place.read_bytes()
+    assert again.read_bytes() == target.read_bytes()
 
 
 def test_a_film_of_a_guided_run_follows_the_guide(tmp_path, monkeypatch):
@@ -121,10 +122,10 @@ def test_a_film_of_a_guided_run_follows_the_guide(tmp_path, monkeypatch):
 
 
 def test_films_of_shards_and_ranks_are_made_once(tmp_path, monkeypatch):
-    place = tmp_path / "film.gif"
-    job = [*JOB, "--seeds", "0-3", "--outdir", tmp_path / "out", "--animate", place]
-    assert run(generate, *job, "--shard", "1/2")[0] == 0 and not place.exists()
-    assert run(generate, *job, "--shard", "0/2")[0] == 0 and place.exists()
+    target = tmp_path / "film.gif"
+    job = [*JOB, "--seeds", "0-3", "--outdir", tmp_path / "out", "--animate", target]
+    assert run(generate, *job, "--shard", "1/2")[0] == 0 and not target.exists()
+    assert run(generate, *job, "--shard", "0/2")[0] == 0 and target.exists()
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,8 @@ def test_films_of_shards_and_ranks_are_made_once(tmp_path, monkeypatch):
 def test_films_refuse_in_one_sentence(tmp_path, monkeypatch, options, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    code, told, error = run(generate, *JOB, "--seeds", "0", "--outdir", "out", *options)
-    assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error
+    code, report, error = run(generate, *JOB, "--seeds", "0", "--outdir", "out", *options)
+    assert (code, report) == (2, "") and error.startswith("Error: ") and reason in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -149,8 +150,8 @@ def test_films_refuse_in_one_sentence(tmp_path, monkeypatch, options, reason):
 def test_a_trace_becomes_a_figure(runs, tmp_path):
     out = tmp_path / "trace.png"
     traces = runs / "on.npz", runs / "off.npz"
-    code, told, error = run(trace, *traces, "--w-con", 0.3, "--out", out)
-    assert (code, told) == (0, f"wrote {out}\n"), error
+    code, report, error = run(trace, *traces, "--w-con", 0.3, "--out", out)
+    assert (code, report) == (0, f"wrote {out}\n"), error
     image = np.asarray(Image.open(out))
     assert image.shape[1] > 1000 and 200 < image.shape[0] < 900 and image.std() > 10
     first = out.read_bytes()
@@ -206,8 +207,8 @@ def test_plot_trace_refuses_in_one_sentence(runs, tmp_path):
         ((runs / "on.npz", "--out", out, "--w-con", 0), "is not on a logarithmic axis"),
         ((runs / "on.npz", runs / "on.npz", "--out", out), "two traces have one name"),
     ]:
-        code, told, error = run(trace, *arguments)
-        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        code, report, error = run(trace, *arguments)
+        assert (code, report) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
 
 
@@ -245,9 +246,10 @@ def test_arrays_that_are_no_trace(tmp_path, name, values, reason):
 def test_the_largest_differences_come_first(runs, tmp_path):
     out, table = tmp_path / "d.png", tmp_path / "d.csv"
     pair = runs / "off", runs / "on"
-    code, told, error = run(compare, *pair, "--out", out, "--num", 3, "--csv", table)
+    code, report, error = run(compare, *pair, "--out", out, "--num", 3, "--csv", table)
     assert code == 0, error
-    assert "w_stiff 0.0 / 0.5" in told and "w_con 0.5 / 0.3" in told and told.startswith("settings")
+    assert "w_stiff 0.0 / 0.5" in report and "w_con 0.5 / 0.3" in report
+    assert report.startswith("settings")
     with open(table) as file:
         rows = {int(row["seed"]): float(row["difference"]) for row in csv.DictReader(file)}
     assert sorted(rows) == list(range(4, 20))  # those of both
@@ -256,17 +258,17 @@ def test_the_largest_differences_come_first(runs, tmp_path):
         off = read_png(runs / "off" / f"{seed:06d}.png")[0].astype(float) - pixels[i, :, :, 0]
         assert rows[seed] == pytest.approx(np.sqrt((off**2).mean()), rel=1e-12)
     worst = sorted(rows, key=rows.get)[::-1][:3]
-    assert f"at most (seed {worst[0]})" in told
-    page, places = read_png(out), []
+    assert f"at most (seed {worst[0]})" in report
+    page, owners = read_png(out), []
     for seed in worst:
-        (place,) = places_of(read_png(runs / "off" / f"{seed:06d}.png"), page)
-        places.append(place[1])
-    assert places == sorted(places)
+        (target,) = places_of(read_png(runs / "off" / f"{seed:06d}.png"), page)
+        owners.append(target[1])
+    assert owners == sorted(owners)
 
 
 def test_a_run_equals_itself(runs, tmp_path):
-    code, told, _ = run(compare, runs / "off", runs / "off", "--out", tmp_path / "d.png")
-    assert code == 0 and "the same" in told and "20 equal" in told
+    code, report, _ = run(compare, runs / "off", runs / "off", "--out", tmp_path / "d.png")
+    assert code == 0 and "the same" in report and "20 equal" in report
 
 
 def test_compare_refuses_in_one_sentence(runs, tmp_path):
@@ -284,8 +286,8 @@ def test_compare_refuses_in_one_sentence(runs, tmp_path):
         ((runs / "off", tmp_path / "none", "--out", out), "does not exist"),
         ((runs / "off", runs / "on", "--out", tmp_path / "a.jpg"), "must end in .png"),
     ]:
-        code, told, error = run(compare, *arguments)
-        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        code, report, error = run(compare, *arguments)
+        assert (code, report) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
 
 
@@ -297,13 +299,13 @@ def test_the_nearest_are_those_of_brute_force():
     queries, real = (torch.randn(n, 5, generator=draw) for n in (20, 100))
     real[37] = queries[3]
     blocks = ((i, real[i : i + 30]) for i in range(0, 100, 30))  # the last one has 10
-    found = nearest_images.nearest(queries, blocks, 12)
+    computed = nearest_images.nearest(queries, blocks, 12)
     distances = (queries[:, None] - real).square().sum(2).sqrt()
     expected, order = distances.sort(dim=1)
-    torch.testing.assert_close(found.distances, expected[:, :12])
-    assert torch.equal(found.indices, order[:, :12])
-    assert found.distances[3, 0] == 0 and found.indices[3, 0] == 37
-    assert found.ratios[3] == 0
+    torch.testing.assert_close(computed.distances, expected[:, :12])
+    assert torch.equal(computed.indices, order[:, :12])
+    assert computed.distances[3, 0] == 0 and computed.indices[3, 0] == 37
+    assert computed.ratios[3] == 0
 
 
 def test_copies_of_training_images_are_counted(runs, tmp_path, monkeypatch):
@@ -315,8 +317,8 @@ def test_copies_of_training_images_are_counted(runs, tmp_path, monkeypatch):
     folder.mkdir()
     for seed in range(10):
         (folder / f"{seed}.png").write_bytes((runs / "off" / f"{seed:06d}.png").read_bytes())
-    for seed, place in ((10, 5), (11, 700), (12, 1500)):
-        (folder / f"{seed}.png").write_bytes(png_bytes(images[place].numpy()))
+    for seed, target in ((10, 5), (11, 700), (12, 1500)):
+        (folder / f"{seed}.png").write_bytes(png_bytes(images[target].numpy()))
     touched = images[42].numpy().copy()
     touched[0, 0, 0] += 20
     (folder / "13.png").write_bytes(png_bytes(touched))
@@ -326,11 +328,11 @@ def test_copies_of_training_images_are_counted(runs, tmp_path, monkeypatch):
         (training / f"{i}.png").write_bytes(png_bytes(images[i].numpy()))
     for train, space in (("digits", "pixels"), ("digits", "digits"), (training, "digits")):
         out = tmp_path / "n.png"
-        code, told, error = run(nearest, folder, "--train", train, "--space", space, "--out", out,
+        code, report, error = run(nearest, folder, "--train", train, "--space", space, "--out", out,
                                 "--num", 4, "--device", "cpu")  # fmt: skip
         assert code == 0, error
-        assert "14 images" in told and "; 4 copied" in told
-        assert ("3 equal to one" in told) == (space == "pixels")
+        assert "14 images" in report and "; 4 copied" in report
+        assert ("3 equal to one" in report) == (space == "pixels")
         page = read_png(out)
         for i in (5, 700, 1500):  # as generated, and as its neighbour
             assert len(places_of(images[i].numpy(), page)) >= 2
@@ -351,7 +353,7 @@ def test_nearest_refuses_in_one_sentence(runs, tmp_path, monkeypatch):
         ((large, "--train", "digits", "--space", "digits"), "digits extractor takes"),
         ((runs / "off", "--train", large, "--k", 6), "holds 5 images, fewer than --k 6"),
     ]:
-        code, told, error = run(nearest, *arguments, "--out", out, "--device", "cpu")
-        assert (code, told) == (2, "") and error.startswith("Error: ") and reason in error, error
+        code, report, error = run(nearest, *arguments, "--out", out, "--device", "cpu")
+        assert (code, report) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
     assert run(nearest, runs / "off", "--train", "digits", "--out", "a.gif")[0] == 2

@@ -55,15 +55,15 @@ def test_statistics_features_and_labels(make, tmp_path, extractor, digits):
     (tmp_path / "real" / "run.json").write_text(json.dumps(run))
     done = make("--dest", dest, "--features")
     assert done.exit_code == 0, done.stderr
-    made = load_reference(dest, {"digits": extractor})
-    own, features = made.statistics["digits"], extractor(digits[0][:600]).features
+    written = load_reference(dest, {"digits": extractor})
+    own, features = written.statistics["digits"], extractor(digits[0][:600]).features
     moments = moments_of(features)
     assert own.n == 600 and own.weights == extractor.sha256
-    assert (made.protocol, made.image_size) == ("digits", 8)
+    assert (written.protocol, written.image_size) == ("digits", 8)
     np.testing.assert_allclose(own.mean, moments.mean, rtol=1e-6)
     np.testing.assert_allclose(own.cov, moments.cov, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(own.features, features, rtol=1e-5, atol=1e-5)
-    assert torch.equal(made.labels, digits[1][:600])
+    assert torch.equal(written.labels, digits[1][:600])
 
 
 def test_processes_agree_to_the_last_bit(make, tmp_path):

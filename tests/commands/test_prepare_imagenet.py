@@ -65,9 +65,9 @@ def expected(image, size):
 def test_the_crop_is_adms(size, mode):
     for width, height in SHAPES:
         image = draw(width, height, mode)
-        found = np.asarray(centre_crop(image, size))
-        assert found.shape == (size, size, 3)
-        np.testing.assert_array_equal(found, expected(image, size))
+        computed = np.asarray(centre_crop(image, size))
+        assert computed.shape == (size, size, 3)
+        np.testing.assert_array_equal(computed, expected(image, size))
 
 
 def test_halving_a_square_takes_means():
@@ -181,13 +181,13 @@ def test_every_source_and_any_number_of_workers_give_the_same_bytes(prepare, tra
         write_tar(tmp_path / "train.tar", {f"./train/{name}": TREE[name] for name in TREE}),
         write_zip(tmp_path / "train.zip", TREE),
     ]
-    made = set()
+    built = set()
     for number, source in enumerate(sources):
         for workers in ("1", "2", "5"):
             result, path = prepare(source, "--workers", workers, dest=f"{number}-{workers}.zip")
             assert result.exit_code == 0, result.output
-            made.add(path.read_bytes())
-    assert len(made) == 1
+            built.add(path.read_bytes())
+    assert len(built) == 1
 
 
 def test_a_part_of_the_images_keeps_their_classes(prepare, train):

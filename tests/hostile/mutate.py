@@ -281,8 +281,8 @@ def _pickle(rng, data):
         return data[:at] + bytes([rng.choice(OPCODES)]) + data[at + 1 :]
     if kind == 1:
         return data[:at] + bytes([rng.choice(OPCODES)]) + data[at:]
-    places = [m.start() for m in re.finditer(rb"[cXBKMJqrhj\x8c\x94]", data)]
-    at = rng.choice(places) if places else at
+    owners = [m.start() for m in re.finditer(rb"[cXBKMJqrhj\x8c\x94]", data)]
+    at = rng.choice(owners) if owners else at
     if kind == 2:
         end = at + rng.choice((1, 2, 5, 6))
         return data[:at] + data[end:]

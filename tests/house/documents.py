@@ -32,15 +32,15 @@ def python_blocks(page):
 def commands(page):
     """Return the arguments of `erk` for every command of this project in the page's bash blocks."""
     text = "".join(text for language, text in blocks(page) if language == "bash")
-    found = []
+    computed = []
     for line in text.replace("\\\n", " ").splitlines():
         for part in line.split("#")[0].split("&&"):
             match = LAUNCHER.match(part.strip())
             if match:
                 script, arguments = match.groups()
                 words = shlex.split(arguments.replace('"', ""))
-                found.append(words if script == "erk" else [script.removesuffix(".py"), *words])
-    return found
+                computed.append(words if script == "erk" else [script.removesuffix(".py"), *words])
+    return computed
 
 
 def run_commands(page):

@@ -43,10 +43,10 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
     """The wheel, built from the source archive."""
-    made = tmp_path_factory.mktemp("made")
-    uv("build", "--no-build-isolation", "--python", sys.executable, "--out-dir", made, tree)
-    assert len([*made.glob("erk_guid-*.tar.gz")]) == 1
-    (wheel,) = made.glob("erk_guid-*-py3-none-any.whl")
+    written = tmp_path_factory.mktemp("made")
+    uv("build", "--no-build-isolation", "--python", sys.executable, "--out-dir", written, tree)
+    assert len([*written.glob("erk_guid-*.tar.gz")]) == 1
+    (wheel,) = written.glob("erk_guid-*-py3-none-any.whl")
     return wheel
 
 

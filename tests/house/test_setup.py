@@ -20,13 +20,13 @@ def normal(name):
 
 def pins(lock):
     """{(package, marker): (version, hashes)} of a lock file."""
-    found = {}
+    result = {}
     text = (ROOT / lock).read_text("utf-8").replace("\\\n", " ")
     for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
         requirement, *hashes = re.split(r"\s+--hash=", line)
         name, version, marker = PIN.fullmatch(requirement.strip()).groups()
-        found[normal(name), marker] = version, hashes
-    return found
+        result[normal(name), marker] = version, hashes
+    return result
 
 
 def declared(extra=None):
@@ -72,8 +72,8 @@ def test_the_conda_environment_is_in_step():
     assert f"python{project['requires-python']}" in conda
     direct = declared()
     expected = {(n, m): v for (n, m), (v, _) in pins("requirements.txt").items() if n in direct}
-    found = (PIN.fullmatch(line).groups() for line in inner["pip"])
-    assert {(normal(name), marker): version for name, version, marker in found} == expected
+    result = (PIN.fullmatch(line).groups() for line in inner["pip"])
+    assert {(normal(name), marker): version for name, version, marker in result} == expected
 
 
 def tracked():

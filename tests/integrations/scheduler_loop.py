@@ -24,8 +24,8 @@ STD = torch.tensor([1.0, 0.5, 0.1, 0.02]).reshape(4, 1, 1)
 
 def made_of(kind, **config):
     """A scheduler with Stable Diffusion's levels; Heun's at whole timesteps, as the others'."""
-    whole = {"timestep_spacing": "leading"} if issubclass(kind, PARENTS[HEUN]) else {}
-    return kind(**SD | whole | config)
+    complete = {"timestep_spacing": "leading"} if issubclass(kind, PARENTS[HEUN]) else {}
+    return kind(**SD | complete | config)
 
 
 def network(scheduler, std=STD, mean=0.0):
@@ -63,8 +63,8 @@ def scale(scheduler, index):
 
 def levels(scheduler):
     """The levels of the run, each once."""
-    found = [scale(scheduler, i)[1].item() for i in range(len(scheduler.sigmas))]
-    return list(dict.fromkeys(found))
+    result = [scale(scheduler, i)[1].item() for i in range(len(scheduler.sigmas))]
+    return list(dict.fromkeys(result))
 
 
 def run(scheduler, predict, noise, steps=None, first=0, **timesteps):

@@ -1,4 +1,4 @@
-"""EDM2 and EDM networks in diffusers: the same pictures as erk.sample's, and on disk and back."""
+"""EDM2 and EDM networks in diffusers: the same images as erk.sample's, and on disk and back."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def noise_of(model, count=3):
 
 
 @pytest.mark.parametrize("weights", [{}, {"w_stiff": 0.5, "w_con": 0.3}], ids=str)
-def test_the_pictures_are_those_of_erk(digits, weights):
+def test_the_images_are_those_of_erk(digits, weights):
     pipe = quiet(EDM2Pipeline.from_checkpoint("digits", **weights))
     latent = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
     wanted = erk.sample(digits, noise_of(digits), torch.tensor(CLASSES), steps=8, **weights)
@@ -47,8 +47,8 @@ def test_the_pictures_are_those_of_erk(digits, weights):
     again = pipe(CLASSES, 8, latents=noise_of(digits), output_type="latent").images
     assert torch.equal(again, latent)
     pixels = digits.decode(latent).numpy()
-    pictures = pipe(CLASSES, 8, generator=generators()).images
-    assert all((np.asarray(a) == b[0]).all() for a, b in zip(pictures, pixels, strict=True))
+    sample_images = pipe(CLASSES, 8, generator=generators()).images
+    assert all((np.asarray(a) == b[0]).all() for a, b in zip(sample_images, pixels, strict=True))
     arrays = pipe(CLASSES, 8, generator=generators(), output_type="np").images
     assert arrays.shape == (3, 8, 8, 1) and (arrays * 255 == pixels.transpose(0, 2, 3, 1)).all()
     (tensors,) = pipe(CLASSES, 8, generator=generators(), output_type="pt", return_dict=False)
@@ -57,16 +57,16 @@ def test_the_pictures_are_those_of_erk(digits, weights):
 
 @pytest.mark.parametrize("preset", ["digits-autog", "digits-cfg"])
 def test_a_preset_brings_its_guide(preset):
-    found = erk.models.presets.find_preset(preset)
-    main, guide = (erk.load_model(Path(file)) for file in (found.net, found.gnet))
+    result = erk.models.presets.find_preset(preset)
+    main, guide = (erk.load_model(Path(file)) for file in (result.net, result.gnet))
     pipe = quiet(EDM2Pipeline.from_checkpoint(preset, w_stiff=0.5, w_con=0.3))
-    made = pipe(CLASSES, 6, generator=generators(), output_type="latent").images
+    written = pipe(CLASSES, 6, generator=generators(), output_type="latent").images
     how = dict(steps=6, w_stiff=0.5, w_con=0.3)
     wanted = erk.sample(
-        main, noise_of(main), torch.tensor(CLASSES), guide_model=guide, guidance=found.guidance,
+        main, noise_of(main), torch.tensor(CLASSES), guide_model=guide, guidance=result.guidance,
         **how,
     )  # fmt: skip
-    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(written, wanted, rtol=1e-5, atol=1e-5)
     plain = pipe(CLASSES, 6, 1.0, generators(), output_type="latent").images
     alone = erk.sample(main, noise_of(main), torch.tensor(CLASSES), **how)
     torch.testing.assert_close(plain, alone, rtol=1e-5, atol=1e-5)
@@ -78,9 +78,9 @@ def test_released_pickles(name):
     path = NETS / f"{name}.pkl"
     pipe, model = quiet(EDM2Pipeline.from_checkpoint(path)), erk.load_model(path)
     labels = None if model.label_dim == 0 else torch.tensor([1, 0])
-    made = pipe(labels, 5, generator=generators(2), batch_size=2, output_type="latent").images
+    written = pipe(labels, 5, generator=generators(2), batch_size=2, output_type="latent").images
     wanted = erk.sample(model, noise_of(model, 2), labels, steps=5)
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
     assert "NVIDIA" in pipe.network.config.licence
 
 
@@ -94,11 +94,11 @@ def test_on_disk_and_back(preset, tmp_path):
     assert again.config.guidance_scale == pipe.config.guidance_scale
     types = [{name: p.dtype for name, p in one.network.named_parameters()} for one in (pipe, again)]
     assert types[0] == types[1] and torch.float16 in types[0].values()
-    made = [
+    written = [
         one(CLASSES, 6, generator=generators(), output_type="latent").images
         for one in (pipe, again)
     ]
-    assert torch.equal(*made)
+    assert torch.equal(*written)
 
 
 def test_the_network_is_a_denoiser_and_survives_to(digits):
@@ -115,11 +115,11 @@ def test_the_network_is_a_denoiser_and_survives_to(digits):
 def test_another_scheduler_with_sample_prediction(digits):
     pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
     pipe.scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample")
-    made = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
+    written = pipe(CLASSES, 8, generator=generators(), output_type="latent").images
     wanted = erk.sample(
         digits, noise_of(digits), torch.tensor(CLASSES), steps=8, solver="euler", schedule="edm"
     )  # fmt: skip
-    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(written, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_one_class_and_none(digits):
@@ -202,16 +202,16 @@ def test_dtypes_survive(tmp_path):
     pipe.save_pretrained(tmp_path)
     again = quiet(EDM2Pipeline.from_pretrained(tmp_path))
     assert again.network.dtype == torch.float32
-    made = [
+    written = [
         one(CLASSES, 6, generator=generators(), output_type="np").images for one in (pipe, again)
     ]
-    assert np.array_equal(*made)
+    assert np.array_equal(*written)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         network = EDM2Network.from_pretrained(tmp_path / "network", torch_dtype=dtype)
         assert {parameter.dtype for parameter in network.parameters()} == {dtype}
         assert network(torch.zeros(1, 1, 8, 8), torch.tensor(1.0)).isfinite().all()
-        whole = EDM2Pipeline.from_pretrained(tmp_path, torch_dtype=dtype)
-        assert whole.network.dtype == dtype
+        complete = EDM2Pipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+        assert complete.network.dtype == dtype
 
 
 def test_nan_is_an_error_and_no_black_image(digits):

@@ -43,12 +43,12 @@ def denoiser(x, sigma, labels):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("w_stiff", [0.0, 0.5])
 def test_they_are_erks_samplers(name, w_stiff):
-    made = SAMPLERS[name](Gaussian(), start(), NODES, disable=True, w_stiff=w_stiff, w_con=0.3)
+    written = SAMPLERS[name](Gaussian(), start(), NODES, disable=True, w_stiff=w_stiff, w_con=0.3)
     wanted = erk.sample(
         denoiser, start() / NODES[0], schedule=NODES.tolist(), solver=SOLVERS[name],
         w_stiff=w_stiff, w_con=0.3,
     )  # fmt: skip
-    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(written, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -229,7 +229,7 @@ def test_the_comfyui_folder_without_comfyui():
 
 def test_the_comfyui_folder_registers_its_samplers(comfy):
     node = loaded()
-    assert node.register()  # a second time, as when nodes are loaded anew
+    assert node.register()  # a second time, as when nodes are loaded again
     names = comfy.samplers.KSampler.SAMPLERS
     assert names == ["euler", "heun", "ddim", "erk_heun", "erk_dpm2"]
     assert comfy.samplers.SAMPLER_NAMES is names
@@ -249,9 +249,9 @@ def test_the_comfyui_node_makes_a_sampler(comfy):
     assert defaults == {name: own[name].default for name in defaults}
     assert node.RETURN_TYPES == ("SAMPLER",)
     (sampler,) = getattr(node(), node.FUNCTION)(solver="erk_dpm2", w_stiff=0.5, w_con=0.3)
-    made = sampler.sampler_function(
+    written = sampler.sampler_function(
         Gaussian(), start(), NODES, extra_args={}, callback=None, disable=True,
         **sampler.extra_options,
     )  # fmt: skip
     wanted = sample_erk_dpm2(Gaussian(), start(), NODES, disable=True, w_stiff=0.5, w_con=0.3)
-    assert torch.equal(made, wanted)
+    assert torch.equal(written, wanted)

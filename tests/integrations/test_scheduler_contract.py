@@ -31,13 +31,13 @@ from erk.method.point import Point, Step
 def test_a_second_run_knows_nothing_of_the_first(kind):
     scheduler = made_of(kind, **WEIGHTS)
     predict = network(scheduler)
-    whole, _ = run(scheduler, predict, draw(), 9)
+    complete, _ = run(scheduler, predict, draw(), 9)
     for stop in (1, 2, 4):  # in the middle of a step, too
         scheduler.set_timesteps(9)
         x = draw(seed=1) * 10
         for t in scheduler.timesteps[:stop]:
             x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x).prev_sample
-        assert torch.equal(run(scheduler, predict, draw(), 9)[0], whole)
+        assert torch.equal(run(scheduler, predict, draw(), 9)[0], complete)
 
 
 def test_a_start_between_the_stages_of_a_step():
@@ -132,15 +132,15 @@ def test_the_config_is_the_parents_with_two_weights(kind, tmp_path):
     for config in (mine, wanted):
         config.pop("_use_default_values", None)
     assert mine == wanted
-    made = kind.from_config(stock.config, w_stiff=0.7)
-    assert made.config.num_train_timesteps == 500 and made.config.w_stiff == 0.7
-    assert torch.equal(made.alphas_cumprod, stock.alphas_cumprod)
-    made.save_pretrained(tmp_path)
+    written = kind.from_config(stock.config, w_stiff=0.7)
+    assert written.config.num_train_timesteps == 500 and written.config.w_stiff == 0.7
+    assert torch.equal(written.alphas_cumprod, stock.alphas_cumprod)
+    written.save_pretrained(tmp_path)
     again = kind.from_pretrained(tmp_path)
     assert again.config.w_stiff == 0.7 and again.config.w_con == 0.5
     assert again.config.beta_schedule == "scaled_linear"
     assert kind.from_pretrained(tmp_path, w_con=0.1).config.w_con == 0.1
-    back = PARENTS[kind].from_config(made.config)
+    back = PARENTS[kind].from_config(written.config)
     assert "w_stiff" not in inspect.signature(type(back)).parameters
     assert back.config.num_train_timesteps == 500
     assert kind(500, w_stiff=1).config.num_train_timesteps == 500
@@ -151,9 +151,9 @@ def test_configs_of_other_schedulers_are_taken_as_the_parent_takes_them():
     for kind, parent in PARENTS.items():
         for other in (diffusers.DDIMScheduler, diffusers.DEISMultistepScheduler, *PARENTS.values()):
             config = other(beta_end=0.03).config
-            made, wanted = kind.from_config(config, w_stiff=1.0), parent.from_config(config)
+            written, wanted = kind.from_config(config, w_stiff=1.0), parent.from_config(config)
             same = [key for key in inspect.signature(parent).parameters if key != "self"]
-            assert {k: made.config[k] for k in same} == {k: wanted.config[k] for k in same}
+            assert {k: written.config[k] for k in same} == {k: wanted.config[k] for k in same}
 
 
 @pytest.mark.parametrize(("kind", "config"), [

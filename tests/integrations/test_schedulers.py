@@ -53,8 +53,8 @@ def test_without_guidance_it_is_the_parent_bit_by_bit(kind, config, steps):
     for weights in ({}, {"w_stiff": 1.0, "w_con": 1e9}):
         if weights and config.get("solver_order") == 3 and kind is SINGLE:
             continue
-        _, made = run(kind(**config, **weights), predict, draw(), steps)
-        assert len(made) == len(wanted) and all(map(torch.equal, made, wanted)), weights
+        _, written = run(kind(**config, **weights), predict, draw(), steps)
+        assert len(written) == len(wanted) and all(map(torch.equal, written, wanted)), weights
     assert wanted[-1].isfinite().all()
 
 
@@ -62,15 +62,15 @@ def test_without_guidance_it_is_the_parent_bit_by_bit(kind, config, steps):
 def test_heun_is_that_of_erk(prediction):
     noise = draw()
     scheduler = made_of(HEUN, prediction_type=prediction, **WEIGHTS)
-    made, _ = run(scheduler, network(scheduler), noise, 12)
+    written, _ = run(scheduler, network(scheduler), noise, 12)
     predict = network(made_of(HEUN))
-    close(made, sampled(scheduler, predict, noise, "heun"))
+    close(written, sampled(scheduler, predict, noise, "heun"))
     plain, _ = run(made_of(HEUN), predict, noise, 12)
-    assert (made - plain).abs().max() > 0.01
+    assert (written - plain).abs().max() > 0.01
 
 
 def test_heun_on_levels_of_ones_own():
-    """sigmas=: EDM's schedule, with a network that answers D and is told sigma by nobody else."""
+    """sigmas=: EDM's schedule, with a network that answers D and gets sigma from nobody else."""
     scheduler = HEUN(prediction_type="sample", **WEIGHTS)
     nodes = erk.Settings(steps=9).sigmas()
     scheduler.set_timesteps(sigmas=nodes)
@@ -120,23 +120,23 @@ def test_singlestep_of_order_2_is_dpm2(algorithm, prediction):
     how = {"prediction_type": prediction, **more, **WEIGHTS}
     for steps in (9, 10):
         scheduler = made_of(SINGLE, **how)
-        made, _ = run(scheduler, network(scheduler), noise, steps)
+        written, _ = run(scheduler, network(scheduler), noise, steps)
         all_nodes = levels(scheduler)
         kept = [n for n, order in zip(all_nodes, scheduler.order_list) if order == 1]  # noqa: B905
         solver = by_nodes(all_nodes, not more)
         nodes = [*kept, all_nodes[-1]]
         predict = network(made_of(SINGLE))
-        close(made, sampled(scheduler, predict, noise, solver, nodes))
+        close(written, sampled(scheduler, predict, noise, solver, nodes))
         plain = sampled(scheduler, predict, noise, solver, nodes, w_stiff=0.0)
-        assert (made - plain).abs().max() > 1e-3
+        assert (written - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI])
 def test_order_1_is_euler(kind):
     scheduler = made_of(kind, solver_order=1, **WEIGHTS)
     predict = network(scheduler)
-    made, _ = run(scheduler, predict, draw(), 12)
-    close(made, sampled(scheduler, predict, draw(), "euler"))
+    written, _ = run(scheduler, predict, draw(), 12)
+    close(written, sampled(scheduler, predict, draw(), "euler"))
 
 
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
@@ -146,7 +146,7 @@ def test_multistep_is_dpmpp(algorithm, order, steps):
     more = NOISE if algorithm == "dpmsolver" else {}
     scheduler = made_of(MULTI, solver_order=order, **more, **WEIGHTS)
     predict = network(scheduler)
-    made, _ = run(scheduler, predict, draw(), steps)
+    written, _ = run(scheduler, predict, draw(), steps)
     orders = [1, *range(2, order), *[order] * steps][:steps]
     if steps < 15:
         orders[-2:] = [2, 1]
@@ -157,21 +157,21 @@ def test_multistep_is_dpmpp(algorithm, order, steps):
         how = dict(sigmas=sigmas, predict_x0=not more, lower_order_final=False)
         return dpmpp(*arguments, order=next(left), **how)
 
-    close(made, sampled(scheduler, predict, draw(), solver))
+    close(written, sampled(scheduler, predict, draw(), solver))
     plain, _ = run(made_of(MULTI, solver_order=order, **more), predict, draw(), steps)
-    assert (made - plain).abs().max() > 2e-4
+    assert (written - plain).abs().max() > 2e-4
 
 
 def test_multistep_by_its_name_in_erk():
     scheduler = made_of(MULTI, **WEIGHTS)
     predict = network(scheduler)
-    made, _ = run(scheduler, predict, draw(), 20)
+    written, _ = run(scheduler, predict, draw(), 20)
     how = {"order": 2, "lower_order_final": False}
-    close(made, sampled(scheduler, predict, draw(), "dpmpp", solver_options=how))
+    close(written, sampled(scheduler, predict, draw(), "dpmpp", solver_options=how))
 
 
 def test_flow_predictions_are_solved_in_sigma():
-    """x_t = (1 - t) data + t noise; timesteps are rounded, so the network is told t itself."""
+    """x_t = (1 - t) data + t noise; timesteps are rounded, so the network gets t itself."""
     scheduler = MULTI(
         prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=1, **WEIGHTS
     )
@@ -214,33 +214,33 @@ def test_the_pair_is_that_of_the_guided_prediction(kind):
         labelled, free = torch.cat([one(x, t), none(x, t)]).chunk(2)
         return free + 1.7 * (labelled - free)
 
-    made, _ = run(scheduler, guided, draw(), 10)
+    written, _ = run(scheduler, guided, draw(), 10)
     adapted = [erk.from_epsilon(net, scheduler.alphas_cumprod) for net in (one, none)]
     wanted = erk.sample(
         adapted[0], draw(), guide_model=adapted[1], guidance=1.7, schedule=levels(scheduler),
         solver="heun" if kind is HEUN else "euler", **WEIGHTS,
     )  # fmt: skip
-    close(made, wanted)
+    close(written, wanted)
 
 
 @pytest.mark.parametrize("kind", PARENTS)
-@pytest.mark.parametrize("told", [True, False])
-def test_a_start_in_the_middle(kind, told):
-    """img2img: noise on a picture at the 4th level; its first step has no pair, as erk.sample's."""
+@pytest.mark.parametrize("report", [True, False])
+def test_a_start_in_the_middle(kind, report):
+    """img2img: noise on a image at the 4th level; its first step has no pair, as erk.sample's."""
     scheduler = made_of(kind, **WEIGHTS, **({} if kind is HEUN else {"solver_order": 1}))
     scheduler.set_timesteps(10)
     first = 4 * scheduler.order
-    if told:
+    if report:
         scheduler.set_begin_index(first)
     t = scheduler.timesteps[first : first + 1]
     x = scheduler.add_noise(draw(seed=5) * 0.1, draw(), t)
     predict = network(scheduler)
-    made, _ = follow(scheduler, predict, x, first)
+    written, _ = follow(scheduler, predict, x, first)
     alpha, sigma = scale(scheduler, first)
     nodes = levels(scheduler)[4:]
     assert sigma.item() == nodes[0]
     solver = "heun" if kind is HEUN else "euler"
-    close(made, sampled(scheduler, predict, x / alpha / sigma, solver, nodes))
+    close(written, sampled(scheduler, predict, x / alpha / sigma, solver, nodes))
 
 
 @pytest.mark.parametrize("kind", PARENTS)
@@ -258,13 +258,13 @@ def test_the_drift_is_that_of_the_clipped_denoiser(kind):
             return free(x, sigma).clamp(-0.3, 0.3)
         return scheduler._threshold_sample(free(x, sigma))
 
-    made, _ = run(scheduler, predict, draw(), 12)
+    written, _ = run(scheduler, predict, draw(), 12)
     wanted = erk.sample(
         erk.from_denoiser(clipped), draw(), schedule=levels(scheduler),
         solver="heun" if kind is HEUN else "euler", **WEIGHTS,
     )  # fmt: skip
-    close(made, wanted)
-    assert (made.abs() > 0.29).any()
+    close(written, wanted)
+    assert (written.abs() > 0.29).any()
 
 
 @pytest.mark.parametrize("kind", PARENTS)

@@ -61,8 +61,8 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(416 if start and not rest else 206 if start else 200)
         if start:
             sent = f"{start}-{size - 1}" if rest else "*"
-            whole = size - 5 if fault == "other length" else size
-            self.send_header("Content-Range", f"bytes {sent}/{whole}")
+            full = size - 5 if fault == "other length" else size
+            self.send_header("Content-Range", f"bytes {sent}/{full}")
         self.send_header("ETag", '"other"' if fault == "other etag" else site.etag)
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")

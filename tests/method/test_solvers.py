@@ -220,10 +220,10 @@ def test_afs_replaces_the_first_drift():
 def test_a_sample_never_depends_on_its_batch_mates(name, shape, split, dtype, count):
     noise = torch.randn(5, *shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
     chosen = dict(solver=name, steps=count, w_stiff=0.4, w_con=0.3, dtype=dtype)
-    whole = erk.sample(gaussian, noise, **chosen)
+    complete = erk.sample(gaussian, noise, **chosen)
     parts = [erk.sample(gaussian, part, **chosen) for part in noise.split(split)]
-    assert whole.dtype == dtype and whole.shape == noise.shape
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
+    assert complete.dtype == dtype and complete.shape == noise.shape
+    torch.testing.assert_close(torch.cat(parts), complete, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

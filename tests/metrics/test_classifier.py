@@ -23,9 +23,9 @@ def test_all_levels_survive_the_way_through_a_png():
 
 
 def test_every_byte_goes_to_its_nearest_level():
-    found = (normalise(torch.arange(256).to(torch.uint8), 16) + 1) * 8
+    result = (normalise(torch.arange(256).to(torch.uint8), 16) + 1) * 8
     nearest = np.abs(np.arange(256)[:, None] - np.arange(17) * 255 / 16).argmin(1)
-    assert found.int().tolist() == nearest.tolist()
+    assert result.int().tolist() == nearest.tolist()
 
 
 def test_card_tells_the_accuracy_and_the_network_has_it(extractor, digits):
@@ -51,11 +51,11 @@ def test_held_out_accuracy_is_measured_on_digits_never_trained_on(extractor, dig
 
 
 def test_features(extractor, digits):
-    found = extractor(digits[0][:5])
-    assert found.features.shape == (5, extractor.feature_dim) == (5, 64)
-    assert found.logits.shape == (5, 10)
-    assert found.features.dtype == torch.float32
-    assert found.features.min() >= 0
+    result = extractor(digits[0][:5])
+    assert result.features.shape == (5, extractor.feature_dim) == (5, 64)
+    assert result.logits.shape == (5, 10)
+    assert result.features.dtype == torch.float32
+    assert result.features.min() >= 0
 
 
 @pytest.mark.parametrize(

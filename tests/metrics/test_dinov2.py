@@ -33,7 +33,7 @@ def ruled(key, shape):
     return torch.from_numpy(r.astype(np.float32))
 
 
-def pictures(size):
+def sample_images(size):
     random = ruled_random(SALT, f"images:{size}x{size}")
     coarse = random.randint(0, 256, (3, 3, 8, 8))
     images = coarse.repeat(size // 8, 2).repeat(size // 8, 3)
@@ -59,14 +59,14 @@ def test_features_are_the_official_networks(weights, name, kind):
     extractor = dinov2.load(name, weights=weights, architecture=SMALL)
     assert extractor.feature_dim == 384 and extractor.name == name
     for size in (512, 64):
-        found = extractor(pictures(size))
+        result = extractor(sample_images(size))
         expected, other = (
             tensor(ref(GOLDEN)[f"feat_{mode}_{size}"])
             for mode in (kind, "pil" if kind == "torch" else "torch")
         )
-        assert (found.features - expected).abs().max() < LIMIT * expected.abs().max()
-        assert (found.features - other).abs().max() > 50 * LIMIT * expected.abs().max()
-        assert found.logits is None and found.spatial is None
+        assert (result.features - expected).abs().max() < LIMIT * expected.abs().max()
+        assert (result.features - other).abs().max() > 50 * LIMIT * expected.abs().max()
+        assert result.logits is None and result.spatial is None
 
 
 def test_position_table_is_the_official_one(state):
@@ -81,9 +81,9 @@ def test_timms_own_resampling_is_another_network(state):
     table = resample_abs_pos_embed(state["pos_embed"], [16, 16])
     network.load_state_dict(state | {"pos_embed": table})
     with torch.no_grad():
-        found = network.eval()(imagenet_normalise(bicubic(pictures(64), 224)))
+        result = network.eval()(imagenet_normalise(bicubic(sample_images(64), 224)))
     expected = tensor(ref(GOLDEN)["feat_torch_64"])
-    assert (found - expected).abs().max() > 0.01 * expected.abs().max()  # measured: 0.04
+    assert (result - expected).abs().max() > 0.01 * expected.abs().max()  # measured: 0.04
 
 
 def test_table_of_another_image_size_is_refused(state, tmp_path):
@@ -97,7 +97,7 @@ def test_table_of_another_image_size_is_refused(state, tmp_path):
 def test_random_features_differ_between_images():
     network = dinov2.build(random_state(dinov2.shapes(SMALL), 0), SMALL)
     with torch.no_grad():
-        features = network(imagenet_normalise(bicubic(pictures(64), 224)))
+        features = network(imagenet_normalise(bicubic(sample_images(64), 224)))
     assert features.std(0).mean() > 0.1 * features.abs().mean()
 
 
@@ -107,6 +107,6 @@ def test_large_network_has_1024_features():
     extractor = load_extractor("dinov2", weights="random:0")
     assert extractor.sha256 == "random:0"
     assert torch.equal(torch.get_rng_state(), before)
-    features = extractor(pictures(64)[:2]).features
+    features = extractor(sample_images(64)[:2]).features
     assert features.shape == (2, extractor.feature_dim) == (2, 1024)
     assert (features[0] - features[1]).abs().mean() > 0.1 * features.abs().mean()

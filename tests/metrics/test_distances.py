@@ -31,16 +31,16 @@ def test_frechet_of_commuting_covariances():
     basis, _ = np.linalg.qr(rng.normal(size=(40, 40)))
     a, b, shift = rng.uniform(0.1, 3, (3, 40))
     expected = (shift**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = frechet(np.zeros(40), basis * a @ basis.T, shift, basis * b @ basis.T)
-    assert found == pytest.approx(expected, rel=1e-12)
+    result = frechet(np.zeros(40), basis * a @ basis.T, shift, basis * b @ basis.T)
+    assert result == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_where_one_covariance_is_the_congruence_of_the_other():
     cov, t = spd(60, 1), spd(60, 2)  # the root of cov @ (t cov t) has the trace of t cov
     other = t @ cov @ t
     expected = np.trace(cov) + np.trace(other) - 2 * np.trace(t @ cov)
-    found = frechet(np.ones(60), cov, np.ones(60), other)
-    assert found == pytest.approx(expected, rel=1e-10)
+    result = frechet(np.ones(60), cov, np.ones(60), other)
+    assert result == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -55,8 +55,8 @@ def test_frechet_of_rank_deficient_covariances(swap):
     if swap:
         first, second = second, first
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = frechet(np.zeros(50), first, np.zeros(50), second)
-    assert found == pytest.approx(expected, rel=1e-7)  # measured: 6e-9
+    result = frechet(np.zeros(50), first, np.zeros(50), second)
+    assert result == pytest.approx(expected, rel=1e-7)  # measured: 6e-9
 
 
 @pytest.mark.parametrize("rank", [3, 30])
@@ -67,8 +67,8 @@ def test_frechet_of_rank_deficient_covariances_stored_in_float32(rank):
     expected = np.trace(cov) + np.trace(t @ cov @ t) - 2 * np.trace(t @ cov)
     for kind, tolerance in ((np.float64, 1e-12), (np.float32, 2e-7)):
         stored = (matrix.astype(kind) for matrix in (cov, t @ cov @ t))
-        found = frechet(np.ones(60), next(stored), np.ones(60), next(stored))
-        assert found == pytest.approx(expected, rel=tolerance)
+        result = frechet(np.ones(60), next(stored), np.ones(60), next(stored))
+        assert result == pytest.approx(expected, rel=tolerance)
 
 
 def test_frechet_of_a_distribution_with_itself_is_zero():
@@ -103,8 +103,8 @@ def test_frechet_of_distributions_in_different_directions():
     a[:10], b[20:] = rng.uniform(0.5, 2, 10), rng.uniform(5, 20, 20)
     first, second = basis * a @ basis.T, basis * b @ basis.T
     for one, other in ((first, second), (second, first)):
-        found = frechet(np.zeros(40), one, np.ones(40), other)
-        assert found == pytest.approx(40 + a.sum() + b.sum(), rel=1e-7)
+        result = frechet(np.zeros(40), one, np.ones(40), other)
+        assert result == pytest.approx(40 + a.sum() + b.sum(), rel=1e-7)
 
 
 def test_frechet_equals_torch_fidelity():
@@ -194,13 +194,17 @@ def normal(n, dim=24, shift=0.0, seed=0):
 
 
 def test_kernel_distance_equals_torch_fidelity():
-    real, made = normal(130, seed=1), normal(120, shift=0.2, seed=2)
-    theirs = kid_features_to_metric(made, real, kid_subsets=7, kid_subset_size=100, verbose=False)
-    ours = kernel_distance(real=real, generated=made, subsets=7, subset_size=100)
-    assert ours == pytest.approx(tuple(theirs.values()), rel=1e-6)  # measured: 1e-14
-    single = kernel_distance(real=real.float(), generated=made.float(), subsets=7, subset_size=100)
+    real, written = normal(130, seed=1), normal(120, shift=0.2, seed=2)
     theirs = kid_features_to_metric(
-        made.float(), real.float(), kid_subsets=7, kid_subset_size=100, verbose=False
+        written, real, kid_subsets=7, kid_subset_size=100, verbose=False
+    )
+    ours = kernel_distance(real=real, generated=written, subsets=7, subset_size=100)
+    assert ours == pytest.approx(tuple(theirs.values()), rel=1e-6)  # measured: 1e-14
+    single = kernel_distance(
+        real=real.float(), generated=written.float(), subsets=7, subset_size=100
+    )
+    theirs = kid_features_to_metric(
+        written.float(), real.float(), kid_subsets=7, kid_subset_size=100, verbose=False
     )  # their sums have the dtype of the features: 4e-7 apart
     assert single == pytest.approx(tuple(theirs.values()), rel=2e-6)
     same = kernel_distance(real=real, generated=normal(130, seed=3), subset_size=100)
@@ -214,24 +218,24 @@ def test_fd_infinity_takes_the_bias_away():
     """
     real, few, infinite = (torch.zeros(24), torch.eye(24)), [], []
     for seed in range(3):
-        made = normal(4000, shift=0.3, seed=seed)
-        moments = moments_of(made[:400])
+        written = normal(4000, shift=0.3, seed=seed)
+        moments = moments_of(written[:400])
         few.append(frechet_distance(real=real, generated=(moments.mean, moments.cov)))
-        infinite.append(fd_infinity(real=real, generated=made))
+        infinite.append(fd_infinity(real=real, generated=written))
     assert np.mean(few) > 2.16 + 0.15
     assert abs(np.mean(infinite) - 2.16) < 0.08
-    assert fd_infinity(real=real, generated=made) == infinite[-1]
-    assert fd_infinity(real=real, generated=made, seed=1) != infinite[-1]
+    assert fd_infinity(real=real, generated=written) == infinite[-1]
+    assert fd_infinity(real=real, generated=written, seed=1) != infinite[-1]
 
 
 def test_fd_infinity_is_the_intercept_of_a_line_over_one_over_size():
-    made, real = normal(40, 3), (np.zeros(3), np.eye(3))
+    written, real = normal(40, 3), (np.zeros(3), np.eye(3))
     generator, drawn = torch.Generator().manual_seed(7), []
     for size in (4, 22, 40):
-        found = moments_of(made[torch.randperm(40, generator=generator)[:size]])
-        drawn.append(frechet_distance(real=real, generated=(found.mean, found.cov)))
+        result = moments_of(written[torch.randperm(40, generator=generator)[:size]])
+        drawn.append(frechet_distance(real=real, generated=(result.mean, result.cov)))
     _, intercept = np.polyfit([1 / 4, 1 / 22, 1 / 40], drawn, 1)
-    ours = fd_infinity(real=real, generated=made, points=3, seed=7)
+    ours = fd_infinity(real=real, generated=written, points=3, seed=7)
     assert ours == pytest.approx(intercept, rel=1e-10)
 
 

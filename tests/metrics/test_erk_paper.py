@@ -23,8 +23,8 @@ INCEPTION = ("--allow-random-weights", "--weights", "inception=random:1")
 WEIGHTS = (*INCEPTION, "--weights", "vgg16=random:1")
 
 
-def pictures(folder: Path, n: int, seed: int) -> Path:
-    """Smooth coloured pictures of 512x512 pixels."""
+def sample_images(folder: Path, n: int, seed: int) -> Path:
+    """Smooth coloured images of 512x512 pixels."""
     folder.mkdir()
     random = np.random.default_rng(seed)
     for i in range(n):
@@ -42,13 +42,13 @@ def tensors(folder: Path) -> torch.Tensor:
 
 def put_reference(cache: Path, statistics: dict) -> None:
     """The file of imagenet512, in EDM2's format, where a download would have put it."""
-    place = cache / known_references()["imagenet512"].statistics.removeprefix("https://")
-    place.parent.mkdir(parents=True)
+    target = cache / known_references()["imagenet512"].statistics.removeprefix("https://")
+    target.parent.mkdir(parents=True)
     content = {"num_images": 50000} | {
         key: {"mu": moments.mean.numpy(), "sigma": moments.cov.numpy()}
         for key, moments in statistics.items()
     }
-    place.write_bytes(pickle.dumps(content, protocol=4))
+    target.write_bytes(pickle.dumps(content, protocol=4))
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def evaluate(tmp_path, monkeypatch):
 
 
 def test_inception_and_vgg(evaluate, tmp_path):
-    pictures(tmp_path / "out", 4, 0)
-    pictures(tmp_path / "real", 5, 1)
-    found = {name: load_extractor(name, weights="random:1") for name in ("inception", "vgg16")}
-    real = extract([tensors(tmp_path / "real")], found)
-    own = extract([tensors(tmp_path / "out")], found)
+    sample_images(tmp_path / "out", 4, 0)
+    sample_images(tmp_path / "real", 5, 1)
+    computed = {name: load_extractor(name, weights="random:1") for name in ("inception", "vgg16")}
+    real = extract([tensors(tmp_path / "real")], computed)
+    own = extract([tensors(tmp_path / "out")], computed)
     moments = moments_of(real.outputs["inception"].features)
     put_reference(tmp_path / "cache", {"fid": moments, "fd_dinov2": moments_of(torch.eye(1024))})
 
@@ -80,8 +80,10 @@ def test_inception_and_vgg(evaluate, tmp_path):
     assert row["protocol"] == "erk-paper" and row["n"] == 4 and row["real_n"] == 5
     assert row["extractors"] == {"inception": "random:1", "vgg16": "random:1"}
     assert row["reference"] == "imagenet512" and row["reference_n"] == 50000
-    made = moments_of(own.outputs["inception"].features)
-    expected = frechet_distance(real=(moments.mean, moments.cov), generated=(made.mean, made.cov))
+    written = moments_of(own.outputs["inception"].features)
+    expected = frechet_distance(
+        real=(moments.mean, moments.cov), generated=(written.mean, written.cov)
+    )
     assert row["fid"] == pytest.approx(expected, rel=1e-6)
     vgg = {"real": real.outputs["vgg16"].features, "generated": own.outputs["vgg16"].features}
     assert (row["precision"], row["recall"]) == precision_recall(**vgg, k=3)
@@ -106,12 +108,12 @@ def test_inception_and_vgg(evaluate, tmp_path):
 
 @pytest.mark.slow
 def test_all_five_in_one_pass(evaluate, tmp_path):
-    pictures(tmp_path / "out", 12, 0)
-    pictures(tmp_path / "real", 5, 1)
+    sample_images(tmp_path / "out", 12, 0)
+    sample_images(tmp_path / "real", 5, 1)
     names = ("inception", "dinov2", "vgg16")
-    found = {name: load_extractor(name, weights="random:1") for name in names}
-    real = extract([tensors(tmp_path / "real")], found)
-    own = extract([tensors(tmp_path / "out")], found)
+    computed = {name: load_extractor(name, weights="random:1") for name in names}
+    real = extract([tensors(tmp_path / "real")], computed)
+    own = extract([tensors(tmp_path / "out")], computed)
     keys = {"fid": "inception", "fd_dinov2": "dinov2"}
     moments = {key: moments_of(real.outputs[name].features) for key, name in keys.items()}
     put_reference(tmp_path / "cache", moments)
@@ -121,9 +123,9 @@ def test_all_five_in_one_pass(evaluate, tmp_path):
     assert result.exit_code == 0, result.output
     row = json.loads(Path("row.json").read_text())
     for key, name in keys.items():
-        made = moments_of(own.outputs[name].features)
+        written = moments_of(own.outputs[name].features)
         expected = frechet_distance(
-            real=(moments[key].mean, moments[key].cov), generated=(made.mean, made.cov)
+            real=(moments[key].mean, moments[key].cov), generated=(written.mean, written.cov)
         )
         assert row[key] == pytest.approx(expected, rel=1e-5), key
     assert row["is"] == pytest.approx(inception_score(own.outputs["inception"].logits)[0])

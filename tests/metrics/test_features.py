@@ -126,7 +126,7 @@ def test_measuring_again_extracts_nothing(source, tmp_path):
     assert more.extractors["counted"].seen == 11
 
 
-def test_a_changed_picture_is_extracted_anew(source, tmp_path):
+def test_a_changed_image_is_extracted_anew(source, tmp_path):
     extracted(source, plan_of(tmp_path))
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(source.path / source.names[9])
     again = plan_of(tmp_path)
@@ -135,7 +135,7 @@ def test_a_changed_picture_is_extracted_anew(source, tmp_path):
     assert torch.equal(result.outputs["counted"].features, expected(source))
 
 
-def test_same_pictures_elsewhere_are_known(source, tmp_path):
+def test_same_images_elsewhere_are_known(source, tmp_path):
     extracted(source, plan_of(tmp_path))
     source.path.rename(tmp_path / "moved")
     again = plan_of(tmp_path)
@@ -181,7 +181,7 @@ def test_features_of_another_folder_are_asked_for(source, tmp_path):
         load_features(plan_of(tmp_path), [(0, "00" * 32, 4)])
 
 
-def test_corrupt_pictures_are_named_or_skipped(source, tmp_path):
+def test_corrupt_images_are_named_or_skipped(source, tmp_path):
     for i in (0, 5):
         (source.path / source.names[i]).write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"000000\.png is not a readable image"):
@@ -275,7 +275,7 @@ def test_trim_removes_what_was_unused_longest(source, tmp_path):
     assert [file.exists() for file in files] == [True, True, False] and other.exists()
 
 
-def test_a_chunk_of_broken_pictures_only(source, tmp_path):
+def test_a_chunk_of_broken_images_only(source, tmp_path):
     class Strict(Counted):
         def __call__(self, images):
             assert len(images), "an extractor is never shown nothing"
@@ -297,7 +297,7 @@ def test_a_damaged_member_of_a_zip(source, tmp_path):
         for name in source.names:
             archive.write(source.path / name, name)
     data = bytearray(path.read_bytes())
-    data[60] ^= 255  # inside the first picture: its checksum fails
+    data[60] ^= 255  # inside the first image: its checksum fails
     path.write_bytes(data)
     packed = open_images(path)
     with pytest.raises(ValueError, match=r"000000\.png is not a readable image"):

@@ -125,7 +125,7 @@ def test_labels_follow_from_the_settings(folder):
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_a_bad_picture_is_named(tmp_path, kind, name, content, message):
+def test_a_bad_image_is_named(tmp_path, kind, name, content, message):
     files = {"000000.png": png(GREY[0]), name: content}
     if kind == "folder":
         for key, data in files.items():
@@ -140,21 +140,22 @@ def test_a_bad_picture_is_named(tmp_path, kind, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("size", "bound", "told"),
+    ("size", "bound", "reason"),
     [((4097, 4096), "MAX_PIXELS", "4097x4096, more than 16777216 pixels"),
      ((8, 8), "MAX_IMAGE_BYTES", "more than 100 bytes")],
 )  # fmt: skip
-def test_a_picture_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, told):
+def test_a_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, reason):
     if bound == "MAX_IMAGE_BYTES":
         monkeypatch.setattr(untrusted, bound, 100)
     for i in range(2):
         Image.new("L", size).save(tmp_path / f"{i}.jpg")
-    with pytest.raises(ValueError, match=rf"0.jpg is too large to be measured \({told}\)") as error:
+    message = rf"0.jpg is too large to be measured \({reason}\)"
+    with pytest.raises(ValueError, match=message) as error:
         read_image(open_images(tmp_path), 0)
     assert not isinstance(error.value, BrokenImageError)  # which --skip-corrupt leaves out
 
 
-def test_a_jpeg_with_a_preview_inside_is_one_picture(tmp_path):
+def test_a_jpeg_with_a_preview_inside_is_one_image(tmp_path):
     first, second = (Image.fromarray(RGB[i]) for i in range(2))
     for i in range(2):
         first.save(tmp_path / f"{i}.jpg", "MPO", save_all=True, append_images=[second])
@@ -163,13 +164,13 @@ def test_a_jpeg_with_a_preview_inside_is_one_picture(tmp_path):
     assert np.array_equal(read_image(source, 0), np.asarray(Image.open(tmp_path / "x")))
 
 
-def test_a_picture_cut_off_inside_a_zip_is_named(tmp_path):
+def test_a_image_cut_off_inside_a_zip_is_named(tmp_path):
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(2):
             archive.writestr(f"{i}.png", png(GREY[i]))
     data = bytearray(path.read_bytes())
-    data[60] ^= 255  # inside the first picture: its checksum fails
+    data[60] ^= 255  # inside the first image: its checksum fails
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"0\.png is not a readable image"):
         everything(path)
@@ -178,7 +179,7 @@ def test_a_picture_cut_off_inside_a_zip_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": GREY}, "has no images"),
+        ({"images": GREY}, "has no images"),
         ({"images": GREY.astype(np.float32)}, "holds float32 .* must be uint8"),
         ({"images": GREY[0, 0]}, "must be uint8"),
         ({"images": RGB[..., :2]}, "C = 1 or 3"),

@@ -37,7 +37,7 @@ def theirs(weights):
     )
 
 
-def pictures(size, n=2, seed=0):
+def sample_images(size, n=2, seed=0):
     """Random patches with a little noise, uint8 [n, 3, size, size]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(256, (n, 3, 8, 8), generator=generator)
@@ -46,25 +46,25 @@ def pictures(size, n=2, seed=0):
     return (images + noise).clamp(0, 255).to(torch.uint8)
 
 
-def apart(found, expected):
+def apart(result, expected):
     """The largest difference in units of the largest value."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("size", [32, 512])
 def test_features_logits_and_spatial_are_torch_fidelitys(ours, theirs, size):
-    images, seen = pictures(size), []
+    images, seen = sample_images(size), []
     hook = theirs.Mixed_6d.branch1x1.register_forward_hook(lambda *call: seen.append(call[2]))
     with torch.no_grad():
         pool3, logits = theirs(images)
     hook.remove()
-    found = ours(images)
-    assert found.features.shape == (2, ours.feature_dim) == (2, 2048)
-    assert apart(found.features, pool3) < LIMIT
-    assert apart(found.logits, logits) < LIMIT
-    spatial = found.spatial.reshape(2, 17, 17, 7)  # TensorFlow's order
+    result = ours(images)
+    assert result.features.shape == (2, ours.feature_dim) == (2, 2048)
+    assert apart(result.features, pool3) < LIMIT
+    assert apart(result.logits, logits) < LIMIT
+    spatial = result.spatial.reshape(2, 17, 17, 7)  # TensorFlow's order
     assert apart(spatial, seen[0][:, :7].permute(0, 2, 3, 1)) < LIMIT
-    assert {part.dtype for part in found} == {torch.float32}
+    assert {part.dtype for part in result} == {torch.float32}
 
 
 def test_weights_have_the_keys_and_the_place_of_torch_fidelitys(theirs):
@@ -78,14 +78,14 @@ def test_weights_have_the_keys_and_the_place_of_torch_fidelitys(theirs):
 
 
 def test_logits_leave_the_bias_out(state, ours):
-    images = pictures(64, n=1)
+    images = sample_images(64, n=1)
     network = inception.build(state | {"fc.bias": torch.full((1008,), 7.0)})
     assert torch.equal(network(inception.prepare(images)).logits, ours(images).logits)
 
 
 def test_random_features_differ_between_images(ours):
     noise = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(3))
-    images = torch.cat([pictures(32), noise.to(torch.uint8)])
+    images = torch.cat([sample_images(32), noise.to(torch.uint8)])
     features = ours(images).features
     spread = features.std(0)
     assert (spread > 0).float().mean() > 0.99  # measured: 1
@@ -101,7 +101,7 @@ def test_random_weights_follow_from_their_seed_alone(state):
 
 
 def test_grey_images_are_grey_in_colour(ours):
-    grey = pictures(64)[:, :1]
+    grey = sample_images(64)[:, :1]
     assert torch.equal(ours(grey).features, ours(grey.repeat(1, 3, 1, 1)).features)
 
 
@@ -122,13 +122,13 @@ def test_other_images_are_refused(ours, images):
 @pytest.fixture(params=["tf32", "ieee"])
 def allowed(request):
     """What the caller allows; monkeypatch cannot undo these attributes."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = request.param
+    owners = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [target.fp32_precision for target in owners]
+    for target in owners:
+        target.fp32_precision = request.param
     yield (request.param, request.param)
-    for place, value in zip(places, before, strict=True):
-        place.fp32_precision = value
+    for target, value in zip(owners, before, strict=True):
+        target.fp32_precision = value
 
 
 def switches():
@@ -146,7 +146,7 @@ def test_tf32_is_off_inside_and_as_before_outside(allowed):
         seen.append(switches())
         return Outputs(x)
 
-    NetworkExtractor("spy", 1, "", lambda x: x, network, "cpu")(pictures(8))
+    NetworkExtractor("spy", 1, "", lambda x: x, network, "cpu")(sample_images(8))
     assert seen == [("ieee", "ieee")] and switches() == allowed
     with pytest.raises(KeyError), tf32_only(NONE):
         raise KeyError
@@ -156,7 +156,7 @@ def test_tf32_is_off_inside_and_as_before_outside(allowed):
 @pytest.mark.parametrize("name", ["inception", "digits"])
 def test_in_bf16_features_stay_float32_and_near(name, weights):
     sources = {"inception": weights, "digits": None}
-    images = pictures(64) if name == "inception" else pictures(8)[:, :1]
+    images = sample_images(64) if name == "inception" else sample_images(8)[:, :1]
     fp32, bf16 = (
         load_extractor(name, weights=sources[name], precision=precision)
         for precision in ("fp32", "bf16")
@@ -174,8 +174,8 @@ def test_cuda_gives_the_features_of_the_cpu_even_where_tf32_is_allowed(weights, 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        found = load_extractor("inception", "cuda", weights)(pictures(64))
+        result = load_extractor("inception", "cuda", weights)(sample_images(64))
     finally:
         torch.set_float32_matmul_precision(before)
-    for part, expected in zip(found, ours(pictures(64)), strict=True):
+    for part, expected in zip(result, ours(sample_images(64)), strict=True):
         assert part.is_cuda and apart(part.cpu(), expected) < 1e-4

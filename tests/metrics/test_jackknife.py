@@ -56,8 +56,8 @@ def test_error_of_a_frechet_distance_is_the_spread_of_repeats():
     group = group_of(400, 10)
 
     def distance(samples):
-        found = moments_of(samples)
-        return frechet_distance(real=(eye[0] * 0.5, eye), generated=(found.mean, found.cov))
+        result = moments_of(samples)
+        return frechet_distance(real=(eye[0] * 0.5, eye), generated=(result.mean, result.cov))
 
     values, errors = [], []
     for _ in range(200):
@@ -73,10 +73,10 @@ def test_paired_difference_is_that_of_the_values_and_common_noise_cancels():
     common = torch.randn(500, generator=draw).double()
     own = torch.randn(500, generator=draw).double() * 0.01
     a, b = common + own + 0.01, common
-    found = paired_difference(a.mean().item(), without(a, 10), b.mean().item(), without(b, 10))
-    assert found.value == pytest.approx((a - b).mean().item(), abs=1e-12)
-    assert found.error == pytest.approx(standard_error(without(a - b, 10)), rel=1e-9)
-    assert found.exceeds and found.error < 0.02 * standard_error(without(a, 10))
+    result = paired_difference(a.mean().item(), without(a, 10), b.mean().item(), without(b, 10))
+    assert result.value == pytest.approx((a - b).mean().item(), abs=1e-12)
+    assert result.error == pytest.approx(standard_error(without(a - b, 10)), rel=1e-9)
+    assert result.exceeds and result.error < 0.02 * standard_error(without(a, 10))
 
 
 def test_a_difference_exceeds_by_students_t():

@@ -22,10 +22,10 @@ def test_merged_shares_equal_the_whole(world):
     merged = Moments(12)
     for share in shares:
         merged.merge(share)
-    whole = moments_of(FEATURES)
+    complete = moments_of(FEATURES)
     assert merged.n == 3001
-    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-13, atol=0)
-    torch.testing.assert_close(merged.cov, whole.cov, rtol=0, atol=1e-10)
+    torch.testing.assert_close(merged.mean, complete.mean, rtol=1e-13, atol=0)
+    torch.testing.assert_close(merged.cov, complete.cov, rtol=0, atol=1e-10)
 
 
 def test_batches_do_not_matter():

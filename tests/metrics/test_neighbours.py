@@ -47,31 +47,31 @@ def brute_force(real, generated, k, strict):
 @pytest.mark.parametrize("memory", [SMALL, 2**26])
 def test_membership_equals_brute_force_that_removes_each_group(strict, groups, memory):
     real, generated = two_sets()
-    found = membership(
+    result = membership(
         real=real, generated=generated, k=3, strict=strict, groups=groups, memory=memory
     )
     precise, inside, recalled, covered = brute_force(real, generated, 3, strict)
-    assert torch.equal(found.precise, precise) and torch.equal(found.inside, inside)
-    assert found.recalled.shape == found.covered.shape == (1 + groups if groups > 1 else 1, 301)
-    assert torch.equal(found.recalled[0], recalled) and torch.equal(found.covered[0], covered)
+    assert torch.equal(result.precise, precise) and torch.equal(result.inside, inside)
+    assert result.recalled.shape == result.covered.shape == (1 + groups if groups > 1 else 1, 301)
+    assert torch.equal(result.recalled[0], recalled) and torch.equal(result.covered[0], covered)
     group = group_of(257, groups)
     for g in range(groups if groups > 1 else 0):
         _, _, recalled, covered = brute_force(real, generated[group != g], 3, strict)
-        assert torch.equal(found.recalled[1 + g], recalled)
-        assert torch.equal(found.covered[1 + g], covered)
-    assert 0.1 < found.recalled.double().mean() < 0.9 and 0.1 < precise.double().mean() < 0.99
+        assert torch.equal(result.recalled[1 + g], recalled)
+        assert torch.equal(result.covered[1 + g], covered)
+    assert 0.1 < result.recalled.double().mean() < 0.9 and 0.1 < precise.double().mean() < 0.99
 
 
 def test_replicates_equal_the_plain_function_on_what_is_left():
     real, generated = two_sets()
-    found = membership(real=real, generated=generated, groups=5)
+    result = membership(real=real, generated=generated, groups=5)
     group = group_of(257, 5)
     for g in range(5):
         left = group != g
         precision, recall = precision_recall(real=real, generated=generated[left])
-        assert found.precise[left].double().mean() == precision
-        assert found.recalled[1 + g].double().mean() == recall
-    assert len({row.sum().item() for row in found.recalled}) > 2
+        assert result.precise[left].double().mean() == precision
+        assert result.recalled[1 + g].double().mean() == recall
+    assert len({row.sum().item() for row in result.recalled}) > 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,8 +150,8 @@ def test_members_are_exact(name, strict, memory):
     expected = brute_force(real, generated, 3, strict)
     groups = 2 if len(generated) > 20 else 1
     who = membership(real=real, generated=generated, strict=strict, groups=groups, memory=memory)
-    found = who.precise, who.inside, who.recalled[0], who.covered[0]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    result = who.precise, who.inside, who.recalled[0], who.covered[0]
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
     for g in range(groups if groups > 1 else 0):
         left = generated[group_of(len(generated), groups) != g]
         _, _, recalled, covered = brute_force(real, left, 3, strict)
@@ -179,8 +179,8 @@ def test_mode_collapse_is_precise_but_recalls_little(memory):
     real = torch.randn(400, 8, generator=torch.Generator().manual_seed(1)) + 5
     collapsed = real[:3].repeat(100, 1)
     assert precision_recall(real=real, generated=collapsed, memory=memory) == (1.0, 3 / 400)
-    found = precision_recall(real=collapsed, generated=real, memory=memory)
-    assert found == (3 / 400, 1.0)
+    result = precision_recall(real=collapsed, generated=real, memory=memory)
+    assert result == (3 / 400, 1.0)
 
 
 def test_copies_touch_in_float32_far_from_the_centre():
@@ -213,11 +213,11 @@ def test_cuda_finds_the_same_members_with_tf32_allowed():
     before = products.allow_tf32
     products.allow_tf32 = True
     try:
-        found = membership(real=real.cuda(), generated=generated, groups=5)
+        result = membership(real=real.cuda(), generated=generated, groups=5)
     finally:
         products.allow_tf32 = before
     expected = membership(real=real, generated=generated, groups=5)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(result, expected, strict=True):
         assert (a.cpu() != b).double().mean() < 2e-3
 
 

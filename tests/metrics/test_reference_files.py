@@ -24,8 +24,8 @@ def moments(dim):
 
 
 def statistics(dim, **more):
-    found = {key: torch.from_numpy(value) for key, value in moments(dim).items()}
-    return Statistics(found["mu"], found["sigma"], **more)
+    result = {key: torch.from_numpy(value) for key, value in moments(dim).items()}
+    return Statistics(result["mu"], result["sigma"], **more)
 
 
 def write_pickle(path, content, protocol=3, core=None):
@@ -39,9 +39,9 @@ def write_pickle(path, content, protocol=3, core=None):
     return path
 
 
-def same(found, expected):
+def same(result, expected):
     """Whether statistics hold the same bits."""
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(result, expected, strict=True)
     return all(
         torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
         for a, b in pairs
@@ -58,30 +58,30 @@ def test_pickles_of_numpy_1_and_2(tmp_path, core):
     content = {"num_images": np.int64(900), "fid": moments(6), "fd_dinov2": moments(4)}
     path = write_pickle(tmp_path / "img512.pkl", content, core=core)
     assert core in path.read_bytes()
-    found = read_reference(path)
-    assert (found.name, found.protocol, list(found.statistics)) == (
+    result = read_reference(path)
+    assert (result.name, result.protocol, list(result.statistics)) == (
         "img512", "edm2", ["inception", "dinov2"],
     )  # fmt: skip
-    assert same(found.statistics["inception"], reference_of(content["fid"])._replace(n=900))
-    assert same(found.statistics["dinov2"], reference_of(content["fd_dinov2"])._replace(n=900))
+    assert same(result.statistics["inception"], reference_of(content["fid"])._replace(n=900))
+    assert same(result.statistics["dinov2"], reference_of(content["fd_dinov2"])._replace(n=900))
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize(("key", "name"), [("fid", "inception"), ("fd_dinov2", "dinov2")])
 def test_pickles_with_one_metric_under_any_name(tmp_path, protocol, key, name):
     path = write_pickle(tmp_path / "statistics.npz", {key: moments(5)}, protocol)
-    found = read_reference(path)
-    assert list(found.statistics) == [name]
-    assert found.statistics[name].n is None
+    result = read_reference(path)
+    assert list(result.statistics) == [name]
+    assert result.statistics[name].n is None
 
 
 @pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4"])
 def test_edms_npz(tmp_path, dtype):
     part = {key: value.astype(dtype) for key, value in moments(2048).items()}
     np.savez(tmp_path / "cifar10-32x32.npz", **part)
-    found = read_reference(tmp_path / "cifar10-32x32.npz")
-    assert (found.protocol, list(found.statistics)) == ("edm", ["inception"])
-    assert same(found.statistics["inception"], reference_of(part))
+    result = read_reference(tmp_path / "cifar10-32x32.npz")
+    assert (result.protocol, list(result.statistics)) == ("edm", ["inception"])
+    assert same(result.statistics["inception"], reference_of(part))
 
 
 def test_adms_npz_without_its_images(tmp_path):
@@ -92,10 +92,10 @@ def test_adms_npz_without_its_images(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"MMMM", b"NNNN"))  # damaged: reading it fails
     with pytest.raises(ValueError, match="CRC"):
         read_npz(path, ["arr_0"])
-    found = read_reference(path)
-    assert (found.protocol, list(found.statistics)) == ("adm", ["inception", "inception-spatial"])
-    assert same(found.statistics["inception"], reference_of(part))
-    assert same(found.statistics["inception-spatial"], reference_of(spatial))
+    result = read_reference(path)
+    assert (result.protocol, list(result.statistics)) == ("adm", ["inception", "inception-spatial"])
+    assert same(result.statistics["inception"], reference_of(part))
+    assert same(result.statistics["inception-spatial"], reference_of(spatial))
 
 
 def test_our_npz_comes_back_bit_for_bit(tmp_path):
@@ -108,11 +108,11 @@ def test_our_npz_comes_back_bit_for_bit(tmp_path):
     labels = torch.arange(9)
     path = tmp_path / "new" / "mine.npz"
     assert write_reference(path, written, protocol="edm2", labels=labels, image_size=64) == path
-    found = read_reference(path)
-    assert list(found.statistics) == list(written)
-    assert all(same(found.statistics[name], written[name]) for name in written)
-    assert torch.equal(found.labels, labels)
-    assert (found.protocol, found.image_size) == ("edm2", 64)
+    result = read_reference(path)
+    assert list(result.statistics) == list(written)
+    assert all(same(result.statistics[name], written[name]) for name in written)
+    assert torch.equal(result.labels, labels)
+    assert (result.protocol, result.image_size) == ("edm2", 64)
     first = path.read_bytes()
     write_reference(path, written, protocol="edm2", labels=labels, image_size=64)
     assert path.read_bytes() == first
@@ -121,9 +121,9 @@ def test_our_npz_comes_back_bit_for_bit(tmp_path):
 
 def test_our_npz_with_nothing_but_moments(tmp_path):
     written = statistics(3)
-    found = read_reference(write_reference(tmp_path / "x.npz", {"inception": written}))
-    assert same(found.statistics["inception"], written)
-    assert (found.protocol, found.labels, found.image_size) == (None, None, None)
+    result = read_reference(write_reference(tmp_path / "x.npz", {"inception": written}))
+    assert same(result.statistics["inception"], written)
+    assert (result.protocol, result.labels, result.image_size) == (None, None, None)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_files_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match=r"x\.npz is not a readable npz file"):
         read_reference(path)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("00000/img00000000.png", b"picture")
+        archive.writestr("00000/img00000000.png", b"image")
     with pytest.raises(ValueError, match=r"x\.npz is no reference: it must hold mu"):
         read_reference(path)
     np.savez(path, mu=np.array([None]), sigma=np.eye(1))
@@ -330,9 +330,9 @@ def test_others_read_the_inception_statistics(tmp_path):
     with np.load(path) as file:
         assert np.array_equal(file["sigma_s"], written["inception-spatial"].cov)
         assert "inception.mu" not in file.files  # not stored twice
-    found = read_reference(path)
-    assert list(found.statistics) == list(written)
-    assert all(same(found.statistics[name], written[name]) for name in written)
+    result = read_reference(path)
+    assert list(result.statistics) == list(written)
+    assert all(same(result.statistics[name], written[name]) for name in written)
 
 
 def test_files_of_before_are_read(tmp_path):

@@ -61,14 +61,14 @@ def bare(tmp_path):
 
 def test_digits(extractor, built_in, digits):
     features = extractor(digits[0]).features
-    found = built_in.statistics["digits"]
+    result = built_in.statistics["digits"]
     assert (built_in.name, built_in.protocol, built_in.image_size) == ("digits", "digits", 8)
-    assert (found.n, found.weights) == (1797, extractor.sha256)
-    assert torch.equal(found.features, features)
-    np.testing.assert_allclose(found.cov, np.cov(features.double().T), atol=1e-10)
+    assert (result.n, result.weights) == (1797, extractor.sha256)
+    assert torch.equal(result.features, features)
+    np.testing.assert_allclose(result.cov, np.cov(features.double().T), atol=1e-10)
     assert built_in.labels.bincount().min() >= 174
-    assert check_extractor(built_in, extractor) is found
-    assert torch.equal(load_reference("digits").statistics["digits"].cov, found.cov)
+    assert check_extractor(built_in, extractor) is result
+    assert torch.equal(load_reference("digits").statistics["digits"].cov, result.cov)
 
 
 def test_real_digits_are_the_pixels_of_scikit_learn(digits):
@@ -82,24 +82,24 @@ def test_a_bare_npz_of_digits(tmp_path, extractor, built_in):
     mean, cov, _, features, _ = built_in.statistics["digits"]
     path = tmp_path / "mine.npz"
     np.savez(path, mu=mean, sigma=cov, num_images=1797)
-    found = load_reference(path, {"digits": extractor})
-    assert (found.name, found.protocol) == ("mine", "digits")
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert found.statistics["digits"][2:] == (1797, None, None)
-    assert torch.equal(found.statistics["digits"].cov, cov)
+    result = load_reference(path, {"digits": extractor})
+    assert (result.name, result.protocol) == ("mine", "digits")
+    assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert result.statistics["digits"][2:] == (1797, None, None)
+    assert torch.equal(result.statistics["digits"].cov, cov)
     np.savez(path, mu=mean, sigma=cov, features=features)
-    found = load_reference(str(path), {"digits": extractor}).statistics["digits"]
-    assert found.n == 1797
-    assert torch.equal(found.features, features)
+    result = load_reference(str(path), {"digits": extractor}).statistics["digits"]
+    assert result.n == 1797
+    assert torch.equal(result.features, features)
 
 
 def test_a_bare_npz_belongs_to_the_extractor_of_its_dimension(bare):
     stands = {name: Stand(name, dim) for name, dim in (("vgg16", 12), ("dinov2", 7))}
-    found = load_reference(bare(7), stands)
-    assert (list(found.statistics), found.protocol) == (["dinov2"], "kynkaat-dinov2")
+    result = load_reference(bare(7), stands)
+    assert (list(result.statistics), result.protocol) == (["dinov2"], "kynkaat-dinov2")
     for dim, name, protocol in ((2048, "inception", "edm"), (64, "digits", "digits")):
-        found = load_reference(bare(dim), stands)
-        assert (list(found.statistics), found.protocol) == ([name], protocol)
+        result = load_reference(bare(dim), stands)
+        assert (list(result.statistics), result.protocol) == ([name], protocol)
     with pytest.raises(ValueError, match=r"has 3 dimensions .* must have .*12 \(vgg16\)"):
         load_reference(bare(3), stands)
 
@@ -112,14 +112,14 @@ def test_names_are_read_from_the_cache(tmp_path, monkeypatch):
         (tmp_path / address).parent.mkdir(parents=True, exist_ok=True)
         path = write_reference(tmp_path / "x.npz", {"inception": moments(3)}, protocol="other")
         path.rename(tmp_path / address)
-        found = load_reference(name, offline=True)
+        result = load_reference(name, offline=True)
         row = known_references()[name]
-        assert (found.name, found.protocol, found.image_size) == (
+        assert (result.name, result.protocol, result.image_size) == (
             name, row.protocol, row.image_size,
         )  # fmt: skip
         by_address = load_reference(row.statistics, offline=True)
         assert (by_address.name, by_address.protocol) == (Path(address).stem, "other")
-        assert by_address.sha256 == found.sha256
+        assert by_address.sha256 == result.sha256
 
 
 def moments(dim, **more):
@@ -131,8 +131,8 @@ def test_the_table_of_names():
     rows = known_references()
     assert names == tuple(rows)
     assert [line.split()[0] for line in describe()] == list(names)
-    found = {name: (row.protocol, row.image_size) for name, row in rows.items()}
-    assert found == {
+    result = {name: (row.protocol, row.image_size) for name, row in rows.items()}
+    assert result == {
         "digits": ("digits", 8),
         "mnist": ("mnist", 28),
         "imagenet512": ("erk-paper", 512),
@@ -228,9 +228,9 @@ def test_the_shipped_table_has_no_row_twice():
 def test_statistics_must_fit_the_extractor(tmp_path):
     inception = Stand("inception", 5)
     for weights in (None, inception.sha256):
-        found = moments(5, weights=weights)
-        reference = Reference("mine", "", {"inception": found})
-        assert check_extractor(reference, inception) is found
+        result = moments(5, weights=weights)
+        reference = Reference("mine", "", {"inception": result})
+        assert check_extractor(reference, inception) is result
     with pytest.raises(ValueError, match="mine has no statistics under vgg16, only under incept"):
         check_extractor(reference, Stand("vgg16", 5))
     with pytest.raises(ValueError, match="mine has 5 dimensions but the extractor inception has 6"):

@@ -59,13 +59,13 @@ def test_bicubic_antialiases():
         assert (inner - 127.5).abs().max() < 1  # measured: 0.65; without antialiasing 124
 
 
-def test_bicubic_pil_is_pillow_per_picture():
+def test_bicubic_pil_is_pillow_per_image():
     images = noise(2, 3, 40, 24)
-    found = bicubic_pil(images, 16)
-    assert found.dtype == torch.uint8 and found.shape == (2, 3, 16, 16)
+    result = bicubic_pil(images, 16)
+    assert result.dtype == torch.uint8 and result.shape == (2, 3, 16, 16)
     second = Image.fromarray(images[1].permute(1, 2, 0).numpy())
     expected = np.asarray(second.resize((16, 16), Image.Resampling.BICUBIC))
-    assert np.array_equal(found[1].permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(result[1].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.parametrize("size", [224, 16])

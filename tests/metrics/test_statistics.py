@@ -9,7 +9,7 @@ from metrics.neighbours import density_coverage
 from metrics.statistics import as_features
 
 NORMAL = np.random.default_rng(0).normal(size=(60, 6))
-WHOLE = np.arange(2**40, 2**40 + 120).reshape(60, 2)  # not to be told apart in float32
+WHOLE = np.arange(2**40, 2**40 + 120).reshape(60, 2)  # equal in float32
 
 LAYOUTS = {
     "of float16": NORMAL.astype(np.float16),

@@ -40,7 +40,7 @@ def theirs(state, monkeypatch):
     return original.FeatureExtractorVGG16("vgg16", ["fc2_relu"])
 
 
-def pictures(size):
+def sample_images(size):
     generator = torch.Generator().manual_seed(size)
     coarse = torch.randint(256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
     return coarse.repeat_interleave(size // 8, 2).repeat_interleave(size // 8, 3)
@@ -48,18 +48,18 @@ def pictures(size):
 
 def test_features_are_torch_fidelitys(ours, theirs):
     for size in (32, 512):
-        images = pictures(size)
+        images = sample_images(size)
         with torch.no_grad():
             expected = theirs(images)[0]
-        found = ours(images)
-        assert found.features.shape == (2, ours.feature_dim) == (2, 4096)
-        assert found.features.dtype == torch.float32
-        assert found.logits is None and found.spatial is None
-        assert (found.features - expected).abs().max() < LIMIT * expected.max()
+        result = ours(images)
+        assert result.features.shape == (2, ours.feature_dim) == (2, 4096)
+        assert result.features.dtype == torch.float32
+        assert result.logits is None and result.spatial is None
+        assert (result.features - expected).abs().max() < LIMIT * expected.max()
 
 
 def test_features_are_positive_and_differ_between_images(ours):
-    features = ours(pictures(64)[:, :1]).features
+    features = ours(sample_images(64)[:, :1]).features
     assert features.min() == 0
     spread = (features[0] - features[1]).abs().mean()
     assert spread > 0.1 * features.mean()  # measured: 0.35

@@ -80,14 +80,14 @@ def test_the_denoiser_is_exact(name):
 
 @pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("w_stiff", [0.0, 0.5])
-def test_all_samplers_get_the_same_picture(name, w_stiff):
+def test_all_samplers_get_the_same_image(name, w_stiff):
     """From the same noise: as from the denoiser itself, plain and guided."""
     noise, levels = draw(2, 5).float(), [10.0, 3.0, 1.0, 0.3, 0.1, 0.0]
     for solver in ("heun", "dpm2", "ipndm_v"):
         how = dict(solver=solver, schedule=levels, w_stiff=w_stiff, w_con=0.1)
-        made = erk.sample(ADAPTERS[name](), noise, **how)
+        written = erk.sample(ADAPTERS[name](), noise, **how)
         wanted = erk.sample(lambda x, sigma, labels: exact(x, sigma), noise, **how)
-        assert torch.allclose(made, wanted, atol=1e-5)  # measured: 4e-6
+        assert torch.allclose(written, wanted, atol=1e-5)  # measured: 4e-6
 
 
 def test_the_network_sees_its_own_state_and_time():
@@ -139,11 +139,11 @@ def test_classifier_free_guidance_of_one_network():
     noise, one, none = draw(2, 3).float(), torch.ones(2, 1), torch.zeros(2, 1)
     model = erk.from_epsilon(network, ALPHAS)
     how = dict(schedule=[2.0, 1.0, 0.5], w_stiff=0.5, w_con=0.1)
-    made = erk.sample(
+    written = erk.sample(
         model, noise, one, guide_model=model, guide_labels=none, guidance=2.0, **how
     )  # fmt: skip
     doubled = erk.from_epsilon(lambda x, t: epsilon(x, t) + 2, ALPHAS)
-    assert torch.allclose(made, erk.sample(doubled, noise, **how), atol=1e-5)
+    assert torch.allclose(written, erk.sample(doubled, noise, **how), atol=1e-5)
 
 
 def test_mistakes_have_one_sentence():

@@ -68,11 +68,11 @@ def test_coefficients_are_the_least_squares_solution_of_sum_one(std):
     columns, target = design(GRID, ends), design([wanted], ends)[:, 0]
     expected, *_ = np.linalg.lstsq(columns, target, rcond=None)
     expected /= expected.sum()
-    made = combine(GRID, wanted)
-    assert made.coefficients.dtype == np.float64
-    np.testing.assert_allclose(made.coefficients, expected, rtol=1e-7, atol=1e-9)
+    written = combine(GRID, wanted)
+    assert written.coefficients.dtype == np.float64
+    np.testing.assert_allclose(written.coefficients, expected, rtol=1e-7, atol=1e-9)
     left = np.linalg.norm(columns @ expected - target) / np.linalg.norm(target)
-    assert made.misfit == pytest.approx(left, rel=1e-6)
+    assert written.misfit == pytest.approx(left, rel=1e-6)
 
 
 def test_the_unit_of_time_does_not_matter():
@@ -82,9 +82,9 @@ def test_the_unit_of_time_does_not_matter():
 
 
 def test_what_was_stored_comes_back_and_copies_share():
-    made = combine(GRID, GRID[5])
-    np.testing.assert_allclose(made.coefficients, np.eye(len(GRID))[5], atol=1e-9)
-    assert made.misfit < 1e-7
+    written = combine(GRID, GRID[5])
+    np.testing.assert_allclose(written.coefficients, np.eye(len(GRID))[5], atol=1e-9)
+    assert written.misfit < 1e-7
     twice = combine([*GRID, GRID[5]], GRID[5])  # one snapshot given twice
     assert twice.coefficients[[5, -1]] == pytest.approx([0.5, 0.5], abs=1e-6)
 
@@ -166,9 +166,9 @@ def run(*arguments):
 def distance(tensors, network):
     """Of the parameters, relative."""
     pairs = [(tensors[name].float(), p) for name, p in network.named_parameters()]
-    off, whole = (sum(float(t.detach().square().sum()) for t in ts) for ts in
+    off, complete = (sum(float(t.detach().square().sum()) for t in ts) for ts in
                   ((a - b for a, b in pairs), (b for _, b in pairs)))  # fmt: skip
-    return (off / whole) ** 0.5
+    return (off / complete) ** 0.5
 
 
 def test_a_reconstruction_is_the_average_that_was_tracked(training, tmp_path):
@@ -190,16 +190,16 @@ def test_the_card_says_how_it_was_made(training, tmp_path):
     folder = training[0][torch.float16]
     out = tmp_path / "ema-{std}.safetensors"
     snapshots = f"{folder}/*.safetensors"
-    code, told, _ = run("--in", snapshots, "--std", 0.08, "--std", 0.1, "--out", out)
-    assert code == 0 and told.count("of the profile is not met") == 2
-    made = tmp_path / "ema-0.080.safetensors"
-    card = json.loads(made.with_suffix(".json").read_text())
+    code, report, _ = run("--in", snapshots, "--std", 0.08, "--std", 0.1, "--out", out)
+    assert code == 0 and report.count("of the profile is not met") == 2
+    written = tmp_path / "ema-0.080.safetensors"
+    card = json.loads(written.with_suffix(".json").read_text())
     assert card["training"] == {"images": STEPS * BATCH, "ema_std": 0.08}
     assert card["licence"] == "Apache-2.0" and 0 < card["misfit"] < 0.01
     files = sorted(folder.glob("*.safetensors"))
     assert [s["file"] for s in card["snapshots"]] == [f.name for f in files]
     assert [s["sha256"] for s in card["snapshots"]] == [sha256_of(f) for f in files]
-    tensors = read(made).tensors
+    tensors = read(written).tensors
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     parts = [read(f).tensors for f in files]
     x = [s["coefficient"] for s in card["snapshots"]]
@@ -209,7 +209,7 @@ def test_the_card_says_how_it_was_made(training, tmp_path):
         assert torch.equal(tensors[name], parts[0][name])
     again = read(tmp_path / "ema-0.100.safetensors").tensors  # a width that was stored
     assert all(torch.equal(t, parts[-1][name]) for name, t in again.items())
-    assert load_model(made)(torch.zeros(1, 1, 8, 8), 1.0).isfinite().all()
+    assert load_model(written)(torch.zeros(1, 1, 8, 8), 1.0).isfinite().all()
 
 
 def test_released_pickles_are_snapshots_by_their_names(tmp_path):
@@ -218,13 +218,13 @@ def test_released_pickles_are_snapshots_by_their_names(tmp_path):
                  "net-0000200-0.100.pkl"):  # fmt: skip
         (tmp_path / name).write_bytes(source)
     out = tmp_path / "out.safetensors"
-    code, told, _ = run("--in", tmp_path, "--std", 0.07, "--kimg", 200, "--out", out)
-    assert code == 0, told
-    made, one = read(out), read(pickle_paths("edm2_cond")[0])
-    assert made.architecture == one.architecture and made.encoder == one.encoder
-    assert made.metadata["training"] == {"images": 196 * 1024, "ema_std": 0.07}
+    code, report, _ = run("--in", tmp_path, "--std", 0.07, "--kimg", 200, "--out", out)
+    assert code == 0, report
+    written, one = read(out), read(pickle_paths("edm2_cond")[0])
+    assert written.architecture == one.architecture and written.encoder == one.encoder
+    assert written.metadata["training"] == {"images": 196 * 1024, "ema_std": 0.07}
     weight = "unet.out_conv.weight"  # the same in all snapshots, and so in their average
-    torch.testing.assert_close(made.tensors[weight].float(), one.tensors[weight].float(),
+    torch.testing.assert_close(written.tensors[weight].float(), one.tensors[weight].float(),
                                rtol=1e-3, atol=1e-6)  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
         assert reason in errors.splitlines()[-1] and not out.exists()
 
 
-def test_a_width_far_from_what_was_stored_is_told(training, tmp_path):
+def test_a_width_far_from_what_was_stored_is_reported(training, tmp_path):
     folder = training[0][torch.float16]
     code, _, errors = run("--in", f"{folder}/*-0.050.safetensors", "--std", 0.01, "--out",
                           tmp_path / "a.safetensors")  # fmt: skip

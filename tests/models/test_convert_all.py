@@ -62,8 +62,8 @@ def test_all_released_files_are_known():
     assert {file.url for file in ours.values()} == addresses | {*models()["edm_files"]}
     assert all(url.startswith(f"{SERVER}/") for url in addresses)
     for name, facts in FILES.items():
-        told = facts.get("approx_MB_fp16", facts.get("approx_MB_fp32"))
-        assert ours[name].size / 1e6 == pytest.approx(told, abs=0.06)
+        report = facts.get("approx_MB_fp16", facts.get("approx_MB_fp32"))
+        assert ours[name].size / 1e6 == pytest.approx(report, abs=0.06)
 
 
 def test_a_name_tells_the_network():
@@ -91,8 +91,8 @@ def test_done_files_are_skipped_and_a_failure_stops_no_other(tmp_path, mirror):
     dest = tmp_path / "nets"
     command = ["--dest", dest, "--mirror", url, *(f"--only={name}" for name in NETS)]
     broken = folder / "edm2-img512-xs-0134217-0.125.pkl"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:2000])
+    complete = broken.read_bytes()
+    broken.write_bytes(complete[:2000])
     code, out, errors = run(*command)
     first, last = errors.splitlines()
     assert code == 2 and first.startswith(f"failed: {broken.name}: ")
@@ -100,18 +100,18 @@ def test_done_files_are_skipped_and_a_failure_stops_no_other(tmp_path, mirror):
     assert out.count("bit for bit") == 2 and len(asked) == 3
     assert "removed from the cache" in errors
     hashes = json.loads((dest / "hashes.json").read_text())
-    assert {n: told["pickle"] for n, told in hashes.items()} == {
+    assert {n: report["pickle"] for n, report in hashes.items()} == {
         n: fetching.sha256_of(folder / n) for n in NETS if n != broken.name
     }
-    broken.write_bytes(whole)  # the server mends it
+    broken.write_bytes(complete)  # the server mends it
     code, out, errors = run(*command)
     assert (code, errors) == (0, "") and "all 3 files are in" in out
     asked.clear()
     assert run(*command)[1].count(" is done\n") == 3 and asked == []
     assert "0.0 GB are left" in run(*command, "--dry-run")[1]
     for name, net in NETS.items():
-        made = load_model(dest / f"{name.removesuffix('.pkl')}.safetensors")
-        assert made.sample_shape == load_model(pickle_paths(net)[0]).sample_shape
+        written = load_model(dest / f"{name.removesuffix('.pkl')}.safetensors")
+        assert written.sample_shape == load_model(pickle_paths(net)[0]).sample_shape
 
 
 def test_what_changed_afterwards_is_refused(tmp_path, mirror):
@@ -119,18 +119,18 @@ def test_what_changed_afterwards_is_refused(tmp_path, mirror):
     dest, name = tmp_path / "nets", "edm-cifar10-32x32-cond-vp.pkl"
     command = ["--dest", dest, "--mirror", url, "--only", name]
     assert run(*command)[0] == 0
-    made = dest / "edm-cifar10-32x32-cond-vp.safetensors"
-    made.write_bytes(made.read_bytes()[:-1] + b"x")
+    written = dest / "edm-cifar10-32x32-cond-vp.safetensors"
+    written.write_bytes(written.read_bytes()[:-1] + b"x")
     code, _, errors = run(*command)
-    assert code == 2 and f"{made} is not what hashes.json recorded: delete it" in errors
-    made.unlink()
+    assert code == 2 and f"{written} is not what hashes.json recorded: delete it" in errors
+    written.unlink()
     (folder / name).write_bytes(b"another file")  # the first one is in the cache still
-    assert run(*command)[0] == 0 and made.is_file()
-    made.unlink()
+    assert run(*command)[0] == 0 and written.is_file()
+    written.unlink()
     shutil.rmtree(tmp_path / "cache")  # now only the server has it
     code, _, errors = run(*command)
     assert code == 2 and "has sha256" in errors and "holds the hash of the first download" in errors
-    assert not made.exists()
+    assert not written.exists()
     (dest / "hashes.json").write_text("[]")
     code, _, errors = run(*command)
     assert code == 2 and "hashes.json is no record of hashes" in errors

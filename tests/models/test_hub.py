@@ -30,13 +30,13 @@ def hub(tmp_path):
             if words[:2] == ["api", "models"]:
                 root = served / "/".join(words[2:4])
                 files = sorted(p for p in root.rglob("*") if p.is_file())
-                told = [{"rfilename": p.relative_to(root).as_posix()} for p in files]
-                body = {"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": told}
+                report = [{"rfilename": p.relative_to(root).as_posix()} for p in files]
+                body = {"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": report}
                 self._send(200, json.dumps(body).encode())
                 return
-            place = served / words[0] / words[1] / "/".join(words[4:])
-            if place.is_file():
-                self._send(200, place.read_bytes())
+            location = served / words[0] / words[1] / "/".join(words[4:])
+            if location.is_file():
+                self._send(200, location.read_bytes())
             else:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
@@ -44,9 +44,9 @@ def hub(tmp_path):
 
         def _send(self, code, body, headers=None):
             self.send_response(code)
-            told = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT,
+            report = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT,
                     "Content-Length": len(body), "Content-Type": "application/json"}  # fmt: skip
-            for name, value in (told | (headers or {})).items():
+            for name, value in (report | (headers or {})).items():
                 self.send_header(name, str(value))
             self.end_headers()
             if self.command == "GET":
@@ -62,9 +62,9 @@ def hub(tmp_path):
 
 def repository(served, name, files):
     for file, source in files.items():
-        place = served / name / file
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, place)
+        location = served / name / file
+        location.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, location)
 
 
 def test_a_repository_is_sampled_and_again_without_network(hub, tmp_path, monkeypatch):
@@ -81,13 +81,13 @@ def test_a_repository_is_sampled_and_again_without_network(hub, tmp_path, monkey
                "--steps", "4", "--outdir", str(tmp_path / "out")]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "out" / "run.json").read_text())["network"]
-    assert told["name"] == "hf://me/digits" and told["licence"] == "Apache-2.0"
+    report = json.loads((tmp_path / "out" / "run.json").read_text())["network"]
+    assert report["name"] == "hf://me/digits" and report["licence"] == "Apache-2.0"
     weights = net.with_suffix(".safetensors").read_bytes()
-    assert told["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert report["sha256"] == hashlib.sha256(weights).hexdigest()
     shutil.rmtree(served)
     monkeypatch.setenv("ERK_CACHE", cache)
-    assert load_model("hf://me/digits", offline=True).sha256 == told["sha256"]
+    assert load_model("hf://me/digits", offline=True).sha256 == report["sha256"]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert hub_files("hf://me/digits") == ["config.json", "model.safetensors"]  # those cached
 
@@ -142,10 +142,10 @@ def test_the_card_is_the_files_own_or_the_folders(monkeypatch, tmp_path):
         asked.append((repo, file, revision))
         if file not in there:
             raise EntryNotFoundError("404")
-        place = tmp_path / file
-        place.parent.mkdir(exist_ok=True)
-        place.write_text("{}")
-        return place
+        location = tmp_path / file
+        location.parent.mkdir(exist_ok=True)
+        location.write_text("{}")
+        return location
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     path = fetch_checkpoint("hf://me/repo/w/net.safetensors@v2")

@@ -60,8 +60,8 @@ def test_released_shapes_by_hash(case):
     shape, _, classes = case.partition("_L")
     model = model_of([int(n) for n in shape.split("x")], int(classes))
     noise, labels = noise_and_labels(SEEDS, model)
-    found = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in noise]
-    assert found == facts["sha256_per_seed"]
+    result = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in noise]
+    assert result == facts["sha256_per_seed"]
     assert (None if labels is None else labels.argmax(1).tolist()) == facts["labels"]
 
 

@@ -91,12 +91,12 @@ for precision in ("fp32", "fp16", "bf16"):
 
 
 def test_every_precision_gives_the_same_bytes_in_every_process():
-    told = [
+    report = [
         subprocess.run([sys.executable, "-c", DIGEST], cwd=ROOT, capture_output=True, text=True,
                        check=True).stdout.split()
         for _ in range(2)
     ]  # fmt: skip
-    assert told[0] == told[1] and len(set(told[0])) == 6  # three precisions that differ
+    assert report[0] == report[1] and len(set(report[0])) == 6  # three precisions that differ
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +156,10 @@ def is_tf32():
     """What may use TF32."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):
-        found = [place.fp32_precision == "tf32" for place in (matmul, cudnn.conv)]
+        result = [target.fp32_precision == "tf32" for target in (matmul, cudnn.conv)]
     else:
-        found = [place.allow_tf32 for place in (matmul, cudnn)]
-    return {name for name, is_on in zip(ALL, found, strict=True) if is_on}
+        result = [target.allow_tf32 for target in (matmul, cudnn)]
+    return {name for name, is_on in zip(ALL, result, strict=True) if is_on}
 
 
 @pytest.mark.parametrize("of_network", [(), RELEASED, ALL])
@@ -174,7 +174,7 @@ def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
-def test_a_picture_does_not_depend_on_its_place_in_the_vaes_batches(batch):
+def test_a_image_does_not_depend_on_its_place_in_the_vaes_batches(batch):
     encoder = VAEEncoder(batch_size=batch)
     encoder.vae = SpyVAE()
     pixels = encoder.decode(torch.zeros(5, 4, 2, 2))
@@ -218,18 +218,18 @@ def test_a_vae_in_a_folder_is_identified_by_its_files(tmp_path):
 
 def test_runs_that_round_otherwise_are_other_runs():
 
-    def told(device="cpu", **more):
-        place = torch.device(device)
-        return identity_of(OPTIONS | more, Settings(), ("net", None), "random", place)["precision"]
+    def report(device="cpu", **more):
+        target = torch.device(device)
+        return identity_of(OPTIONS | more, Settings(), ("net", None), "random", target)["precision"]
 
-    assert told() == told(vae_precision="fp32") == "bf16 on cpu"
-    assert told("cuda") == "bf16 on cuda"
-    assert told("cuda", vae_precision="fp32") == "bf16 on cuda, VAE in fp32"
-    assert told(compiled=True, vae_precision="fp16") == "bf16 on cpu, compiled, VAE in fp16"
-    assert told(vae_batch=3) == "bf16 on cpu, VAE batch 3"
+    assert report() == report(vae_precision="fp32") == "bf16 on cpu"
+    assert report("cuda") == "bf16 on cuda"
+    assert report("cuda", vae_precision="fp32") == "bf16 on cuda, VAE in fp32"
+    assert report(compiled=True, vae_precision="fp16") == "bf16 on cpu, compiled, VAE in fp16"
+    assert report(vae_batch=3) == "bf16 on cpu, VAE batch 3"
 
 
-def test_no_compiler_is_told_in_one_sentence(monkeypatch):
+def test_no_compiler_is_reported_in_one_sentence(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("\nno C++ compiler found.\nmore")
 

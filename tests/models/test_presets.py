@@ -49,8 +49,8 @@ def test_edm2_presets_are_the_released_ones():
     ],
 )
 def test_rows_of_the_papers(name, net, gnet, guidance, metric):
-    place = f"{ROOT}/edm2/posthoc-reconstructions/edm2-img512-"
-    expected = f"{place}{net}.pkl", gnet and f"{place}{gnet}.pkl", guidance, metric
+    target = f"{ROOT}/edm2/posthoc-reconstructions/edm2-img512-"
+    expected = f"{target}{net}.pkl", gnet and f"{target}{gnet}.pkl", guidance, metric
     preset = find_preset(name)
     assert (preset.net, preset.gnet, preset.guidance, preset.metric) == expected
 

@@ -37,7 +37,7 @@ def released_like(tmp_path, img=(3, 16), **card):
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_released_networks_are_told_by_their_shapes(name):
+def test_released_networks_are_reported_by_their_shapes(name):
     part = architecture_of(tensors_of(name), {})
     expected = {k: d for k, d in ARGUMENTS.items() if k in part.kwargs}
     expected |= {**models()["architectures"][name]["kwargs"]}
@@ -49,10 +49,10 @@ def test_released_networks_are_told_by_their_shapes(name):
 
 
 @pytest.mark.parametrize("net", ["edm2_cond", "edm2_uncond", "edm2_pixel", "edm2_auto"])
-def test_golden_networks_are_told_but_for_what_no_shape_tells(net):
+def test_golden_networks_are_reported_but_for_what_no_shape_tells(net):
     checkpoint = read(pickle_paths(net)[0])
-    told = manifest()["nets"][net]["init_kwargs"]
-    silent = {k: v for k, v in told.items() if k not in architecture_of(
+    report = manifest()["nets"][net]["init_kwargs"]
+    silent = {k: v for k, v in report.items() if k not in architecture_of(
         tensors_of("edm2-img64-xs"), {}).kwargs}  # fmt: skip
     part = architecture_of(checkpoint.tensors, silent)
     network, _ = build(checkpoint._replace(architecture=part), net)
@@ -65,18 +65,18 @@ def test_golden_networks_are_told_but_for_what_no_shape_tells(net):
 def test_a_card_that_lacks_the_architecture_gives_the_same_network(tmp_path, capsys):
     path, full = released_like(tmp_path)
     lean = load_model(path)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "shapes" in told and "clip_act" in told
+    report = capsys.readouterr().err
+    assert report.count("\n") == 1 and "shapes" in report and "clip_act" in report
     path.with_suffix(".json").write_text(json.dumps(full))
-    whole = load_model(path)
+    complete = load_model(path)
     assert capsys.readouterr().err == ""
-    x = torch.randn(2, *whole.sample_shape)
+    x = torch.randn(2, *complete.sample_shape)
     labels = torch.tensor([1, 4])
-    assert torch.equal(lean(x, 2.0, labels), whole(x, 2.0, labels))
+    assert torch.equal(lean(x, 2.0, labels), complete(x, 2.0, labels))
     assert lean.label_dim == 5 and lean.network.use_fp16
 
 
-def test_the_resolution_is_told_whatever_the_order_of_names(tmp_path):
+def test_the_resolution_is_reported_whatever_the_order_of_names(tmp_path):
     """Files sort their tensors by name: 16x16 stands before 8x8, and before 64x64."""
     path, full = released_like(tmp_path, img=(3, 64))
     lean = load_model(path)

@@ -79,7 +79,7 @@ def test_demo_table_says_what_the_rows_say(demo):
     assert "![demo](demo.png)" in text and "FD floor" in text
 
 
-def test_demo_picture(demo):
+def test_demo_image(demo):
     with Image.open(demo[0] / "demo.png") as image:
         low, high = image.convert("L").getextrema()
         assert image.width > image.height > 200 and (low, high) == (0, 255)

@@ -296,7 +296,7 @@ def test_curves_show_what_was_measured(monkeypatch):
     assert np.allclose(alpha[z != 0], (np.expm1(z) / z - 1 - z / 2)[z != 0], atol=1e-9)
 
 
-def test_pictures_carry_no_date():
+def test_images_carry_no_date():
     """Only the chunks that an image needs: matplotlib's own text names a version."""
     with plots.panels(1) as (figure, axes):
         axes[0, 0].plot([0, 1])
@@ -308,7 +308,7 @@ def test_pictures_carry_no_date():
 # Figures 8 and 9
 
 
-def test_figure_8_shows_the_pictures_of_generate(few, digits):
+def test_figure_8_shows_the_images_of_generate(few, digits):
     config = load_config("figure8")
     written = figures.run_grid(config, few._replace(rows="0,2"))
     content = page(few, "figure8")
@@ -326,7 +326,7 @@ def test_figure_8_shows_the_pictures_of_generate(few, digits):
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
 
 
-def test_figure_9_names_equal_pictures_and_has_a_place_for_each(few):
+def test_figure_9_names_equal_images_and_has_a_place_for_each(few):
     """At 6 steps no stiffness of these seeds lies between 0.3 and 0.5."""
     figures.run_grid(load_config("figure9"), few._replace(rows="0-3"))
     content = page(few, "figure9")
@@ -338,7 +338,7 @@ def test_figure_9_names_equal_pictures_and_has_a_place_for_each(few):
         assert image.width > image.height > 200
 
 
-def test_large_pictures_are_averaged_for_the_figure():
+def test_large_images_are_averaged_for_the_figure():
     images = np.arange(2 * 3 * 520 * 520).reshape(2, 3, 520, 520) % 251
     small = figures._shrunk(images.astype(np.uint8))
     assert small.shape == (2, 3, 173, 173)  # 520 // 3, the last column left out

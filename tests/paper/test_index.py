@@ -147,7 +147,7 @@ def visit(browser):
     assert seen == [] and set(asked) <= {"file", "data"}
 
 
-def test_sliders_exchange_pictures_and_curves(results, visit):
+def test_sliders_exchange_images_and_curves(results, visit):
     page = visit(results)
     viewer = page.locator("#figure8 .viewer")
     first = viewer.locator("img").get_attribute("src")
@@ -236,7 +236,7 @@ def test_a_tall_sheet_fits_the_window(results, visit, width):
     assert sheet.evaluate("image => getComputedStyle(image).objectFit") == "contain"
 
 
-def test_a_combination_that_was_not_made_shows_no_picture(results, visit, tmp_path):
+def test_a_combination_that_was_not_made_shows_no_image(results, visit, tmp_path):
     folder = shutil.copytree(results, tmp_path / "results")
     content = json.loads((folder / "figure9.json").read_text("utf-8"))
     content["rows"] = [

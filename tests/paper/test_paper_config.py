@@ -169,12 +169,12 @@ def test_shared_rows_are_the_same_row():
 
 
 @pytest.mark.parametrize(
-    ("text", "places"),
+    ("text", "indices"),
     [(None, range(10)), ("0", [0]), ("0,2-4", [0, 2, 3, 4]), ("9, 1 ,1", [1, 9])],
 )
-def test_chosen_rows(text, places):
+def test_chosen_rows(text, indices):
     config = load_config("table2")
-    assert chosen_rows(config, text) == [config.rows[i] for i in places]
+    assert chosen_rows(config, text) == [config.rows[i] for i in indices]
 
 
 @pytest.mark.parametrize("text", ["10", "", "a", "3-", "4-2", "-1", "0,,1"])

@@ -62,11 +62,11 @@ def test_a_table_of_two_rows(run, tmp_path, name):
     assert "NOT MEASURED YET" in printed and printed.count("wrote ") == 6
     options = [f"--{key}={value}" for key, value in config.rows[1].settings.items()
                if key not in ("preset", "afs", "denoise_to_zero")]  # fmt: skip
-    place = tmp_path / "generated.json"
+    target = tmp_path / "generated.json"
     more = ["--preset=digits", "--labels=balanced", "--seeds=100000-100019", "--batch=20",
-            "--device=cpu", "--evaluate=digits", f"--json={place}"]  # fmt: skip
+            "--device=cpu", "--evaluate=digits", f"--json={target}"]  # fmt: skip
     assert CliRunner().invoke(generate.main, [*options, *more]).exit_code == 0
-    same = json.loads(place.read_text("utf-8"))
+    same = json.loads(target.read_text("utf-8"))
     assert {key: same[key] for key in guided["ours"]} == guided["ours"]
 
 

@@ -123,11 +123,11 @@ def test_every_scheduler_drops_into_the_pipeline(kind, pipe, tmp_path):
 
     def draw():
         given = prompts(1)[0]
-        made = pipe(
+        built = pipe(
             num_inference_steps=10, negative_prompt=None, use_resolution_binning=False,
             generator=torch.Generator().manual_seed(0), output_type="latent", **given,
         )  # fmt: skip
-        return made.images
+        return built.images
 
     answers = []
     for weights in ({}, {"w_stiff": 0.5, "w_con": 0.0}):
@@ -229,11 +229,11 @@ def cached(folder, pipe):
     import sentencepiece
     import transformers
 
-    place = folder / "models--PixArt-alpha--PixArt-XL-2-1024-MS"
-    snapshot = place / "snapshots/0"
+    target = folder / "models--PixArt-alpha--PixArt-XL-2-1024-MS"
+    snapshot = target / "snapshots/0"
     (snapshot / "tokenizer").mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text("0")
+    (target / "refs").mkdir()
+    (target / "refs/main").write_text("0")
     words = iter((ROOT / "README.md").read_text("utf-8").split("\n"))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=words, model_prefix=str(snapshot / "tokenizer/spiece"), vocab_size=300,

@@ -32,9 +32,9 @@ print(min(plain), kept[-1], *made)
 def test_freed_memory_serves_the_next_tensor():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    plain, kept, made = map(float, done.stdout.split())
+    plain, kept, written = map(float, done.stdout.split())
     assert kept < plain / 20
-    assert made == 2**26  # a thread, whose pool is small, gets a large tensor all the same
+    assert written == 2**26  # a thread, whose pool is small, gets a large tensor all the same
 
 
 @pytest.mark.parametrize("message", [

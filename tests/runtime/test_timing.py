@@ -53,10 +53,10 @@ def test_every_second_is_somewhere(tmp_path, monkeypatch):
             clock.takes(1)()
             with timer.host("waited"):
                 folder.write(batch)  # before the block of the run: nothing is in the background
-    found = timer.seconds()
-    assert found == {"network": 30, "VAE": 14, "copy": 0, "idle": 22, "wall": 66, "encode": 8,
+    result = timer.seconds()
+    assert result == {"network": 30, "VAE": 14, "copy": 0, "idle": 22, "wall": 66, "encode": 8,
                      "write": 12, "waited": 20}  # fmt: skip
-    assert sum(found[name] for name in (*PARTS, "idle")) == found["wall"]
+    assert sum(result[name] for name in (*PARTS, "idle")) == result["wall"]
     assert re.search(r"network +30\.00 +45\.5%\n.*\n.*\nidle +22\.00 +33\.3%", timer.table())
 
 
@@ -70,9 +70,9 @@ def test_the_option_prints_a_table_that_sums(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = ["--preset", "digits", "--device", "cpu", "--steps", "3", "--batch", "4", "--seeds",
            "0-11"]  # fmt: skip
-    told = CliRunner().invoke(main, [*job, "--profile"])
-    assert told.exit_code == 0, told.output
-    rows = dict(re.findall(r"^(\w+) +([\d.-]+) +[\d.-]+%$", told.stdout, re.M))
+    report = CliRunner().invoke(main, [*job, "--profile"])
+    assert report.exit_code == 0, report.output
+    rows = dict(re.findall(r"^(\w+) +([\d.-]+) +[\d.-]+%$", report.stdout, re.M))
     assert [*rows] == [*PARTS, "idle", "wall", *WRITER]
     seconds = {name: float(value) for name, value in rows.items()}
     parts = sum(seconds[name] for name in (*PARTS, "idle"))
@@ -89,12 +89,12 @@ def test_on_cuda_the_parts_are_the_devices_own(tmp_path):
     model, profile = load_model("digits", "cuda"), Timer(torch.device("cuda"))
     job = Job(model, Settings(steps=3), seeds=range(6), batch=4)
     with profile.host("wall"):
-        made = list(
+        written = list(
             generate(Job(model, Settings(steps=3), seeds=range(6), batch=4), profile=profile)
         )
-    found = profile.seconds()
-    assert all(found[name] > 0 for name in PARTS) and found["idle"] >= 0
-    assert sum(found[name] for name in (*PARTS, "idle")) == pytest.approx(found["wall"])
+    result = profile.seconds()
+    assert all(result[name] > 0 for name in PARTS) and result["idle"] >= 0
+    assert sum(result[name] for name in (*PARTS, "idle")) == pytest.approx(result["wall"])
     plain = list(generate(job))
-    for one, other in zip(made, plain, strict=True):
+    for one, other in zip(written, plain, strict=True):
         assert one.images.is_pinned() and np.array_equal(one.images, other.images)

@@ -1,4 +1,4 @@
-"""Which device a process gets; the GPUs are told of, not there."""
+"""Which device a process gets; the GPUs are simulated."""
 
 import pytest
 import torch
