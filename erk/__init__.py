@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from erk.api import trajectory as trajectory
     from erk.calibration.calibrate import calibrate as calibrate
     from erk.calibration.tune import tune as tune
+    from erk.method.drift import NonFiniteError as NonFiniteError
     from erk.method.guidance import erk_guid as erk_guid
     from erk.method.point import Point as Point
     from erk.method.point import Step as Step
@@ -37,6 +38,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Model": ".models.model",
+    "NonFiniteError": ".method.drift",
     "Point": ".method.point",
     "Settings": ".method.settings",
     "State": ".method.sampler",

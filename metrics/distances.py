@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -193,7 +194,8 @@ def kernel_distance(
     ValueError
         A set smaller than ``subset_size``, different D, NaN, infinity or overflow.
     """
-    if subsets < 1 or subset_size < 2:
+    is_integer = all(isinstance(n, Integral) for n in (subsets, subset_size))
+    if not is_integer or subsets < 1 or subset_size < 2:
         raise ValueError(
             f"a kernel distance needs at least 1 subset of 2 samples, not {subsets} of "
             f"{subset_size}"

@@ -77,7 +77,7 @@ FIELDS = (
     Field("rho", None, "Exponent of the schedule.", SOLVER, symbol="rho", note="the schedule's",
           above=0),
     Field("guidance", 1.0, "Weight of model guidance (CFG, Autoguidance); 1 is off.",
-          MODEL_GUIDANCE, symbol="w"),
+          MODEL_GUIDANCE, symbol="w", least=-1e6, most=1e6),
     Field("guidance_interval", None, "Apply model guidance only for LO < sigma <= HI.",
           MODEL_GUIDANCE, str, unit="sigma", metavar="LO,HI", form="interval"),
     Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff", least=0),

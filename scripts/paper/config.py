@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeInt,
     PositiveInt,
     create_model,
@@ -21,6 +22,7 @@ from pydantic import (
 
 from erk.commands import generate
 from erk.io.config import hint, read_yaml, validated
+from erk.method.fields import MOST_STEPS
 from erk.method.guidance import SCALES as ERK_SCALES
 from erk.method.schedule import SCHEDULES
 from erk.method.settings import Settings
@@ -171,7 +173,7 @@ class PromptOptions(Strict):
     """Options of a figure of images that prompts ask for."""
 
     repo: str
-    steps: int
+    steps: Annotated[int, Field(gt=0, le=MOST_STEPS)]
     guidance: float
     prompts: list[str]
 
