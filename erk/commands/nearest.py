@@ -58,14 +58,14 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
 
     check_target(out)
     generated, target = open_images(run), str(pick_device(device))
+    total, blocks, read = _training_set(train, offline)
+    if total < k:
+        raise ValueError(f"{train} holds {total} images, fewer than --k {k}")
     extractor: Any = Pixels()
     if space != "pixels":
         extractor = load_extractor(space, target, None, offline)
     queries = torch.cat([part for _, part in feature_blocks(generated, extractor, target)])
-    total, blocks, read = _training_set(train, extractor, target)
-    if total < k:
-        raise ValueError(f"{train} holds {total} images, fewer than --k {k}")
-    neighbours = nearest(queries.to(target), blocks, k)
+    neighbours = nearest(queries.to(target), blocks(extractor, target), k)
     title = f"{run.name}, nearest in {train}, {space}; smallest {order} first"
     page = _sheet(generated, read, neighbours, order, num, title)
     click.echo(_summary(neighbours, space))
@@ -73,20 +73,30 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
 
 
 def _training_set(
-    train: str, extractor: Any, device: str
-) -> tuple[int, Any, "Callable[[int], np.ndarray]"]:
-    """Return the number of training images, their feature blocks, and a function that reads one."""
+    train: str, offline: bool
+) -> tuple[int, Callable[[Any, str], Any], "Callable[[int], np.ndarray]"]:
+    """Return the number of training images, (extractor, device) -> feature blocks, and a reader.
+
+    The reader returns one image by its index.
+    """
     from metrics.images import open_images, read_image
     from metrics.nearest import feature_blocks
     from metrics.references import known_references, real_images
 
     row = known_references().get(train)
-    if row is not None and row.images is not None:
-        images, _ = real_images(train)
-        return len(images), iter([(0, extractor(images).features)]), lambda i: images[i].numpy()
+    if row is not None and (row.images is not None or not Path(train).exists()):
+        images, _ = real_images(train, offline)
+        return (
+            len(images),
+            lambda extractor, device: iter([(0, extractor(images).features)]),
+            lambda i: images[i].numpy(),
+        )
     real = open_images(train)
-    blocks = feature_blocks(real, extractor, device)
-    return len(real.names), blocks, lambda i: read_image(real, i).transpose(2, 0, 1)
+    return (
+        len(real.names),
+        lambda extractor, device: feature_blocks(real, extractor, device),
+        lambda i: read_image(real, i).transpose(2, 0, 1),
+    )
 
 
 def _sheet(

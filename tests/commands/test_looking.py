@@ -357,3 +357,22 @@ def test_nearest_refuses_in_one_sentence(runs, tmp_path, monkeypatch):
         assert (code, report) == (2, "") and error.startswith("Error: ") and reason in error, error
         assert not out.exists()
     assert run(nearest, runs / "off", "--train", "digits", "--out", "a.gif")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [("none", "none does not exist"), ("mnist", "mnist has no real images: choose among digits"),
+     ("few", "few holds 3 images, fewer than --k 4")],
+)  # fmt: skip
+def test_the_training_set_is_checked_before_a_network_is_downloaded(
+    runs, tmp_path, monkeypatch, train, reason
+):
+    """26: --train and --k need no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("metrics.extractors.load_extractor", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "few").mkdir()
+    for i in range(3):
+        (tmp_path / "few" / f"{i}.png").write_bytes(png_bytes(np.zeros((1, 8, 8), np.uint8)))
+    arguments = ("--train", train, "--space", "inception", "--out", "a.png", "--device", "cpu")
+    code, _, error = run(nearest, runs / "off", *arguments)
+    assert code == 2 and reason in error
