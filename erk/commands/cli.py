@@ -44,6 +44,7 @@ class FiniteFloat(click.FloatRange):
 
 
 STOPPED = "Stopped. Run the same command again to go on."
+NO_MEMORY = "the memory does not suffice: process fewer or smaller images at once"
 LONGEST = 2000  # characters of an error message
 
 ADVICE = {
@@ -78,7 +79,20 @@ class Arguments(click.Command):
 
 
 class Command(Arguments, cloup.Command):
-    """A command with groups of options."""
+    """A command with groups of options; none of its options or arguments may be empty.
+
+    An empty path would be the current folder: such values come from unset shell variables.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of the command line."""
+        for before, word in zip(["", *args], args, strict=False):
+            option, equals, value = word.partition("=")
+            is_option = word.startswith("--") and equals
+            if not (value if is_option else word):
+                name = option if is_option else before if before.startswith("-") else "an argument"
+                raise click.UsageError(f"{name} is empty: give a value, or leave it out.", ctx)
+        return super().parse_args(ctx, args)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -214,7 +228,7 @@ def sentence(error: BaseException) -> str:
     """
     if isinstance(error, ListingError):
         return "\n".join(map(_line, error.args))
-    message = str(error) or type(error).__name__
+    message = str(error) or (NO_MEMORY if isinstance(error, MemoryError) else type(error).__name__)
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         message += ADVICE.get(error.errno or 0, "")

@@ -10,6 +10,8 @@ import cloup
 from erk.commands import options as shared
 from erk.commands.cli import command
 
+LARGEST = 4096  # pixels of --size: 48 MiB per image in memory
+
 
 @command(
     "erk prepare-imagenet --source ILSVRC2012_img_val.tar --split val --dest val512.zip",
@@ -48,6 +50,8 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     for name, value in options.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if options["size"] > LARGEST:
+        raise ValueError(f"--size must be at most {LARGEST}, not {options['size']}")
     from erk.commands.imagenet_archive import prepare
 
     click.echo(prepare(Path(source), target, **options))

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from erk.commands import calibrate, generate, tune
+from erk.commands.cli import sentence
 from erk.commands.main import SUBCOMMANDS, main
 from erk.method.fields import FIELDS
 
@@ -50,6 +51,30 @@ def test_an_unknown_word_is_refused_with_the_most_similar_one(words, message):
     """b11"""
     done = erk(*words)
     assert done.exit_code == 2 and done.stderr.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["evaluate", "--images", "", "--ref", "digits"], "--images"),
+        (["evaluate", "--images=", "--ref", "digits"], "--images"),
+        (["evaluate", "--ref", ""], "--ref"),
+        (["generate", "--preset", "digits", "--seeds", ""], "--seeds"),
+        (["generate", "--preset", "digits", "--outdir", ""], "--outdir"),
+        (["nearest", "", "--train", "digits", "--out", "a.png"], "an argument"),
+    ],
+)
+def test_empty_values_are_refused(words, name):
+    """27: --images '' measured the current folder."""
+    done = erk(*words)
+    assert done.exit_code == 2
+    assert done.stderr.endswith(f"Error: {name} is empty: give a value, or leave it out.\n")
+
+
+def test_a_memory_error_is_a_sentence():
+    """27: only "MemoryError" was printed."""
+    assert sentence(MemoryError()).startswith("the memory does not suffice: ")
+    assert sentence(MemoryError("Unable to allocate 9 TiB")) == "Unable to allocate 9 TiB"
 
 
 def test_the_modules_of_the_subcommands_run_as_programs():

@@ -306,6 +306,7 @@ def test_nothing_but_corrupt_images(prepare, tmp_path):
     ("options", "message"),
     [
         (["--size", "0"], "--size must be at least 1, not 0"),
+        (["--size", "100000000"], "--size must be at most 4096, not 100000000"),  # 27
         (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--per-class", "0"], "--per-class must be at least 1, not 0"),
         (["--max-images", "-1"], "--max-images must be at least 1, not -1"),
