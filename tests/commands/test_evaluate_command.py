@@ -148,6 +148,22 @@ def test_the_floor_follows_the_labels(evaluate, save_pngs, digits):
     assert "drawn at random" in result.output and "no standard errors" in result.output
 
 
+def test_labels_of_other_classes_matter_to_the_metrics_that_need_them(evaluate, save_pngs, digits):
+    """17: --metrics fd was refused for the classes 10 to 19."""
+    how = ("--ref", "digits", "--json", "row.json", "--metrics")
+    folder = save_pngs(digits[0][:50])
+    plain = row_of(evaluate(*how, "fd"), "row.json")
+    rows = [[path.name, 10 + i % 10] for i, path in enumerate(sorted(folder.iterdir()))]
+    (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    labelled = row_of(evaluate(*how, "fd"), "row.json")
+    assert labelled["fd"] == plain["fd"] and labelled["fd_floor"] == plain["fd_floor"]
+    refused = evaluate(*how, "fd,accuracy")
+    assert refused.exit_code == 2
+    assert "has the class '10', but classes are 0 to 9: correct the labels, or leave out the " in (
+        refused.stderr
+    )
+
+
 @pytest.mark.parametrize("kind", ["zip", "npz"])
 def test_archives_give_the_same_numbers(evaluate, save_pngs, digits, kind):
     folder = save_pngs(digits[0][:50])
