@@ -8,7 +8,7 @@ import click
 import cloup
 
 from erk.commands.cli import command, require_suffix
-from erk.commands.options import offline_option
+from erk.commands.options import offline_option, overwrite_option, refuse_existing_network
 
 
 @command(
@@ -29,9 +29,10 @@ from erk.commands.options import offline_option
     cloup.option("--dry-run", is_flag=True, help="Print names and sizes and stop."),
     cloup.option("--mirror", metavar="URL", help="A server to use instead of NVIDIA's."),
 )  # fmt: skip
+@overwrite_option
 @offline_option
-def main(source: str | None, output: Path | None, everything: bool, offline: bool,
-         **options: Any) -> None:  # fmt: skip
+def main(source: str | None, output: Path | None, everything: bool, overwrite: bool,
+         offline: bool, **options: Any) -> None:  # fmt: skip
     """Write the network of SOURCE (a pickle: a path, https://, hf://owner/repo/file or a released
     preset's name) to OUTPUT.safetensors, and its metadata to OUTPUT.json.
 
@@ -41,6 +42,8 @@ def main(source: str | None, output: Path | None, everything: bool, offline: boo
     if everything:
         if source is not None:
             raise ValueError("--all takes no SOURCE: choose files by --only PATTERN")
+        if overwrite:
+            raise ValueError("--all skips converted files: leave out --overwrite")
         _convert_all(offline=offline, **options)
         return
     given = next((name for name, value in options.items() if value), None)
@@ -49,6 +52,7 @@ def main(source: str | None, output: Path | None, everything: bool, offline: boo
     if source is None or output is None:
         raise ValueError("give SOURCE and OUTPUT.safetensors, or --all --dest DIR")
     require_suffix("the output", output, ".safetensors")
+    refuse_existing_network(output, overwrite, "OUTPUT")
     from erk.models.convert import convert
 
     click.echo(convert(source, output, offline))

@@ -8,6 +8,7 @@ import click
 import cloup
 
 from erk.commands.cli import command, require_suffix
+from erk.commands.options import overwrite_option, refuse_existing_network
 
 if TYPE_CHECKING:
     from erk.models.ema import Combination
@@ -34,9 +35,10 @@ POOR = 0.05  # relative misfit that is warned about; 32 snapshots at 0.05, 0.10 
                  help="File to write; with several --std it holds {std}."),
     cloup.option("--dtype", type=click.Choice(["float16", "float32"]),
                  help="Stored type of the weights.  [default: that of the snapshots]"),
+    overwrite_option,
 )  # fmt: skip
 def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | None,
-         dtype: str | None) -> None:  # fmt: skip
+         dtype: str | None, overwrite: bool) -> None:  # fmt: skip
     """Reconstruct networks averaged over other lengths than training stored.
 
     The result is a sum of the snapshots with coefficients by least squares, a file like any other
@@ -46,6 +48,8 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
     from erk.models.snapshots import find_snapshots, sums, until, write_sum
 
     outputs = _outputs(out, stds)
+    for path in outputs.values():
+        refuse_existing_network(path, overwrite, "--out")
     snapshots = until(find_snapshots(sources), kimg)
     time = max(snapshot.profile.time for snapshot in snapshots)
     stored = [snapshot.profile for snapshot in snapshots]

@@ -41,7 +41,7 @@ noise_option = cloup.option(
     help="Device that draws the noise: 'device' as published; 'cpu' gives a seed the same noise "
     "on every device.",
 )  # fmt: skip
-overwrite_option = cloup.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
+overwrite_option = cloup.option("--overwrite", is_flag=True, help="Replace existing files.")
 dry_run_option = cloup.option("--dry-run", is_flag=True, help="Print the cost and stop.")
 
 
@@ -165,10 +165,16 @@ def feature_options(*more: Decorator) -> Decorator:
     )  # fmt: skip
 
 
-def refuse_existing(dest: Path, overwrite: bool) -> None:
-    """Raise ValueError if --dest exists and is not to be replaced."""
+def refuse_existing(dest: Path, overwrite: bool, option: str = "--dest") -> None:
+    """Raise ValueError if the file that an option names exists and is not to be replaced."""
     if dest.exists() and not overwrite:
-        raise ValueError(f"{dest} exists: choose another --dest, or replace it with --overwrite")
+        raise ValueError(f"{dest} exists: choose another {option}, or replace it with --overwrite")
+
+
+def refuse_existing_network(path: Path, overwrite: bool, option: str) -> None:
+    """Raise ValueError if a .safetensors file or its metadata exist and are not to be replaced."""
+    for file in (path, path.with_suffix(".json")):
+        refuse_existing(file, overwrite, option)
 
 
 def weights_of(texts: Sequence[str]) -> dict[str, str]:

@@ -280,6 +280,18 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
         assert reason in errors.splitlines()[-1] and not out.exists()
 
 
+def test_ema_keeps_an_existing_file(training, tmp_path):
+    """It was replaced without a word."""
+    out = tmp_path / "a-0.150.safetensors"
+    out.write_text("mine")
+    words = ("--in", training[0][torch.float16], "--std", 0.1, "--std", 0.15, "--out",
+             tmp_path / "a-{std}.safetensors")  # fmt: skip
+    code, output, errors = run(*words)
+    assert (code, output) == (2, "") and f"{out} exists: choose another --out" in errors
+    assert [*tmp_path.iterdir()] == [out] and out.read_text() == "mine"
+    assert run(*words, "--overwrite")[0] == 0 and read(out).tensors
+
+
 def test_a_width_far_from_what_was_stored_is_reported(training, tmp_path):
     folder = training[0][torch.float16]
     code, _, errors = run("--in", f"{folder}/*-0.050.safetensors", "--std", 0.01, "--out",

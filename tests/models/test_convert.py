@@ -76,6 +76,22 @@ def test_convert_refuses_in_one_sentence(converted, tmp_path, monkeypatch):
         assert names(tmp_path) == ["cut.pkl", "file"]
 
 
+def test_convert_keeps_an_existing_file(tmp_path):
+    """It was replaced without a word, and so was a .json file of that name."""
+    source, out = pickle_paths("edm2_auto")[0], tmp_path / "a.safetensors"
+    for there in (out, out.with_suffix(".json")):
+        there.write_text("mine")
+        code, output, errors = convert(source, out)
+        message = f"Error: {there} exists: choose another OUTPUT, or replace it with --overwrite\n"
+        assert (code, output, errors) == (2, "", message)
+        assert names(tmp_path) == [there.name] and there.read_text() == "mine"
+        there.unlink()
+    out.write_text("mine")
+    assert convert(source, out, "--overwrite")[0] == 0 and read(out).tensors
+    code, _, errors = convert("--all", "--dest", tmp_path, "--overwrite")
+    assert code == 2 and "leave out --overwrite" in errors
+
+
 def test_convert_detects_a_disk_that_changes_bytes(tmp_path, monkeypatch):
     real = torch.Tensor.contiguous
 
