@@ -4,17 +4,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+import torch
 
-from erk.generation.job import plain
+from erk.generation.job import Job, plain
 from erk.generation.options import open_job
 from erk.generation.stream import image_chunks, summarize
 from erk.io.atomic import check_target, save_file
 from erk.io.cache import digest
+from erk.models.encoders import VAEEncoder
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
 from metrics.chunks import Chunks
-from metrics.evaluator import Options, load_evaluator
+from metrics.evaluator import Evaluator, Options, load_evaluator
+from metrics.images import open_images
+from metrics.protocols import find_protocol
+from metrics.references import known_size
 from metrics.report import text, to_json
+from metrics.sizes import Size, check_same_size
 
 NEED_IMAGES = ("trace", "grid", "subdirs", "profile", "verify")
 
@@ -36,13 +42,7 @@ def generate_and_evaluate(
         raise ValueError(f"--{unused} needs images on the disk: leave out --{unused} or --evaluate")
     check_target(json_path or "results/row")
     device, shard = pick_device(options["device"]), shard_of(options["shard"])
-    evaluator = load_evaluator(
-        reference,
-        real=real,
-        protocol=protocol,
-        options=Options(device=device, offline=options["offline"]),
-    )
-    job = open_job(options)
+    evaluator, job = _opened(reference, options, real, protocol)
     chunks = cast(Chunks, image_chunks(job))  # an ImageChunk has the fields of a Chunk
     with join(device) as world:
         if shard is not None:
@@ -67,3 +67,33 @@ def generate_and_evaluate(
     replaced = " (replaces an earlier one)" if path.exists() else ""
     click.echo(text(row["images"], evaluation))
     click.echo(f"row written to {save_file(path, to_json(row))}{replaced}")
+
+
+def _opened(
+    reference: str, options: dict[str, Any], real: str | None, protocol: str | None
+) -> tuple[Evaluator, Job]:
+    """Load what the images are evaluated with, and the job.
+
+    For a reference by name, whose size is known, the job comes first: if the sizes differ, nothing
+    is downloaded for the evaluation.
+    """
+    size, job = known_size(reference), None
+    rules = None if protocol is None else find_protocol(protocol)
+    source = None if real is None else open_images(real)
+    if size is not None:
+        job = open_job(options)
+        sizes = {"the run": _image_size(job, options["vae"]), f"the reference {reference}": size}
+        check_same_size(sizes)
+    chosen = Options(device=pick_device(options["device"]), offline=options["offline"])
+    evaluator = load_evaluator(reference, real=source, protocol=rules, options=chosen)
+    return evaluator, job or open_job(options)
+
+
+def _image_size(job: Job, vae: str | None) -> Size | None:
+    """Return the size of a job's images; None: that of a VAE which --vae names, not loaded yet."""
+    model = job.model
+    if isinstance(model.encoder, VAEEncoder):
+        _, height, width = model.sample_shape
+        return (8 * height, 8 * width) if vae is None else None
+    height, width = model.decode(torch.zeros(1, *model.sample_shape)).shape[-2:]
+    return height, width

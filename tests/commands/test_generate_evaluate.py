@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from erk.commands import evaluate, generate
+from erk.commands import evaluate, generate, measured_sampling
 from erk.generation import stream
+from erk.models.encoders import VAEEncoder
 
 ROOT = Path(__file__).parents[2]
 JOB = ("--preset", "digits", "--seeds", "0-59", "--steps", "4", "--batch", "16",
@@ -98,6 +100,23 @@ def test_bad_input(run, arguments, message):
     result = run(generate.main, *JOB, *arguments)
     assert result.exit_code == 2 and message in result.output
     assert not Path("out").exists() and not Path("results").exists()
+
+
+@pytest.mark.parametrize("preset", ["digits", "mnist"])
+def test_a_reference_of_another_size_is_not_downloaded(run, monkeypatch, preset):
+    """The size of a reference by name is known before its file is."""
+    monkeypatch.setattr("metrics.references.fetch", lambda *_, **__: pytest.fail("downloaded"))
+    size = {"digits": "8x8", "mnist": "28x28"}[preset]  # mnist: of latents
+    job = ("--preset", preset, "--seeds", "0-1", "--device", "cpu")
+    result = run(generate.main, *job, "--evaluate", "imagenet512")
+    assert result.exit_code == 2
+    assert f"images of {size} pixels but the reference imagenet512 of 512x512" in result.stderr
+
+
+@pytest.mark.parametrize(("vae", "size"), [(None, (512, 512)), ("mine", None)])
+def test_the_size_of_a_vae_s_images_is_known_without_it(vae, size):
+    model = SimpleNamespace(encoder=VAEEncoder(), sample_shape=(4, 64, 64))
+    assert measured_sampling._image_size(SimpleNamespace(model=model), vae) == size
 
 
 def test_rows_of_other_real_images_have_other_names(run):
