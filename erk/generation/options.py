@@ -188,7 +188,8 @@ def labels_of(policy: str, class_idx: int | None) -> tuple[Labels, str]:
         )
     rows: dict[int, int] = {}
     data, sha256 = read_hashed(policy, MAX_TEXT)
-    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
             continue

@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; at most {MAX_BYTES} are allowed")
     data = read_regular(path, MAX_BYTES)
     try:
-        return yaml.load(data.decode("utf-8-sig"), _Loader)
+        return yaml.load(data.decode("utf-8").removeprefix("\ufeff"), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     except RecursionError:

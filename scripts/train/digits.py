@@ -48,7 +48,8 @@ def encoded() -> Data:
     scaled = values / 8 - 1
     encoder = DigitsEncoder(round(scaled.mean().item(), 4), round(scaled.std().item(), 4))
     classes = torch.tensor(digits.target)
-    return Data(Part("DigitsEncoder", vars(encoder)), encoder.encode(values), classes, SOURCE)
+    kind = Part("DigitsEncoder", {"mean": encoder.mean, "std": encoder.std})
+    return Data(kind, encoder.encode(values), classes, SOURCE)
 
 
 @click.command(context_settings=CONTEXT)

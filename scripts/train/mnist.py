@@ -49,9 +49,10 @@ SOURCE = (
 def encoded(mnist: Mnist) -> Data:
     """Encode the training images, and the first test images for the loss curve."""
     values = mnist.train.to(torch.float32) / 255
-    encoder = PixelUnshuffleEncoder(round(values.mean().item(), 4), round(values.std().item(), 4))
+    scale = {"mean": round(values.mean().item(), 4), "std": round(values.std().item(), 4)}
+    encoder = PixelUnshuffleEncoder(**scale)
     return Data(
-        Part("PixelUnshuffleEncoder", vars(encoder)),
+        Part("PixelUnshuffleEncoder", scale | {"factor": encoder.factor}),
         encoder.encode(mnist.train[:, None]),
         mnist.train_y,
         SOURCE,

@@ -229,4 +229,4 @@ def test_the_command(tmp_path):
     plain, corrected = (np.load(file)["arr_0"] for file in files)
     assert plain.shape == corrected.shape and (plain != corrected).any()
     done = CliRunner().invoke(generate.main, [*job, "--erk", "auto", "--w-stiff", "1"])
-    assert done.exit_code == 2 and "leave w_stiff at 0" in done.output
+    assert done.exit_code == 2 and "leave w_stiff (--w-stiff) at 0" in done.output

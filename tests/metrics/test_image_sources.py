@@ -144,7 +144,7 @@ def test_a_bad_image_is_named(tmp_path, kind, name, content, message):
     [((4097, 4096), "MAX_PIXELS", "4097x4096, more than 16777216 pixels"),
      ((8, 8), "MAX_IMAGE_BYTES", "more than 100 bytes")],
 )  # fmt: skip
-def test_a_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, reason):
+def test_an_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch, size, bound, reason):
     if bound == "MAX_IMAGE_BYTES":
         monkeypatch.setattr(untrusted, bound, 100)
     for i in range(2):
@@ -164,7 +164,7 @@ def test_a_jpeg_with_a_preview_inside_is_one_image(tmp_path):
     assert np.array_equal(read_image(source, 0), np.asarray(Image.open(tmp_path / "x")))
 
 
-def test_a_image_cut_off_inside_a_zip_is_named(tmp_path):
+def test_an_image_cut_off_inside_a_zip_is_named(tmp_path):
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(2):
@@ -179,7 +179,7 @@ def test_a_image_cut_off_inside_a_zip_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": GREY}, "has no images"),
+        ({"other": GREY}, "has no images"),
         ({"images": GREY.astype(np.float32)}, "holds float32 .* must be uint8"),
         ({"images": GREY[0, 0]}, "must be uint8"),
         ({"images": RGB[..., :2]}, "C = 1 or 3"),

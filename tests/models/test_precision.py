@@ -174,7 +174,7 @@ def test_tf32_of_the_vae_is_its_own(of_vae, of_network):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
-def test_a_image_does_not_depend_on_its_place_in_the_vaes_batches(batch):
+def test_an_image_does_not_depend_on_its_place_in_the_vaes_batches(batch):
     encoder = VAEEncoder(batch_size=batch)
     encoder.vae = SpyVAE()
     pixels = encoder.decode(torch.zeros(5, 4, 2, 2))

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from erk.commands import generate
+from erk.generation.options import JobPlan
 from scripts.paper import reproduce
 from scripts.paper import rows as paper_rows
 from scripts.paper.config import Request, Sampled, load_config
@@ -72,8 +73,8 @@ def test_a_table_of_two_rows(run, tmp_path, name):
 
 def test_rows_are_made_once_and_networks_loaded_once(run, tmp_path, monkeypatch):
     opened, computed = [], []
-    original, make = paper_rows.open_job, paper_rows._measure
-    monkeypatch.setattr(paper_rows, "open_job", lambda o: opened.append(o) or original(o))
+    load, make = JobPlan.load, paper_rows._measure
+    monkeypatch.setattr(JobPlan, "load", lambda plan: opened.append(plan) or load(plan))
     monkeypatch.setattr(paper_rows, "_measure", lambda *a: computed.append(a) or make(*a))
     run("table2", "--rows", "8", "--num", "16")
     run("table2", "--rows", "7-9", "--num", "16")
@@ -181,7 +182,7 @@ def _lives(process):
 
 def test_dry_run_loads_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_rows, "load_evaluator", None)
-    monkeypatch.setattr(paper_rows, "open_job", None)
+    monkeypatch.setattr(JobPlan, "load", None)
     output = run("table3", "--dry-run")
     assert "31 + 31" in output and "digits-autog" in output and "0 of 0 files" in output
     output = run("table3", "--dry-run", "--scale", "paper", "--rows", "4")

@@ -21,8 +21,8 @@ def test_tf32_is_allowed_where_asked_and_restored(operations):
     assert states() == before
 
 
-def test_extractors_use_deterministic_kernels():
-    assert not torch.backends.cudnn.deterministic
+def test_extractors_use_deterministic_kernels(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     with computing("fp32", "cpu"):
         assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.deterministic
