@@ -50,7 +50,7 @@ def encoded(mnist: Mnist) -> Data:
     """Encode the training images, and the first test images for the loss curve."""
     values = mnist.train.to(torch.float32) / 255
     scale = {"mean": round(values.mean().item(), 4), "std": round(values.std().item(), 4)}
-    encoder = PixelUnshuffleEncoder(**scale)
+    encoder = PixelUnshuffleEncoder(scale["mean"], scale["std"])
     return Data(
         Part("PixelUnshuffleEncoder", scale | {"factor": encoder.factor}),
         encoder.encode(mnist.train[:, None]),
