@@ -97,3 +97,11 @@ def check_refusal(code, out, err, message):
     assert code == 2, err
     assert err.startswith("Error: ") and message in err, err
     assert len(err.splitlines()) == 1 and out == ""
+
+
+def complete_runs(factory, job, kinds):
+    """Return the folder of complete runs of a job, one per format, that nothing happens to."""
+    root = factory.mktemp("undisturbed")
+    for kind in kinds:
+        in_this_process([*job, "--format", kind, "--outdir", root / kind])
+    return root

@@ -1,6 +1,6 @@
 """The log of a run: one line of JSON per image, appended before the image is written.
 
-Every process appends to its own file in `.parts`, and a resumed run starts new files, so no two
+Every process appends to a separate file in `.parts`, and a resumed run starts new files, so no two
 writers share one. A line is on the disk before the image that it describes, so an image without a
 line is not the run's. A line that a kill or a full disk has cut is ignored. When all images exist,
 the records are written to manifest.jsonl in the order of seeds.
@@ -217,15 +217,15 @@ def _tables(path: Path) -> Iterator[tuple[np.ndarray, set[str]]]:
 
 def _parse_usual(lines: bytes) -> tuple[np.ndarray, set[str]] | None:
     """Read lines at once, where all of them are as `ImageRecord.to_line` writes them."""
-    found = LINE.findall(lines)
-    if not found or len(found) != lines.count(b"\n"):
+    matches = LINE.findall(lines)
+    if not matches or len(matches) != lines.count(b"\n"):
         return None
-    seeds, hashes, common, sizes = zip(*found, strict=True)
+    seeds, hashes, common, sizes = zip(*matches, strict=True)
     read = {text: parse_line(EXAMPLE % text) for text in set(common)}
     if None in read.values():
         return None
     rows = {text: record.to_row()[2:5] for text, record in read.items() if record is not None}
-    table = np.empty(len(found), TABLE)
+    table = np.empty(len(matches), TABLE)
     table["seed"] = np.fromiter(map(int, seeds), np.int64, len(seeds))
     table["sha256"] = hashes
     values = np.array([rows[text] for text in common], np.float64)

@@ -2,7 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
-from command_runs import in_this_process
+from command_runs import complete_runs
 from injection import JOB, KINDS
 
 from erk.commands.generate import main
@@ -11,10 +11,7 @@ from erk.commands.generate import main
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """Return the folder of runs of JOB by one process that nothing happens to: png, zip, npz."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    for kind in KINDS:
-        in_this_process([*JOB, "--format", kind, "--outdir", root / kind])
-    return root
+    return complete_runs(tmp_path_factory, JOB, KINDS)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from command_runs import check_run, files, in_this_process
+from command_runs import check_run, complete_runs, files
 from injection import KINDS
 
 from erk.commands.generate import main
@@ -20,10 +20,7 @@ ARCHIVES = ["zip", "npz"]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """{format: folder} of complete runs."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    for kind in KINDS:
-        in_this_process([*JOB, "--format", kind, "--outdir", root / kind])
-    return root
+    return complete_runs(tmp_path_factory, JOB, KINDS)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from command_runs import check_run, command, in_this_process
+from command_runs import check_run, command, complete_runs, in_this_process
 from processes import die_before, ended, start
 
 import erk.generation.options
@@ -19,10 +19,7 @@ KINDS = ["png", "zip"]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """{format: folder} of complete runs."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    for kind in KINDS:
-        in_this_process([*JOB, "--format", kind, "--outdir", root / kind])
-    return root
+    return complete_runs(tmp_path_factory, JOB, KINDS)
 
 
 @pytest.fixture
