@@ -16,6 +16,8 @@ from metrics.statistics import FEW, check_finite
 
 PAIR = 48  # bytes for each distance of a block where all pairs are close: masks and indices
 EXACT = 128  # bytes of the memory for each feature of an exact distance, which takes 32
+MEMORY = {"cuda": 2 * 2**30}  # bytes: what keeps a GPU busy between two blocks
+LITTLE = 64 * 2**20  # of other devices; larger blocks were not faster on a CPU
 ROUNDINGS = 16  # of a bound, in units of eps, besides those of the product's sum
 
 
@@ -87,6 +89,12 @@ def distinct(features: Tensor, group: Tensor) -> Points:
     return Points(features, rows, point.bincount(minlength=len(rows)), group[rows], point)
 
 
+def each_alone(features: Tensor) -> Points:
+    """Take every sample [S, D] as a point, equal ones too."""
+    rows = torch.arange(len(features), device=features.device)
+    return Points(features, rows, torch.ones_like(rows), torch.zeros_like(rows), rows)
+
+
 def _hashed(rows: Tensor) -> Tensor:
     """Hash rows [R, D] to int64 [R]: integer sums do not depend on their order."""
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +157,11 @@ def exact_distances(
         for p, q in zip(i.split(size), j.split(size), strict=True)
     ]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=i.device)
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes that a search on a device takes by default, besides the features."""
+    return MEMORY.get(device.type, LITTLE)
 
 
 def tile_size(memory: int, dim: int, itemsize: int) -> int:

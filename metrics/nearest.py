@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from erk.runtime.distributed import World
+from erk.runtime.precision import NONE, tf32_only
 from metrics.chunks import Reading, source_chunks
+from metrics.exact_distances import (
+    centre_and_scale,
+    cloud_around,
+    each_alone,
+    exact_distances,
+    lower_bounds,
+    memory_of,
+    tile_size,
+)
 from metrics.extractors import Outputs
 from metrics.features import ExtractionPlan, image_chunks, store_features
 from metrics.images import ImageSource
@@ -31,7 +41,7 @@ class Pixels(NamedTuple):
 class Nearest(NamedTuple):
     """The k nearest training images of M generated ones, nearest first."""
 
-    distances: Tensor  # [M, k]
+    distances: Tensor  # float64 [M, k]
     indices: Tensor  # int64 [M, k], in the training set
 
     @property
@@ -73,22 +83,52 @@ def feature_blocks(
 def nearest(queries: Tensor, blocks: Iterator[tuple[int, Tensor]], k: int) -> Nearest:
     """Return the k nearest of all blocks to each query [M, D]; memory holds one block at a time.
 
-    Matrix products choose the candidates of a block; their distances are then computed exactly, so
-    that a copy has distance 0. Raises ValueError if the features have different widths.
+    Matrix products only exclude pairs that are farther than the k-th for certain; the distances of
+    the others are those of the given numbers in float64. Of equal distances the first image counts.
+    Raises ValueError if the features have different widths.
     """
-    best = queries.new_full((len(queries), k), torch.inf)
-    indices = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    queries = queries.cpu() if queries.device.type == "mps" else queries  # which has no float64
+    squares = queries.new_full((len(queries), k), torch.inf, dtype=torch.float64)
+    found = Nearest(squares, torch.zeros_like(squares, dtype=torch.long))
     for start, block in blocks:
-        block = block.to(queries)
         if block.shape[1] != queries.shape[1]:
             raise ValueError(
                 f"generated images have {queries.shape[1]} values and training images "
                 f"{block.shape[1]}: compare images of one size, or choose another --space"
             )
-        near = torch.cdist(queries, block).topk(min(k, len(block)), largest=False).indices
-        exact = [torch.linalg.vector_norm(queries - block[i], dim=1) for i in near.unbind(1)]
-        both = torch.cat([best, torch.stack(exact, 1)], 1)
-        candidates = torch.cat([indices, near + start], 1)
-        best, order = both.sort(dim=1, stable=True)
-        best, indices = best[:, :k], candidates.gather(1, order)[:, :k]
-    return Nearest(best.cpu(), indices.cpu())
+        with tf32_only(NONE):
+            found = _with_block(found, queries, block.to(queries), start)
+    return Nearest(found.distances.sqrt().cpu(), found.indices.cpu())
+
+
+def _with_block(found: Nearest, queries: Tensor, block: Tensor, start: int) -> Nearest:
+    """Add the nearer ones of a block to the nearest so far, all with squared distances."""
+    centre, scale = centre_and_scale(queries, block)
+    a, b = (cloud_around(each_alone(one), centre, scale) for one in (queries, block))
+    memory, k = memory_of(queries.device), found.distances.shape[1]
+    size = tile_size(memory, len(centre), queries.itemsize)
+    for p in a.blocks(size):
+        for q in b.blocks(size):
+            lower = lower_bounds(p, q).double()
+            limit = found.distances[p.at, -1] * scale**2
+            if k <= len(q.at):  # at least k of this block are not beyond the k-th upper bound
+                upper = lower + 2 * (a.slack[p.at, None] + b.slack[q.at])
+                limit = limit.minimum(upper.topk(k, largest=False).values.amax(1))
+            i, j = (lower <= limit[:, None]).nonzero().unbind(1)
+            exact = exact_distances(a.points, p.at[i], b.points, q.at[j], scale, memory)
+            found = _merged(found, p.at[i], exact / scale**2, q.at[j] + start)
+    return found
+
+
+def _merged(found: Nearest, query: Tensor, squares: Tensor, index: Tensor) -> Nearest:
+    """Keep the k smallest of the squared distances so far and new ones [P] of some queries."""
+    count, k = found.distances.shape
+    every = torch.arange(count, device=query.device)
+    query = torch.cat([every.repeat_interleave(k), query])
+    squares = torch.cat([found.distances.flatten(), squares])
+    index = torch.cat([found.indices.flatten(), index])
+    order = squares.argsort(stable=True)
+    order = order[query[order].argsort(stable=True)]
+    counts = query.bincount()
+    kept = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=query.device)]
+    return Nearest(squares[kept], index[kept])

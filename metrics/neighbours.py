@@ -18,14 +18,13 @@ from metrics.exact_distances import (
     distinct,
     exact_distances,
     lower_bounds,
+    memory_of,
     tile_size,
 )
 from metrics.jackknife import group_of
 from metrics.radii import squared_radii
 from metrics.statistics import as_features, check_same_dimension
 
-MEMORY = {"cuda": 2 * 2**30}  # bytes: what keeps a GPU busy between two blocks
-LITTLE = 64 * 2**20  # of other devices; larger blocks were not faster on a CPU
 CROWD = 32  # undecided pairs of a point, above which products in float64 are tried
 
 
@@ -92,7 +91,7 @@ def membership(
     samples of its set, also when a group is left out.
     """
     real, generated, group = _checked(real, generated, k, groups)
-    memory = memory or MEMORY.get(real.device.type, LITTLE)
+    memory = memory or memory_of(real.device)
     with tf32_only(NONE):
         centre, scale = centre_and_scale(real, generated)
         a = cloud_around(distinct(generated, group), centre, scale)

@@ -5,14 +5,12 @@ import csv
 import click.testing
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from erk.analysis.trace_plot import COLUMNS, plot_trace
 from erk.commands import compare, generate, nearest, trace
 from erk.generation.images import png_bytes, read_png
 from erk.generation.sheets import SheetCell, captioned_sheet, fitted
-from metrics import nearest as nearest_images
 from metrics.images import open_images
 from metrics.references import real_images
 
@@ -292,20 +290,6 @@ def test_compare_refuses_in_one_sentence(runs, tmp_path):
 
 
 # Neighbours
-
-
-def test_the_nearest_are_those_of_brute_force():
-    draw = torch.Generator().manual_seed(0)
-    queries, real = (torch.randn(n, 5, generator=draw) for n in (20, 100))
-    real[37] = queries[3]
-    blocks = ((i, real[i : i + 30]) for i in range(0, 100, 30))  # the last one has 10
-    computed = nearest_images.nearest(queries, blocks, 12)
-    distances = (queries[:, None] - real).square().sum(2).sqrt()
-    expected, order = distances.sort(dim=1)
-    torch.testing.assert_close(computed.distances, expected[:, :12])
-    assert torch.equal(computed.indices, order[:, :12])
-    assert computed.distances[3, 0] == 0 and computed.indices[3, 0] == 37
-    assert computed.ratios[3] == 0
 
 
 def test_copies_of_training_images_are_counted(runs, tmp_path, monkeypatch):
