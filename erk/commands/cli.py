@@ -4,6 +4,7 @@ import errno
 import functools
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -44,7 +45,8 @@ class FiniteFloat(click.FloatRange):
 
 
 STOPPED = "Stopped. Run the same command again to go on."
-NO_MEMORY = "the memory does not suffice: process fewer or smaller images at once"
+NO_THREAD = "can't start new thread"  # Python's message
+ALLOCATED = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTP]iB))")  # of PyTorch and NumPy
 LONGEST = 2000  # characters of an error message
 
 ADVICE = {
@@ -53,6 +55,7 @@ ADVICE = {
     errno.EMFILE: "; raise the limit (ulimit -n), then run the same command again",
     errno.ENFILE: "; close other programs, then run the same command again",
     errno.EROFS: "; choose another folder",
+    errno.ENOMEM: "; end other programs, or process fewer or smaller images at once",
 }
 """What to do about a system error, by its number, where its text does not say."""
 
@@ -123,8 +126,9 @@ def command(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
 def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return the command so that bad input ends it with one sentence and exit code 2.
 
-    Bad input is what raises ValueError, OSError, MemoryError or FloatingPointError; with
-    ERK_TRACEBACK=1 in the environment the traceback is shown. SIGINT and SIGTERM end the command
+    Bad input is what raises ValueError, OSError or FloatingPointError; whatever comes from a lack
+    of memory ends a command in the same way. With ERK_TRACEBACK=1 in the environment the traceback
+    is shown. SIGINT and SIGTERM end the command
     with 130 and 143 after the file that is being written is on the disk. A closed output does not
     stop it, and names from files cannot control the terminal. Of the processes of torchrun one
     prints an error that all have, and none says that it was stopped after another one's error.
@@ -143,8 +147,9 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
                 if not is_reported():  # else torchrun stops this process for another one's error
                     _report(STOPPED)
                 sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-            except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-                if os.environ.get("ERK_TRACEBACK"):
+            except (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError) as error:
+                is_mistake = isinstance(error, RuntimeError) and _shortage(error) is None
+                if is_mistake or os.environ.get("ERK_TRACEBACK"):
                     raise
                 if isinstance(error, ConnectionError) and is_reported():
                     sys.exit(2)  # another process ended early, and has said why
@@ -228,11 +233,45 @@ def sentence(error: BaseException) -> str:
     """
     if isinstance(error, ListingError):
         return "\n".join(map(_line, error.args))
-    message = str(error) or (NO_MEMORY if isinstance(error, MemoryError) else type(error).__name__)
+    shortage = _shortage(error)
+    if shortage is not None:
+        return _line(_without_memory(shortage))
+    message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         message += ADVICE.get(error.errno or 0, "")
     return _line(message)
+
+
+def _shortage(error: BaseException | None) -> BaseException | None:
+    """Return the lack of memory or threads that an error is or was raised from; None: neither.
+
+    A file that cannot be loaded for lack of memory is not damaged, as a reader may believe.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or NO_THREAD in str(error):
+            return error
+        if "torch" in sys.modules:  # else no error is PyTorch's
+            from erk.runtime.memory import is_out_of_memory
+
+            if is_out_of_memory(error):
+                return error
+        error = error.__cause__
+    return None
+
+
+def _without_memory(error: BaseException) -> str:
+    """Return the sentence of a lack of memory; this project's errors have theirs."""
+    if NO_THREAD in str(error):
+        return "no thread can be started: end other programs, or raise the limit (ulimit -u)"
+    if type(error) is MemoryError and ": " in str(error):
+        return str(error)
+    context = click.get_current_context(silent=True)
+    options = [] if context is None else [opt for one in context.command.params for opt in one.opts]
+    advice = "give a smaller --batch" if "--batch" in options else "process fewer or smaller images"
+    amount = ALLOCATED.search(str(error))
+    failed = f" ({amount[1]} could not be allocated)" if amount else ""
+    return f"memory ran out{failed}: end other programs, or {advice}"
 
 
 def _line(text: str) -> str:

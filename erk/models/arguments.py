@@ -60,10 +60,11 @@ def defaults_of(constructors: Constructors) -> dict[str, Any]:
 
 def check_levels(
     img_resolution: int, widths: Sequence[int], num_blocks: int, resample_filter: Sequence[float]
-) -> None:
-    """Raise ValueError for levels that no image passes, or whose activations take too much memory.
+) -> int:
+    """Return the bytes that the float32 activations of one image take at least.
 
-    `widths` are the channels of the levels, each half as large as the one above.
+    `widths` are the channels of the levels, each half as large as the one above. Raises ValueError
+    for levels that no image passes, or whose activations take too much memory.
     """
     if img_resolution % (1 << (len(widths) - 1)):
         raise ValueError(
@@ -79,3 +80,4 @@ def check_levels(
             f"one image takes {needed / 1e9:.3g} GB of activations, more than "
             f"{MAX_IMAGE_MEMORY / 1e9:.3g} GB"
         )
+    return needed

@@ -425,7 +425,7 @@ class SongUNet(UNet):
         self.map_layer0, self.map_layer1 = nn.Linear(noise, emb), nn.Linear(emb, emb)
 
         widths = [model_channels * mult for mult in channel_mult]
-        check_levels(img_resolution, widths, num_blocks, resample_filter)
+        self.image_bytes = check_levels(img_resolution, widths, num_blocks, resample_filter)
         levels = unet_levels(img_resolution, widths, attn_resolutions or ())
         block = partial(SongBlock, emb_channels=emb, resample_filter=resample_filter)
         first = (in_channels, model_channels)
@@ -483,7 +483,7 @@ class DhariwalUNet(UNet):
         self.map_label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
 
         widths = [model_channels * mult for mult in channel_mult]
-        check_levels(img_resolution, widths, num_blocks, (1, 1))
+        self.image_bytes = check_levels(img_resolution, widths, num_blocks, (1, 1))
         levels = unet_levels(img_resolution, widths, attn_resolutions or ())
         block = partial(DhariwalBlock, emb_channels=emb)
         self.enc, skips = encoder(levels, (in_channels, widths[0]), num_blocks, block)

@@ -256,7 +256,8 @@ class UNet(nn.Module):
         super().__init__()
         attn_resolutions = attn_resolutions or ()
         widths = [model_channels * mult for mult in channel_mult]
-        check_levels(img_resolution, widths, num_blocks, block.get("resample_filter", (1, 1)))
+        resample_filter = block.get("resample_filter", (1, 1))
+        self.image_bytes = check_levels(img_resolution, widths, num_blocks, resample_filter)
         noise = model_channels * channel_mult_noise if channel_mult_noise else widths[0]
         emb = model_channels * channel_mult_emb if channel_mult_emb else max(widths)
         self.label_dim, self.label_balance = label_dim, label_balance

@@ -11,6 +11,7 @@ from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder
 from erk.models.presets import find_preset
 from erk.runtime.distributed import check_device
+from erk.runtime.memory import free_memory
 from erk.runtime.precision import ALL, NONE, RELEASED, allow_tf32
 
 PRECISIONS = {
@@ -57,6 +58,7 @@ class Model:
         if hasattr(network, "sigma_inv"):  # time of the network, for the discrete schedule
             self.sigma, self.sigma_inv = network.sigma, network.sigma_inv
         self.name, self.sha256, self.licence = "unnamed", "", "unknown"
+        self._largest_batch = 0  # for which memory sufficed
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Denoise x: D(x; sigma) [B, C, H, W] float32.
@@ -67,9 +69,27 @@ class Model:
         sigma : noise level, a number, [] or [B].
         labels : one-hot [B, label_dim], classes [B] (int) or None. An unconditional network ignores
             them; None means zeros for a conditional one.
+
+        Raises
+        ------
+        MemoryError if the host has less free memory than the activations of this batch take.
         """
+        self._check_memory(len(x))
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         return self.network(x, sigma, self._vectors(labels))
+
+    def _check_memory(self, batch: int) -> None:
+        """Raise MemoryError before the system ends the process, which it does on a CPU."""
+        if self.device.type != "cpu" or batch <= self._largest_batch:
+            return
+        parts = (getattr(module, "image_bytes", 0) for module in self.network.modules())
+        needed, free = batch * max(parts) * self.compute_dtype.itemsize / 4, free_memory()
+        if needed > free:
+            raise MemoryError(
+                f"the activations of a batch of {batch} take {needed / 1e9:.3g} GB or more, but "
+                f"{free / 1e9:.3g} GB of memory are free: take a smaller batch"
+            )
+        self._largest_batch = batch
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -1,9 +1,12 @@
 """Memory: reuse of freed memory, recovery from out-of-memory errors, networks without weights."""
 
 import ctypes
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -30,6 +33,14 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, -1)  # none
+
+
+def free_memory() -> float:
+    """Return the bytes that the host can give to this process; infinity where it does not say."""
+    with suppress(OSError):
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"))
+        return int(match[1]) * 1024 if match else math.inf
+    return math.inf
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -73,8 +73,10 @@ def test_empty_values_are_refused(words, name):
 
 def test_a_memory_error_is_a_sentence():
     """27: only "MemoryError" was printed."""
-    assert sentence(MemoryError()).startswith("the memory does not suffice: ")
-    assert sentence(MemoryError("Unable to allocate 9 TiB")) == "Unable to allocate 9 TiB"
+    assert sentence(MemoryError()).startswith("memory ran out: ")
+    text = "memory ran out (9 TiB could not be allocated): "
+    assert sentence(MemoryError("Unable to allocate 9 TiB")).startswith(text)
+    assert sentence(MemoryError("it does not fit: take less")) == "it does not fit: take less"
 
 
 def test_the_modules_of_the_subcommands_run_as_programs():

@@ -1,11 +1,19 @@
-"""What commands print cannot be lost, stop them or control the terminal."""
+"""What commands print cannot be lost, stop them or control the terminal; lacks of memory."""
 
 import io
+import resource
 import sys
+from pathlib import Path
 
 import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from command_runs import NETS
+from processes import ended, start
 
 from erk.commands.cli import clean_exit
+from erk.commands.main import main
 
 
 @clean_exit
@@ -33,3 +41,75 @@ def test_control_characters_are_escaped(capsys):
     """M19"""
     say("a\x07b")
     assert capsys.readouterr().out == "a\\x07b\n"
+
+
+# Memory
+
+SHORTAGES = {
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 9000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ): "memory ran out (9000000000 bytes could not be allocated): end other programs, or ",
+    np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("u1")):
+        "memory ran out (1.00 TiB could not be allocated): end other programs, or ",
+    MemoryError(): "memory ran out: end other programs, or ",
+    RuntimeError("can't start new thread"): "no thread can be started: end other programs",
+}  # fmt: skip
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Return an npz of ten digits' size."""
+    np.savez(tmp_path / "few.npz", images=np.zeros((10, 8, 8), np.uint8))
+    return tmp_path / "few.npz"
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("words", "target", "advice"),
+    [
+        (["evaluate", "--ref", "digits", "--images"], "metrics.evaluation.moments_of",
+         "give a smaller --batch"),
+        (["nearest", "--train", "digits", "--out", "a.png"], "metrics.nearest.lower_bounds",
+         "process fewer or smaller images"),
+        (["make-reference", "--extractors", "digits", "--dest", "a.npz", "--images"],
+         "metrics.build_reference.Moments", "give a smaller --batch"),
+        (["convert"], "erk.models.checkpoint.without_weights", "process fewer or smaller images"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) else "",
+)  # fmt: skip
+def test_a_lack_of_memory_is_a_sentence(
+    words, target, advice, error, images, tmp_path, monkeypatch
+):
+    """J2: PyTorch's CPU allocator raises RuntimeError; readers may take it for a damaged file."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(target, fail)
+    files = [NETS / "edm2_pixel.pkl", "a.safetensors"] if words == ["convert"] else [images]
+    done = CliRunner().invoke(main, [*words, *map(str, files)])
+    assert done.exit_code == 2, done.output
+    message = SHORTAGES[error]
+    advice = advice if message.endswith("or ") else ""
+    assert f"Error: {message}{advice}" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("a.*"))
+
+
+def with_little_memory(arguments):
+    """Run the command with 1/4 GiB more than this process has."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+    main([str(argument) for argument in arguments], prog_name="erk")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
+def test_the_memory_really_is_short(tmp_path):
+    """J2: pixels of float32 take four times the bytes of the images."""
+    np.savez(tmp_path / "large.npz", images=np.zeros((24, 1024, 1024, 3), np.uint8))
+    words = ["nearest", "large.npz", "--train", "large.npz", "--out", "a.png", "--device", "cpu"]
+    log = tmp_path / "log"
+    assert ended(start(with_little_memory, words, cwd=tmp_path, log=log)) == 2, log.read_text()
+    assert log.read_text().startswith("Error: memory ran out")
+    assert len(log.read_text().splitlines()) == 1 and not (tmp_path / "a.png").exists()

@@ -12,6 +12,7 @@ from command_runs import check_run, command
 from injection import JOB, check_refused
 from processes import ended, start
 
+import erk
 import erk.generation.options
 from erk.commands.generate import main
 from metrics.extractors import classifier
@@ -60,6 +61,22 @@ def test_a_batch_that_does_not_fit_is_halved(error, generate, monkeypatch):
     record = json.loads(Path("out/run.json").read_text())
     assert record["batch"] == 8 and record["batches"] == {"2": 20}
     assert "batches" not in json.loads(Path("two/run.json").read_text())
+
+
+def test_memory_that_will_not_suffice_is_known_before(generate, monkeypatch):
+    """J6: a CPU's allocations succeed, and the system ends the process when it uses them."""
+    assert generate(*JOB, "--batch", "2", "--outdir", "two").exit_code == 0
+    network = erk.load_model("digits").network
+    image = max(getattr(module, "image_bytes", 0) for module in network.modules())
+    monkeypatch.setattr("erk.models.model.free_memory", lambda: 3 * image)
+    done = generate(*JOB, "--batch", "8")
+    assert done.exit_code == 0, done.output
+    assert "with a batch of 4: continuing with 2," in done.stderr
+    check_run(Path("out"), Path("two"))
+    monkeypatch.setattr("erk.models.model.free_memory", lambda: image - 1)
+    refused = generate(*JOB, "--outdir", "none")
+    check_refused(refused, "even with a batch of 1: free memory, or use another")
+    assert not Path("none").exists()
 
 
 def test_not_even_one_image_fits(generate, monkeypatch):

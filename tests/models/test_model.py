@@ -218,3 +218,19 @@ def test_an_unconditional_model_ignores_labels(x):
     model = load_model(pickle_paths("edm2_uncond")[0])
     assert model.label_dim == 0
     assert torch.equal(model(x, 1.0, torch.tensor([1, 2, 3])), model(x, 1.0))
+
+
+def test_a_batch_that_the_host_has_no_memory_for_is_not_tried(monkeypatch):
+    """J6: the system would end the process.
+
+    Levels of 16 x 16 x 16 and 8 x 8 x 32 float32 values with two blocks: three skips of each and
+    six times the larger one.
+    """
+    image = 4 * (3 * (16 * 16 * 16 + 8 * 8 * 32) + 6 * 16 * 16 * 16)
+    model = load_model(GOLDEN / "nets/edm2_pixel.pkl")
+    monkeypatch.setattr("erk.models.model.free_memory", lambda: 4 * image)
+    assert model(torch.zeros(4, 3, 16, 16), 1.0).shape == (4, 3, 16, 16)
+    with pytest.raises(MemoryError, match="a batch of 5 take 0.00086 GB or more, but 0.000688 GB"):
+        model(torch.zeros(5, 3, 16, 16), 1.0)
+    model.network.compute_dtype = torch.bfloat16  # takes half
+    assert model(torch.zeros(5, 3, 16, 16), 1.0).shape == (5, 3, 16, 16)
