@@ -13,12 +13,11 @@ from metrics.reference_files import Reference
 from metrics.report import number
 
 
-def caveats_of_networks(extractors: Mapping[str, Extractor]) -> list[str]:
-    """Return the limits that follow from the networks' weights and precision."""
+def caveats_of_networks(weights: Mapping[str, str], precision: str | None) -> list[str]:
+    """Return the limits that follow from the networks' weights (sha256 each) and precision."""
     caveats = []
-    if any(is_random(one.sha256) for one in extractors.values()):
+    if any(map(is_random, weights.values())):
         caveats.append("RANDOM WEIGHTS: these numbers measure nothing and must not be reported")
-    precision = precision_of(extractors)
     if precision not in (None, "fp32"):
         caveats.append(
             f"extractors computed in {precision}, references in fp32: see docs/performance.md"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metrics.distances import covariance_factor, frechet_distance
 from metrics.extractors import Outputs
+from metrics.extractors.weights import check_same_weights
 from metrics.features import Features
 from metrics.jackknife import (
     Difference,
@@ -130,6 +131,7 @@ def evaluate_features(
     replicates: dict[str, list[float]] = {}
     for one in protocol.measures:
         statistics = _statistics(one, reference, real)
+        _check_weights(one, features, reference)
         reason = one.undefined(n, statistics, asked)
         if reason is not None:
             undefined.append(f"{' and '.join(one.columns)}: {reason}")
@@ -147,6 +149,15 @@ def evaluate_features(
     pairing = {"groups of images": _hash(parts)}
     pairing |= {} if asked is None else {"classes asked for": _hash(asked)}
     return Evaluation(protocol.name, n, values, replicates, undefined, pairing=pairing)
+
+
+def _check_weights(measure: Measure, features: Features, reference: Reference | None) -> None:
+    """Raise ValueError if images and reference come from different weights of the extractor."""
+    known = None if reference is None else reference.statistics.get(measure.statistics)
+    if reference is not None and known is not None:
+        name, extractor = f"the reference {reference.name}", measure.extractor
+        hashes = {name: known.weights, "the images": features.weights.get(extractor)}
+        check_same_weights(extractor, hashes)
 
 
 def paired_differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:

@@ -24,7 +24,7 @@ from metrics.caveats import (
 from metrics.chunks import Chunks
 from metrics.evaluation import GROUPS, Evaluation, evaluate_features, floor_of
 from metrics.extractors import Extractor, load_extractor
-from metrics.extractors.weights import refuse_random, refuse_unused
+from metrics.extractors.weights import check_same_weights, refuse_random, refuse_unused
 from metrics.features import (
     ExtractionPlan,
     Features,
@@ -158,6 +158,8 @@ class Evaluator:
         check_same_size(sizes | self._sizes())
         if real is not None:
             for name, outputs in self.protocol.outputs(real=self.reference is not None).items():
+                hashes = {"the real images": real.weights, "the images": features.weights}
+                check_same_weights(name, {key: one.get(name) for key, one in hashes.items()})
                 for output in outputs:
                     real.output(name, output)
         asked = features.metadata.get("labels")
@@ -175,10 +177,11 @@ class Evaluator:
             device=self.options.device,
         )
         real_n = numbers_of_real(self.protocol, self.reference, real)
-        details = self._details(real, real_n)
+        details = self._details(features, real, real_n)
         details |= floor_of(self.protocol, self.reference, features.n, asked)
         evaluation = replace(evaluation, details=details)
-        caveats = self._caveats() + caveats_of_numbers(evaluation, self.protocol, features, real_n)
+        caveats = self._caveats(features)
+        caveats += caveats_of_numbers(evaluation, self.protocol, features, real_n)
         return replace(evaluation, caveats=caveats)
 
     def _checked(self, labels: Sequence[int] | Tensor, features: Features) -> Tensor:
@@ -241,7 +244,9 @@ class Evaluator:
         """Return the sizes of the images that a set is compared with, by name."""
         return sizes_of(self.reference, self.real, self.plan.skip_corrupt)
 
-    def _details(self, real: Features | None, real_n: Mapping[str, int | None]) -> dict[str, Any]:
+    def _details(
+        self, features: Features, real: Features | None, real_n: Mapping[str, int | None]
+    ) -> dict[str, Any]:
         counts = set(real_n.values()) if self.reference is not None else set()
         return {
             "reference": self.reference and self.reference.name,
@@ -249,14 +254,21 @@ class Evaluator:
             "reference_n": dict(real_n) if len(counts) > 1 else next(iter(counts), None),
             "real": self.real and str(self.real.path),
             "real_n": None if real is None else real.n,
-            "extractors": {name: one.sha256 for name, one in self.plan.extractors.items()},
+            "extractors": self._weights(features),
             "extractor_precision": precision_of(self.plan.extractors),
             "groups": self.options.groups,
         }
 
-    def _caveats(self) -> list[str]:
+    def _weights(self, features: Features) -> dict[str, str]:
+        """Return extractor -> sha256 of its weights for what the protocol measures, if known."""
+        loaded = {name: one.sha256 for name, one in self.plan.extractors.items()}
+        known = loaded | features.weights
+        return {name: known[name] for name in self.protocol.outputs() if name in known}
+
+    def _caveats(self, features: Features) -> list[str]:
         reference = self.reference
-        caveats = caveats_of_networks(self.plan.extractors)
+        weights, precision = self._weights(features), precision_of(self.plan.extractors)
+        caveats = caveats_of_networks(weights, precision)
         if reference is None or reference.protocol in (None, self.protocol.name):
             return caveats
         return [

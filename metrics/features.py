@@ -47,6 +47,7 @@ class Features:
     metadata: dict[str, Tensor] = field(default_factory=dict)  # per image, [n] each
     total: int | None = None  # images of the set, with those that could not be read
     image_size: Size | None = None  # of the images; None: not known
+    weights: dict[str, str] = field(default_factory=dict)  # extractor -> its sha256, where known
 
     @property
     def n(self) -> int:
@@ -156,7 +157,8 @@ def _in_memory(images: Iterable[Tensor], extractors: Mapping[str, Extractor]) ->
     outputs = {name: _joined(some) for name, some in parts.items()}
     for name, one in outputs.items():
         check_finite(one.features, f"{name} features")
-    return Features(outputs, torch.arange(n), total=n)
+    weights = {name: one.sha256 for name, one in extractors.items()}
+    return Features(outputs, torch.arange(n), total=n, weights=weights)
 
 
 def collect(
@@ -237,7 +239,8 @@ def _assembled(
         index = torch.cat([tensors["kept"] + start for start, tensors in some])
         names = set(full[0]) - {*FIELDS, "kept"}
         metadata = {key: torch.cat([tensors[key] for tensors in full]) for key in names}
-    return Features(outputs, index, metadata, sum(size for _, size, _ in parts))
+    weights = {name: one.sha256 for name, one in plan.extractors.items()}
+    return Features(outputs, index, metadata, sum(n for _, n, _ in parts), weights=weights)
 
 
 def image_chunks(source: ImageSource, plan: ExtractionPlan, workers: int | None = None) -> Chunks:

@@ -14,6 +14,7 @@ from erk.io.config import read_config
 from erk.io.download import fetch
 from erk.io.resources import data
 from metrics.extractors import Extractor, load_extractor
+from metrics.extractors.weights import check_same_weights
 from metrics.features import extract
 from metrics.images import BUNDLED, load_images
 from metrics.reference_files import Reference, read_reference
@@ -111,11 +112,10 @@ def check_extractor(reference: Reference, extractor: Extractor) -> Statistics:
             f"the reference {reference.name} has {len(statistics.mean)} dimensions but the "
             f"extractor {extractor.name} has {extractor.feature_dim}: use statistics made with it"
         )
-    if statistics.weights and extractor.sha256 and statistics.weights != extractor.sha256:
-        raise ValueError(
-            f"the reference {reference.name} was made with other weights of {extractor.name} "
-            f"(sha256 {statistics.weights[:8]}, here {extractor.sha256[:8]}): create it again"
-        )
+    hashes = {
+        f"the reference {reference.name}": statistics.weights, "these images": extractor.sha256
+    }  # fmt: skip
+    check_same_weights(extractor.name, hashes)
     return statistics
 
 

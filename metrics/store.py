@@ -126,7 +126,12 @@ def holds(
 
 
 def chunk_path(folder: Path, extractor: Extractor, key: str) -> Path:
-    """Return the file of one chunk."""
+    """Return the file of one chunk. Raises ValueError for an extractor of unknown weights."""
+    if not extractor.sha256:
+        raise ValueError(
+            f"features of {extractor.name} cannot be stored, its sha256 is empty: give the hash of "
+            "its weights, or images in memory without a cache"
+        )
     weights = re.sub(r"\W", "-", extractor.sha256)[:32]
     suffix = "" if extractor.precision == "fp32" else f"-{extractor.precision}"
     network = f"{extractor.name}-{VERSION}-{weights}{suffix}"

@@ -64,9 +64,15 @@ class Job:
     def key(self) -> str:
         """Hash networks, settings, batch size and versions into 64 hexadecimal digits.
 
-        Two jobs with the same key give the same image for the same seed.
+        Two jobs with the same key give the same image for the same seed. Raises ValueError for a
+        job without an identity, or with a network that has no sha256.
         """
-        networks = [self.model.sha256, self.guide and self.guide.sha256]
+        networks = [one and getattr(one, "sha256", "") for one in (self.model, self.guide)]
+        if not self.identity or "" in networks:
+            raise ValueError(
+                "results can be kept only for a job with an identity, of networks with a sha256: "
+                "give identity=settings.identity() and networks of erk.load_model"
+            )
         content = [image_identity(self.identity), networks, self.batch, computation()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -1,9 +1,12 @@
 """Settings: everything that decides a sample beside the networks, the noise and the labels."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +29,7 @@ from erk.method.solvers import (
     make_solver,
     published_schedule,
 )
-from erk.method.values import checked
+from erk.method.values import checked, plain, shown
 
 __all__ = ["RECIPE", "Settings", "Twin", "check_names", "fields"]
 
@@ -221,11 +224,14 @@ class Settings:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return all settings as JSON holds them: equal for equal samples from equal inputs."""
-        plain = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
+        """Return all settings as JSON holds them: equal for equal samples from equal inputs.
+
+        Raises ValueError for a function that no module names: another one would look the same.
+        """
+        values = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
         if self.S_churn == 0:
-            del plain["churn_rule"]
-        return plain | {"schedule": _plain(self.levels)}
+            del values["churn_rule"]
+        return values | {"schedule": _plain(self.levels)}
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings RECIPE, which a correction depends on, as JSON holds them.
@@ -324,4 +330,22 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    return getattr(value, "__qualname__", None) or str(value)
+    return str(value) if isinstance(value, float | torch.dtype) else _named(value)
+
+
+def _named(function: Any) -> Any:
+    """Return module and name of a function; of a partial, also the arguments that it binds."""
+    if isinstance(function, functools.partial):
+        keywords = {key: _plain(plain(one)) for key, one in function.keywords.items()}
+        return [_named(function.func), [_plain(plain(one)) for one in function.args], keywords]
+    module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
+    try:
+        known = operator.attrgetter(name)(sys.modules[module])
+    except (AttributeError, KeyError):  # a lambda, a function in a function, an object
+        known = None
+    if known is not function or module == "__main__":
+        raise ValueError(
+            f"{shown(function)} has no name to be recognized by, so its results cannot be kept or "
+            "continued: define it by def in a module that is imported."
+        )
+    return f"{module}.{name}"

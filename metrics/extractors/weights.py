@@ -77,6 +77,21 @@ def refuse_unused(sources: Mapping[str, str], wanted: Collection[str]) -> None:
         )
 
 
+def check_same_weights(extractor: str, hashes: Mapping[str, str | None]) -> None:
+    """Raise ValueError if features that are compared come from different weights.
+
+    ``hashes``: what is compared -> sha256 of the extractor's weights; None or "": it is not known.
+    """
+    known = [(name, sha256) for name, sha256 in hashes.items() if sha256]
+    for name, sha256 in known[1:]:
+        first, other = known[0]
+        if sha256 != other:
+            raise ValueError(
+                f"{first} and {name} come from different weights of {extractor} (sha256 "
+                f"{other[:8]} and {sha256[:8]}): extract both with the same weights"
+            )
+
+
 def random_weights(source: str, shapes: Shapes, randomise: Randomise = random_state) -> Weights:
     """Draw weights from the seed in "random:SEED"; ValueError if it is not an integer."""
     seed = source.removeprefix(RANDOM)

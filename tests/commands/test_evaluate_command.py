@@ -216,7 +216,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
     other = {"digits": written["digits"]._replace(weights="0" * 64)}
     write_reference("mine.npz", other, protocol="digits")
     result = evaluate(*common)
-    assert result.exit_code == 2 and "made with other weights of digits" in result.output
+    assert result.exit_code == 2 and "come from different weights of digits" in result.output
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_data import GOLDEN, manifest, pickle_paths, ref, tensor
 
-from erk import load_model
+from erk import from_denoiser, load_model
 from erk.generation.job import Job, check_labels
 from erk.generation.sampling import generate
 from erk.method.drift import NonFiniteError
@@ -250,3 +250,20 @@ def test_nan_in_a_later_batch_spares_the_earlier_ones(models):
     assert next(batches).seeds == [5, 6]
     with pytest.raises(NonFiniteError, match="seed 7"):
         next(batches)
+
+
+def test_only_a_job_that_can_be_recognized_has_a_key(models):
+    """J3: without an identity or a hash of the network, other jobs would have the same key."""
+    model, identity = models["digits"], QUICK.identity()
+    keys = {
+        Job(model, QUICK, identity=identity).key(),
+        Job(model, QUICK, identity=identity, batch=3).key(),
+        Job(model, QUICK, models["edm2_pixel"], identity=identity).key(),
+        Job(model, QUICK, identity=identity | {"steps": 4}).key(),
+    }
+    assert len(keys) == 4
+    unnamed = from_denoiser(model.network, sample_shape=(1, 8, 8))
+    for job in (Job(model, QUICK), Job(unnamed, QUICK, identity=identity),
+                Job(model, QUICK, unnamed, identity=identity)):  # fmt: skip
+        with pytest.raises(ValueError, match="only for a job with an identity, of networks with a"):
+            job.key()

@@ -3,8 +3,10 @@
 import ast
 import builtins
 import dataclasses
+import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from erk.method.corrections import Card, Correction, auto
 from erk.method.fields import field, fields
 from erk.method.guidance import ErkGuid
 from erk.method.settings import RECIPE, Settings
+from erk.method.solvers import dpm2, heun
 
 BAD = {
     "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
@@ -99,10 +102,7 @@ def test_the_identity_is_plain_and_names_the_schedule():
     assert identity != Settings(solver="deis").identity()
 
 
-def test_the_identity_tells_corrections_and_functions_apart():
-    def solver(*arguments):
-        raise NotImplementedError
-
+def test_the_identity_tells_corrections_apart():
     levels = torch.tensor([3.0, 1.0, 0.5])
     sigmas = Settings(schedule=levels).sigmas()
     given = auto(Settings(schedule=levels).solver_for(sigmas, None), sigmas)
@@ -113,9 +113,55 @@ def test_the_identity_tells_corrections_and_functions_apart():
     }
     assert len(values) == 3 and sum(value.startswith("card ") for value in values) == 1
     assert Settings(schedule=levels).identity()["schedule"] == [3.0, 1.0, 0.5]
-    assert Settings(solver=solver).identity()["solver"].endswith("solver")
     with pytest.raises(ValueError, match="bind the options of a function"):
-        Settings(solver=solver, solver_options={"order": 2})
+        Settings(solver=dpm2, solver_options={"r": 0.5})
+
+
+def test_the_identity_names_functions_and_what_they_bind():
+    """J3: all lambdas and all partials had one identity."""
+    module = "erk.method.solvers"
+    levels = torch.linspace(3, 0, 5000)
+    changed = levels.clone()
+    changed[2500] += 1e-4  # torch's text of it is the same
+    functions = [
+        dpm2, heun, partial(dpm2, r=0.5), partial(dpm2, r=0.25), partial(heun, None, r=0.5),
+        partial(dpm2, sigmas=levels), partial(dpm2, sigmas=changed), partial(partial(heun), r=0.5),
+    ]  # fmt: skip
+    identities = [Settings(solver=one).identity()["solver"] for one in functions]
+    named = [f"{module}.dpm2", [], {"r": 0.5}]
+    assert identities[:3] == [f"{module}.dpm2", f"{module}.heun", named]
+    assert json.loads(json.dumps(identities)) == identities
+    assert all(a != b for a, b in itertools.combinations(identities, 2))
+
+
+class CallableSolver:
+    def __call__(self, *arguments):
+        raise NotImplementedError
+
+    def method(self, *arguments):
+        raise NotImplementedError
+
+
+def in_main(*arguments):
+    raise NotImplementedError
+
+
+in_main.__module__ = "__main__"
+
+
+@pytest.mark.parametrize("setting", ["solver", "twin"])
+def test_a_function_without_a_name_has_no_identity(setting):
+    """J3: another lambda would look the same, and its run would be continued."""
+
+    def local(*arguments):
+        raise NotImplementedError
+
+    nameless = [lambda *arguments: None, local, CallableSolver(), CallableSolver().method, in_main]
+    for function in [*nameless, *(partial(one, r=0.5) for one in nameless)]:
+        with pytest.raises(ValueError, match="cannot be kept or continued: define it by def in a"):
+            Settings(**{setting: function}).identity()
+    with pytest.raises(ValueError, match="cannot be kept"):
+        Settings(solver=partial(dpm2, r=object())).identity()
 
 
 def test_the_recipe_fills_in_defaults():

@@ -68,6 +68,14 @@ def expected(source):
     return torch.from_numpy(np.stack(pixels)).flatten(1)[:, :2].float()
 
 
+def test_features_without_a_hash_of_the_weights_are_not_stored(tmp_path):
+    """J3: those of other weights would be taken for them."""
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="features of counted cannot be stored, its sha256 is em"):
+        extract(images, {"counted": Counted(sha256="")}, tmp_path)
+    assert extract(images, {"counted": Counted(sha256="")}).n == 2
+
+
 def test_every_extractor_sees_every_image_once(source, tmp_path):
     plan = plan_of(tmp_path, Counted("a"), Counted("b"), fields=("features", "logits"))
     result = extracted(source, plan)

@@ -146,7 +146,7 @@ def small_reference(digits, extractor, tmp_path):
 class AnySize:
     """An extractor that takes images of any size, as Inception does."""
 
-    name, feature_dim, sha256, precision = "any", 64, "", "fp32"
+    name, feature_dim, sha256, precision = "any", 64, "ef" * 32, "fp32"
 
     def __call__(self, images):
         small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 8)
@@ -289,6 +289,36 @@ def test_features_of_other_networks_are_refused(digits, networks):
     with pytest.raises(ValueError, match="digits logits .* but digits features were"):
         metrics.evaluate(only, "digits")
     assert metrics.evaluate(only, "digits", metrics="fd").values["fd"] > 0
+
+
+def test_features_know_the_weights_that_they_come_from(digits, networks, tmp_path):
+    """J4: of other weights they are refused; of unknown ones, as in others' files, they are not."""
+    images, real = digits[0][:30], digits[0][30:90]
+    sha256, random = networks["digits"].sha256, metrics.load_extractor("digits", weights="random:0")
+    stored, drawn = metrics.extract(images, networks, tmp_path), {"digits": random}
+    assert stored.weights == metrics.extract(images, networks).weights == {"digits": sha256}
+    others = metrics.extract(images, drawn)
+    of_real = metrics.extract(real, networks)
+    result = metrics.evaluate(stored, of_real, "digits", metrics="fd")
+    assert result.details["extractors"] == {"digits": sha256}
+    kept = {"digits": Statistics(torch.zeros(64), torch.eye(64), 90, weights=sha256)}
+    path = write_reference(tmp_path / "kept.npz", kept, protocol="digits")
+    for reference in ("digits", path, of_real, real):
+        known = networks if reference is real else None
+        with pytest.raises(ValueError, match=r"different weights of digits \(sha256 .* same wei"):
+            metrics.evaluate(others, reference, "digits", metrics="fd", extractors=known)
+    foreign = {"digits": kept["digits"]._replace(weights=None)}
+    path = write_reference(tmp_path / "foreign.npz", foreign, protocol="digits")
+    assert metrics.evaluate(others, path, metrics="fd").values["fd"] > 0
+    unknown = replace(others, weights={})
+    assert metrics.evaluate(unknown, path, metrics="fd").details["extractors"] == {}
+
+
+def test_random_weights_of_features_are_a_note(digits):
+    """J4: also where the features were extracted before."""
+    drawn = {"digits": metrics.load_extractor("digits", weights="random:0")}
+    images, real = (metrics.extract(part, drawn) for part in (digits[0][:30], digits[0][30:90]))
+    assert any("RANDOM WEIGHTS" in note for note in metrics.evaluate(images, real, "digits").notes)
 
 
 def test_what_is_given_is_used_or_refused(digits, networks):
