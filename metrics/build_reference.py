@@ -74,7 +74,7 @@ def build_reference(
         statistics,
         protocol=protocol,
         labels=None if labels is None else torch.tensor(labels)[kept],
-        image_size=height if height == width else None,
+        image_size=height if height == width else (height, width),
     )
     content = f"{len(kept)} images of {width}x{height}, {', '.join(statistics)}"
     return f"{dest}: {content}, protocol {protocol or 'unknown (evaluate needs --protocol)'}"

@@ -24,6 +24,7 @@ from metrics.jackknife import (
 from metrics.measures import Case, Measure
 from metrics.protocols import Protocol, find_protocol
 from metrics.reference_files import Reference
+from metrics.selection import checked_labels
 from metrics.statistics import Statistics, moments_of
 
 VERSION = 1  # of the values: raise it when they change for the same features (test_version.py)
@@ -117,9 +118,7 @@ def evaluate_features(
     if n < 2:
         raise ValueError(f"there are {n} images: at least 2 are needed to measure anything")
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
-    asked = None if labels is None else torch.as_tensor(labels, dtype=torch.long)
-    if asked is not None and asked.shape != (n,):
-        raise ValueError(f"there are {n} images but labels of shape {list(asked.shape)}")
+    asked = None if labels is None else checked_labels(labels, n, None, "the set")
     undefined: list[str] = []
     too_few = f"{n} images are too few for {groups} groups"
     if groups > 1 and (n < 2 * groups or n - -(-n // groups) < FEWEST_LEFT):

@@ -29,7 +29,7 @@ from erk.io.untrusted import (
     read_member,
 )
 from metrics.npz import map_npz, read_npz
-from metrics.side_files import RUN, read_beside, read_labels, read_run
+from metrics.side_files import RUN, is_class, read_beside, read_labels, read_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (  # of images that are not read
@@ -264,8 +264,12 @@ def _open_npz(path: Path) -> ImageSource:
     names = [f"{key}[{index}]" for index in range(len(pixels))]
     if "seeds" in arrays:
         names = [f"{seed:06d}" for seed in arrays["seeds"].tolist()]
-    labels = arrays["labels"].tolist() if "labels" in arrays else None
     notes: list[str] = []
+    labels = arrays["labels"].tolist() if "labels" in arrays else None
+    wrong = next((one for one in labels or () if not is_class(one)), None)
+    if wrong is not None:
+        notes.append(f"{path.name} gives no classes: {wrong} is no class 0, 1, 2, ...")
+        labels = None
     run = read_run(read_beside(path.parent), notes)
     return _of_array(path, names, pixels)._replace(run=run, labels=labels, notes=tuple(notes))
 

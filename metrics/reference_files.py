@@ -18,6 +18,7 @@ from erk.io.files import open_regular, unchanged
 from metrics.extractors import Extractor, main_extractors
 from metrics.npz import array_names, read_npz
 from metrics.protocols import default_protocol
+from metrics.sizes import Size
 from metrics.statistics import Statistics, check_finite
 
 FORMAT = "erk-guid reference 1"  # the value under "format" in this project's files
@@ -42,7 +43,7 @@ class Reference(NamedTuple):
     statistics: Mapping[str, Statistics]  # extractor -> statistics
     protocol: str | None = None  # the one that it is meant for; None: unknown
     labels: Tensor | None = None  # [n] int64, real classes
-    image_size: int | None = None  # pixels, where known
+    image_size: int | Size | None = None  # pixels, where known; (height, width) if these differ
 
 
 def read_reference(path: Path, extractors: Mapping[str, Extractor] = {}) -> Reference:
@@ -80,7 +81,7 @@ def write_reference(
     *,
     protocol: str | None = None,
     labels: Tensor | None = None,
-    image_size: int | None = None,
+    image_size: int | Size | None = None,
 ) -> Path:
     """Write a reference as this project's .npz, atomically, with its folders; return the path.
 
@@ -155,8 +156,15 @@ def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Reference:
     protocol = str(arrays["protocol"]) if "protocol" in arrays else None
     labels = _labels(path, arrays["labels"], statistics) if "labels" in arrays else None
     size = arrays.get("image_size")
-    pixels = None if size is None else _integer(size, f"{path}: the image size")
+    pixels = None if size is None else _image_size(size, f"{path}: the image size")
     return Reference(path.stem, "", statistics, protocol, labels, pixels)
+
+
+def _image_size(value: np.ndarray, what: str) -> int | Size:
+    if value.shape != (2,):
+        return _integer(value, what)
+    height, width = (_integer(side, what) for side in value)
+    return height, width
 
 
 def _adm(path: Path, arrays: Mapping[str, np.ndarray]) -> Reference:
@@ -224,6 +232,10 @@ def _labels(path: Path, value: np.ndarray, statistics: Mapping[str, Statistics])
                 f"{path} holds {len(value)} labels but {len(one.features)} rows of {name} "
                 "features: give one label per row"
             )
+    if len(value) and not 0 <= value.min() <= value.max() < 1 << 31:
+        raise ValueError(
+            f"{path} holds labels from {value.min()} to {value.max()}: classes are 0, 1, 2, ..."
+        )
     return torch.from_numpy(value.astype(np.int64))
 
 

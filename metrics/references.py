@@ -122,11 +122,11 @@ def check_extractor(reference: Reference, extractor: Extractor) -> Statistics:
 def known_size(source: str | Path | Reference) -> Size | None:
     """Return the size of a reference's images; None: unknown, as that of a file not yet read."""
     if isinstance(source, Reference):
-        pixels = source.image_size
+        size = source.image_size
     else:
         row = known_references().get(str(source))
-        pixels = None if row is None else row.image_size
-    return None if pixels is None else (pixels, pixels)
+        size = None if row is None else row.image_size
+    return (size, size) if isinstance(size, int) else size
 
 
 def reference_names() -> tuple[str, ...]:

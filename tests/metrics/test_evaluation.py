@@ -208,7 +208,7 @@ def test_refusals(evaluated, reference, digits):
     images = digits[0][:20]
     with pytest.raises(ValueError, match="there are 1 images: at least 2"):
         evaluated(images[:1])
-    with pytest.raises(ValueError, match="20 images but labels of shape .19."):
+    with pytest.raises(ValueError, match="20 images, so give 20 labels, not 19"):
         evaluated(images, labels=[0] * 19)
     with pytest.raises(ValueError, match="needs real features"):
         fd_floor(reference.statistics["digits"]._replace(features=None), 100)

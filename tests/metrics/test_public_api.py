@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import metrics
+from metrics.build_reference import build_reference
 from metrics.extractors import Outputs
-from metrics.features import Features
+from metrics.features import ExtractionPlan, Features
+from metrics.images import open_images
 from metrics.measures import Measure
+from metrics.merging import merge_references
 from metrics.protocols import Protocol
 from metrics.reference_files import write_reference
 from metrics.references import load_reference
@@ -190,6 +193,24 @@ def test_a_known_size_is_checked_before_a_download(digits, save_pngs, monkeypatc
     for images in (digits[0][:20], save_pngs(digits[0][:20])):
         with pytest.raises(ValueError, match="8x8 pixels but the reference imagenet512 of 512x512"):
             metrics.evaluate(images, "imagenet512")
+
+
+def test_the_size_of_images_that_are_not_square_is_compared(tmp_path):
+    """J5: such a reference had no size, and images of any size were measured against it."""
+    images = torch.randint(0, 256, (40, 1, 8, 12), dtype=torch.uint8)
+    plan = ExtractionPlan({"any": AnySize()}, {"any": ("features",)}, tmp_path / "cache")
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path, half in zip(paths, images[:, 0].numpy().reshape(2, 20, 8, 12), strict=True):
+        np.savez(tmp_path / "real.npz", images=half, labels=np.full(20, -1))
+        source = open_images(tmp_path / "real.npz")
+        build_reference(source, path, plan, ["any"], protocol="digits", keep_features=True)
+    both = load_reference(merge_references(paths, tmp_path / "both.npz"))
+    assert both.image_size == (8, 12) and both.labels is None
+    with pytest.raises(ValueError, match="8x12 pixels but the reference a of 12x8"):
+        metrics.evaluate(
+            images.transpose(2, 3), load_reference(paths[0]), ANY, extractors={"any": AnySize()}
+        )
+    assert metrics.evaluate(images, both, ANY, extractors={"any": AnySize()}).values["fd"] < 1e-6
 
 
 def test_batches_of_two_sizes_are_refused(digits, tmp_path):

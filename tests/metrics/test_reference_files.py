@@ -199,7 +199,11 @@ def test_symmetry_is_judged_relative_to_sigma(tmp_path):
         ({"inception.num_images": np.nan}, "number of images must be a whole number"),
         ({"labels": np.zeros(4, int)}, "holds 4 labels but 9 rows of inception features"),
         ({"labels": np.zeros(9)}, "holds labels float64"),
+        ({"labels": np.arange(-1, 8)}, "labels from -1 to 7: classes are 0, 1, 2"),
+        ({"labels": np.full(9, 2**63, np.uint64)}, "labels from 9223372036854775808 to 9"),
         ({"image_size": 0}, "image size must be a whole number of at least 1"),
+        ({"image_size": [8, 0]}, "image size must be a whole number of at least 1"),
+        ({"image_size": [8, 8, 3]}, "image size must be a whole number of at least 1"),
         ({"labels": np.array([None])}, "not a readable npz file.*Object arrays"),
     ],
 )

@@ -5,9 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from metrics.images import open_images
+from metrics.evaluation import evaluate_features
+from metrics.extractors import Outputs
+from metrics.features import Features
+from metrics.images import load_images, open_images
 from metrics.selection import (
     checked_labels,
     is_in_seed_order,
@@ -92,3 +96,23 @@ def test_byte_order_marks_are_accepted(tmp_path):
     write(tmp_path, "0.png", "1.png").joinpath("dataset.json").write_text(table, "utf-8-sig")
     source = open_images(tmp_path)
     assert source.labels == [3, 4] and not source.notes
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 2**63, 2**64 - 1])
+def test_rows_of_an_npz_that_are_no_classes_give_none(tmp_path, value):
+    """J5: -1 often stands for "unknown"; larger numbers do not fit int64."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
+    labels = np.array([0, 1, 2, value], np.uint64 if value > 0 else np.int64)
+    path = tmp_path / "a.npz"
+    np.savez(path, images=images, labels=labels, seeds=np.arange(4))
+    source = open_images(path)
+    assert source.labels is None and is_in_seed_order(source) and load_images(path)[1] is None
+    assert source.notes == (f"a.npz gives no classes: {value} is no class 0, 1, 2, ...",)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], [0, -1], [0, 2**63], [[0], [1]], [True, False]])
+def test_labels_that_are_no_classes_are_not_rounded(labels):
+    """J5: [0.5, 1.0] was measured as [0, 1]."""
+    features = Features({"digits": Outputs(torch.randn(2, 64))}, torch.arange(2))
+    with pytest.raises(ValueError, match="but classes are 0, 1, 2, ...: correct the labels"):
+        evaluate_features(features, "digits", labels=labels)
