@@ -15,6 +15,7 @@ from torch import Tensor
 from metrics.statistics import FEW, check_finite
 
 PAIR = 48  # bytes for each distance of a block where all pairs are close: masks and indices
+CACHED = 16 * 2**20  # bytes of exact distances on a CPU: more would leave its cache
 EXACT = 128  # bytes of the memory for each feature of an exact distance, which takes 32
 MEMORY = {"cuda": 2 * 2**30}  # bytes: what keeps a GPU busy between two blocks
 LITTLE = 64 * 2**20  # of other devices; larger blocks were not faster on a CPU
@@ -58,6 +59,8 @@ class Cloud(NamedTuple):
 
         All blocks share one buffer: a block's features hold until the next one is asked for.
         """
+        points = self.points
+        is_all = at is None and len(points.rows) == len(points.features)  # without copies
         if at is None:
             at = torch.arange(len(self.norms), device=self.norms.device)
         width = len(self.centre)
@@ -65,9 +68,12 @@ class Cloud(NamedTuple):
         for start in range(first, len(at), size):
             chosen = at[start : start + size]
             features = buffer[: len(chosen)]
-            for rows, out in zip(chosen.split(FEW), features.split(FEW), strict=True):
-                torch.sub(self.points.features[self.points.rows[rows]], self.centre, out=out)
-            features.mul_(self.scale)
+            if is_all:  # slices: gathering rows takes time
+                parts = iter(points.features[start : start + len(chosen)].split(FEW))
+            else:
+                parts = (points.features[points.rows[some]] for some in chosen.split(FEW))
+            for part, out in zip(parts, features.split(FEW), strict=True):
+                torch.sub(part, self.centre, out=out).mul_(self.scale)
             norms = (self.norms[chosen].double() - self.slack[chosen]).to(features)
             yield Block(slice(start, start + len(chosen)), chosen, features, norms)
 
@@ -98,9 +104,10 @@ def each_alone(features: Tensor) -> Points:
 def _hashed(rows: Tensor) -> Tensor:
     """Hash rows [R, D] to int64 [R]: integer sums do not depend on their order."""
     generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=generator) * 2 + 1
-    integers = torch.int32 if rows.dtype == torch.float32 else torch.int64
-    bits = (rows + 0.0).view(integers).long()  # + 0.0: -0 equals 0
+    is_even = rows.shape[1] * rows.itemsize % 8 == 0
+    bits = (rows + 0.0).contiguous()  # + 0.0: -0 equals 0
+    bits = bits.view(torch.int64 if is_even else torch.int32)
+    odd = torch.randint(-(2**62), 2**62, bits.shape[1:], generator=generator) * 2 + 1
     return (bits * odd.to(rows.device)).sum(1)
 
 
@@ -109,11 +116,10 @@ def centre_and_scale(real: Tensor, generated: Tensor) -> tuple[Tensor, float]:
 
     Both only make products precise: no result depends on them.
     """
-    parts = (rows.double() / len(real) for rows in real.split(FEW))
-    centre = torch.stack([part.sum(0) for part in parts]).sum(0)
-    largest = max(
-        float((rows - centre).abs().max()) for one in (real, generated) for rows in one.split(FEW)
-    )
+    parts = [(rows / len(real)).sum(0, dtype=torch.float64) for rows in real.split(FEW)]
+    centre = torch.stack(parts).sum(0)
+    ends = [end for one in (real, generated) for end in (one.amin(0), one.amax(0))]  # [D] each
+    largest = max(float((end - centre).abs().max()) for end in ends)
     if not math.isfinite(largest):
         raise ValueError("features differ by more than 1e308: remove the cause, or scale them")
     exponent, most = math.frexp(largest)[1], 126 if real.dtype == torch.float32 else 1000
@@ -131,7 +137,8 @@ def cloud_around(points: Points, centre: Tensor, scale: float) -> Cloud:
     norms = centre.new_zeros(len(points.rows))
     cloud = Cloud(points, centre, scale, norms, norms.double())
     for block in cloud.blocks(FEW):
-        norms[block.where] = block.features.double().square().sum(1).to(norms)
+        lengths = torch.linalg.vector_norm(block.features, dim=1, dtype=torch.float64)
+        norms[block.where] = lengths.square().to(norms)
     check_finite(norms, "squared features")
     slack = (dim + ROUNDINGS) * limits.eps * norms.double() + dim * limits.tiny
     return cloud._replace(slack=slack)
@@ -151,11 +158,16 @@ def exact_distances(
     From differences in float64, summed in one order whatever the shapes, so that d(a, b) is
     d(b, a), and 0 for copies alone.
     """
+    if a.features.device.type == "cpu":
+        memory = min(memory, CACHED)
     size = max(1, memory // (EXACT * a.features.shape[1]))
-    parts = [
-        _sums((a.features[a.rows[p]].double() - b.features[b.rows[q]]).mul_(scale).square_())
-        for p, q in zip(i.split(size), j.split(size), strict=True)
-    ]
+    before, after = (scale, 1.0) if a.features.dtype == torch.float64 else (1.0, scale**2)
+    parts = []  # float64 holds squares of float32 without a scale
+    for p, q in zip(i.split(size), j.split(size), strict=True):
+        differences = a.features[a.rows[p]].double().sub_(b.features[b.rows[q]])
+        if before != 1:
+            differences.mul_(before)
+        parts.append(_sums(differences.square_()).mul_(after))
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=i.device)
 
 
