@@ -34,7 +34,10 @@ class FolderLocks:
         """Hold the folder's lock. Raises ValueError after an hour of waiting."""
         lock = _acquire(self.folder / LOCK, TIMEOUT)
         if lock is False:
-            raise ValueError(f"{self.folder / LOCK} is held by another process: end it")
+            raise ValueError(
+                f"{self.folder / LOCK} is held by another process: end it"
+                + _about_marker(self.folder / LOCK)
+            )
         try:
             yield
         finally:
@@ -82,7 +85,7 @@ class FolderLocks:
         what = f"shard {shard} of {count}" if count != "1" else "another process"
         raise ValueError(
             f"{self.folder} is in use, {what} is sampling into it: wait until it has ended, then "
-            "run this command again, or choose another --outdir."
+            f"run this command again, or choose another --outdir{_about_marker(path)}."
         )
 
 
@@ -103,6 +106,17 @@ def _acquire(path: Path, timeout: float) -> Any:
             raise
         return None
     return lock
+
+
+def _about_marker(path: Path) -> str:
+    """Say what to do about a lock that outlives its process, on file systems without locks.
+
+    There the file is the lock, and names its process and machine; others are empty.
+    """
+    with suppress(OSError, ValueError):  # ValueError: it is empty
+        pid, host, *_ = path.read_text("utf-8").splitlines()
+        return f"; if process {pid} of {host} has died with its machine, delete {path}"
+    return ""
 
 
 def _release(lock: Any) -> None:

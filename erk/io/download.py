@@ -120,7 +120,8 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
         lock.acquire(timeout=2)
     except Timeout:
         if os.environ.get("RANK", "0") == "0":
-            print(f"waiting for another process to download {target.name}", file=sys.stderr)
+            text = f"waiting for another process to download {target.name}; its lock: "
+            print(f"{text}{lock.lock_file}, which you may delete if there is none", file=sys.stderr)
         lock.acquire()
     try:
         if not _is_right(target, sha256):  # another process may have finished it

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 from unittest.mock import Mock
 
 import filelock
@@ -86,3 +87,31 @@ def test_another_error_of_the_system_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(filelock.FileLock, "acquire", failing)
     with pytest.raises(OSError, match="Permission denied"):
         claimed(tmp_path)
+
+
+def test_a_marker_left_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    """J8: there filelock's file is the lock. It outlives kill -9; on the machine of its process it
+    is removed, of another machine's only a person knows."""
+    monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
+    path = tmp_path / ".0-of-1.lock"
+    locks = claimed(tmp_path)
+    pid, host, *_ = path.read_text().splitlines()
+    with pytest.raises(ValueError, match=f"if process {pid} of {host} has died with its mach"):
+        claimed(tmp_path)
+    locks.remove()
+    gone = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
+    path.write_text(f"{gone}\n{host}\n")
+    claimed(tmp_path).remove()
+    path.write_text(f"{gone}\nnode-7\n")
+    with pytest.raises(ValueError, match=f"process {gone} of node-7 has died .*, delete {path}"):
+        claimed(tmp_path)
+    path.unlink()
+    claimed(tmp_path).remove()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_of_the_system_needs_no_advice(tmp_path):
+    locks = claimed(tmp_path)
+    with pytest.raises(ValueError, match="or choose another --outdir.$"):
+        claimed(tmp_path)
+    locks.remove()

@@ -19,8 +19,8 @@ class Site(ThreadingHTTPServer):
     (half, then a reset connection), "long" and "short" (10 bytes more or fewer declared than sent),
     "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
     (compressed, although identity was requested), "other etag" and "other length" (of the complete
-    file) or "noise" (not HTTP). `asked` holds the Range of
-    each request.
+    file), "noise" (not HTTP), "many headers", "long header" (of 70 000 bytes) or "trickle" (a byte
+    in 10 ms). `asked` holds the Range of each request.
     """
 
     def __init__(self):
@@ -63,6 +63,11 @@ class Answer(BaseHTTPRequestHandler):
             sent = f"{start}-{size - 1}" if rest else "*"
             full = size - 5 if fault == "other length" else size
             self.send_header("Content-Range", f"bytes {sent}/{full}")
+        if fault == "many headers":
+            for number in range(1000):
+                self.send_header(f"X-{number}", "1")
+        if fault == "long header":
+            self.send_header("X-Long", "1" * 70_000)
         self.send_header("ETag", '"other"' if fault == "other etag" else site.etag)
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")
@@ -75,6 +80,10 @@ class Answer(BaseHTTPRequestHandler):
         half = rest[: len(rest) // 2]
         if fault == "chunks":
             half = b"%x\r\n%b\r\n" % (len(half), half)
+        for number in range(len(rest) if fault == "trickle" else 0):
+            self.wfile.write(rest[number : number + 1])
+            if site.released.wait(0.01):
+                return
         self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks") else rest)
         if fault == "stall":
             site.released.wait(60)

@@ -127,6 +127,27 @@ def test_a_server_that_sends_too_slowly(site, tmp_path, monkeypatch):  # M22
         fetch(site.url, cache=tmp_path)
 
 
+def test_a_body_that_trickles(site, tmp_path, monkeypatch):
+    """J7: 100 bytes per second keep the connection alive for years."""
+    monkeypatch.setattr(download, "WINDOW", 0.2)
+    site.faults = ["trickle"]
+    with pytest.raises(OSError, match="net.pkl sends less than 1000 bytes per second: run the com"):
+        fetch(site.url, cache=tmp_path)
+    site.released.set()
+    assert "net.pkl" not in names(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["many headers", "long header"])
+def test_endless_headers_end_in_a_sentence(site, tmp_path, fault):
+    """J7: http.client reads 100 lines of 64 KiB; a server may be broken once, so tries go on."""
+    site.faults = [fault]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    site.faults, site.asked = [fault] * 99, []
+    with pytest.raises(ConnectionError, match=r"net.pkl2 does not answer .*\(5 tries\): check the"):
+        fetch(site.url + "2", cache=tmp_path)
+    assert len(site.asked) == download.TRIES and "net.pkl2" not in names(tmp_path)
+
+
 @pytest.mark.parametrize("change", ["other etag", "other length"])
 def test_a_rest_of_another_version_is_not_added(site, tmp_path, monkeypatch, change):  # M22
     site.faults = ["cut", change]
