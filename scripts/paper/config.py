@@ -30,8 +30,7 @@ from erk.method.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs"
-Scale = Literal["paper", "embedded"]
-SCALES: tuple[Scale, ...] = get_args(Scale)
+PAPER = "paper"  # the scale of the files themselves
 NETWORKS = ("preset", "net", "gnet", "labels")
 RENAMED = ("solver_option", "pc_deterministic")  # options whose field has another name
 CHOICES = {"solver": SOLVERS, "schedule": SCHEDULES, "erk_scale": ERK_SCALES}
@@ -83,10 +82,20 @@ class Row(Strict):
     published: dict[str, int | float | str] = {}  # column -> value printed in the paper
     as_printed: Given = {}  # settings that the paper's text gives otherwise than its code
     against: str | None = None  # the row that this one is compared with, seed by seed
+    num: PositiveInt | None = None  # images; None: the config's
+
+
+class Small(Strict):
+    """What a table or figure has otherwise at small scales; see scales.yaml for the rest."""
+
+    num: PositiveInt | None = None  # images per row
+    settings: Given = {}  # of every row, instead of the row's
+    metrics: list[str] = []  # that a figure draws
+    rows: list[Row] = []  # more rows, after the others
 
 
 class Config(Strict):
-    """One table or figure."""
+    """One table or figure, as the paper has it."""
 
     name: str  # of the file: table2
     title: str
@@ -94,20 +103,20 @@ class Config(Strict):
     rows: list[Row] = []
     columns: list[str] = []  # metrics shown, in order
     best: dict[str, Literal["low", "high"]] = {}  # column -> which value is bold
-    num: dict[Scale, PositiveInt] = {}  # images per row
-    seeds: dict[Scale, NonNegativeInt] = {}  # first seed
-    ref: dict[Scale, str] = {}  # reference
-    presets: dict[str, str] = {}  # preset at paper scale -> preset or file at embedded scale
+    num: PositiveInt | None = None  # images per row
+    seeds: NonNegativeInt | None = None  # first seed
+    ref: str | None = None  # reference
     settings: Given = {}  # defaults of every row
-    embedded: Given = {}  # settings of every row at embedded scale, instead of the row's
+    small: Small = Small()
     notes: list[str] = []
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
         """Row names are unique, ``against`` names another row, values belong to columns."""
-        names = [row.name for row in self.rows]
+        rows = [*self.rows, *self.small.rows]
+        names = [row.name for row in rows]
         _known("best", self.best, self.columns)
-        for index, row in enumerate(self.rows):
+        for index, row in enumerate(rows):
             label = f"row '{row.name}'"
             if row.name in names[:index]:
                 raise ValueError(f"{label}: name: two rows have this name; give each its own")
@@ -140,7 +149,7 @@ class SweepOptions(SampledOptions):
     """Options of a figure of sampled rows."""
 
     show: Literal["over_w_con", "scalings"]
-    metrics: dict[Scale, list[str]]
+    metrics: list[str]
 
 
 class SettingsOptions(Strict):
@@ -243,7 +252,7 @@ KINDS: dict[str, type[AnyConfig]] = {
 class Request(NamedTuple):
     """What the command line asks for; see scripts/paper/reproduce.py."""
 
-    scale: Scale = "embedded"
+    scale: str = "digits"  # of scales.yaml, or paper
     num: int | None = None  # images per row; None: the config's
     rows: str | None = None  # "0,2-4"; None: all
     as_printed: bool = False
@@ -258,9 +267,21 @@ class Request(NamedTuple):
     offline: bool = False
 
     @property
+    def is_small(self) -> bool:
+        """Whether networks of this repository represent the paper's."""
+        return self.scale != PAPER
+
+    @property
     def rows_folder(self) -> Path:
         """Folder of finished rows."""
         return self.results / "rows" if self.rows_in is None else self.rows_in
+
+
+class Experiment(NamedTuple):
+    """A table or figure at a scale, see scripts.paper.scales, and what is asked of it."""
+
+    config: Any
+    request: Request
 
 
 def config_names() -> list[str]:
@@ -288,9 +309,12 @@ def load_config(name: str | Path) -> AnyConfig:
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{path}: kind: unknown kind {kind!r}; {hint(kind, KINDS)}")
     config = validated(content | {"name": path.stem}, KINDS[kind], path)
-    rows = [row.model_copy(update={"settings": config.settings | row.settings})
-            for row in config.rows]  # fmt: skip
-    return config.model_copy(update={"rows": rows})
+    rows, more = (
+        [row.model_copy(update={"settings": config.settings | row.settings}) for row in some]
+        for some in (config.rows, config.small.rows)
+    )
+    small = config.small.model_copy(update={"rows": more})
+    return config.model_copy(update={"rows": rows, "small": small})
 
 
 def chosen_rows(config: Config, text: str | None) -> list[Row]:
@@ -311,62 +335,27 @@ def chosen_rows(config: Config, text: str | None) -> list[Row]:
     return [row for index, row in enumerate(config.rows) if index in chosen]
 
 
-def settings_of_row(config: Config, row: Row, scale: Scale, as_printed: bool) -> dict[str, Any]:
-    """Return a row's settings, named as the options of ``erk generate``, at a scale.
-
-    At embedded scale ``config.embedded`` replaces the row's and ``config.presets`` names what
-    represents its preset: another preset, or the file of a network, which becomes ``net``. A
-    network without classes takes no labels.
-    """
-    settings = row.settings | (row.as_printed if as_printed else {})
-    if scale == "paper":
-        return settings
-    settings |= config.embedded
-    if "preset" not in settings:
-        return settings
-    preset = settings.pop("preset")
-    if preset not in config.presets:
-        raise ValueError(f"{config.name}: presets: no substitute for {preset} is named")
-    chosen = config.presets[preset]
-    if "uncond" in chosen:
-        settings.pop("labels", None)
-    is_file = "/" in chosen
-    return settings | {"net" if is_file else "preset": str(ROOT / chosen) if is_file else chosen}
-
-
-def differs_as_printed(config: Config, scale: Scale) -> bool:
-    """Return whether the text of the paper gives a row other settings than its script."""
-    if isinstance(config, SettingsTable) and config.options.weights_of is not None:
-        return differs_as_printed(load_config(config.options.weights_of), scale)
-    return any(
-        settings_of_row(config, row, scale, True) != settings_of_row(config, row, scale, False)
-        for row in config.rows
-        if row.as_printed
-    )
-
-
-def at_scale(config: Config, name: str, request: "Request") -> Any:
-    """Return the value of ``seeds``, ``num`` or ``ref`` at the request's scale.
-
-    Raises ValueError if the file of the experiment gives none.
-    """
-    values: dict[str, Any] = getattr(config, name)
-    if request.scale not in values:
-        raise ValueError(f"{config.name}: {name}: missing for the scale {request.scale}")
-    return values[request.scale]
-
-
-def images_of(config: Config, request: Request) -> int:
-    """Return the images per row, 0 where a config has none. Raises ValueError below 2."""
-    num = config.num.get(request.scale, 0) if request.num is None else request.num
-    if request.num is not None and num < 2:
+def images_of(config: Config, row: Row, request: Request) -> int:
+    """Return the images of a row. Raises ValueError below 2, and where none are given."""
+    num = row.num or config.num if request.num is None else request.num
+    if num is None:
+        raise ValueError(f"{config.name}: num: missing for the scale {request.scale}")
+    if num < 2:
         raise ValueError(f"--num must be at least 2, not {num}: one image cannot be measured")
     return num
 
 
+def has_scales(config: AnyConfig, scale: str) -> bool:
+    """Return whether the page of an experiment differs between scales, this one included.
+
+    Prompts need networks of the paper: their page is the same at all small scales.
+    """
+    same = (Toy, SettingsTable) if scale == PAPER else (Toy, SettingsTable, TextToImage)
+    return not isinstance(config, same)
+
+
 def page_name(config: AnyConfig, request: Request) -> str:
-    """Return the name of the files in results/: NAME, or NAME-paper at paper scale where the
-    experiment has scales."""
-    has_scale = not isinstance(config, Toy | SettingsTable)
-    paper = "-paper" if request.scale == "paper" and has_scale else ""
-    return config.name + paper + ("-as-printed" if request.as_printed else "")
+    """Return the name of the files in results/: NAME on digits, else NAME-SCALE."""
+    is_plain = request.scale == Request().scale or not has_scales(config, request.scale)
+    scale = "" if is_plain else f"-{request.scale}"
+    return config.name + scale + ("-as-printed" if request.as_printed else "")

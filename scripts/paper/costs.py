@@ -37,8 +37,7 @@ from scripts.paper.page import Table, table_of
 from scripts.paper.plan import describe, options_of_row
 from scripts.paper.tables import Change, Content, verdict, write_content
 
-NUM = {"paper": 100, "embedded": 150}  # images of each sampler at batch 1
-LARGE = 64  # the other batch at embedded scale, where calls outweigh arithmetic at batch 1
+LARGE = 64  # the other batch at small scales, where calls outweigh arithmetic at batch 1
 FEWER = 10  # times fewer rounds at the large batch
 REPEATS = 200  # of the correction alone
 MIB = 2**20
@@ -50,12 +49,9 @@ Plans = Mapping[str, Settings]
 
 def run(config: Cost, request: Request) -> list[Path]:
     """Measure the rows of Table 6 or 7, write it and return the paths."""
-    config = config.model_copy(
-        update={"num": config.num or NUM, "seeds": config.seeds or dict.fromkeys(NUM, 0)}
-    )
-    what, num = config.options.what, images_of(config, request)
+    what, num = config.options.what, images_of(config, config.rows[0], request)
     rounds = {config.options.batch: num}
-    if request.scale == "embedded":
+    if request.is_small:
         rounds[LARGE] = max(1, num // FEWER)
     if request.dry_run:
         pairs = ", ".join(f"{n} pairs at batch {batch}" for batch, n in rounds.items())

@@ -26,12 +26,13 @@ from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
 from metrics.report import number
 from scripts.paper.config import Grid, Request, Sweep, chosen_rows, page_name
-from scripts.paper.page import Table, significant, write_page
+from scripts.paper.page import Page, Table, significant, write_page
 from scripts.paper.plan import describe, options_of_row
-from scripts.paper.rows import measure_rows
+from scripts.paper.rows import Finished
 from scripts.paper.tables import Content, page_of, write_content
 
-LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "accuracy": "recognised share"}
+LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "accuracy": "recognised share",
+          "distance": "distance to the converged solution"}  # fmt: skip
 Z = (-3.0, 3.0)  # range of Figure 6a
 FORMULAS = {"quadratic": "$z^2$", "abs": "$|z|$", "alpha": r"$\alpha(z)$"}
 LARGEST = 256  # pixels of an image's side in the figure; sheets keep every pixel
@@ -42,29 +43,30 @@ QUARTILES = (0.25, 0.5, 0.75)
 Row = Mapping[str, Any]
 
 
-def run_sweep(config: Sweep, request: Request) -> list[Path]:
-    """Measure the chosen rows, draw all that are finished and write Figure 4 or 6.
+def write_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> list[Path]:
+    """Draw all rows that are finished, write Figure 4 or 6 and return the paths."""
+    page = page_of_sweep(config, request, finished)
+    image = SWEEPS[config.options.show].draw(_measured(page), config.options.metrics)
+    return write_page(request.results, page, {page.files[0]: image})
 
-    With ``shard`` only features are computed. Raises ValueError or OSError with one sentence.
-    """
-    if request.dry_run:
-        click.echo(describe(config, request))
-        return []
-    finished = measure_rows(config, request)
-    if finished is None:
-        return []
+
+def page_of_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> Page:
+    """Return the page of Figure 4 or 6, whose rows are finished or still missing ({})."""
     page = page_of(config, request, finished)
-    measured = [one["settings"] | one for one in page.rows if one["measured"]]
-    metrics, show = config.options.metrics[request.scale], SWEEPS[config.options.show]
-    page.notes = [*least(measured, show.group, metrics[0]), *page.notes,
+    group, metric = SWEEPS[config.options.show].group, config.options.metrics[0]
+    page.notes = [*least(_measured(page), group, metric), *page.notes,
                   f"The paper: {config.paper}"]  # fmt: skip
     page.files = [f"{page.name}.png"]
-    return write_page(request.results, page, {page.files[0]: show.draw(measured, metrics)})
+    return page
+
+
+def _measured(page: Page) -> list[Row]:
+    return [one["settings"] | one for one in page.rows if one["measured"]]
 
 
 def least(rows: Sequence[Row], group: str, metric: str) -> list[str]:
     """Return a note on the row of least ``metric`` of each group, none without guided rows."""
-    guided = [row for row in rows if metric in row["paired"]]
+    guided = [row for row in rows if metric in row["paired"] and row["w_stiff"] > 0]
     notes = []
     for value in dict.fromkeys(row[group] for row in guided):
         best = min((row for row in guided if row[group] == value), key=lambda r: r["ours"][metric])
@@ -95,7 +97,8 @@ def over_w_con(rows: Sequence[Row], metrics: Sequence[str]) -> bytes:
 def _curves(axis: Axes, rows: Sequence[Row], metric: str) -> None:
     for row in rows:
         if row["w_stiff"] == 0:
-            axis.axhline(row["ours"][metric], color=GREY, linestyle="--", label="Heun")
+            style, name = (":", "auto") if row.get("erk") else ("--", "Heun")
+            axis.axhline(row["ours"][metric], color=GREY, linestyle=style, label=name)
     weights = sorted({row["w_stiff"] for row in rows} - {0})
     for i, weight in enumerate(weights):
         points = sorted((row["w_con"], *_value(row, metric)) for row in rows
@@ -127,8 +130,9 @@ def _growth(axis: Axes) -> None:
 def _trade(axis: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     for row in rows:
         if row["w_stiff"] == 0:
-            axis.plot(row["ours"][x], row["ours"][y], "*", color="black", markersize=11,
-                      label="Heun", linestyle="none")  # fmt: skip
+            mark, name = ("P", "auto") if row.get("erk") else ("*", "Heun")
+            axis.plot(row["ours"][x], row["ours"][y], mark, color="black", markersize=11,
+                      label=name, linestyle="none")  # fmt: skip
     for i, (scale, formula) in enumerate(FORMULAS.items()):
         points = sorted((row["w_stiff"], row["ours"][x], row["ours"][y]) for row in rows
                      if row["w_stiff"] > 0 and row["erk_scale"] == scale)  # fmt: skip
@@ -171,6 +175,11 @@ class Sheet(NamedTuple):
         """None without ERK-Guid, where it means nothing."""
         return self.settings.w_con if self.settings.w_stiff else None
 
+    @property
+    def weight(self) -> float | str:
+        """Return w_stiff, or "auto"."""
+        return self.settings.w_stiff if self.settings.erk is None else "auto"
+
 
 def run_grid(config: Grid, request: Request) -> list[Path]:
     """Sample the chosen rows and write Figure 8 or 9 and its sheets."""
@@ -188,7 +197,7 @@ def run_grid(config: Grid, request: Request) -> list[Path]:
     name, columns = page_name(config, request), config.options.columns
     files = {one.name: f"{name}/{_file(one, sheets)}.png" for one in sheets}
     data: list[dict[str, Any]] = [
-        {"row": one.name, "steps": one.settings.steps, "w_stiff": one.settings.w_stiff,
+        {"row": one.name, "steps": one.settings.steps, "w_stiff": one.weight,
          "w_con": one.w_con, "NFE": one.nfe, "sheet": files[one.name],
          "classes": one.classes, "traces": one.traces}
         for one in sheets
@@ -243,14 +252,15 @@ def draw_grid(sheets: Sequence[Sheet], columns: int) -> bytes:
 
     Images without ERK-Guid are repeated in every column.
     """
-    pages = {(c.settings.w_stiff, c.w_con): _tile(_shrunk(c.images), columns) for c in sheets}
-    weights = sorted({w for w, _ in pages})
+    pages = {(c.weight, c.w_con): _tile(_shrunk(c.images), columns) for c in sheets}
+    weights = list(dict.fromkeys(w for w, _ in pages))
     thresholds: list[float | None] = [*_thresholds(sheets)] or [None]
     _, height, width = next(iter(pages.values())).shape
     inches = 6.2 * height / width / len(thresholds) * len(weights) + 0.3
     with panels(len(thresholds), height=inches, rows=len(weights)) as (figure, axes):
         for i, w in enumerate(weights):
-            axes[i, 0].set_ylabel(f"$w_{{stiff}}$ {w:g}", rotation=0, ha="right", va="center")
+            label = w if isinstance(w, str) else f"$w_{{stiff}}$ {w:g}"
+            axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center")
             for j, c in enumerate(thresholds):
                 _show(axes[i, j], pages.get((w, c), pages.get((w, None))))
                 if i == 0 and c is not None:
@@ -286,7 +296,8 @@ def _thresholds(sheets: Sequence[Sheet]) -> list[float]:
 def _file(one: Sheet, sheets: Sequence[Sheet]) -> str:
     """Return 0.5 for w_stiff 0.5, and 0.5-0.3 where rows differ in w_con too."""
     only_one = one.w_con is None or len(_thresholds(sheets)) == 1
-    return f"{one.settings.w_stiff:g}" + ("" if only_one else f"-{one.w_con:g}")
+    weight = one.weight if isinstance(one.weight, str) else f"{one.weight:g}"
+    return weight + ("" if only_one else f"-{one.w_con:g}")
 
 
 def _equals(sheets: Sequence[Sheet]) -> list[str]:

@@ -8,17 +8,24 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from erk.io.atomic import save_file
 from metrics.report import number
-from scripts.paper.config import config_names
+from scripts.paper.config import (
+    PAPER,
+    Request,
+    config_names,
+    has_scales,
+    load_config,
+    page_name,
+)
 from scripts.paper.page import Page, environment, read_page, to_ascii
+from scripts.paper.scales import scales
 
-VARIANTS = ("", "-as-printed", "-paper", "-paper-as-printed")  # see config.page_name
 CARD = ("settings", "seeds", "images", "batch", "nfe", "guide_nfe", "processes", "seconds",
         "command", "commit", "device", "versions")  # fmt: skip
 """What a run card says of a row, in this order."""
@@ -42,19 +49,33 @@ def write_index(folder: str | Path) -> Path:
     return save_file(Path(folder) / "index.html", index_of(Path(folder)))
 
 
+@cache
+def variants() -> dict[str, Request]:
+    """Return what may follow the name of an experiment in that of its page; see page_name."""
+    requests = [Request(scale=scale, as_printed=printed)
+                for scale in (*scales(), PAPER) for printed in (False, True)]  # fmt: skip
+    table = next(name for name in config_names() if has_scales(load_config(name), PAPER))
+    return {page_name(load_config(table), one).removeprefix(table): one for one in requests}
+
+
 def index_of(folder: Path) -> str:
     """Return the page of all tables and figures whose files are in ``folder``."""
     entries = [entry for name in config_names() for entry in _entries(folder, name)]
     present = {entry.page.name for entry in entries}
-    missing = [name for name in config_names() if not any(name + v in present for v in VARIANTS)]
+    missing = [name for name in config_names() if not any(name + v in present for v in variants())]
     template = environment().get_template("index.html.j2")
     address = partial(_address, folder)
-    return to_ascii(template.render(entries=entries, missing=missing, address=address))
+    labels = {name: one.label for name, one in scales().items()} | {PAPER: "the paper's networks"}
+    used = {entry.page.scale for entry in entries}
+    networks = {name: label for name, label in labels.items() if name in used}
+    return to_ascii(
+        template.render(entries=entries, missing=missing, address=address, networks=networks)
+    )
 
 
 def _entries(folder: Path, name: str) -> list[Entry]:
     entries = []
-    for variant in VARIANTS:
+    for variant in variants():
         path = folder / f"{name}{variant}.json"
         if path.is_file():
             page = read_page(path)
@@ -65,9 +86,9 @@ def _entries(folder: Path, name: str) -> list[Entry]:
 
 
 def _label(page: Page, variant: str) -> str:
-    """Return ``Table 2`` of a title, with what distinguishes the page from the plain one."""
+    """Return ``Table 2`` of a title, and whether its settings are those of the paper's text."""
     start = re.match(r"\w+ \d+", page.title)
-    return (start[0] if start else page.name) + variant.replace("-", " ")
+    return (start[0] if start else page.name) + (" as printed" if "as-printed" in variant else "")
 
 
 def _card(row: Row) -> list[tuple[str, str]]:
@@ -99,7 +120,7 @@ def viewer_of(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
         for row in rows
     ]
     thresholds = sorted({one["w_con"] for one in cells if one["w_con"] is not None})
-    sliders = {"w_stiff": sorted({one["w_stiff"] for one in cells})}
+    sliders = {"w_stiff": list(dict.fromkeys(one["w_stiff"] for one in cells))}
     if len(thresholds) > 1:
         sliders["w_con"] = thresholds
     sliders_json = {name: json.dumps(values) for name, values in sliders.items()}

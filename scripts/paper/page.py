@@ -22,6 +22,7 @@ TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde
        "²": r"$^2$", **{sign: rf"\{sign}" for sign in "&%$#_"}}  # fmt: skip
 
 COMMANDS = {
+    r"^-m scripts\.paper\.reproduce --processes auto all\b": "bash scripts/reproduce_all.sh",
     r"^(?:-m scripts\.paper\.reproduce|scripts/(?:paper/)?reproduce\.py) --processes auto (\w+)":
         r"bash scripts/\1.sh",
     r"^-m scripts\.paper\.demo": "bash scripts/demo.sh",
@@ -68,12 +69,13 @@ class Page(BaseModel):
     name: str  # of the files
     title: str  # with the scale
     kind: str
-    scale: str | None  # "paper" or "embedded"; None: the same at both
+    scale: str | None  # of configs/scales.yaml, or "paper"; None: the same at all
     tables: list[Table]
     rows: list[dict[str, Any]]  # the numbers in full precision, for .csv and .json
     notes: list[str] = []
     made_by: list[dict[str, Any]] = []  # provenance, each kind once
     files: list[str] = []  # images beside the page
+    finished: dict[str, dict[str, Any]] = {}  # row -> its numbers as scripts.paper.rows keeps them
 
     def provenance(self, code: str = "{}") -> list[str]:
         """One line per provenance: command, commit, device and versions."""
@@ -154,9 +156,15 @@ def flatten(row: Mapping[str, Cell]) -> dict[str, Any]:
 
 
 def to_json(page: Page) -> str:
-    """Return the page as JSON."""
+    """Return the page as JSON; the finished rows take a line each."""
+    form: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
     content = page.model_dump(mode="json")
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    rows = content.pop("finished")
+    lines = [f"  {json.dumps(name, **form)}: {json.dumps(one, **form)}"
+             for name, one in rows.items()]  # fmt: skip
+    kept = ",\n".join(lines)
+    text = json.dumps(content, indent=1, **form).removesuffix("\n}")
+    return text + ',\n "finished": {' + (f"\n{kept}\n " if lines else "") + "}\n}\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """Before anything is loaded: what a table runs, which files it needs and what it will cost."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import click
 
 from erk.calibration.problem import count_nfe
 from erk.commands.cli import ListingError
-from erk.generation.options import DEFAULTS, networks_of, settings_of
+from erk.generation.options import networks_of, settings_of
 from erk.io.download import cache_dir, fetch, is_offline
 from erk.models.encoders import VAEEncoder
 from metrics.extractors import output_sizes, weights_url
@@ -23,15 +23,13 @@ from scripts.paper.config import (
     Request,
     Row,
     Sampled,
-    Scale,
     Sweep,
-    at_scale,
     chosen_rows,
     images_of,
-    settings_of_row,
 )
+from scripts.paper.scales import options_of
 
-BATCH = {"paper": 125, "embedded": 250}  # images at a time
+BATCH = (125, 250)  # images at a time at paper scale, and at small ones
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 MEGABYTES = {
     "edm2-img512-xs": 249, "edm2-img64-xs": 249, "edm2-img512-s": 560, "edm2-img64-s": 560,
@@ -47,7 +45,8 @@ else 4; of a reference the moments of 2048 and 1024 features, 8 bytes each."""
 BOTH_WAYS = 1.7  # adaptive steps compute more than they keep: 105 evaluations for 90 on digits
 SECONDS = {
     "edm2-img512-s-": (2.777 / 63, "an RTX 3090 at batch 1, the paper's Table 6"),
-    "digits": (0.0004, "one CPU thread"),
+    "digits": (0.00011, "one CPU thread"),
+    "mnist": (0.0009, "one CPU thread"),
 }
 """File name of a network -> seconds per image and evaluation, and on what."""
 
@@ -60,29 +59,28 @@ class File(NamedTuple):
 
 
 def options_of_row(config: AnyConfig, row: Row, request: Request) -> dict[str, Any]:
-    """Return a row as all options of ``erk generate``, numbers as its command line reads them.
+    """Return a row as all options of ``erk generate``.
 
-    At embedded scale the device is the CPU unless another one is chosen, so that numbers do not
-    depend on the machine.
+    At small scales the device is the CPU unless another one is chosen, so that numbers do not
+    depend on the machine. Raises ValueError where the config gives no seeds or images.
     """
-    settings = settings_of_row(config, row, request.scale, request.as_printed)
-    floats = {k: float(v) for k, v in settings.items() if type(v) is int and k != "steps"}
-    first = at_scale(config, "seeds", request)
-    num = images_of(config, request) or at_scale(config, "num", request)
-    is_free = request.scale == "embedded" and request.device == "auto"
-    return DEFAULTS | settings | floats | {
-        "seeds": f"{first}-{first + num - 1}",
-        "batch": min(request.batch or BATCH[request.scale], num),
+    if config.seeds is None:
+        raise ValueError(f"{config.name}: seeds: missing for the scale {request.scale}")
+    num = images_of(config, row, request)
+    is_free = request.is_small and request.device == "auto"
+    return options_of(row.settings) | {
+        "seeds": f"{config.seeds}-{config.seeds + num - 1}",
+        "batch": min(request.batch or BATCH[request.is_small], num),
         "device": "cpu" if is_free else request.device,
         "offline": request.offline,
-    }  # fmt: skip
+    }
 
 
-def ref_of(config: Measured, row: Row, scale: Scale) -> str:
-    """Return the reference of a row: the config's for the scale, or that of the row's preset."""
-    ref = config.ref.get(scale) or config.options.refs.get(row.settings.get("preset", ""))
+def ref_of(config: Measured, row: Row) -> str:
+    """Return the reference of a row: the config's, or that of the row's preset."""
+    ref = config.ref or config.options.refs.get(row.settings.get("preset", ""))
     if ref is None:
-        raise ValueError(f"{config.name}: ref: missing for the scale {scale}")
+        raise ValueError(f"{config.name}: ref: missing for the row '{row.name}'")
     return ref
 
 
@@ -96,18 +94,13 @@ def usable_measures(ref: str, has_real: bool) -> list[Measure]:
 
 def files_of(config: AnyConfig, request: Request) -> list[File]:
     """Return the files outside this repository that the chosen rows need, each once."""
-    rows = chosen_rows(config, request.rows) or [
-        Row(name=preset, settings={"preset": preset}) for preset in config.presets
-    ]
     files = []
-    for row in rows:
-        net, gnet, _ = networks_of(
-            DEFAULTS | settings_of_row(config, row, request.scale, request.as_printed)
-        )
+    for row in chosen_rows(config, request.rows):
+        net, gnet, _ = networks_of(options_of(row.settings))
         files += _of_network("network", net)
         files += _of_network("guide", gnet) if gnet else []
         if isinstance(config, Sampled | Sweep):
-            files += _of_reference(ref_of(config, row, request.scale), request.real is not None)
+            files += _of_reference(ref_of(config, row), request.real is not None)
     return list({file.source: file for file in reversed(files)}.values())[::-1]
 
 
@@ -131,43 +124,67 @@ def fetch_files(files: Sequence[File], offline: bool, command: str) -> None:
             raise _missing(files, command, str(error)) from None
 
 
+class Cost(NamedTuple):
+    """What sampling a row takes."""
+
+    nfe: float  # evaluations of the network per image
+    guide_nfe: float  # and of the guide
+    is_free: bool  # whether the network's answers decide the number
+    seconds: float | None  # of one process; None: unknown
+
+    @property
+    def text(self) -> str:
+        """The evaluations as text."""
+        return ("about " if self.is_free else "") + nfe_text(self.nfe, self.guide_nfe)
+
+
+def cost_of(options: Mapping[str, Any]) -> Cost:
+    """Count the evaluations of a row, given as options of ``erk generate``, without networks."""
+    net, _, guidance = networks_of(dict(options))
+    settings = settings_of(dict(options), guidance)
+    nfe, guide = count_nfe(settings)
+    is_free = settings.adaptive_tau is not None
+    first, _, last = options["seeds"].partition("-")
+    images = int(last) - int(first) + 1
+    seconds = _seconds(net, images * (nfe + guide) * (BOTH_WAYS if is_free else 1))
+    return Cost(nfe, guide, is_free, seconds)
+
+
 def describe(config: AnyConfig, request: Request) -> str:
     """Describe what is sampled: rows, evaluations, images, time, disk and files."""
-    num, total = images_of(config, request), 0.0
-    lines = []
+    total, lines = 0.0, []
     for row in chosen_rows(config, request.rows):
         options = options_of_row(config, row, request)
-        net, _, guidance = networks_of(options)
-        settings = settings_of(options, guidance)
-        nfe, guide = count_nfe(settings)
-        is_free = settings.adaptive_tau is not None
-        seconds = _seconds(net, num * (nfe + guide) * (BOTH_WAYS if is_free else 1))
-        total += seconds or 0
+        net, num, cost = networks_of(options)[0], images_of(config, row, request), cost_of(options)
+        total += cost.seconds or 0
         line = {
             "row": config.rows.index(row),
             "name": row.name,
             "network": options["preset"] or Path(net).stem,
-            "NFE": ("about " if is_free else "") + nfe_text(nfe, guide),
+            "NFE": cost.text,
             "images": num,
-            "time": "unknown" if seconds is None else _span(seconds),
+            "time": "unknown" if cost.seconds is None else span(cost.seconds),
         }
         if isinstance(config, Sampled | Sweep):
-            ref = ref_of(config, row, request.scale)
-            size = _bytes(usable_measures(ref, request.real is not None)) * num
+            size = _bytes(usable_measures(ref_of(config, row), request.real is not None)) * num
             line["features"] = f"{size / 2**20:.1f} MiB"
         lines.append(line)
     files = files_of(config, request)
     missing = missing_files(files)
-    speeds = [f"{name}*: {1e3 * s:.3g} ms per image and evaluation on {on}"
-              for name, (s, on) in SECONDS.items()]  # fmt: skip
     notes = [
         "NFE: evaluations of the network + those of the guide, counted without loading them.",
-        f"Time: sampling alone, of one process, {_span(total)} in all where it is known; "
-        f"{'; '.join(speeds)}. Finished rows take none.",
+        f"Time: sampling alone, of one process, {span(total)} in all where it is known; "
+        f"{speeds()}. Finished rows take none.",
         f"{len(missing)} of {len(files)} files to download are not in {cache_dir()}",
         *(f"  {_line(file)}" for file in missing),
     ]
     return f"{to_text(lines)}\n" + "\n".join(notes)
+
+
+def speeds() -> str:
+    """Return the speeds that times are estimated with."""
+    return "; ".join(f"{name}*: {1e3 * s:.3g} ms per image and evaluation on {on}"
+                     for name, (s, on) in SECONDS.items())  # fmt: skip
 
 
 def nfe_text(nfe: float, guide: float) -> str:
@@ -231,7 +248,8 @@ def _bytes(measures: Iterable[Measure]) -> int:
     return 4 * sum(output_sizes(name)[output] for name, output in pairs)  # float32
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -6,14 +6,17 @@ Each page is written from the rows in its .json file, in the words and the layou
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from erk.commands.cli import CONTEXT, clean_exit
-from scripts.paper.config import ROOT, Measured, Request, Scale, config_names, load_config
-from scripts.paper.index import VARIANTS, write_index
+from scripts.paper.config import ROOT, Request, Sampled, config_names, load_config
+from scripts.paper.figures import page_of_sweep
+from scripts.paper.index import variants, write_index
 from scripts.paper.page import WRITERS, Page, read_page, write_page
-from scripts.paper.tables import tables_of
+from scripts.paper.scales import at_scale
+from scripts.paper.tables import page_of
 
 
 @click.command(context_settings=CONTEXT)
@@ -35,25 +38,27 @@ def ends_of(folder: Path, page: Page) -> list[str]:
 
 def rendered(folder: Path) -> Iterator[Page]:
     """Yield the pages of a folder as this version lays them out. Raises ValueError."""
-    configs = {name + variant: name for name in config_names() for variant in VARIANTS}
+    known = {name + suffix: (name, request) for name in config_names()
+             for suffix, request in variants().items()}  # fmt: skip
     for path in sorted(folder.glob("*.json")):
-        if "tables" in json.loads(path.read_bytes()):  # else the rows of a study
-            page = read_page(path)
-            yield _rendered(page, configs[path.stem]) if path.stem in configs else page
+        if "tables" not in json.loads(path.read_bytes()):  # the rows of a study
+            continue
+        page = read_page(path)
+        if page.finished and page.name in known:
+            name, request = known[page.name]
+            page = _rendered(page, at_scale(load_config(name), request), request)
+        yield page
 
 
-def _rendered(page: Page, name: str) -> Page:
-    """Lay out the tables of sampled rows again."""
-    config = load_config(name)
-    if not isinstance(config, Measured):
-        return page
-    names = [row.name for row in config.rows]
-    if [row["name"] for row in page.rows] != names:
-        raise ValueError(f"the rows of {page.name} are not those of configs/{name}.yaml: "
-                         f"reproduce {name} again")  # fmt: skip
-    scale: Scale = "paper" if page.scale == "paper" else "embedded"
-    request = Request(scale=scale, as_printed="as-printed" in page.name)
-    return page.model_copy(update={"tables": tables_of(config, request, page.rows)})
+def _rendered(page: Page, config: Any, request: Request) -> Page:
+    """Return the page of a table or a sweep, from its finished rows."""
+    unknown = page.finished.keys() - {row.name for row in config.rows}
+    if unknown:
+        raise ValueError(f"the row '{min(unknown)}' of {page.name} is not in configs/{config.name}"
+                         f".yaml: reproduce {config.name} again")  # fmt: skip
+    finished = [page.finished.get(row.name, {}) for row in config.rows]
+    layout = page_of if isinstance(config, Sampled) else page_of_sweep
+    return layout(config, request, finished)
 
 
 if __name__ == "__main__":

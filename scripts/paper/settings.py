@@ -7,20 +7,21 @@ import click
 import torch
 
 from erk.calibration.problem import count_nfe, gaussian
-from erk.generation.options import DEFAULTS, networks_of, settings_of
+from erk.generation.options import networks_of, settings_of
 from erk.method.point import Step
 from erk.method.sampler import loop
 from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
 from scripts.paper.config import (
+    PAPER,
     AnyConfig,
     Request,
     Row,
     SettingsTable,
     load_config,
-    settings_of_row,
 )
 from scripts.paper.page import table_of
+from scripts.paper.scales import at_scale, options_of
 from scripts.paper.tables import Content, write_content
 
 PROBED = 3  # index of the step that is examined: multistep solvers have their full order by then
@@ -32,15 +33,16 @@ def run(config: SettingsTable, request: Request) -> list[Path]:
         click.echo(f"{config.name}: {config.title}; needs no network and no time")
         return []
     name = config.options.weights_of
-    content = pairs(config) if name is None else weights(load_config(name), request.as_printed)
-    return write_content(config, request, None, content, provenance())
+    at_paper = request._replace(scale=PAPER)
+    content = pairs(config) if name is None else weights(at_scale(load_config(name), at_paper))
+    return write_content(config, request, "", content, provenance())
 
 
-def weights(table: AnyConfig, as_printed: bool) -> Content:
+def weights(table: AnyConfig) -> Content:
     """Return w_stiff of another table's rows, solver by NFE, one table per network (Table 5)."""
     data: list[dict[str, Any]] = []
     for row in table.rows:
-        options = DEFAULTS | settings_of_row(table, row, "paper", as_printed)
+        options = options_of(row.settings)
         _, _, guidance = networks_of(options)
         nfe, _ = count_nfe(settings_of(options, guidance))
         if options["w_stiff"] > 0:

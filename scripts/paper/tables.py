@@ -1,23 +1,40 @@
 """Tables of sampled rows: ours, the published values and the differences; what they say."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
+from scipy.special import stdtrit
 
+from erk.generation.options import networks_of
+from metrics.evaluation import GROUPS
 from metrics.protocols import find_protocol
 from metrics.report import number
-from scripts.paper.config import AnyConfig, Measured, Request, Row, Sampled, page_name
-from scripts.paper.page import Page, Table, best_cells, to_md, write_page
-from scripts.paper.plan import describe, nfe_text
-from scripts.paper.rows import Finished, measure_rows, paired
+from scripts.paper.config import (
+    AnyConfig,
+    Measured,
+    Request,
+    Row,
+    Sampled,
+    has_scales,
+    load_config,
+    page_name,
+)
+from scripts.paper.distance import SEEDS
+from scripts.paper.page import Page, Table, best_cells, write_page
+from scripts.paper.plan import nfe_text
+from scripts.paper.rows import Finished, paired
+from scripts.paper.scales import left_out, options_of, scales
 
-EMBEDDED = {"fd": "low", "precision": "high", "recall": "high", "is": "high", "accuracy": "high"}
-"""Columns at embedded scale, and which value is best."""
 SWAP = {"precision": "recall", "recall": "precision"}  # see the note of protocol erk-paper
 LEVEL = 0.95  # of the intervals
+DISTANCE = (
+    "distance: mean Euclidean distance of the samples, before they are decoded (their standard "
+    f"deviation is 0.5), to the converged solution from the same noise, first {SEEDS} seeds; "
+    "its replicates and errors are those of blocks of these seeds."
+)
 
 
 class Content(NamedTuple):
@@ -37,92 +54,79 @@ class Change(NamedTuple):
     exceeds: bool  # whether its 95 % interval excludes 0
 
 
-def run(config: Sampled, request: Request) -> list[Path]:
-    """Measure the chosen rows that are missing, write the table and return the paths.
-
-    The table shows all finished rows, chosen or not, and names the missing ones. With ``shard``
-    only features are computed. Raises ValueError or OSError with one sentence.
-    """
-    if request.dry_run:
-        click.echo(describe(config, request))
-        return []
-
-    def update(finished: Sequence[Finished]) -> list[Path]:
-        return write_page(request.results, page_of(config, request, finished))
-
-    finished = measure_rows(config, request, update)
-    if finished is None:
-        return []
-    click.echo(to_md(page_of(config, request, finished)))
-    return update(finished)
+def write(config: Sampled, request: Request, finished: Sequence[Finished]) -> list[Path]:
+    """Write the table of all finished rows, which names the missing ones; return the paths."""
+    return write_page(request.results, page_of(config, request, finished))
 
 
 def page_of(config: Measured, request: Request, finished: Sequence[Finished]) -> Page:
     """Return the page of a table whose rows are finished, or still missing ({})."""
-    best = config.best if request.scale == "paper" else EMBEDDED
-    columns = config.columns if request.scale == "paper" else list(EMBEDDED)
     others = {row.name: one for row, one in zip(config.rows, finished, strict=True)}
+    n = 0 if request.is_small else config.num  # of the published values
     data = [
-        _row(row, one, others.get(row.against or "", {}), columns, _published_n(config, request))
+        _row(row, one, others.get(row.against or "", {}), config.columns, n)
         for row, one in zip(config.rows, finished, strict=True)
     ]
+    _correct(data)
     references = dict.fromkeys(one["reference"] for one in finished if one)
-    source = ", ".join(references) or config.ref.get(request.scale, "")
-    source += "; settings as printed" if request.as_printed else ""
     makers = {str(one["made_by"]): dict(one["made_by"]) for one in finished if one}
     return Page(
         name=page_name(config, request),
-        title=heading(config, request.scale, source),
+        title=heading(config, request, ", ".join(references) or config.ref or ""),
         kind=config.kind,
         scale=request.scale,
         tables=tables_of(config, request, data),
         rows=data,
-        notes=_notes(config, request, finished, data, best),
+        notes=[*_notes(config, request, finished, data), *_missing(config, request, finished)],
         made_by=list(makers.values()),
+        finished={name: dict(one) for name, one in others.items() if one},
     )
 
 
 def tables_of(config: Measured, request: Request, data: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Return the tables of measured values, of published ones and of paired differences."""
-    best = config.best if request.scale == "paper" else EMBEDDED
-    columns = config.columns if request.scale == "paper" else list(EMBEDDED)
     tables = [
-        _measured(config, data, columns, best),
-        _published(config, data, columns, request),
-        _compared(data, columns),
+        _measured(config, data),
+        _published(config, data, request),
+        _compared(data, config.columns),
     ]
     return [table for table in tables if table.rows]
 
 
-def heading(config: AnyConfig, scale: str | None, data: str = "") -> str:
-    """Return ``Table 2, embedded scale (digits): ...``, from the file's name and title."""
+def heading(config: AnyConfig, request: Request, data: str = "") -> str:
+    """Return ``Table 2 on MNIST: ...``, from the file's name and title.
+
+    ``data``: what paper scale is measured on, for ``Table 2, paper scale (imagenet512): ...``.
+    """
     match = re.fullmatch(r"(\D+?)(\d.*)", config.name)
     kind, number = (match[1], match[2]) if match else (config.name, "")
     label = {"table": "Table", "fig": "Figure", "figure": "Figure"}.get(kind, kind)
-    suffix = f", {scale} scale" + (f" ({data})" if data else "") if scale else ""
-    return f"{label} {number.replace('_', ', ')}".strip() + f"{suffix}: {config.title}"
+    start = f"{label} {number.replace('_', ', ')}".strip()
+    if has_scales(config, request.scale):
+        small = f" on {scales()[request.scale].label}" if request.is_small else ""
+        start += small or ", paper scale" + (f" ({data})" if data else "")
+        start += ", settings as printed" if request.as_printed else ""
+    return f"{start}: {config.title}"
 
 
 def write_content(
     config: AnyConfig,
     request: Request,
-    dataset: str | None,
+    dataset: str,
     content: Content,
     made_by: Mapping[str, Any] | None,
 ) -> list[Path]:
     """Write the page of a table or figure with its images and return the paths.
 
-    ``dataset``: what represents the paper's data, for the title; None where nothing is sampled
-    and both scales are the same.
+    ``dataset``: what paper scale is sampled with, for the title.
     """
     name = page_name(config, request)
     images = {f"{name}{suffix}.png": data for suffix, data in content.images.items()}
-    scale = None if dataset is None else request.scale
     page = Page(
         name=name,
-        title=heading(config, scale, dataset or ""),
+        title=heading(config, request, dataset),
         kind=config.kind,
-        scale=scale,
+        scale=request.scale if has_scales(config, request.scale) else None,
         tables=list(content.tables),
         rows=[dict(row) for row in content.rows],
         notes=[*content.notes, f"The paper: {config.paper}", *config.notes],
@@ -149,7 +153,7 @@ def verdict(what: str, changes: Sequence[Change], words: tuple[str, str], first:
 
 
 def _row(
-    row: Row, one: Finished, other: Finished, columns: Sequence[str], n: int
+    row: Row, one: Finished, other: Finished, columns: Sequence[str], n: int | None
 ) -> dict[str, Any]:
     """Return all about a row. ``n``: the number of images at which published values compare."""
     data: dict[str, Any] = {"name": row.name, "against": row.against, "published": row.published}
@@ -181,18 +185,24 @@ def _row(
     }
 
 
-def _published_n(config: Measured, request: Request) -> int:
-    """Return the number of images of the published values; 0 at embedded scale, where the data
-    are others."""
-    return config.num["paper"] if request.scale == "paper" else 0
+def _correct(data: Sequence[Mapping[str, Any]]) -> None:
+    """Say of every paired difference whether it is beyond noise among all rows of its column.
+
+    Bonferroni's correction: ``exceeds_all`` needs the level 95 % for all rows together.
+    """
+    pairs = [one["paired"] for one in data if one.get("paired")]
+    for pair in pairs:
+        for change in pair.values():
+            change["exceeds_all"] = abs(change["value"]) > limit(len(pairs)) * change["error"]
 
 
-def _measured(
-    config: Measured,
-    data: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    best: Mapping[str, str],
-) -> Table:
+def limit(rows: int) -> float:
+    """Return the standard errors beyond which one of so many differences is beyond noise."""
+    return float(stdtrit(GROUPS - 1, 1 - (1 - LEVEL) / 2 / rows))
+
+
+def _measured(config: Measured, data: Sequence[Mapping[str, Any]]) -> Table:
+    columns = config.columns
     rows = []
     for one in data:
         row: dict[str, Any] = {"row": one["name"], "seconds": one.get("seconds")}
@@ -204,13 +214,11 @@ def _measured(
         caption="Measured here, value ± standard error; bold: best of its group.",
         columns=["row", "NFE", *columns, "seconds"],
         rows=rows,
-        bold=best_cells(rows, best, _groups(config)),
+        bold=best_cells(rows, config.best, _groups(config)),
     )
 
 
-def _published(
-    config: Measured, data: Sequence[Mapping[str, Any]], columns: Sequence[str], request: Request
-) -> Table:
+def _published(config: Measured, data: Sequence[Mapping[str, Any]], request: Request) -> Table:
     """Published values with as many decimals as their column has, and ours minus them."""
     names = list(dict.fromkeys(name for row in config.rows for name in row.published))
     if not names:
@@ -222,18 +230,22 @@ def _published(
     swapped = {name: f"{name}, swapped" for name in names if name in SWAP}
     rows = []
     for one in data:
+        if not one["published"]:
+            continue
         shown = {name: f"{value:.{decimals[name]}f}" for name, value in one["published"].items()}
         shown |= {new: shown[SWAP[name]] for name, new in swapped.items() if SWAP[name] in shown}
         minus = {f"ours − {name}": value for name, value in one.get("minus_published", {}).items()}
         rows.append({"row": one["name"]} | shown | minus)
-    more = [f"ours − {name}" for name in columns] if request.scale == "paper" else []
+    more = [f"ours − {name}" for name in config.columns] if not request.is_small else []
     note = "" if more else " Another data set: no difference to them is formed."
-    published = [row.published for row in config.rows]
+    published = [row.published for row in config.rows if row.published]
+    groups = [group for row, group in zip(config.rows, _groups(config), strict=True)
+              if row.published]  # fmt: skip
     return Table(
         caption=f"Published.{note} {config.paper}",
         columns=["row", *names, *swapped.values(), *more],
         rows=rows,
-        bold=best_cells(published, config.best, _groups(config)),
+        bold=best_cells(published, config.best, groups),
     )
 
 
@@ -261,19 +273,33 @@ def _compared(data: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Tabl
     )
 
 
-def verdicts(best: Mapping[str, str], data: Sequence[Mapping[str, Any]]) -> list[str]:
+def verdicts(config: Measured, data: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one sentence per column on its paired differences, and how many arise by chance."""
     notes = []
-    for name, direction in best.items():
-        changes = [Change(one["name"], one["paired"][name]["value"], one["paired"][name]["exceeds"])
-                   for one in data if name in one.get("paired", {})]  # fmt: skip
+    pairs = [(one["name"], one["paired"]) for one in data if one.get("paired")]
+    for name, direction in config.best.items():
+        changes = [Change(row, paired[name]["value"], paired[name]["exceeds"])
+                   for row, paired in pairs if name in paired]  # fmt: skip
         words = ("better", "worse") if direction == "low" else ("worse", "better")
         notes.append(verdict(name, changes, words, first="better"))
-    pairs = sum(len(one.get("paired", {})) for one in data)
     if pairs:
-        notes.append(f"Of {pairs} differences that are 0 in truth, about {pairs * (1 - LEVEL):.0f} "
-                     "would lie outside their 95 % interval by chance.")  # fmt: skip
+        notes.append(_by_chance([paired for _, paired in pairs]))
     return [note for note in notes if note]
+
+
+def _by_chance(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many rows are compared, and which differences stand that number of comparisons."""
+    total = sum(map(len, pairs))
+    names = dict.fromkeys(name for pair in pairs for name in pair)
+    counts = {name: sum(pair[name]["exceeds_all"] for pair in pairs if name in pair)
+              for name in names}  # fmt: skip
+    known = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
+    return (
+        f"{len(pairs)} rows are compared: of {total} differences that are 0 in truth, about "
+        f"{total * (1 - LEVEL):.0f} would lie outside their 95 % interval by chance. Beyond noise "
+        f"among all rows of a column (Bonferroni: {limit(len(pairs)):.2f} standard errors in place "
+        f"of {limit(1):.2f}): {known}."
+    )
 
 
 def _notes(
@@ -281,44 +307,63 @@ def _notes(
     request: Request,
     finished: Sequence[Finished],
     data: Sequence[Mapping[str, Any]],
-    best: Mapping[str, str],
 ) -> list[str]:
     known = [one for one in finished if one]
     notes = list(config.notes)
-    for n, seeds in dict.fromkeys((one["n"], one["seeds"]) for one in known):
-        notes.append(f"{n} images per row, seeds {seeds}, the same for all rows.")
-    if request.scale == "embedded":
-        notes.append(
-            "Embedded scale: small networks of handwritten digits stand in for the paper's, with "
-            f"the paper's settings{_changes(config)}. These are not the paper's numbers."
-        )
-    notes += verdicts(best, data)
-    floors = dict.fromkeys((one["fd_floor"], one["fd_floor_std"]) for one in known
+    rows = Counter((one["n"], one["seeds"]) for one in known)
+    notes += [f"{n} images, seeds {seeds}, the same for {count} rows."
+              for (n, seeds), count in rows.items()]  # fmt: skip
+    notes += _of_scale(config, request) if request.is_small else []
+    notes += verdicts(config, data)
+    notes += _abstaining(data)
+    floors = dict.fromkeys((one["n"], one["fd_floor"], one["fd_floor_std"]) for one in known
                            if one.get("fd_floor") is not None)  # fmt: skip
-    notes += [f"FD floor {number(floor)}: the FD of as many real digits." for floor in floors]
+    notes += [f"FD floor {number((floor, spread))}: the FD of {n} real images."
+              for n, floor, spread in floors]  # fmt: skip
     notes += dict.fromkeys(note for one in known for note in one["notes"])
+    if any("distance" in one for one in known):
+        notes.append(DISTANCE)
     if any(one["settings"].get("adaptive_tau") for one in known):
         notes.append("Adaptive steps: NFE is the average over images.")
-    if "precision" in config.columns:
-        minus = " ours − precision and ours − recall take them swapped."
-        note = find_protocol("erk-paper").note
-        notes.append(note + (minus if request.scale == "paper" else ""))
+    if {"precision", "recall"} & {name for row in config.rows for name in row.published}:
+        minus = "" if request.is_small else (
+            " ours − precision and ours − recall take them swapped.")  # fmt: skip
+        notes.append(find_protocol("erk-paper").note + minus)
     notes.append("Seconds: sampling and measuring, wall-clock; – where a part of the row was "
                  "already in the cache.")  # fmt: skip
-    return [*notes, *_missing(config, finished)]
+    return notes
 
 
-def _missing(config: Measured, finished: Sequence[Finished]) -> Iterable[str]:
+def _of_scale(config: Measured, request: Request) -> list[str]:
+    """Say what stands in for the paper's networks, and what differs besides."""
+    changes = {name: value for name, value in config.small.settings.items() if name != "labels"}
+    weights = {networks_of(options_of(row.settings))[2] for row in config.rows} - {1.0}
+    changes |= {"guidance": ", ".join(f"{one:g}" for one in sorted(weights))} if weights else {}
+    text = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in changes.items())  # fmt: skip
+    notes = [f"{scales()[request.scale].what} represents the paper's, with the paper's settings"
+             f"{f', but {text}' if text else ''}. These are not the paper's numbers."]  # fmt: skip
+    if any(row.settings.get("erk") == "auto" for row in config.rows):
+        notes.append("Rows named auto: the same sampler with erk=\"auto\", which has no weight to "
+                     "choose and is not in the paper.")  # fmt: skip
+    missing = left_out(load_config(config.name), request)
+    if missing:
+        notes.append(f"Left out, since no network here represents theirs: {'; '.join(missing)}.")
+    return notes
+
+
+def _abstaining(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the rows of auto whose images are those of the row that they are compared with."""
+    names = [one["name"] for one in data
+             if one.get("paired") and one["settings"].get("erk") == "auto"
+             and not any(pair["value"] for pair in one["paired"].values())]  # fmt: skip
+    return [f"auto changes nothing in {'; '.join(names)}."] if names else []
+
+
+def _missing(config: Measured, request: Request, finished: Sequence[Finished]) -> Iterable[str]:
     missing = [i for i, one in enumerate(finished) if not one]
     if missing:
         names = "; ".join(config.rows[i].name for i in missing)
+        scale = "" if request.scale == Request().scale else f" --scale {request.scale}"
         yield (f"NOT MEASURED YET: {len(missing)} of {len(finished)} rows, {names}. Compute them "
-               f"with --rows {','.join(map(str, missing))}.")  # fmt: skip
-
-
-def _changes(config: Measured) -> str:
-    """Return what the embedded scale sets otherwise than the paper, balanced labels aside."""
-    changes = {name: value for name, value in config.embedded.items() if name != "labels"}
-    text = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in changes.items())  # fmt: skip
-    return f", but {text}" if text else ""
+               f"with{scale} --rows {','.join(map(str, missing))}.")  # fmt: skip

@@ -35,7 +35,7 @@ GIVEN = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds",
 def run(config: TextToImage, request: Request) -> list[Path]:
     """Draw Figure 5, write it and return the paths.
 
-    At embedded scale, where no network takes prompts, the page says so. At paper scale missing
+    At small scales, where no network takes prompts, the page says so. At paper scale missing
     packages or weights raise ListingError with the plan and all that is missing.
     """
     lacks = [f"missing: {one}" for one in missing(config)]
@@ -43,7 +43,7 @@ def run(config: TextToImage, request: Request) -> list[Path]:
     if request.dry_run:
         click.echo(description)
         return []
-    if request.scale == "paper":
+    if not request.is_small:
         if lacks:
             raise ListingError(f"{config.name} needs more files.", *description.splitlines())
         pipe = open_pipeline(config, request)
@@ -60,7 +60,7 @@ def plan(config: TextToImage) -> str:
     options = config.options
     return "\n".join([
         f"{config.name}: {options.repo}, {options.steps} steps, guidance "
-        f"{options.guidance:g}, one image per prompt, seed {config.seeds['paper']}",
+        f"{options.guidance:g}, one image per prompt, seed {config.seeds}",
         *(f"  row: {row.name}" for row in config.rows),
         *(f"  prompt: {prompt}" for prompt in options.prompts),
     ])  # fmt: skip
@@ -148,7 +148,7 @@ def write(
     notes = [f"Rows of images from top to bottom as in the table; prompts from left to right: "
              f"{'; '.join(options.prompts)}.",
              f"{options.steps} steps, guidance {options.guidance:g}, seed "
-             f"{config.seeds['paper']} for all; the change is against the first row."]  # fmt: skip
+             f"{config.seeds} for all; the change is against the first row."]  # fmt: skip
     page = png_bytes(sheet(np.concatenate(images), len(prompts), gap=4))
     made_by = provenance(pipe.device)
     made_by["versions"] |= {name: version(name) for name in ("diffusers", "transformers")}
@@ -166,7 +166,7 @@ def draw(config: TextToImage, pipe: Any, prompts: Sequence[Mapping[str, Any]]) -
         output = pipe(
             num_inference_steps=config.options.steps, output_type="np", negative_prompt=None,
             guidance_scale=config.options.guidance, use_resolution_binning=False,
-            generator=torch.Generator().manual_seed(config.seeds["paper"]), **prompt,
+            generator=torch.Generator().manual_seed(config.seeds or 0), **prompt,
         ).images[0]  # fmt: skip
         images.append((output * 255).round().astype(np.uint8).transpose(2, 0, 1))
     return np.stack(images)

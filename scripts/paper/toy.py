@@ -188,7 +188,7 @@ def run(config: Toy, request: Request) -> list[Path]:
         [CAPTIONS[config.name]],
         {suffix: part.image for suffix, part in parts.items() if part.image is not None},
     )
-    return write_content(config, request, None, content, provenance())
+    return write_content(config, request, "", content, provenance())
 
 
 def save(folder: Path, settings: dict[str, Any], name: str, part: Part) -> None:

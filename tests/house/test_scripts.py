@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from scripts.paper.config import (
     ROOT,
     Estimator,
+    Request,
     Sampled,
     Sweep,
     TextToImage,
@@ -19,6 +20,7 @@ from scripts.paper.config import (
     load_config,
 )
 from scripts.paper.reproduce import main
+from scripts.paper.scales import at_scale
 
 NUM = {Estimator: "2", Sampled: "8", Sweep: "8", Toy: "8"}  # images, seeds or trajectories
 
@@ -33,7 +35,7 @@ def folder(tmp_path_factory):
 def test_every_config_is_reproduced(name, folder, monkeypatch):
     monkeypatch.setenv("ERK_CACHE", str(folder / "cache"))
     monkeypatch.setenv("ERK_OFFLINE", "1")
-    config, results = load_config(name), folder / "results"
+    config, results = at_scale(load_config(name), Request()), folder / "results"
     arguments = [name, "--num", NUM.get(type(config), "4"), "--results", str(results)]
     if isinstance(config, Toy) and name != "table1":
         arguments.append("--dry-run")  # minutes; tests/paper/test_figures.py runs it with few steps
@@ -75,7 +77,7 @@ def test_help_installs_nothing(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["table9", "table2"])
 def test_a_script_runs_from_any_folder(name, tmp_path):
-    rows = ["--rows", "8", "--num", "8", "--processes", "1"] if name == "table2" else []
+    rows = ["--rows", "10", "--num", "8", "--processes", "1"] if name == "table2" else []
     script = ["bash", str(ROOT / "scripts" / f"{name}.sh"), *rows]
     env = os.environ | {"ERK_CACHE": str(tmp_path / "cache"), "ERK_OFFLINE": "1"}
     process = subprocess.run(
@@ -86,16 +88,13 @@ def test_a_script_runs_from_any_folder(name, tmp_path):
     assert (tmp_path / "results" / f"{name}.md").stat().st_size > 0
 
 
-def test_all_are_reproduced_and_failures_are_named(tmp_path):
-    """scripts/reproduce_all.sh with a substitute for reproduce.sh that fails at one table."""
+def test_all_are_reproduced_with_the_options_of_one(tmp_path):
+    """scripts/reproduce_all.sh with a substitute for reproduce.sh."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "reproduce_all.sh", tmp_path / "scripts")
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (tmp_path / "scripts" / "reproduce.sh").write_text('echo "$@"\n[ "$1" != table3 ]\n')
+    (tmp_path / "scripts" / "reproduce.sh").write_text('echo "$@"\nexit 3\n')
     process = subprocess.run(
-        ["bash", "scripts/reproduce_all.sh", "--num", "5"],
+        ["bash", "scripts/reproduce_all.sh", "--scale", "digits,mnist"],
         cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
-    assert process.stderr == "failed: table3\n" and process.returncode == 1
-    expected = sorted(f"{name} --num 5" for name in config_names())
-    assert sorted(process.stdout.splitlines()) == expected
+    assert process.returncode == 3 and process.stdout == "all --scale digits,mnist\n"

@@ -19,21 +19,22 @@ from erk.generation.sampling import generate
 from erk.method.point import Point
 from erk.method.settings import Settings
 from scripts.paper import costs, estimator, figures, reproduce, text_to_image, toy
-from scripts.paper.config import Request, load_config
+from scripts.paper.config import Experiment, Request, load_config
 from scripts.paper.plan import options_of_row
+from scripts.paper.rows import Rows
+from scripts.paper.scales import at_scale, scales
 
 FIGURES = {"figure1": 0, "figure2": 0, "figure3": 1, "figure4": 32, "figure5": 2, "figure6": 16,
            "figure7": 1, "figure8": 7, "figure9": 13}  # fmt: skip
-NETWORKS = [name for name in FIGURES if load_config(name).presets]
+NETWORKS = ("figure3", "figure4", "figure6", "figure7", "figure8", "figure9")
 PAGES = ("csv", "md", "tex", "html", "json")
 
 
-def short(name, **settings):
-    """An experiment whose rows have other settings, such as fewer steps."""
-    config = load_config(name)
+def digits_of(name, **settings):
+    """An experiment on digits, whose rows have other settings, such as fewer steps."""
+    config = at_scale(load_config(name), Request())
     rows = [row.model_copy(update={"settings": row.settings | settings}) for row in config.rows]
-    kept = {key: value for key, value in config.embedded.items() if key not in settings}
-    return config.model_copy(update={"rows": rows, "embedded": kept})
+    return config.model_copy(update={"rows": rows})
 
 
 def page(request, name):
@@ -68,10 +69,10 @@ def test_every_figure_has_its_config():
         assert {row.against for row in config.rows} <= {None, *(row.name for row in config.rows)}
 
 
-@pytest.mark.parametrize("scale", ["paper", "embedded"])
+@pytest.mark.parametrize("scale", ["paper", *scales()])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_are_heun_with_one_network(name, scale):
-    config = load_config(name)
+    config = at_scale(load_config(name), Request(scale=scale))
     guided = 0
     for row in config.rows:
         options = options_of_row(config, row, Request(scale=scale))
@@ -133,7 +134,7 @@ def test_values_of_a_known_jacobian():
 
 def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
     """As EDM2-S does; the stiffness is the same, the exact values are not known."""
-    config = short("figure3", steps=4)
+    config = digits_of("figure3", steps=4)
     options = options_of_row(config, config.rows[0], Request(num=2))
     job = estimator.open_job(options)
     small = estimator.study(job, 12)
@@ -156,7 +157,7 @@ def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
 def test_figures_3_and_7(few):
     shown = {}
     for name in ("figure3", "figure7"):
-        config = short(name, steps=8)
+        config = digits_of(name, steps=8)
         options = config.options.model_copy(update={"iterations": 40})
         config = config.model_copy(update={"options": options})
         written = estimator.run(config, few)
@@ -209,7 +210,7 @@ def test_peak_bytes_counts_what_lives_at_a_time(digits):
 def test_table_6(few, monkeypatch):
     monkeypatch.setattr(costs, "LARGE", 2)
     monkeypatch.setattr(costs, "FEWER", 2)
-    written = costs.run(short("table6", steps=5), few._replace(num=6))
+    written = costs.run(digits_of("table6", steps=5), few._replace(num=6))
     assert {path.name for path in written} == {f"table6.{e}" for e in PAGES}
     content = page(few, "table6")
     rows, differences = content["rows"][:8], content["rows"][8:]
@@ -232,7 +233,7 @@ def test_table_6(few, monkeypatch):
 def test_table_7_counts_one_sample_more(few, monkeypatch):
     """Measured: ERK-Guid holds one sample (256 bytes) more at the peak."""
     monkeypatch.setattr(costs, "LARGE", 8)
-    costs.run(short("table7", steps=5), few)
+    costs.run(digits_of("table7", steps=5), few)
     rows = page(few, "table7")["rows"]
     assert [(row["row"], row["batch"]) for row in rows] == [
         ("Heun", 1), ("ERK-Guid", 1), ("Heun", 8), ("ERK-Guid", 8)
@@ -241,7 +242,7 @@ def test_table_7_counts_one_sample_more(few, monkeypatch):
     assert 256 < rows[0]["bytes"] < rows[2]["bytes"] < 8 * rows[0]["bytes"]  # 151 kB, 448 kB
     assert all(0 <= row["bytes more per image"] <= 4 * 256 for row in rows[1::2])
     again = [row["bytes"] for row in rows]
-    costs.run(short("table7", steps=5), few)
+    costs.run(digits_of("table7", steps=5), few)
     assert [row["bytes"] for row in page(few, "table7")["rows"]] == again
 
 
@@ -249,11 +250,13 @@ def test_table_7_counts_one_sample_more(few, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "count"), [("figure4", "0-1,16-17", 4), ("figure6", "0,3,8,13", 4)]
+    ("name", "rows", "count"), [("figure4", "0-1,16-18", 5), ("figure6", "0,3,8,13", 4)]
 )
 def test_sweeps(name, rows, count, few):
-    config = load_config(name)
-    written = figures.run_sweep(config, few._replace(num=24, rows=rows))
+    config, request = digits_of(name), few._replace(num=24, rows=rows)
+    table = Rows([Experiment(config, request)])
+    assert table.measure()
+    written = figures.write_sweep(config, request, table.finished(0))
     assert {path.name for path in written} == {f"{name}.{e}" for e in (*PAGES, "png")}
     content = page(few, name)
     assert content["files"] == [f"{name}.png"] and len(content["rows"]) == len(config.rows)
@@ -265,6 +268,7 @@ def test_sweeps(name, rows, count, few):
         change = row["ours"]["fd"] - plain[row["against"]]["ours"]["fd"]
         assert row["paired"]["fd"]["value"] == pytest.approx(change) != 0
     assert any("NOT MEASURED YET" in note for note in content["notes"])
+    guided = [row for row in guided if row["settings"]["erk"] is None]
     lowest = min(guided, key=lambda row: row["ours"]["fd"])
     assert any("least FD" in note and lowest["name"] in note for note in content["notes"])
     assert "| row |\n" not in (few.results / f"{name}.md").read_text("utf-8")  # no empty table
@@ -309,7 +313,7 @@ def test_images_carry_no_date():
 
 
 def test_figure_8_shows_the_images_of_generate(few, digits):
-    config = load_config("figure8")
+    config = digits_of("figure8")
     written = figures.run_grid(config, few._replace(rows="0,2"))
     content = page(few, "figure8")
     assert [row["sheet"] for row in content["rows"]] == ["figure8/0.png", "figure8/0.5.png"]
@@ -328,7 +332,7 @@ def test_figure_8_shows_the_images_of_generate(few, digits):
 
 def test_figure_9_names_equal_images_and_has_a_place_for_each(few):
     """At 6 steps no stiffness of these seeds lies between 0.3 and 0.5."""
-    figures.run_grid(load_config("figure9"), few._replace(rows="0-3"))
+    figures.run_grid(digits_of("figure9"), few._replace(rows="0-3"))
     content = page(few, "figure9")
     assert [row["w_con"] for row in content["rows"]] == [None, 0.1, 0.3, 0.5]
     assert [row["sheet"] for row in content["rows"]][1] == "figure9/0.5-0.1.png"

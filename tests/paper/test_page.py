@@ -27,7 +27,7 @@ PAGE = Page(
     name="table2",
     title="A & B: 50 % of x_i",
     kind="sampled",
-    scale="embedded",
+    scale="digits",
     tables=[
         Table(
             caption="First {table}",

@@ -18,9 +18,9 @@ from scripts.paper.config import (
     config_names,
     load_config,
     page_name,
-    settings_of_row,
 )
 from scripts.paper.plan import options_of_row, ref_of
+from scripts.paper.scales import at_scale, scales
 
 TABLES = [f"table{i}" for i in range(1, 12)]
 ROWS = {"table1": 2, "table2": 10, "table3": 8, "table4": 36, "table5": 0, "table6": 2,
@@ -30,7 +30,8 @@ SAMPLED = [name for name in TABLES if load_config(name).kind == "sampled"]
 
 def planned(name, scale, as_printed=False):
     """(row, its settings, its guidance) of every row of a table."""
-    config, request = load_config(name), Request(scale=scale, as_printed=as_printed)
+    request = Request(scale=scale, as_printed=as_printed)
+    config = at_scale(load_config(name), request)
     for row in config.rows:
         options = options_of_row(config, row, request)
         net, gnet, guidance = networks_of(options)
@@ -62,20 +63,15 @@ def test_rows_are_complete(name):
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_sampled_tables_say_how_at_both_scales(name):
+def test_references_of_sampled_tables_measure_their_columns(name):
     config = load_config(name)
-    assert config.num == {"paper": 50000, "embedded": 1500}
-    assert config.seeds["paper"] == (0 if name == "table4" else 100000)
     for row in config.rows:
-        preset = row.settings["preset"]
-        assert find_preset(preset) and preset in config.presets
-        refs = [ref_of(config, row, scale) for scale in ("paper", "embedded")]
-        assert set(refs) <= set(reference_names()) and refs[1] == "digits"
-        measured = find_protocol(known_references()[refs[0]].protocol).columns
+        assert find_preset(row.settings["preset"]) and ref_of(config, row) in reference_names()
+        measured = find_protocol(known_references()[ref_of(config, row)].protocol).columns
         assert set(config.columns) <= set(measured)
 
 
-@pytest.mark.parametrize("scale", ["paper", "embedded"])
+@pytest.mark.parametrize("scale", ["paper", *scales()])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_settings_are_accepted_and_nfe_is_the_published_one(name, scale):
     for row, options, settings in planned(name, scale):
@@ -84,11 +80,12 @@ def test_settings_are_accepted_and_nfe_is_the_published_one(name, scale):
         assert guide_nfe == (0 if settings.guidance == 1 else nfe)
         if settings.adaptive_tau is None and "nfe" in row.published:
             assert nfe == row.published["nfe"], row.name
-        elif settings.adaptive_tau is None:
+        elif settings.adaptive_tau is None and settings.solver == "heun" and name != "table4":
             assert nfe == 2 * settings.steps - 1
-        if scale == "embedded":
+        if scale != "paper":
             assert options["device"] == "cpu" and options["batch"] == 250
-            assert options["labels"] == ("random" if options["net"] else "balanced")
+            has_classes = "uncond" not in options["preset"]
+            assert options["labels"] == ("balanced" if has_classes else "random")
 
 
 def test_table4_counted_on_the_digits_network():
@@ -96,9 +93,9 @@ def test_table4_counted_on_the_digits_network():
     model = erk.load_model("digits")
     noise, labels = erk.noise_and_labels(range(2), model)
     seen = set()
-    for row, options, settings in planned("table4", "embedded"):
+    for row, options, settings in planned("table4", "digits"):
         key = (settings.solver, settings.steps, settings.w_stiff > 0)
-        if key in seen:
+        if key in seen or settings.erk:
             continue
         seen.add(key)
         drift = settings.drift(model, labels)
@@ -115,8 +112,8 @@ def test_settings_as_printed():
     for name in SAMPLED:
         config = load_config(name)
         for index, row in enumerate(config.rows):
-            by_script = settings_of_row(config, row, "paper", as_printed=False)
-            by_text = settings_of_row(config, row, "paper", as_printed=True)
+            by_script = row.settings
+            by_text = at_scale(config, Request("paper", as_printed=True)).rows[index].settings
             if by_script != by_text:
                 differing[name, index] = {k: (by_script[k], by_text[k]) for k in row.as_printed}
     assert differing == {
@@ -131,41 +128,33 @@ def test_settings_as_printed():
         assert find_preset(preset).guidance == differing["table3", index]["guidance"][1]
 
 
-def test_embedded_scale_takes_the_stand_ins():
-    config = load_config("table4")
-    first, last = (settings_of_row(config, config.rows[i], "embedded", False) for i in (0, -1))
-    assert first["preset"] == "digits" and first["labels"] == "balanced" and "net" not in first
-    assert last["net"].endswith("digits-uncond.safetensors") and "preset" not in last
-    assert settings_of_row(config, config.rows[0], "paper", False)["preset"].startswith("edm-image")
-    guided = load_config("table3")
-    for row in guided.rows:  # a guidance weight belongs to its networks
-        assert settings_of_row(guided, row, "embedded", True)["guidance"] == 1.25
-    bare = config.model_copy(update={"presets": {}})
-    with pytest.raises(ValueError, match="no substitute for edm-imagenet"):
-        settings_of_row(bare, config.rows[0], "embedded", False)
-
-
 def test_options_of_a_row_are_those_of_generate():
-    config = load_config("table2")
-    options = options_of_row(config, config.rows[1], Request(num=40, device="cuda", batch=16))
+    request = Request(num=40, device="cuda", batch=16)
+    config = at_scale(load_config("table2"), request)
+    options = options_of_row(config, config.rows[1], request)
     assert set(DEFAULTS) < set(options) and set(RowSettings.model_fields) <= set(options)
     assert options["seeds"] == "100000-100039" and options["batch"] == 16
     assert options["device"] == "cuda" and type(options["sigma_max"]) is float
 
 
-def test_shared_rows_are_the_same_row():
-    """Tables 8, 10 and 11 repeat rows of 2 and 3: the same options, so they are computed once."""
-    request = Request()
+@pytest.mark.parametrize("scale", scales())
+def test_shared_rows_are_the_same_row(scale):
+    """Tables 8, 10, 11 and Figure 4 repeat rows of 2 and 3: equal options, so computed once."""
+    request = Request(scale=scale)
 
-    def options(name, index):
-        config = load_config(name)
-        return options_of_row(config, config.rows[index], request)
+    def options(name, row):
+        config = at_scale(load_config(name), request)
+        (one,) = (one for one in config.rows if one.name == row)
+        return options_of_row(config, one, request)
 
-    assert options("table10", 1) == options("table2", 0)
-    assert options("table10", 0) == options("table2", 2)
-    assert options("table11", 6) == options("table2", 3)
-    assert options("table8", 0) == options("table3", 2)
-    assert options("table8", 1) == options("table3", 3)
+    assert options("table10", "(B) Heun") == options("table2", "32 steps")
+    assert options("table10", "(A) ERK-Guid") == options("table2", "32 steps, w_stiff 1")
+    assert options("table11", "ERK-Guid") == options("table2", "32 steps, w_stiff 1.5")
+    assert options("table11", "ERK-Guid, auto") == options("table2", "32 steps, auto")
+    assert options("figure4", "16 steps, auto") == options("table2", "16 steps, auto")
+    if "edm2-img512-s-autog-fid" in scales()[scale].networks:
+        for row in ("Autoguidance", "Autoguidance, ERK-Guid", "Autoguidance, auto"):
+            assert options("table8", row) == options("table3", f"32 steps, {row}")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +226,9 @@ def test_a_good_file(load):
         ("against: a", "against: c", ": row 'b': against: unknown name 'c'"),
         ("against: a", "against: 1", ": row 1 'b': against: Input should be a valid string"),
         ("against: a", "against: b", ": row 'b': against: a row cannot be compared with itself"),
-        ("kind: sampled", "kind: sampled\nnum: {paper: many}", ": num.paper: Input should be"),
-        ("kind: sampled", "kind: sampled\nnum: {papr: 1}", ": num.papr"),
-        ("kind: sampled", "kind: sampled\nnum: {paper: true}", ": num.paper: Input should be"),
+        ("kind: sampled", "kind: sampled\nnum: many", ": num: Input should be"),
+        ("kind: sampled", "kind: sampled\nsmall: {nun: 1}", ": small.nun: unknown key; did"),
+        ("kind: sampled", "kind: sampled\nnum: true", ": num: Input should be"),
         ("kind: sampled", "kind: sampled\nbest: {fid: least}", ": best.fid: Input should be 'low'"),
         ("kind: sampled", "kind: sampled\nbest: {fd_dino: low}", ": best: unknown name 'fd_dino'"),
         ("kind: sampled", "kind: sampled\nkind: toy", ":3: not readable YAML (two values for"),

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from scripts.paper.config import CostOptions, load_config, settings_of_row
+from scripts.paper.config import CostOptions, load_config
 
 GUIDED, AUTOG = "edm2-img512-s-guid-fid", "edm2-img512-s-autog-fid"
 EDM2 = {"solver": "heun", "schedule": "edm", "sigma_min": 0.002, "sigma_max": 80, "rho": 7}
@@ -149,23 +149,18 @@ def test_rows_are_those_of_the_paper(rows):
     wanted = list(rows())
     assert len(config.rows) == len(wanted)
     for row, (settings, as_printed, published) in zip(config.rows, wanted, strict=True):
-        assert settings_of_row(config, row, "paper", as_printed=False) == settings, row.name
+        assert row.settings == settings, row.name
         assert row.as_printed == as_printed, row.name
         assert row.published == published, row.name
 
 
 @pytest.mark.parametrize("number", [2, 3, 4, 8, 10, 11])
 def test_images_are_those_of_the_paper(number):
-    """50 000 of them; Table 4 from seed 0 against the references of its two data sets.
-
-    Embedded scale has 1500 images, and a guidance weight that fits the digits networks.
-    """
+    """50 000 of them; Table 4 from seed 0 against the references of its two data sets."""
     config = load_config(f"table{number}")
-    assert config.num == {"paper": 50000, "embedded": 1500}
-    assert config.seeds == {"paper": 0 if number == 4 else 100000, "embedded": 100000}
-    assert config.ref.get("paper") == (None if number == 4 else "imagenet512")
-    guidance = {"guidance": 1.25} if number in (3, 8) else {}
-    assert config.embedded == {"labels": "balanced"} | guidance
+    assert config.num == 50000 and config.small.settings == {}
+    assert config.seeds == (0 if number == 4 else 100000)
+    assert config.ref == (None if number == 4 else "imagenet512")
     columns = {4: ("fid",), 10: QUALITY[:2], 11: QUALITY[:2]}.get(number, QUALITY)
     assert tuple(config.columns) == columns
     direction = dict(zip(QUALITY, ("low", "low", "high", "high", "high"), strict=True))

@@ -33,7 +33,7 @@ def test_render_restores_the_pages_of_a_folder(tmp_path):
 
 def test_render_refuses_rows_of_another_config(tmp_path):
     page = read_page(RESULTS / "table2.json")
-    page.rows[0]["name"] = "Heun, 7 steps"
+    page.finished = {"Heun, 7 steps": {"key": "0"}}
     (tmp_path / "table2.json").write_text(page.model_dump_json())
     result = CliRunner().invoke(main, [str(tmp_path)])
     assert result.exit_code == 2 and "reproduce table2 again" in result.output

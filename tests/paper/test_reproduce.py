@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from erk.commands import generate
 from erk.generation.options import JobPlan
 from scripts.paper import reproduce
 from scripts.paper import rows as paper_rows
-from scripts.paper.config import Request, Sampled, load_config
+from scripts.paper.config import Experiment, Request, load_config
+from scripts.paper.scales import COLUMNS, at_scale
 
 ROOT = Path(__file__).parents[2]
-FAST = ("table2", "--rows", "8-9", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
+FAST = ("table2", "--rows", "10-11", "--num", "24", "--batch", "8")  # 8 steps, 3 batches
 ENDS = ("csv", "md", "tex", "html", "json")
 
 
@@ -47,28 +49,29 @@ def test_a_table_of_two_rows(run, tmp_path, name):
     folder = tmp_path / "results"
     pages = {"index.html", *(f"{name}.{end}" for end in ENDS)}
     assert {path.name for path in folder.iterdir()} == {"rows", *pages}
-    content, config = page(folder, name), load_config(name)
-    assert content["scale"] == "embedded" and "embedded scale (digits)" in content["title"]
+    content, config = page(folder, name), at_scale(load_config(name), Request())
+    assert content["scale"] == "digits" and " on digits: " in content["title"]
     assert len(content["rows"]) == len(config.rows) and len(row_files(folder)) == 2
     assert [row["measured"] for row in content["rows"]][:3] == [True, True, False]
     plain, guided = content["rows"][:2]
     assert guided["against"] == plain["name"] == config.rows[0].name
     assert plain["published"] == config.rows[0].published and not plain["minus_published"]
     assert plain["seeds"] == guided["seeds"] == "100000-100019" and guided["images"] == 20
-    assert {*guided["ours"]} == {*guided["se"]} == {"fd", "precision", "recall", "is", "accuracy"}
+    assert {*guided["ours"]} == {*guided["se"]} == {*COLUMNS}
     difference = guided["paired"]["fd"]["value"]
     assert difference == pytest.approx(guided["ours"]["fd"] - plain["ours"]["fd"]) != 0
     assert guided["commit"] and guided["command"] and guided["versions"]["torch"]
     assert guided["seconds"] > 0 and plain["nfe"] == (63 if name == "table2" else 6)
     assert "NOT MEASURED YET" in printed and printed.count("wrote ") == 6
     options = [f"--{key}={value}" for key, value in config.rows[1].settings.items()
-               if key not in ("preset", "afs", "denoise_to_zero")]  # fmt: skip
+               if key not in ("preset", "labels", "afs", "denoise_to_zero")]  # fmt: skip
     target = tmp_path / "generated.json"
     more = ["--preset=digits", "--labels=balanced", "--seeds=100000-100019", "--batch=20",
             "--device=cpu", "--evaluate=digits", f"--json={target}"]  # fmt: skip
     assert CliRunner().invoke(generate.main, [*options, *more]).exit_code == 0
     same = json.loads(target.read_text("utf-8"))
-    assert {key: same[key] for key in guided["ours"]} == guided["ours"]
+    measured = {key: value for key, value in guided["ours"].items() if key != "distance"}
+    assert {key: same[key] for key in measured} == measured and guided["ours"]["distance"] > 0
 
 
 def test_rows_are_made_once_and_networks_loaded_once(run, tmp_path, monkeypatch):
@@ -76,21 +79,33 @@ def test_rows_are_made_once_and_networks_loaded_once(run, tmp_path, monkeypatch)
     load, make = JobPlan.load, paper_rows._measure
     monkeypatch.setattr(JobPlan, "load", lambda plan: opened.append(plan) or load(plan))
     monkeypatch.setattr(paper_rows, "_measure", lambda *a: computed.append(a) or make(*a))
-    run("table2", "--rows", "8", "--num", "16")
-    run("table2", "--rows", "7-9", "--num", "16")
-    assert len(opened) == 2 and len(computed) == 3  # rows 7 and 9 share their networks
+    run("table2", "--rows", "10", "--num", "16")
+    run("table2", "--rows", "8-11", "--num", "16")
+    assert len(opened) == 2 and len(computed) == 4  # rows 8, 9 and 11 share their networks
     before = row_files(tmp_path / "results")
-    assert len(before) == 3
-    run("table2", "--rows", "7-9", "--num", "16")
-    assert len(computed) == 3 and row_files(tmp_path / "results") == before
+    assert len(before) == 4
+    run("table2", "--rows", "8-11", "--num", "16")
+    assert len(computed) == 4 and row_files(tmp_path / "results") == before
     rows = page(tmp_path / "results")["rows"]
-    assert [row["measured"] for row in rows] == [False] * 7 + [True] * 3
-    assert rows[8]["settings"]["w_stiff"] == 0 and rows[9]["settings"]["w_con"] == 0.1
-    run("table2", "--rows", "9", "--num", "16", "--as-printed")
-    assert len(computed) == 4  # other settings, another row, another file
+    assert [row["measured"] for row in rows] == [False] * 8 + [True] * 4 + [False] * 6
+    assert rows[10]["settings"]["w_stiff"] == 0 and rows[11]["settings"]["w_con"] == 0.1
+    run("table2", "--rows", "11", "--num", "16", "--as-printed")
+    assert len(computed) == 5  # other settings, another row, another file
     content = page(tmp_path / "results", "table2-as-printed")
-    assert content["rows"][9]["settings"]["w_con"] == 0.5 and "as printed" in content["title"]
-    assert content["rows"][8]["measured"]  # the text and the script agree on this one
+    assert content["rows"][11]["settings"]["w_con"] == 0.5 and "as printed" in content["title"]
+    assert content["rows"][10]["measured"]  # the text and the script agree on this one
+
+
+def test_a_fresh_clone_takes_the_rows_of_its_pages(run, tmp_path, monkeypatch):
+    """results/rows is not committed; the pages are, and hold the rows with their keys."""
+    run("table2", "--rows", "10-11", "--num", "24")
+    before = page(tmp_path / "results")
+    shutil.rmtree(tmp_path / "results" / "rows")
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(paper_rows, "_measure", None)
+    run("table2", "--rows", "10-11", "--num", "24")
+    assert page(tmp_path / "results") == before
+    assert not (tmp_path / "results" / "rows").exists()
 
 
 def test_shards_are_put_together(run, tmp_path):
@@ -101,7 +116,7 @@ def test_shards_are_put_together(run, tmp_path):
         assert not (tmp_path / "other").exists()
     run(*FAST, "--cache", tmp_path / "shards", results="other")
     assert numbers(tmp_path / "other") == numbers(tmp_path / "results")
-    rows = page(tmp_path / "other")["rows"][8:]
+    rows = page(tmp_path / "other")["rows"][10:12]
     assert [row["seconds"] for row in rows] == [None, None]  # nothing was left to sample
 
 
@@ -145,7 +160,7 @@ def test_two_processes_through_torchrun(run, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "two") == numbers(tmp_path / "results")
-    assert {row["processes"] for row in page(tmp_path / "two")["rows"][8:]} == {2}
+    assert {row["processes"] for row in page(tmp_path / "two")["rows"][10:12]} == {2}
     assert done.stdout.count("wrote ") == 6  # one process writes
 
 
@@ -218,8 +233,11 @@ def test_shards(monkeypatch, text, env, expected):
     [
         (["tabel2"], "did you mean table2"),
         (["table2", "--shard", "2/2"], "--shard must be I/N"),
-        (["table2", "--rows", "10"], "table2 has the rows 0 to 9"),
-        (["table2", "--rows", "0-99999999999"], "table2 has the rows 0 to 9"),
+        (["table2", "--rows", "18"], "table2 has the rows 0 to 17"),
+        (["table2", "--rows", "0-99999999999"], "table2 has the rows 0 to 17"),
+        (["table2", "--scale", "mnits"], "unknown name 'mnits': did you mean mnist?"),
+        (["table2", "--budget", "-1"], "'--budget'"),
+        (["table2", "table3", "--rows", "1"], "--rows chooses rows of one table on one scale"),
         (["table2", "--num", "1"], "--num must be at least 2"),
         (["table2", "--processes", "0"], "--processes must be a number"),
         (["table2", "--real", "nowhere"], "nowhere does not exist"),
@@ -241,13 +259,13 @@ def test_bad_input_is_one_sentence_through_the_scripts():
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "Error: table2 has the rows 0 to 9, not '99'\n"
+    assert done.stderr == "Error: table2 has the rows 0 to 17, not '99'\n"
 
 
 def test_a_trial_stays_out_of_the_results(monkeypatch):
     """--num and --rows write to results/trial, and finished rows are shared."""
     seen = []
-    monkeypatch.setitem(reproduce.RUN, Sampled, lambda config, request: seen.append(request) or [])
+    monkeypatch.setattr(reproduce, "_measure", lambda some, *_: seen.append(some[0].request) or [])
     for arguments in ([], ["--num", "9"], ["--rows", "0"], ["--results", "r", "--num", "9"]):
         assert CliRunner().invoke(reproduce.main, ["table2", *arguments]).exit_code == 0
     complete = ROOT / "results"
@@ -258,15 +276,15 @@ def test_a_trial_stays_out_of_the_results(monkeypatch):
 
 def test_as_printed_is_said_where_it_changes_nothing(run, monkeypatch):
     seen = []
-    monkeypatch.setitem(reproduce.RUN, Sampled, lambda config, request: seen.append(request) or [])
+    monkeypatch.setattr(reproduce, "_measure", lambda some, *_: seen.append(some[0].request) or [])
     assert "changes nothing" in run("table3", "--as-printed")  # guidance is 1.25 there
     assert "changes nothing" not in run("table2", "--as-printed")
     assert [request.as_printed for request in seen] == [False, True]
 
 
 def test_processes(monkeypatch):
-    table, settings = load_config("table2"), load_config("table9")
+    table, settings = ([Experiment(load_config(name), Request())] for name in ("table2", "table9"))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert reproduce.process_count("auto", table, Request()) == reproduce.MAX_PROCESSES
-    assert reproduce.process_count("auto", settings, Request()) == 1
-    assert reproduce.process_count("3", table, Request()) == 3
+    assert reproduce.process_count("auto", table) == reproduce.MAX_PROCESSES
+    assert reproduce.process_count("auto", [*settings]) == 1
+    assert reproduce.process_count("3", table) == 3

@@ -11,14 +11,16 @@ from metrics.evaluator import load_evaluator
 from metrics.images import open_images
 from scripts.paper import plan
 from scripts.paper import rows as paper_rows
-from scripts.paper.config import Request, load_config
+from scripts.paper.config import Experiment, Request, load_config
+from scripts.paper.scales import at_scale
 
 
 def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeypatch):
     """Every ingredient alone gives another key; the same ones give the same."""
-    config = load_config("table2")
-    options = plan.options_of_row(config, config.rows[9], Request(num=20, results=tmp_path))
-    one = paper_rows.Planned(config.rows[9], options, "digits")
+    request = Request(num=20, results=tmp_path)
+    config = at_scale(load_config("table2"), request)
+    options = plan.options_of_row(config, config.rows[11], request)
+    one = paper_rows.Planned(config.rows[11], options, "digits")
     evaluator = load_evaluator("digits")
     images = tmp_path / "real"
     images.mkdir()
@@ -32,6 +34,7 @@ def test_the_key_of_a_row_holds_all_that_its_numbers_depend_on(tmp_path, monkeyp
     others = [
         digest(paper_rows.key_of(one, evaluator), paper_rows.VERSION + 1),
         key(one._replace(ref="other")),
+        key(one._replace(has_distance=False)),
         *(key(one._replace(options=options | {name: value}))
           for name, value in (("w_stiff", 0.6), ("seeds", "0-19"), ("batch", 10))),
         key(one._replace(options=options | {"preset": "digits-autog"})),
@@ -59,20 +62,25 @@ def test_rows_that_share_networks_have_their_own_labels(tmp_path, monkeypatch):
     rows = [{"name": str(labels), "settings": {"labels": labels}}
             for labels in ("random", "balanced")]  # fmt: skip
     content = {"title": "t", "kind": "sampled", "paper": "p", "columns": ["fid"], "rows": rows,
-               "num": {"embedded": 20}, "seeds": {"embedded": 0}, "ref": {"embedded": "digits"},
-               "presets": {"digits": "digits"}, "settings": {"preset": "digits", "steps": 4},
-               "best": {"fid": "low"}}  # fmt: skip
+               "num": 20, "seeds": 0, "ref": "digits", "best": {"fid": "low"},
+               "settings": {"preset": "digits", "steps": 4}}  # fmt: skip
     path.write_text(yaml.safe_dump(content))
-    random, balanced = paper_rows.measure_rows(load_config(path), Request(results=tmp_path))
+    config = load_config(path)
+
+    def measured(rows, **where):
+        one = config.model_copy(update={"rows": rows})
+        table = paper_rows.Rows([Experiment(one, Request(**where))])
+        assert table.measure()
+        return table.finished(0)
+
+    random, balanced = measured(config.rows, results=tmp_path)
     assert random["fd"] != balanced["fd"]
-    again = load_config(path).model_copy(update={"rows": load_config(path).rows[1:]})
-    (alone,) = paper_rows.measure_rows(again, Request(results=tmp_path / "alone", cache="other"))
+    (alone,) = measured(config.rows[1:], results=tmp_path / "alone", cache="other")
     assert alone["fd"] == balanced["fd"]
 
 
 @pytest.mark.parametrize("name", ["seeds", "num", "ref"])
 def test_a_config_without_the_scale_is_refused(name):
     config = load_config("table2")
-    values = {"paper": getattr(config, name)["paper"]}
-    with pytest.raises(ValueError, match=f"table2: {name}: missing for the scale embedded"):
-        paper_rows.measure_rows(config.model_copy(update={name: values}), Request())
+    with pytest.raises(ValueError, match=f"table2: {name}: missing for the "):
+        paper_rows.planned_rows(config.model_copy(update={name: None}), Request())

@@ -5,6 +5,7 @@ import pytest
 from metrics.protocols import find_protocol
 from scripts.paper.config import Request, load_config
 from scripts.paper.page import to_md
+from scripts.paper.scales import at_scale
 from scripts.paper.tables import Change, heading, page_of, verdict
 
 MADE_BY = {"command": "reproduce.py table2 --num 4", "commit": "abc", "device": "cpu",
@@ -24,18 +25,19 @@ def test_a_verdict_counts_and_names():
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [("table2", "Table 2, embedded scale (digits): "), ("fig8_9", "Figure 8, 9, "),
-     ("figure3", "Figure 3, "), ("other", "other, embedded")],
+    [("table2", "Table 2 on MNIST: "), ("fig8_9", "Figure 8, 9 on MNIST: "),
+     ("figure3", "Figure 3 on MNIST: "), ("other", "other on MNIST: ")],
 )  # fmt: skip
 def test_heading(name, start):
     config = load_config("table2").model_copy(update={"name": name})
-    assert heading(config, "embedded", "digits").startswith(start)
-    assert heading(config.model_copy(update={"name": "table5"}), None) == f"Table 5: {config.title}"
+    assert heading(config, Request(scale="mnist"), "digits").startswith(start)
+    table5 = load_config("table5")
+    assert heading(table5, Request()) == f"Table 5: {table5.title}"
 
 
 def finished(n, scale, **values):
     """Numbers of a row as scripts.paper.rows keeps them."""
-    protocol = {"paper": "erk-paper", "embedded": "digits"}[scale]
+    protocol = {"paper": "erk-paper", "digits": "digits"}[scale]
     return {
         "settings": {"w_stiff": 0.0}, "seeds": f"0-{n - 1}", "batch": 4, "nfe": 63.0,
         "guide_nfe": 0.0, "protocol": protocol, "n": n, "reference": "ref", **values,
@@ -72,14 +74,15 @@ def test_page_at_paper_scale_gives_differences_to_the_published():
     assert few.rows[0]["minus_published"] == {}
 
 
-def test_page_at_embedded_scale_never_compares_with_the_paper():
-    config = load_config("table2")
+def test_page_on_digits_never_compares_with_the_paper():
+    config = at_scale(load_config("table2"), Request())
     values = {"fd": 2.0, "precision": 0.7, "recall": 0.9, "is": 9.0, "accuracy": 0.9}
     worse = values | {"fd": 2.5}
-    row = finished(50000, "embedded", **worse)
+    row = finished(50000, "digits", **worse)
     row["spent"]["images"] = 10  # the others were in the cache
-    page = page_of(config, Request(), rows_with({0: finished(50000, "embedded", **values), 1: row}))
-    assert "embedded scale" in page.title and page.name == "table2"
+    rows = [finished(50000, "digits", **values), row, *[{}] * (len(config.rows) - 2)]
+    page = page_of(config, Request(), rows)
+    assert "Table 2 on digits" in page.title and page.name == "table2"
     assert all(not one.get("minus_published") for one in page.rows)
     text = to_md(page)
     assert "ours −" not in text and "These are not the paper's numbers" in text
@@ -89,6 +92,7 @@ def test_page_at_embedded_scale_never_compares_with_the_paper():
 
 
 def test_page_without_any_row():
-    page = page_of(load_config("table4"), Request(), [{}] * 36)
-    assert "NOT MEASURED YET: 36 of 36 rows" in to_md(page) and page.made_by == []
+    config = at_scale(load_config("table4"), Request())
+    page = page_of(config, Request(), [{}] * 54)
+    assert "NOT MEASURED YET: 54 of 54 rows" in to_md(page) and page.made_by == []
     assert len(page.tables) == 2
