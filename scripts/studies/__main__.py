@@ -10,6 +10,7 @@ STUDIES = {
     "auto": "erk='auto' with every solver; results/auto.md",
     "calibration": "calibrated corrections of every solver; results/calibration.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
+    "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",
     "local-errors": "which weights remove a local error; the first table of docs/theory.md",
     "signs": "which sign of h lowers the global error; the second table of docs/theory.md",

@@ -18,8 +18,17 @@ EMBEDDED = {
     "digits-uncond": (0, None),
     "digits-autog": (10, "digits-weak.safetensors"),
     "digits-cfg": (10, "digits-uncond.safetensors"),
+    "digits-early": (10, None),
+    "digits-early-1": (10, None),
+    "digits-early-2": (10, None),
+    "digits-early-weak": (10, None),
+    "digits-early-uncond": (0, None),
+    "digits-early-autog": (10, "digits-early-weak.safetensors"),
+    "digits-early-cfg": (10, "digits-early-uncond.safetensors"),
     "mnist": (10, None),
     "mnist-weak": (10, None),
+    "mnist-uncond": (0, None),
+    "mnist-cfg": (10, "mnist-uncond.safetensors"),
     "mnist-autog": (10, "mnist-weak.safetensors"),
 }
 
