@@ -68,8 +68,9 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     shared.batch_option(32, "Images per network call."),
     cloup.option("--vae-batch", type=shared.BATCH, help="Latents per call of the VAE.  "
                  "[default: from the network's file, else 8]"),
-    cloup.option("--compile", "compiled", is_flag=True, help="Compile the networks first: takes "
-                 "minutes, for runs that take hours."),
+    cloup.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
+                 help="Compile the networks first, which takes a minute or two; auto: on CUDA, for "
+                 "runs that gain more."),
     cloup.option("--profile", is_flag=True, help="Print the time that each part took."),
 )  # fmt: skip
 def main(**options: Any) -> None:

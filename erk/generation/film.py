@@ -43,7 +43,7 @@ def write_film(path: str, options: dict[str, Any]) -> None:
     shard = shard_of(options["shard"])
     if os.environ.get("RANK", "0") != "0" or (shard is not None and shard[0] > 0):
         return
-    job = open_job(options)
+    job = open_job(options | {"compile": "never"})  # few images
     write_frames(Path(path), film(job))
     click.echo(f"wrote {path}: x and D of {len(job.seeds[:SEEDS])} seeds")
 

@@ -1,10 +1,11 @@
 """From the options of `erk generate` to a job; every mistake is found before weights are read."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,21 @@ import click
 import torch
 
 from erk.calibration.card import open_card
+from erk.calibration.problem import count_nfe
 from erk.generation.job import VERSION, Job, Labels, check_labels
+from erk.generation.metadata import read_metadata
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
 from erk.io.download import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
+from erk.models.compiling import (
+    check_policy,
+    compilation_key,
+    compiler_fault,
+    describe_seconds,
+    pays,
+)
 from erk.models.model import Model, load_model
 from erk.models.presets import find_preset
 from erk.runtime.distributed import pick_device
@@ -28,13 +38,14 @@ TEXT = ("schedule", "guidance", "guidance_interval", "pc_stochastic", "solver_op
 """Settings whose option has another name or type than the field."""
 NO_OPTION = ("twin", "dtype")
 VAE_SUFFIXES = (".json", ".safetensors")
+COMPILED = ", compiled"  # in the identity, after the precision
 DIRECT = tuple(f.name for f in fields(Settings) if f.name not in (*TEXT, *NO_OPTION))
 """Settings whose option has the field's name, type and default."""
 DEFAULTS: dict[str, Any] = {
     "preset": None, "net": None, "gnet": None, "labels": "random", "class_idx": None,
     "schedule": Settings.__dataclass_fields__["schedule"].default, "solver_option": (),
     "guidance": None, "guidance_interval": None, "pc_deterministic": False, "noise": "device",
-    "precision": "auto", "compiled": False, "vae": None, "vae_precision": "auto",
+    "precision": "auto", "compile": "auto", "vae": None, "vae_precision": "auto",
     "vae_batch": None, "trace": None, "kind": "png", "subdirs": False,
 } | {name: Settings.__dataclass_fields__[name].default for name in DIRECT}  # fmt: skip
 """Options of `erk generate` that an image depends on, with their defaults."""
@@ -54,6 +65,7 @@ class JobPlan:
     noise_device: str | None
     identity: dict[str, Any]
     options: dict[str, Any]
+    compiled: bool = False
     metadata: None = None  # known once the networks are loaded
 
     def load(self) -> Job:
@@ -63,7 +75,9 @@ class JobPlan:
         do not fit into memory.
         """
         return self.with_networks(
-            *load_fitting(load_networks, self.options, self.net, self.gnet, self.device)
+            *load_fitting(
+                load_networks, self.options, self.net, self.gnet, self.device, self.compiled
+            )
         )
 
     def with_networks(self, model: Model, guide: Model | None) -> Job:
@@ -89,6 +103,9 @@ class JobPlan:
             if not correction.acts:
                 _notify(f"--erk auto has no effect for {self.settings.solver} at these noise "
                         "levels: images are those without it")  # fmt: skip
+        if self.compiled:
+            seconds = describe_seconds(compilation_key(model.sha256, self.batch, self.device))
+            _notify(f"compiles the networks once ({seconds}; {len(self.seeds)} images)")
         pair = same_noise(self.seeds)
         if pair is not None:
             _notify("the seeds {} and {} draw the same noise: seeds count modulo 2^32, as in "
@@ -105,9 +122,10 @@ def _notify(text: str) -> None:
         click.echo(text, err=True)
 
 
-def plan_job(options: dict[str, Any]) -> JobPlan:
+def plan_job(options: dict[str, Any], folder: Path | None = None) -> JobPlan:
     """Read the options of `erk generate` without loading or writing anything.
 
+    A run that exists in `folder` decides whether networks are compiled, unless the options do.
     Raises ValueError or OSError with one sentence.
     """
     net, gnet, guidance = networks_of(options)
@@ -115,12 +133,49 @@ def plan_job(options: dict[str, Any]) -> JobPlan:
     seeds = parse_seeds(options["seeds"])
     labels, identity_of_labels = labels_of(options["labels"], options["class_idx"])
     device = pick_device(options["device"])
-    identity = identity_of(options, settings, (net, gnet), identity_of_labels, device)
+    compiled = is_compiled(options["compile"], settings, len(seeds), device, folder)
+    identity = identity_of(options, settings, (net, gnet), identity_of_labels, device, compiled)
     noise_device = "cpu" if options["noise"] == "cpu" else None
     return JobPlan(
         net, gnet, settings, seeds, labels, options["batch"], device, noise_device, identity,
-        options,
+        options, compiled,
     )  # fmt: skip
+
+
+def is_compiled(
+    policy: str, settings: Settings, images: int, device: torch.device, folder: Path | None = None
+) -> bool:
+    """Decide whether a run of so many images in all, in all its processes, compiles its networks.
+
+    "auto": as the run in `folder` says; else on CUDA if the run is long enough to pay for it.
+    Raises ValueError for another policy than "auto", "always" and "never".
+    """
+    check_policy(policy)
+    if policy != "auto":
+        return policy == "always"
+    metadata = None if folder is None or not folder.is_dir() else read_metadata(folder)
+    if metadata is not None:
+        return COMPILED in metadata["settings"].get("precision", "")
+    return pays(images, _evaluations(settings), device) and _can_compile(device)
+
+
+def _evaluations(settings: Settings) -> float:
+    """Count evaluations of network and guide per image.
+
+    A discrete schedule, whose levels only the network knows, counts as EDM's of as many steps.
+    """
+    if settings.schedule == "discrete":
+        settings = replace(settings, schedule="edm")
+    return sum(count_nfe(settings))
+
+
+@functools.cache
+def _can_compile(device: torch.device) -> bool:
+    """Return whether the compiler works; if not, print why, once."""
+    fault = compiler_fault(device)
+    if fault is not None:
+        _notify(f"compiled networks would shorten this run, but the compiler fails ({fault})")
+    return fault is None
 
 
 def open_job(options: dict[str, Any]) -> Job:
@@ -201,7 +256,7 @@ def labels_of(policy: str, class_idx: int | None) -> tuple[Labels, str]:
 
 def identity_of(
     options: dict[str, Any], settings: Settings, networks: tuple[str, str | None], labels: str,
-    device: torch.device,
+    device: torch.device, compiled: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Collect everything that an image depends on, except its seed and the batch size."""
     net, gnet = networks
@@ -212,7 +267,7 @@ def identity_of(
         "labels": labels,
         "class": options["class_idx"],
         "noise": "cpu" if options["noise"] == "cpu" else device.type,
-        "precision": _precision(options, device),
+        "precision": _precision(options, device, compiled),
         "vae": options["vae"] and _vae(options["vae"]),
         "format": options["kind"],
         "subdirs": options["subdirs"],
@@ -229,15 +284,17 @@ def _vae(name: str) -> str:
 
 
 def load_networks(
-    options: dict[str, Any], net: str, gnet: str | None, device: torch.device
-) -> tuple[Model, Model | None]:
+    options: dict[str, Any], net: str, gnet: str | None, device: torch.device,
+    compiled: bool = False,
+) -> tuple[Model, Model | None]:  # fmt: skip
     """Load the network and its guide, if any, with kernels that round the same in every run."""
     if device.type == "cpu":
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on the thread count
     torch.backends.cudnn.deterministic = True
-    common = {name: options[name] for name in ("precision", "offline", "compiled")}
+    common: dict[str, Any] = {name: options[name] for name in ("precision", "offline")}
+    common["compiled"] = compiled
     vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
     model = load_model(net, device, **vae, **common)
     if gnet is None:
@@ -264,11 +321,9 @@ def _describe(model: Any) -> dict[str, str]:
     return {"name": model.name, "sha256": model.sha256, "licence": model.licence}
 
 
-def _precision(options: dict[str, Any], device: torch.device) -> str:
+def _precision(options: dict[str, Any], device: torch.device, compiled: bool) -> str:
     """Describe precision and device; defaults are omitted."""
-    text = f"{options['precision']} on {device.type}"
-    if options["compiled"]:
-        text += ", compiled"
+    text = f"{options['precision']} on {device.type}{COMPILED if compiled else ''}"
     if options["vae_precision"] not in (("auto",) if device.type == "cuda" else ("auto", "fp32")):
         text += f", VAE in {options['vae_precision']}"
     if options["vae_batch"] is not None:

@@ -15,6 +15,7 @@ from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.io.atomic import check_target, write_file
 from erk.method.corrections import Card
+from erk.models.compiling import compilation_key, keep_seconds
 from erk.runtime.distributed import World, gather, join
 from erk.runtime.progress import image_bar
 from erk.runtime.shards import shard_of
@@ -29,7 +30,7 @@ def run(**options: Any) -> None:
     Options and folder are checked before weights are read, and everything else before anything is
     written. Raises ValueError, OSError, MemoryError or NonFiniteError with one sentence.
     """
-    plan, shard = plan_job(options), shard_of(options["shard"])
+    plan, shard = plan_job(options, Path(options["outdir"])), shard_of(options["shard"])
     if shard is not None:
         click.echo(f"shard {shard[0]} of {shard[1]}: one seed in {shard[1]}", err=True)
     folder = RunFolder.open(
@@ -55,6 +56,8 @@ def run(**options: Any) -> None:
         with folder:
             _sample(folder, job, world, options["trace"], timer)
         if world.rank == 0:
+            if plan.compiled and sampled:
+                keep_seconds(compilation_key(job.model.sha256, job.batch, plan.device))
             _report(folder, options, sampled)
             if options["profile"]:
                 click.echo(timer.table())

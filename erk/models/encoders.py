@@ -7,6 +7,8 @@ from torch import Tensor
 
 from erk.io.download import cache_dir
 from erk.models.arguments import Number, PerChannel, Positive, PositivePerChannel, Size
+from erk.models.compiling import compile_function
+from erk.models.vae import Decoder, pixels_of
 from erk.runtime.precision import RELEASED, tf32_only
 
 
@@ -126,11 +128,13 @@ class VAEEncoder:
     ----------
     dtype : of the decoder's computations; scaling is always float32.
     tf32 : operations of the decoder that may use TF32 on CUDA (`erk.runtime.precision`).
+    compiled : whether the decoder is compiled, at its first call.
     """
 
     channels: tuple[int, ...] = (4,)
     dtype = torch.float32
     tf32: tuple[str, ...] = RELEASED
+    compiled = False
 
     def __init__(
         self,
@@ -150,7 +154,8 @@ class VAEEncoder:
         self.offline = offline
         self.scale = new_std / std
         self.bias = new_mean - mean * self.scale
-        self.vae: Any = None
+        self.vae: Any = None  # latents -> image, see `erk.models.vae`
+        self._pixels_of = pixels_of
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -164,34 +169,42 @@ class VAEEncoder:
         raw = (x - self.bias.to(x.device)) / self.scale.to(x.device)
         padding = -len(x) % self.batch_size if len(x) > self.batch_size else 0
         padded = torch.cat([raw, raw[-1:].expand(padding, -1, -1, -1)])
-        parts = padded.to(self.dtype).split(self.batch_size)
+        images, largest = [], []
         with tf32_only(self.tf32):
-            decoded = [vae.decode(part).sample.to(torch.float32) for part in parts]
-        images = check_finite(torch.cat(decoded)[: len(x)], f"the VAE '{self.vae_name}'")
-        return (images.clamp(0, 1) * 255).to(torch.uint8)
+            for part in padded.to(self.dtype).split(self.batch_size):
+                pixels, peaks = self._pixels_of(vae, part)
+                images.append(pixels.clone())  # the next call of a CUDA graph overwrites its result
+                largest.append(peaks.clone())
+        check_finite(torch.cat(largest)[: len(x)], f"the VAE '{self.vae_name}'")
+        return torch.cat(images)[: len(x)]
 
     def _load(self, device: torch.device) -> Any:
         if self.vae is None:
-            from diffusers import AutoencoderKL
-
-            try:
-                self.vae = AutoencoderKL.from_pretrained(
-                    self.vae_name,
-                    cache_dir=cache_dir() / "huggingface",
-                    local_files_only=self.offline,
-                    torch_dtype=self.dtype,
-                    use_safetensors=True,  # never load pickles
-                    low_cpu_mem_usage=False,  # else a warning if accelerate is missing
-                )
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = str(error).strip().partition("\n")[0].rstrip(". ")
-                raise OSError(
-                    f"the VAE '{self.vae_name}' could not be loaded ({reason}); connect to the "
-                    "network once to cache it, or set --vae to a folder that contains it."
-                ) from error
-            self.vae.eval().requires_grad_(False)
-            if (
-                device.type == "cpu" and self.dtype != torch.float32
-            ):  # lower precision rounds worse otherwise
-                self.vae.to(memory_format=torch.channels_last)
+            vae = self._read().eval().requires_grad_(False)
+            if self.compiled:
+                self._pixels_of = compile_function(pixels_of, device)
+            if self.compiled or (device.type == "cpu" and self.dtype != torch.float32):
+                vae.to(memory_format=torch.channels_last)  # lower precision rounds worse otherwise
+            self.vae = vae
         return self.vae.to(device)
+
+    def _read(self) -> Decoder:
+        """Read the VAE's files, downloading them first if needed. Raises OSError or ValueError."""
+        from diffusers import AutoencoderKL
+
+        try:
+            vae = AutoencoderKL.from_pretrained(
+                self.vae_name,
+                cache_dir=cache_dir() / "huggingface",
+                local_files_only=self.offline,
+                torch_dtype=self.dtype,
+                use_safetensors=True,  # never load pickles
+                low_cpu_mem_usage=False,  # else a warning if accelerate is missing
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(". ")
+            raise OSError(
+                f"the VAE '{self.vae_name}' could not be loaded ({reason}); connect to the "
+                "network once to cache it, or set --vae to a folder that contains it."
+            ) from error
+        return Decoder(vae)

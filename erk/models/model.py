@@ -161,7 +161,8 @@ def load_model(
     vae_precision : of the latent decoder, TF32 included; "auto" is float32 as published, with TF32
         in convolutions on CUDA.
     vae_batch : latents that are decoded at a time; default 8.
-    compiled : compile the network at its first call, and again for each new input shape.
+    compiled : compile the network and its VAE at their first calls, and again for each new shape
+        of the input; `erk generate --compile auto` does so where a run is long enough.
 
     Returns
     -------
@@ -188,6 +189,7 @@ def load_model(
         encoder.vae_name = vae or encoder.vae_name
         encoder.batch_size = vae_batch or encoder.batch_size
         encoder.dtype = PRECISIONS[vae_precision] or torch.float32
+        encoder.compiled = compiled
         encoder.tf32 = {"auto": RELEASED, "tf32": ALL}.get(vae_precision, NONE)
     model = Model(network, encoder, device)
     model.name = shown(address) if "://" in address else path.name

@@ -57,9 +57,10 @@ def fitting(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    if torch.cuda.is_available():  # outside `except`: the error no longer holds its tensors
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # compiled graphs keep the memory of their shapes
+    # outside `except`: the error no longer holds its tensors
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # compiled graphs keep the memory of their shapes, 8 of them at most
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 

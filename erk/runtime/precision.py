@@ -30,12 +30,13 @@ def tf32_only(operations: tuple[str, ...]) -> Iterator[None]:
     """Allow TF32 in these operations only (a subset of `ALL`), inside the block."""
     switches = _switches()
     before = [getattr(owner, name) for _, owner, name, *_ in switches]
-    for operation, owner, name, off, on in switches:
-        setattr(owner, name, on if operation in operations else off)
+    allow_tf32(operations)
     try:
         yield
     finally:
-        for (_, owner, name, *_), value in zip(switches, before, strict=True):
+        values = [*zip(switches, before, strict=True)]
+        allow_tf32(tuple(operation for (operation, *_, on), value in values if value == on))
+        for (_, owner, name, *_), value in values:
             setattr(owner, name, value)
 
 

@@ -55,7 +55,9 @@ class States(NamedTuple):
 
 def run(config: Estimator, request: Request) -> list[Path]:
     """Compare the estimates with their references, write Figure 3 or 7 and return the paths."""
-    options = options_of_row(config, config.rows[0], request) | {"precision": "fp32"}
+    options = options_of_row(config, config.rows[0], request) | {
+        "precision": "fp32", "compile": "never"  # compiled networks have no JVP
+    }  # fmt: skip
     iterations = config.options.iterations
     method = (
         f"Every state with a pair of {options['preset']}, {options['steps']} Heun steps, seeds "

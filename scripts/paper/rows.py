@@ -248,11 +248,12 @@ class _Networks:
 
     def job(self, one: Planned) -> Job:
         plan = plan_job(one.options)
-        if self.names == (plan.net, plan.gnet):
+        names = plan.net, plan.gnet, plan.compiled
+        if self.names == names:
             self.last = plan.with_networks(self.last.model, self.last.guide)
         else:
             self.last = plan.load()
-        self.names = plan.net, plan.gnet
+        self.names = names
         return self.last
 
 

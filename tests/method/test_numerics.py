@@ -1,7 +1,7 @@
 """Non-finite numbers stop a run with one sentence; images agree between precisions."""
 
+import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,21 +90,25 @@ def test_weights_that_give_no_numbers(gain, message, tmp_path, monkeypatch):
 
 
 class NaNForSecond:
-    """A VAE whose second image of a batch is NaN in one pixel."""
+    """A VAE whose second image of a batch has this value in one pixel."""
 
-    def decode(self, latents):
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, latents):
         images = latents[:, :3].repeat(1, 1, 8, 8)
-        images[1:2, 0, 0, 0] = float("inf")
-        return SimpleNamespace(sample=images)
+        images[1:2, 0, 0, 0] = self.value
+        return images
 
     def to(self, device):
         return self
 
 
-def test_a_decoder_that_gives_nan_names_the_seed():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_decoder_that_gives_nan_names_the_seed(value):
     """Casting to uint8 would make a colour of it that nobody notices."""
     encoder = VAEEncoder("a/vae")
-    encoder.vae = NaNForSecond()
+    encoder.vae = NaNForSecond(value)
     with pytest.raises(DecodeError, match="VAE 'a/vae' returned NaN or infinity for sample 1 of"):
         encoder.decode(torch.zeros(3, 4, 2, 2))
     model = load_model("digits")

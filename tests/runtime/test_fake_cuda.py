@@ -28,6 +28,7 @@ from erk.models import adapters, encoders
 from erk.models.edm import EDMPrecond
 from erk.models.edm2 import Precond
 from erk.models.encoders import DigitsEncoder, PixelEncoder, PixelUnshuffleEncoder, VAEEncoder
+from erk.models.vae import Decoder
 from metrics.extractors import dinov2, inception, vgg16
 from metrics.extractors.resize import bicubic, bicubic_fixed_point, bicubic_pil, bilinear_tf1
 from metrics.statistics import Moments
@@ -194,7 +195,7 @@ def test_vae(cuda, dtype, monkeypatch):
     monkeypatch.setattr(encoders, "check_finite", lambda x, *_: x)
     encoder = VAEEncoder(batch_size=2)
     encoder.dtype = dtype
-    vae = on_cuda(lambda: AutoencoderKL(**VAE).to(dtype))
+    vae = on_cuda(lambda: Decoder(AutoencoderKL(**VAE)).to(dtype))
     monkeypatch.setattr(encoder, "_load", lambda device: vae)
     with Guard(strict=False):  # scale and bias are uploaded, once per batch
         decoded = encoder.decode(empty(3, 4, 8, 8))

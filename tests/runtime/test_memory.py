@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
 
-from erk.runtime.memory import is_out_of_memory
+from erk.runtime.memory import fitting, halved, is_out_of_memory
 
 FAULTS = """
 import resource, threading, torch
@@ -47,3 +49,23 @@ def test_signs_of_a_full_gpu(message):
     assert is_out_of_memory(RuntimeError(message))
     assert not is_out_of_memory(ValueError(message))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
+
+
+def test_compiled_networks_forget_the_shapes_that_did_not_fit():
+    """Else PyTorch, which keeps 8 shapes of a function, refuses the next one."""
+    counter = CompileCounter()  # a backend that counts graphs and does not optimize them
+    network = torch.nn.Linear(1, 1)
+    network.compile(fullgraph=True, dynamic=False, backend=counter)
+
+    def work(batch):
+        result = network(torch.ones(batch, 1))
+        if batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    batch = 1024
+    while (result := fitting(work, batch)) is None:
+        batch = halved(batch, "sampling")
+    assert len(result) == 1 and counter.frame_count == 11
+    with pytest.raises(MemoryError, match="sampling does not fit into memory even with a batch of"):
+        halved(batch, "sampling")
