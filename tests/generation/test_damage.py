@@ -96,6 +96,25 @@ def test_a_changed_bit_beside_the_images(kind, damage, undisturbed):
     assert "nothing to do (sha256 verified)" in again(kind, "--verify").stdout
 
 
+HEADERS = {"array": b"NUMPY", "directory": b"PK\1\2", "end": b"PK\5\6"}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_changed_bit_in_the_headers_of_an_npz(header, damage, undisturbed):
+    """J9: without it no row is read: the seeds are named, sampled again and give the same bytes."""
+
+    def changed(content):
+        at = (content.index if header == "array" else content.rindex)(HEADERS[header])
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    damage("npz", "images.npz", changed)
+    done = again("npz", "--verify")
+    assert "the images of some seeds are missing or damaged (" in done.stderr
+    assert "they are sampled again" in done.stderr
+    check_run(Path("out"), undisturbed / "npz")
+    assert "nothing to do (sha256 verified)" in again("npz", "--verify").stdout
+
+
 def test_a_changed_bit_in_an_image(damage, undisturbed):
     damage("png", "000003.png", flipped)
     assert "nothing to do (sizes compared; --verify reads them)" in again("png").stdout
