@@ -5,8 +5,10 @@ results/index.html, the page of all of them. On the scales digits (the default),
 mnist small networks represent the paper's, on the CPU, in minutes.
 """
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ RUN: dict[type, Any] = {
 }
 """The other kinds -> their computation by one process."""
 ALL = "all"
+OFTEN = 10  # seconds between two versions of a page while its rows are measured
 MAX_PROCESSES = 8  # that "auto" starts on a CPU: a row has no more batches
 WITH_ROWS = (*WRITE, Grid, TextToImage)  # rows can be chosen
 WITHOUT_FILES = (Toy, SettingsTable)
@@ -207,15 +210,18 @@ def process_count(text: str, experiments: Sequence[Experiment]) -> int:
 
 
 def _describe(experiments: Sequence[Experiment]) -> None:
-    """Print what would be computed, and in all if that is more than one experiment."""
+    """Print what would be computed: the rows of one experiment, the costs of several."""
+    if len(experiments) == 1:
+        (one,) = experiments
+        run = RUN.get(type(one.config), lambda *_: click.echo(describe(*one)))
+        run(*one)
+        return
     shared = [one for one in experiments if isinstance(one.config, tuple(WRITE))]
-    for one in experiments:
-        if one not in shared:
-            RUN[type(one.config)](*one)
-        elif len(shared) == 1:
-            click.echo(describe(*one))
-    if len(shared) > 1:
+    if shared:
         click.echo(costs_of(shared))
+    others = [page_name(*one) for one in experiments if one not in shared]
+    if others:
+        click.echo(f"Then, one after the other by one process, in minutes: {', '.join(others)}.")
 
 
 def _compute(
@@ -236,18 +242,25 @@ def _compute(
 def _measure(
     experiments: Sequence[Experiment], hours: float | None, are_several: bool
 ) -> list[Path]:
-    """Measure the missing rows and write their pages after each of them."""
+    """Measure the missing rows and write their pages, now and then and in the end."""
     rows = Rows(experiments)
     budget = None
     if are_several or hours is not None:
         budget = Budget(hours, int(os.environ.get("WORLD_SIZE", "1")))
 
+    written = dict.fromkeys(range(len(experiments)), -math.inf)
+
     def write(index: int) -> list[Path]:
         config, request = experiments[index]
         paths: list[Path] = WRITE[type(config)](config, request, rows.finished(index))
+        written[index] = time.monotonic()
         return paths
 
-    if not rows.measure(budget, write):
+    def update(index: int) -> None:
+        if time.monotonic() - written[index] > OFTEN:
+            write(index)
+
+    if not rows.measure(budget, update):
         shard = experiments[0].request.shard
         if shard is not None and os.environ.get("RANK", "0") == "0":
             click.echo(f"the features of shard {shard[0]} of {shard[1]} are computed; run without "

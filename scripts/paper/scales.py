@@ -127,10 +127,11 @@ def differs_as_printed(config: AnyConfig, request: Request) -> bool:
     return both[0] != both[1]
 
 
-def left_out(config: Config, request: Request) -> list[str]:
-    """Return the names of the rows of a config that no network of the scale represents."""
-    names = {row.name for row in at_scale(config, request).rows}
-    return [row.name for row in config.rows if row.name not in names]
+@functools.cache
+def left_out(name: str, scale: str) -> list[str]:
+    """Return the names of the rows of an experiment that no network of a scale represents."""
+    return [row.name for row in load_config(name).rows
+            if row.settings.get("preset") not in scales()[scale].networks]  # fmt: skip
 
 
 def options_of(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from scripts.paper.config import (
     Row,
     Sampled,
     has_scales,
-    load_config,
     page_name,
 )
 from scripts.paper.distance import SEEDS
@@ -346,7 +345,7 @@ def _of_scale(config: Measured, request: Request) -> list[str]:
     if any(row.settings.get("erk") == "auto" for row in config.rows):
         notes.append("Rows named auto: the same sampler with erk=\"auto\", which has no weight to "
                      "choose and is not in the paper.")  # fmt: skip
-    missing = left_out(load_config(config.name), request)
+    missing = left_out(config.name, request.scale)
     if missing:
         notes.append(f"Left out, since no network here represents theirs: {'; '.join(missing)}.")
     return notes
