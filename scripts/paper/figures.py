@@ -46,8 +46,9 @@ Row = Mapping[str, Any]
 def write_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> list[Path]:
     """Draw all rows that are finished, write Figure 4 or 6 and return the paths."""
     page = page_of_sweep(config, request, finished)
-    image = SWEEPS[config.options.show].draw(_measured(page), config.options.metrics)
-    return write_page(request.results, page, {page.files[0]: image})
+    draw, metrics = SWEEPS[config.options.show].draw, config.options.metrics
+    return write_page(request.results, page,
+                      {file: draw(_measured(page), metrics) for file in page.files})  # fmt: skip
 
 
 def page_of_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> Page:
@@ -56,7 +57,7 @@ def page_of_sweep(config: Sweep, request: Request, finished: Sequence[Finished])
     group, metric = SWEEPS[config.options.show].group, config.options.metrics[0]
     page.notes = [*least(_measured(page), group, metric), *page.notes,
                   f"The paper: {config.paper}"]  # fmt: skip
-    page.files = [f"{page.name}.png"]
+    page.files = [f"{page.name}.png"] if _measured(page) else []
     return page
 
 

@@ -57,7 +57,8 @@ def test_costs_count_equal_rows_once():
 
 
 def test_a_budget_of_nothing_leaves_all_rows(run, tmp_path):
-    output = run("table2", "table8", "--num", "8", "--budget", "0")
-    assert "22 rows are left" in output and "table8: Autoguidance" in output
+    output = run("table2", "table8", "figure6", "--num", "8", "--budget", "0")
+    assert "38 rows are left" in output and "table8: Autoguidance" in output
     text = (tmp_path / "results" / "table2.md").read_text("utf-8")
     assert "NOT MEASURED YET: 18 of 18 rows" in text
+    assert not (tmp_path / "results" / "figure6.png").exists()

@@ -184,6 +184,28 @@ def test_two_sliders_choose_one_sheet(results, visit):
     assert page.locator("#figure9 output").all_inner_texts() == ["2", "0.3"]
 
 
+def test_a_switch_shows_one_network_at_a_time(results, visit, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    content = json.loads((folder / "table2.json").read_text("utf-8"))
+    content |= {"name": "table2-mnist", "scale": "mnist", "title": "Table 2 on MNIST: it"}
+    (folder / "table2-mnist.json").write_text(json.dumps(content))
+    write_index(folder)
+    page = visit(folder)
+
+    def shown():
+        return [one.get_attribute("id") for one in page.locator("section").all()
+                if one.is_visible()]  # fmt: skip
+
+    assert page.locator(".networks button").all_inner_texts() == ["digits", "MNIST"]
+    assert shown() == ["table2", "table5", "figure8", "figure9"]
+    page.get_by_role("button", name="MNIST").click()
+    assert shown() == ["table2-mnist", "table5"]
+    assert page.locator("nav a:visible").all_inner_texts() == ["Table 2", "Table 5"]
+    page.evaluate("location.hash = 'figure8'")  # a link to a page of the other network
+    page.wait_for_function("document.querySelector('#figure8').checkVisibility()")
+    assert shown() == ["table2", "table5", "figure8", "figure9"]
+
+
 @pytest.mark.parametrize("width", [360, 768, 1600])
 def test_no_width_scrolls_sideways(results, visit, width):
     page = visit(results, viewport={"width": width, "height": 800})
