@@ -238,11 +238,16 @@ class UNetBlock(nn.Module):
         h = self.conv0(silu(self.norm0(x)))
         affine = self.affine(emb)[:, :, None, None].to(x.dtype)
         h = self.conv1(silu(self.conditioned(h, affine)))
-        x = (h + self.skip(x)) * self.skip_scale
+        x = self.summed(h, self.skip(x))
         if self.num_heads:
             y = self.proj(attend(self.qkv(self.norm2(x)), self.num_heads))
-            x = (y + x) * self.skip_scale
+            x = self.summed(y, x)
         return x
+
+    def summed(self, h: Tensor, x: Tensor) -> Tensor:
+        """Add x to the output h of a convolution, in place, and scale the sum."""
+        h.add_(x)
+        return h if self.skip_scale == 1 else h.mul_(self.skip_scale)
 
     def conditioned(self, h: Tensor, affine: Tensor) -> Tensor:
         """Normalize h by norm1 and condition it on the noise level."""

@@ -25,6 +25,7 @@ from torch.nn.functional import (
     dropout,
     interpolate,
     linear,
+    pad,
     scaled_dot_product_attention,
     silu,
 )
@@ -41,9 +42,10 @@ from erk.models.arguments import (
     Size,
     check_levels,
 )
-from erk.models.layout import in_fast_layout
+from erk.models.layout import empty_in_layout_of, in_fast_layout
 
 CHANNELS_LAST = ("cpu", "cuda")  # faster there, or as fast (docs/performance.md)
+ALIGNMENT = 8  # channels; other numbers may miss the tensor cores of a GPU
 
 
 def normalize(x: Tensor, dim: list[int], eps: float = 1e-4) -> Tensor:
@@ -77,11 +79,15 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Channel concatenation with a given balance that keeps unit magnitude (Eq. 103)."""
     na, nb = a.shape[1], b.shape[1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
-    both = torch.cat([a, b], 1)
-    if na != nb or t != 0.5:  # else both weights are 1
-        both[:, :na] *= scale / math.sqrt(na) * (1 - t)
-        both[:, na:] *= scale / math.sqrt(nb) * t
-    return both
+    of_a, of_b = scale / math.sqrt(na) * (1 - t), scale / math.sqrt(nb) * t
+    if na == nb and t == 0.5:  # both weights are 1
+        return torch.cat([a, b], 1)
+    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        both = empty_in_layout_of(a, na + nb)  # each half is read and written once
+        torch.mul(a, of_a, out=both[:, :na])
+        torch.mul(b, of_b, out=both[:, na:])
+        return both
+    return torch.cat([a * of_a, b * of_b], 1)
 
 
 def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
@@ -96,6 +102,11 @@ def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:
     if mode == "down":
         return conv2d(x, weight, groups=channels, stride=2, padding=pad)
     return conv_transpose2d(x, weight * 4, groups=channels, stride=2, padding=pad)
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """Pad the channels of a weight [out, in, k, k] with zeros to multiples of ALIGNMENT."""
+    return pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % ALIGNMENT, 0, -len(weight) % ALIGNMENT))
 
 
 class MPConv(nn.Module):
@@ -133,9 +144,11 @@ class MPConv(nn.Module):
     def fold(self, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         """Compute the applied weight once; `forward` then ignores `gain`."""
         weight = self.effective_weight(gain).to(dtype)
-        is_pointwise = weight.ndim == 4 and weight[0, 0].numel() == 1
-        if is_pointwise and weight.device.type in CHANNELS_LAST:  # a matrix product
-            weight = weight.flatten(1)
+        device = weight.device.type
+        if weight.ndim == 4 and weight[0, 0].numel() == 1 and device in CHANNELS_LAST:
+            weight = weight.flatten(1)  # a matrix product
+        elif weight.ndim == 4 and device == "cuda" and dtype != torch.float32:
+            weight = aligned(weight)
         self.folded = in_fast_layout(weight, CHANNELS_LAST)
 
     @torch.no_grad()
@@ -147,7 +160,10 @@ class MPConv(nn.Module):
         weight = self.effective_weight(gain) if self.folded is None else self.folded
         weight = weight.to(x.dtype)
         if weight.ndim == 4:
-            return conv2d(x, weight, padding=weight.shape[-1] // 2)
+            if weight.shape[1] > x.shape[1]:  # see `aligned`
+                x = pad(x, (0, 0, 0, 0, 0, weight.shape[1] - x.shape[1]))
+            y = conv2d(x, weight, padding=weight.shape[-1] // 2)
+            return y if y.shape[1] == len(self.weight) else y[:, : len(self.weight)]
         if x.ndim == 4:
             return linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
         return linear(x, weight)

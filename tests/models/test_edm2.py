@@ -17,7 +17,17 @@ from golden_data import (
 )
 
 from erk.io import pickles
-from erk.models.edm2 import Block, MPConv, MPFourier, Precond, mp_cat, mp_sum, normalize, resample
+from erk.models.edm2 import (
+    Block,
+    MPConv,
+    MPFourier,
+    Precond,
+    aligned,
+    mp_cat,
+    mp_sum,
+    normalize,
+    resample,
+)
 
 NETS = ["edm2_cond", "edm2_uncond", "edm2_auto", "edm2_pixel"]
 ARCHITECTURES = sorted(path.stem for path in (GOLDEN / "shapes").glob("edm2-*.json"))
@@ -117,6 +127,33 @@ def test_primitives_preserve_magnitude():
     assert torch.allclose(weight.flatten(1).norm(dim=1), torch.ones(8), atol=1e-3)
     features = MPFourier(4096)(torch.tensor([0.3, -2.0]))
     assert features.square().mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "t"), [((4, 6), 0.5), ((4, 4), 0.3), ((4, 4), 0.5)])
+def test_concatenation_without_gradients_has_the_same_bytes(dtype, layout, channels, t):
+    """It writes both halves into one tensor, of the same memory layout."""
+    a, b = (torch.randn(2, c, 3, 3).to(dtype, memory_format=layout) for c in channels)
+    expected = mp_cat(a, b, t)
+    with torch.inference_mode():
+        both = mp_cat(a, b, t)
+    assert torch.equal(both, expected) and both.stride() == expected.stride()
+
+
+def test_aligned_convolutions_are_the_same_network():
+    """On CUDA in half precision 5 and 4 channels become 8; the network with them, on the CPU."""
+    torch.manual_seed(0)
+    network = Precond(8, 4, 0, model_channels=16, channel_mult=[1, 2], num_blocks=1,
+                      attn_resolutions=[], channels_per_head=16).requires_grad_(False)  # fmt: skip
+    network.unet.out_gain.fill_(1.0)
+    network.fold()
+    x = torch.randn(2, 4, 8, 8)
+    expected = network(x, torch.tensor(1.0))
+    for layer, shape in ((network.unet.enc["8x8_conv"], (16, 8)), (network.unet.out_conv, (8, 16))):
+        layer.folded = aligned(layer.folded).contiguous(memory_format=torch.channels_last)
+        assert layer.folded.shape[:2] == shape
+    assert torch.allclose(network(x, torch.tensor(1.0)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["down", "up"])
