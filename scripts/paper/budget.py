@@ -11,7 +11,7 @@ from scripts.paper.config import Experiment, chosen_rows, images_of, page_name
 from scripts.paper.plan import cost_of, options_of_row, span, speeds
 from scripts.paper.rows import Planned
 
-MEASURING = 2.0  # seconds that a row takes beside sampling
+MEASURING = 4.0  # seconds that a row takes beside sampling
 
 
 class Budget:
