@@ -14,9 +14,6 @@ import io
 import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,10 +26,12 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import save_file
 from metrics.report import number, to_json, to_markdown
 from scripts.bench.paired import RESULTS, ROOT, check_device
+from scripts.bench.pieces import DONE, run_piece
 
 STATE, SUMMARY, ARCHIVE = "pieces.json", "README.md", "records.tar"
-LAST_LINES = 5  # of a piece's output, kept with its state
-DONE = "done"
+SHARED = ("diffusers", "erk.commands.evaluate", "erk.commands.generate", "scripts.bench.networks",
+          "erk.commands.make_reference", "torch_fidelity", "torch_fidelity.metric_prc")  # fmt: skip
+"""Modules of several pieces, imported once on a CPU; some ask for a GPU, then nothing may fork."""
 
 Rows = Sequence[dict[str, Any]]
 
@@ -105,44 +104,18 @@ def gpu_tests() -> list[str]:
 
 
 def command_of(name: str, tiny: bool, device: str, peer: Path | None, out: Path) -> list[str]:
-    """Return the command of a piece; its records go to the folder out/NAME."""
+    """Return a piece as words after `python -m`; its records go to the folder out/NAME."""
     piece = PIECES[name]
     words = shlex.split(piece.tiny if tiny else piece.options)
     at = words.index("PEER") if "PEER" in words else None
     if at is not None:
         words[at : at + 1] = [] if peer is None else ["--peer", str(peer)]
     if piece.module == "pytest":
-        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, *gpu_tests()]
+        return ["pytest", "-p", "no:cacheprovider", *words, *gpu_tests()]
     if piece.module == "doctor":
-        return [sys.executable, "-m", "erk", "doctor"]
+        return ["erk", "doctor"]
     trial = ["--rounds", "1", "--device", device] if tiny else []
-    return [sys.executable, "-m", f"scripts.bench.{piece.module}", *words, *trial,
-            "--out", str(out / name)]  # fmt: skip
-
-
-def run_piece(name: str, command: Sequence[str], limit: float) -> dict[str, Any]:
-    """Run a piece, ended with all its processes after `limit` seconds, and return its state."""
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=ROOT, text=True, errors="replace", start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=limit)
-        state = DONE if process.returncode == 0 else f"failed with status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        state = f"ended after {limit:.0f} s"
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return {
-        "state": state,
-        "seconds": time.monotonic() - start,
-        "command": " ".join(["python", *command[1:]]),
-        "output": output.splitlines()[-LAST_LINES:],
-    }
+    return [f"scripts.bench.{piece.module}", *words, *trial, "--out", str(out / name)]
 
 
 def read_rows(out: Path, name: str) -> Rows:
@@ -211,7 +184,7 @@ def main(
             click.echo(f"{name}: left for --resume ({PIECES[name].limit} s are not left)")
             continue
         command = command_of(name, tiny, device, peer, out)
-        states[name] = run_piece(name, command, PIECES[name].limit)
+        states[name] = run_piece(command, PIECES[name].limit, SHARED if device == "cpu" else ())
         click.echo(f"{name}: {states[name]['state']}, {states[name]['seconds']:.0f} s")
         save_file(path, to_json(states))
         save_file(out / SUMMARY, summary_of(out, states, device))

@@ -118,7 +118,7 @@ def rows_of(images: int, seeds: int, zipped: int) -> Iterator[Row]:
         for n in (seeds // 10, seeds):
             with tempfile.TemporaryDirectory() as folder:
                 interrupted(Path(folder), kind, n)
-                row = in_subprocess("load", "--resume", folder, kind, n)
+                row = in_subprocess("spawn", resume, Path(folder), kind, n)
                 yield {"what": RESUMED.format(kind), "n": n} | row
 
 
@@ -126,15 +126,9 @@ def rows_of(images: int, seeds: int, zipped: int) -> Iterator[Row]:
     click.option("--images", default=50_000, help="Images of the job of two processes."),
     click.option("--seeds", default=1_000_000, help="Seeds of the resumed runs."),
     click.option("--zip", "zipped", default=100_000, help="Images of the zip."),
-    click.option("--resume", "resumed", nargs=3, type=(Path, str, int), hidden=True),
 )
-def main(
-    setup: Setup, images: int, seeds: int, zipped: int, resumed: tuple[Path, str, int] | None
-) -> list[Row]:
+def main(setup: Setup, images: int, seeds: int, zipped: int) -> list[Row]:
     """Time how large jobs start and are evaluated, and measure their memory."""
-    if resumed is not None:
-        click.echo(json.dumps(resume(*resumed)))
-        raise SystemExit  # this process reports to its parent alone
     rows: list[Row] = []
     for row in rows_of(images, seeds, zipped):
         click.echo(json.dumps(row), err=True)  # in case a later row fails

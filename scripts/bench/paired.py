@@ -3,15 +3,15 @@
 import contextlib
 import inspect
 import io
-import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from operator import truediv
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,10 +176,10 @@ def resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBI
 
 
-def in_subprocess(module: str, *words: object) -> Any:
-    """Run a benchmark's module in a new process and return the JSON value that it prints."""
-    command = [sys.executable, "-m", f"scripts.bench.{module}", *map(str, words)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+def in_subprocess(start: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of a module in a new process, by "fork" or "spawn", and return its value."""
+    with ProcessPoolExecutor(1, get_context(start)) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def record(

@@ -33,8 +33,8 @@ class Variant(NamedTuple):
     batch: int
 
 
-def comparisons() -> list[tuple[Variant, Variant]]:
-    """Return pairs: a variant, and the one that it is compared with."""
+def comparisons(n: int) -> list[tuple[Variant, Variant]]:
+    """Return pairs: a variant, and what it is compared with; n images fill each batch."""
     reference = Variant("cpu", "fp32", BATCH)
     others = [Variant("cpu", precision, BATCH) for precision in ("bf16", "fp16")]
     if torch.cuda.is_available():
@@ -42,7 +42,7 @@ def comparisons() -> list[tuple[Variant, Variant]]:
         others += [Variant("cuda", precision, BATCH) for precision in precisions]
     pairs = [(other, reference) for other in others]
     for same in (reference, *others):
-        pairs += [(same._replace(batch=batch), same) for batch in (1, 8, 256)]
+        pairs += [(same._replace(batch=batch), same) for batch in (1, 8, 256) if batch <= n]
     return pairs
 
 
@@ -70,7 +70,7 @@ def main(setup: Setup, images: int) -> list[Row]:
     rows: list[Row] = []
     for name, settings in SAMPLERS.items():
         sampled = functools.cache(functools.partial(sample, settings=settings, n=images))
-        for variant, other in comparisons():
+        for variant, other in comparisons(images):
             row = {"sampler": name, **variant._asdict(), "against": " ".join(map(str, other))}
             rows.append(row | {"n": images} | difference(sampled(variant), sampled(other)))
     return rows

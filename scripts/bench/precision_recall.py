@@ -5,7 +5,6 @@
 """
 
 import functools
-import json
 from collections.abc import Callable
 
 import click
@@ -23,6 +22,7 @@ from scripts.bench.paired import (
     in_turns,
     resident_peak,
     summary,
+    use_threads,
 )
 
 LATENT = 64  # dimensions in which the features vary
@@ -54,8 +54,9 @@ def peak(device: str) -> float:
     return torch.cuda.max_memory_allocated() / MEBI if device == "cuda" else resident_peak()
 
 
-def extra_memory(code: str, n: int, dim: int, device: str) -> float:
+def extra_memory(code: str, n: int, dim: int, device: str, threads: int) -> float:
     """Return the peak memory of one call above that of the process with the features, in MiB."""
+    use_threads(threads)
     real, generated = features(n, dim, device)
     CODES[code](real=real[:64], generated=generated[:64])  # warm-up
     before = peak(device)
@@ -66,11 +67,10 @@ def extra_memory(code: str, n: int, dim: int, device: str) -> float:
 def compare(setup: Setup, n: int, dim: int) -> list[Row]:
     """Return one row per code, and one of ours with twice as many samples for its memory."""
     # Memory first, in new processes: a child's peak starts at the memory of its parent.
-    options = ("--dim", dim, "--threads", setup.threads, "--device", setup.device)
+    start = "fork" if setup.device == "cpu" else "spawn"  # a GPU is not shared by fork
+    same = dim, setup.device, setup.threads
     memory = {
-        (name, count): in_subprocess(
-            "precision_recall", "--memory-of", name, "--n", count, *options
-        )
+        (name, count): in_subprocess(start, extra_memory, name, count, *same)
         for name, count in [*((name, n) for name in CODES), ("ours", 2 * n)]
     }
     real, generated = features(n, dim, setup.device)
@@ -94,15 +94,11 @@ def compare(setup: Setup, n: int, dim: int) -> list[Row]:
 @bench(
     click.option("--n", default=8000, help="Samples of each set."),
     click.option("--dim", default=4096, help="Dimensions of the features."),
-    click.option("--memory-of", hidden=True, type=click.Choice(list(CODES))),
     packages=["torch-fidelity"],
 )
-def main(setup: Setup, n: int, dim: int, memory_of: str | None) -> list[Row]:
+def main(setup: Setup, n: int, dim: int) -> list[Row]:
     """Time precision and recall, and measure their memory beyond the features."""
-    if memory_of is None:
-        return compare(setup, n, dim)
-    click.echo(json.dumps(extra_memory(memory_of, n, dim, setup.device)))
-    raise SystemExit  # this process reports to its parent alone
+    return compare(setup, n, dim)
 
 
 if __name__ == "__main__":

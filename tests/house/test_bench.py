@@ -3,9 +3,9 @@
 import importlib
 import json
 import os
-import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from scripts.bench import checkouts, gpu
 from scripts.bench.paired import ROOT, in_turns, summary
+from scripts.bench.pieces import run_piece
 
 NETWORK = ["--size", "tiny", "--batch", "1"]
 TINY = {
@@ -60,7 +61,7 @@ def test_it_runs(name, tmp_path):
 
 def test_every_benchmark_is_tried():
     files = {path.stem for path in (ROOT / "scripts/bench").glob("*.py")}
-    assert files - {"paired", "networks", "checkouts", "photographs", "gpu"} == set(TINY)
+    assert files - {"paired", "networks", "checkouts", "photographs", "gpu", "pieces"} == set(TINY)
 
 
 def test_ratios_are_medians_over_rounds():
@@ -89,7 +90,7 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
 def test_the_plan_for_a_gpu_has_known_options(name, tiny, peer, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     device = "cpu" if tiny else "cuda"
-    _, _, module, *options = gpu.command_of(name, tiny, device, peer, tmp_path)
+    module, *options = gpu.command_of(name, tiny, device, peer, tmp_path)
     if module.startswith("scripts.bench."):
         takes_peer = not tiny and peer is not None and "PEER" in gpu.PIECES[name].options
         assert ("--peer" in options) == takes_peer
@@ -98,19 +99,24 @@ def test_the_plan_for_a_gpu_has_known_options(name, tiny, peer, monkeypatch, tmp
         assert module in ("pytest", "erk")
 
 
-def piece(code, limit=60):
-    """A piece that runs this code."""
-    return gpu.run_piece("guidance", [sys.executable, "-c", code], limit)
+def piece(folder, code, limit=60):
+    """Run a module of this code as a piece."""
+    (folder / "tried.py").write_text(code)
+    return run_piece(["tried"], limit)
 
 
-def test_a_piece_that_hangs_is_ended_with_its_processes(tmp_path):
-    child = f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    assert piece(code, limit=0.5)["state"].startswith("ended after")
-    failed = piece("print('why'); raise SystemExit(3)")
+def test_a_piece_that_hangs_is_ended_with_its_processes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    started, late = tmp_path / "started", tmp_path / "late"
+    child = f"import time; time.sleep(3); open({str(late)!r}, 'w')"
+    code = f"""import subprocess, sys
+open({str(started)!r}, "w")
+subprocess.run([sys.executable, "-c", {child!r}])"""
+    failed = piece(tmp_path, "print('why'); raise SystemExit(3)")
     assert failed["state"] == "failed with status 3" and failed["output"] == ["why"]
+    assert piece(tmp_path, code, limit=2)["state"] == "ended after 2 s"
     time.sleep(3)
-    assert not (tmp_path / "late").exists()
+    assert started.exists() and not late.exists()
 
 
 def test_pieces_are_packed_and_resumed(tmp_path, monkeypatch):
@@ -118,7 +124,8 @@ def test_pieces_are_packed_and_resumed(tmp_path, monkeypatch):
     rows = [{"code": "ERK-Guid", "share in guidance": 0.25}]
     calls = []
 
-    def run_piece(name, command, limit):
+    def run_piece(words, limit, preload):
+        name = Path(words[-1]).name  # of --out
         calls.append(name)
         (tmp_path / "out" / name).mkdir(parents=True)
         record = tmp_path / "out" / name / "guidance.json"
@@ -150,7 +157,7 @@ def test_the_plan_refuses_in_one_sentence():
 
 @pytest.mark.slow
 def test_every_piece_runs_at_a_tiny_size(tmp_path):
-    """One piece after the other, each in its own process: a minute."""
+    """One piece after the other, each in its own process, in under a minute of two idle cores."""
     out = tmp_path / "out"
     done = CliRunner().invoke(gpu.main, ["--tiny", "--device", "cpu", "--out", str(out)])
     assert done.exit_code == 0, done.output
