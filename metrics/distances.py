@@ -163,7 +163,7 @@ def extrapolated_distance(real: Gaussian, features: Tensor, subsets: Sequence[Te
     factor = covariance_factor(_gaussian(real, "real")[1])
     counts, distances = [], []
     for subset in subsets:
-        moments = Moments(features.shape[1])
+        moments = Moments(features.shape[1], "cpu" if features.is_mps else features.device)
         for rows in subset.split(ROWS):
             moments.add(features[rows.to(features.device)])
         counts.append(moments.n)

@@ -107,7 +107,7 @@ def evaluate_features(
     in_seed_order : groups are blocks of neighbours, for images in the order of their seeds; else
         they are drawn from a fixed seed, since neighbours may be of one class
     memory : bytes that the nearest-neighbour search may take besides the features
-    device : of the nearest-neighbour search
+    device : where measures are computed if it is a CUDA device; else they are on the CPU
 
     Raises
     ------
@@ -137,7 +137,7 @@ def evaluate_features(
             values |= dict.fromkeys(one.columns)
             continue
         generated = features.output(one.extractor, one.output)
-        case = Case(one, generated, statistics, asked, parts, memory, torch.device(device))
+        case = _case_on(device, Case(one, generated, statistics, asked, parts, memory))
         for column, (value, repeats) in one.rule.compute(case).items():
             values[column] = value
             known = [repeat for repeat in repeats if repeat is not None]
@@ -192,6 +192,21 @@ def _check_pair(a: Evaluation, b: Evaluation) -> None:
                 f"the evaluations differ in their {name.replace('_', ' ')}: a paired difference "
                 "needs the same seeds, classes, reference and networks"
             )
+
+
+def _case_on(device: torch.device | str, case: Case) -> Case:
+    """Move the data of a measure to a CUDA device; other devices have no fast float64."""
+    if torch.device(device).type != "cuda":
+        return case
+    fields = case._asdict() | {"generated": case.generated.to(device)}
+    fields |= {"groups": case.groups.to(device)}
+    fields |= {"labels": None if case.labels is None else case.labels.to(device)}
+    if case.real is not None:
+        mean, cov, features = case.real.mean, case.real.cov, case.real.features
+        features = None if features is None else features.to(device)
+        real = case.real._replace(mean=mean.to(device), cov=cov.to(device), features=features)
+        fields |= {"real": real}
+    return Case(**fields)
 
 
 def _hash(values: Tensor) -> str:

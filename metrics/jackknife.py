@@ -80,7 +80,7 @@ def replicated(groups: Tensor, metric: Callable[[Tensor], T]) -> tuple[T, list[T
 
     ``metric`` takes a bool [N] mask of the samples that remain.
     """
-    whole = metric(torch.ones(len(groups), dtype=torch.bool))
+    whole = metric(torch.ones_like(groups, dtype=torch.bool))
     return whole, [metric(kept) for kept in kept_without_each(groups)]
 
 

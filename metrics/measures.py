@@ -59,7 +59,6 @@ class Case(NamedTuple):
     labels: Tensor | None  # int64 [N], the classes asked for
     groups: Tensor  # int64 [N]; a single group: no replicates
     memory: int | None  # bytes for neighbours
-    device: torch.device
 
 
 class Kind(ABC):
@@ -110,7 +109,7 @@ class FrechetInfinity(Kind):
     def compute(self, case: Case) -> Values:
         assert case.real is not None
         real, features = case.real, as_features(case.generated, "generated", least=20)
-        subsets = nested_subsets(len(features))
+        subsets = [one.to(features.device) for one in nested_subsets(len(features))]
 
         def distance(kept: Tensor) -> float | None:
             parts = [one[kept[one]] for one in subsets]
@@ -136,7 +135,7 @@ class InceptionScore(Kind):
         size = options.get("split_size")  # ADM's parts are in the given order
         check_finite(case.generated, "logits")
         log_p = case.generated.double().log_softmax(1)
-        order = sample_order(len(log_p), shuffle=size is None)
+        order = sample_order(len(log_p), shuffle=size is None).to(log_p.device)
 
         splits = options.get("splits", 10)
 
@@ -165,9 +164,10 @@ class Kernel(Kind):
         generated = as_features(case.generated, "generated", least=size)
         check_same_dimension(real, generated)
         draws = kernel_draws(len(real), len(generated), SUBSETS, size)
+        drawn = [(a.to(real.device), b.to(real.device)) for a, b in draws]
 
         def distance(kept: Tensor) -> tuple[float, float] | None:
-            pairs = [(a, b[kept[b]]) for a, b in draws]
+            pairs = [(a, b[kept[b]]) for a, b in drawn]
             if min(len(b) for _, b in pairs) < 2:  # the fewest of an unbiased estimate
                 return None
             return kernel_distances(real, generated, pairs)
@@ -200,8 +200,8 @@ class Neighbours(Kind):
         if not is_enough:
             part = torch.zeros_like(part)
         who = membership(
-            real=real.to(case.device),
-            generated=generated[order].to(case.device),
+            real=real,
+            generated=generated[order],
             k=k,
             strict=options.get("strict", False),
             groups=part,

@@ -192,7 +192,7 @@ class Members(NamedTuple):
 
 def _rounded_up(values: Tensor, like: Tensor) -> Tensor:
     """Convert float64 to another type; no value becomes smaller."""
-    return torch.nextafter(values.to(like), like.new_tensor(torch.inf))
+    return torch.nextafter(values.to(like), like.new_full((), torch.inf))
 
 
 def _any_without(flags: Tensor) -> Tensor:

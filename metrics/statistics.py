@@ -34,10 +34,10 @@ class Moments:
     mean, cov : mean [D] and unbiased covariance [D, D], float64
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.n = 0
-        self._mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = self._mean.new_zeros(dim, dim)  # sum of (x - mean)(x - mean)^T
 
     @classmethod
     def from_mean_cov(cls, mean: Tensor, cov: Tensor, n: int) -> "Moments":
@@ -50,6 +50,11 @@ class Moments:
     def dim(self) -> int:
         """Number of dimensions D."""
         return len(self._mean)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the sums."""
+        return self._mean.device
 
     def add(self, features: Tensor) -> "Moments":
         """Add a batch of features [B, D] and return self.
@@ -107,15 +112,15 @@ class Moments:
 
 
 def moments_of(features: Tensor) -> Moments:
-    """Compute the moments of one set of features [N, D]."""
+    """Compute the moments of one set of features [N, D], on a CUDA device if they lie there."""
     if features.ndim != 2:
         raise ValueError(f"features must be [N, D], not of shape {list(features.shape)}")
-    return Moments(features.shape[1]).add(features)
+    return Moments(features.shape[1], "cpu" if features.is_mps else features.device).add(features)
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
     """Return the moments of the samples of all parts, of which there is at least one."""
-    total = Moments(parts[0].dim)
+    total = Moments(parts[0].dim, parts[0].device)
     for part in parts:
         total.merge(part)
     return total

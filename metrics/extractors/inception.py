@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.extractors import Outputs
-from metrics.extractors.network import NetworkExtractor
+from metrics.extractors.network import NetworkExtractor, layout_of
 from metrics.extractors.resize import bilinear_tf1
 from metrics.extractors.weights import Shapes, State, load_weights, random_state
 
@@ -71,7 +71,7 @@ def load(
 def prepare(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3, 299, 299] in -1..127/128."""
     x = bilinear_tf1(images, SIZE).sub_(128).div_(128)
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=layout_of("inception", x.device))
 
 
 def build(state: State, device: str = "cpu") -> Callable[[Tensor], Outputs]:
@@ -136,7 +136,7 @@ def _fold(state: State, key: str, device: str) -> tuple[Tensor, Tensor]:
     gamma, beta, mean, var = (state[f"{key}.bn.{name}"].double() for name in names)
     scale = gamma / (var + EPS).sqrt()
     kernel = (state[f"{key}.conv.weight"] * scale[:, None, None, None]).float()
-    kernel = kernel.contiguous(memory_format=torch.channels_last)  # the fastest on a CPU
+    kernel = kernel.contiguous(memory_format=layout_of("inception", device))
     return kernel.to(device), (beta - mean * scale).float().to(device)
 
 

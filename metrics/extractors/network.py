@@ -11,6 +11,17 @@ from erk.runtime.precision import ALL, NONE, tf32_only
 from metrics.extractors import Outputs
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+LAYOUTS = {("inception", "cpu"): torch.channels_last, ("vgg16", "cpu"): torch.channels_last}
+"""Memory layout of images and kernels by network and device; contiguous where none is given.
+
+Channels last is the fastest on a CPU. On CUDA it would exclude cuDNN's Winograd algorithm in
+float32; `python -m scripts.bench.evaluator --device cuda` measures both.
+"""
+
+
+def layout_of(name: str, device: torch.device | str) -> torch.memory_format:
+    """Return the memory layout of a network's images and kernels on a device."""
+    return LAYOUTS.get((name, torch.device(device).type), torch.contiguous_format)
 
 
 class NetworkExtractor(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metrics.extractors import Outputs
-from metrics.extractors.network import NetworkExtractor
+from metrics.extractors.network import NetworkExtractor, layout_of
 from metrics.extractors.resize import bilinear_tf1, imagenet_normalise
 from metrics.extractors.weights import Shapes, State, load_weights, shapes_of
 
@@ -27,7 +27,7 @@ def load(
     Raises what ``load_weights`` raises.
     """
     state, digest = load_weights(weights, url(), shapes(), offline)
-    network = build(state).to(device)
+    network = build(state).to(device).to(memory_format=layout_of("vgg16", device))
     return NetworkExtractor(name, WIDTH, digest, prepare, lambda x: Outputs(network(x)), device)
 
 
@@ -47,7 +47,7 @@ def shapes() -> Shapes:
 def prepare(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3, 224, 224], ImageNet's mean and deviation removed."""
     x = imagenet_normalise(bilinear_tf1(images, SIZE))
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=layout_of("vgg16", x.device))
 
 
 def build(state: State) -> nn.Module:
@@ -56,7 +56,7 @@ def build(state: State) -> nn.Module:
     network.load_state_dict(state, assign=True)
     network.classifier = network.classifier[:5]  # fc1, ReLU, dropout, fc2, ReLU
     module: nn.Module = network.eval().requires_grad_(False)
-    return module.to(memory_format=torch.channels_last)  # faster on a CPU
+    return module
 
 
 def _empty() -> Any:

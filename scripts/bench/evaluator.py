@@ -1,4 +1,4 @@
-"""Parts of the evaluator: extractors in each precision, resizes, decoding; FD in lower precision.
+"""Parts of the evaluator: extractors by precision and layout, resizes, decoding; errors of FD.
 
     python -m scripts.bench.evaluator                      # minutes on one core
     python -m scripts.bench.evaluator --extractor digits --sets 40 --rounds 1   # a trial
@@ -11,6 +11,7 @@ statistics of the first.
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import click
 import torch
@@ -21,6 +22,7 @@ from erk.generation.images import png_bytes, read_png
 from erk.runtime.memory import keep_freed_memory
 from metrics.distances import frechet_distance
 from metrics.extractors import Extractor, load_extractor
+from metrics.extractors.network import LAYOUTS, layout_of
 from metrics.extractors.resize import bicubic, bicubic_fixed_point, bicubic_pil, bilinear_tf1
 from metrics.references import real_images
 from metrics.statistics import Moments
@@ -35,16 +37,33 @@ RESIZES = {
 }
 LOWER = {"cpu": ("fp16", "bf16"), "cuda": ("tf32", "fp16", "bf16"), "mps": ("fp16",)}
 BATCH = 64
+RELAID = "fp32, in the other layout"
 SETS = {"digits": 1500, "inception": 96, "vgg16": 16, "dinov2": 8}  # images of each, for FD
 
 
 def extractors_of(name: str, device: str) -> dict[str, Extractor]:
     """Load an extractor in every precision of the device; fp32 is the default."""
     weights = None if name == "digits" else "random:0"
-    return {
+    extractors = {
         precision: load_extractor(name, device, weights, precision=precision)
         for precision in ("fp32", *LOWER[device])
     }
+    if name in ("inception", "vgg16"):
+        extractors[RELAID] = in_other_layout(name, device, weights)
+    return extractors
+
+
+def in_other_layout(name: str, device: str, weights: str | None) -> Extractor:
+    """Load an extractor with the memory layout of images and kernels that it does not use."""
+    is_last = layout_of(name, device) == torch.channels_last
+    other = torch.contiguous_format if is_last else torch.channels_last
+    with patch.dict(LAYOUTS, {(name, device): other}):
+        extractor: Any = load_extractor(name, device, weights)
+    prepare = extractor.prepare
+    relaid: Extractor = extractor._replace(
+        prepare=lambda images: prepare(images).contiguous(memory_format=other)
+    )
+    return relaid
 
 
 def two_sets(name: str, n: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ def normal(n, dim=24, seed=0):
 
 def case_of(measure, generated, groups):
     real = Statistics(torch.zeros(24), torch.eye(24), 300, normal(300, seed=5))
-    return Case(measure, generated, real, None, groups, None, torch.device("cpu"))
+    return Case(measure, generated, real, None, groups, None)
 
 
 @pytest.mark.parametrize(
