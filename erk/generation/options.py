@@ -163,7 +163,9 @@ def _evaluations(settings: Settings) -> float:
     """Count evaluations of network and guide per image.
 
     A discrete schedule, whose levels only the network knows, counts as EDM's of as many steps.
+    Corrections, which only their networks may use, take no evaluations.
     """
+    settings = replace(settings, erk=None)
     if settings.schedule == "discrete":
         settings = replace(settings, schedule="edm")
     return sum(count_nfe(settings))

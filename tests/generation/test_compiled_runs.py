@@ -9,10 +9,16 @@ from injection import JOB, check_refused
 
 from erk.generation import options
 from erk.generation.options import is_compiled
+from erk.method.corrections import Card, Correction
 from erk.method.settings import Settings
 from erk.models import compiling, model
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+LEVELS = tuple(Settings(solver="heun").sigmas().tolist())
+CARD = Card(
+    Correction(LEVELS, ("embedded",), ((0.5,),) * 32),
+    Settings(solver="heun").recipe() | {"network": "a" * 64, "guide": None},
+)
 
 
 @pytest.fixture
@@ -38,6 +44,7 @@ def precision(folder="out"):
     (Settings(guidance=2.0), 9000, True),  # the guide's evaluations count as well
     (Settings(), 9000, False),
     (Settings(schedule="discrete"), 50_000, True),  # only the network knows its levels
+    (Settings(erk=CARD), 50_000, True),  # of a network that is not loaded yet
 ])  # fmt: skip
 def test_auto_compiles_long_runs_on_cuda(compiled, settings, images, expected):
     assert is_compiled("auto", settings, images, CUDA) == expected
