@@ -7,7 +7,9 @@
 Every piece is a process with a time limit: one that hangs or fails does not stop the others. After
 every piece its records, pieces.json and the summary README.md are packed into records.tar, in the
 folder of the environment variable OUT if it is set, else in results/bench/cuda. DIR is a checkout
-of NVlabs/edm2. Beside PyTorch a machine needs two packages: diffusers and torch-fidelity.
+of NVlabs/edm2. A machine that has this project's other requirements lacks diffusers and
+torch-fidelity: `pip download --no-deps -d wheels diffusers torch-fidelity` here, carried along, and
+`pip install --no-index --no-deps wheels/*.whl` there.
 """
 
 import io
