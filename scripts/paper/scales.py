@@ -111,7 +111,7 @@ def at_scale(config: T, request: Request) -> T:
     if isinstance(config, Measured | Grid):
         rows = [*_with_auto(rows, config), *controls]
     if isinstance(config, Measured):
-        update |= {"columns": list(COLUMNS), "best": config.best | COLUMNS}
+        update |= {"columns": list(COLUMNS), "best": COLUMNS | config.best}
         if small.num is None:
             rows = _with_num(rows, scale)
     if isinstance(config, Sweep):

@@ -29,6 +29,7 @@ from scripts.paper.scales import left_out, options_of, scales
 
 SWAP = {"precision": "recall", "recall": "precision"}  # see the note of protocol erk-paper
 LEVEL = 0.95  # of the intervals
+TREND = ("fd", "distance", "fd_dinov2", "fid")  # columns whose relative change has a meaning
 DISTANCE = (
     "distance: mean Euclidean distance of the samples, before they are decoded (their standard "
     f"deviation is 0.5), to the converged solution from the same noise, first {SEEDS} seeds; "
@@ -88,6 +89,7 @@ def tables_of(config: Measured, request: Request, data: Sequence[Mapping[str, An
         _measured(config, data),
         _published(config, data, request),
         _compared(data, config.columns),
+        *([_trend(data)] if request.is_small else []),
     ]
     return [table for table in tables if table.rows]
 
@@ -269,6 +271,32 @@ def _compared(data: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Tabl
         columns=["row", "minus", *columns],
         rows=rows,
         bold=beyond,
+    )
+
+
+def _trend(data: Sequence[Mapping[str, Any]]) -> Table:
+    """Changes in percent, beside the published ones: data differ, a trend need not."""
+    by_name = {one["name"]: one for one in data}
+    rows: list[dict[str, Any]] = []
+    for one in data:
+        if not one.get("paired"):
+            continue
+        base, row = by_name[one["against"]], {"row": one["name"], "minus": one["against"]}
+        for name in TREND:
+            if name in one["paired"] and base["ours"][name]:
+                scale, change = 100 / base["ours"][name], one["paired"][name]
+                row[f"{name}, %"] = (scale * change["value"], scale * change["error"])
+            if name in one["published"] and name in base["published"]:
+                value = 100 * (one["published"][name] / base["published"][name] - 1)
+                row[f"{name}, published, %"] = f"{value:.1f}"
+        rows.append(row)
+    names = [f"{name}{end}, %" for end in ("", ", published") for name in TREND]
+    used = [name for name in names if any(name in row for row in rows)]
+    return Table(
+        caption="Changes in percent of the row that each one is compared with, ± standard error, "
+        "beside the published ones.",
+        columns=["row", "minus", *used],
+        rows=rows,
     )
 
 
