@@ -1,7 +1,7 @@
 """Stability's VAE, from latents to pixels, by precision and memory layout: seconds per image.
 
     python -m scripts.bench.decoding                                      # minutes on one core
-    python -m scripts.bench.decoding --side 32 --out results/bench/vae    # images of 256 x 256
+    python -m scripts.bench.decoding --side 32                            # images of 256 x 256
     python -m scripts.bench.decoding --device cuda --batch 8 --rounds 5
 
 Weights are random, with the released shapes; images have 512 x 512 pixels, 8 times --side. "ours"
