@@ -239,7 +239,7 @@ def _assembled(
         index = torch.cat([tensors["kept"] + start for start, tensors in some])
         names = set(full[0]) - {*FIELDS, "kept"}
         metadata = {key: torch.cat([tensors[key] for tensors in full]) for key in names}
-    weights = {name: one.sha256 for name, one in plan.extractors.items()}
+    weights = {name: getattr(one, "sha256", "") for name, one in plan.extractors.items()}
     return Features(outputs, index, metadata, sum(n for _, n, _ in parts), weights=weights)
 
 

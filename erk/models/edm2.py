@@ -82,7 +82,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     of_a, of_b = scale / math.sqrt(na) * (1 - t), scale / math.sqrt(nb) * t
     if na == nb and t == 0.5:  # both weights are 1
         return torch.cat([a, b], 1)
-    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         both = empty_in_layout_of(a, na + nb)  # each half is read and written once
         torch.mul(a, of_a, out=both[:, :na])
         torch.mul(b, of_b, out=both[:, na:])

@@ -16,13 +16,16 @@ RELEASED = ("convolutions",)
 def allow_tf32(operations: tuple[str, ...]) -> None:
     """Allow TF32 in these operations (a subset of `ALL`) and forbid it in the others.
 
-    Uses PyTorch's old switches, which also set the new ones: torch.compile reads the old ones, and
-    before PyTorch 2.11 raises an error if the two disagree.
+    Sets PyTorch's old switches, which torch.compile reads (before PyTorch 2.11 it raises an error
+    if they disagree with the new ones), then the new ones: turned off by the old switch they would
+    follow a user's torch.backends.fp32_precision.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old switches are deprecated
         torch.backends.cuda.matmul.allow_tf32 = "products" in operations
         torch.backends.cudnn.allow_tf32 = "convolutions" in operations
+    for operation, owner, name, off, on in _switches():
+        setattr(owner, name, on if operation in operations else off)
 
 
 @contextmanager
