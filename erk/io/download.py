@@ -26,9 +26,11 @@ from erk.io.files import sha256_of
 if TYPE_CHECKING:
     from requests import Response
 
-TRIES = 5  # without any new byte
+    from erk.io.connection import BoundedSession
+
+TRIES = 5  # with fewer new bytes than MIN_RATE asks of a minute
 PAUSE = 1.0  # seconds before the second try, doubled before each further try
-TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
+TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes; see also WINDOW
 LARGE = 20_000_000  # bytes; larger downloads show a progress bar
 LARGEST = 20 << 30  # bytes of a file whose length the server does not declare
 MIN_RATE, WINDOW = 1000, 60.0  # bytes per second, and the seconds over which they are counted
@@ -170,7 +172,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             _transfer(url, part)
             break
         except _TryAgainError as error:
-            tries = tries + 1 if _size(part) <= best else 1
+            tries = tries + 1 if _size(part) - best < MIN_RATE * WINDOW else 1
             best = max(best, _size(part))
             if tries == TRIES:
                 advice = f"check the network and run the command again, or put the file at {target}"
@@ -190,13 +192,18 @@ def _transfer(url: str, part: Path) -> None:
     import requests  # late: most runs find the file in the cache
     from urllib3.exceptions import HTTPError
 
+    from erk.io.connection import BoundedSession, SlowError
+
     have, name, headers = _size(part), shown(url), {"Accept-Encoding": "identity"}
     tag = _beside(part, ".tag")
     version, length = _version(tag)
     if have and version:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
+        with (
+            BoundedSession(WINDOW, MIN_RATE * WINDOW) as session,
+            session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply,
+        ):
             _check_redirects(reply, name)
             start, total = _extent(reply, name, part)
             is_same = _tag(reply) in ("", version) and length in ("", str(total))
@@ -205,13 +212,20 @@ def _transfer(url: str, part: Path) -> None:
                 raise _TryAgainError(f"{name} is another version than the part that was downloaded")
             try:
                 if reply.status_code != 416:
-                    _write(part, reply, start, total, name)
+                    _write(part, reply, (start, total), name, session)
             except (requests.RequestException, HTTPError):
                 if total is None:
                     raise
             if total is not None and _size(part) < total:
                 missing = f"{total - _size(part)} of {total} bytes are missing"
                 raise _TryAgainError(f"{name} was interrupted: {missing}")
+    except SlowError as error:
+        if not error.received:  # a connection that hangs: another one may not
+            raise _TryAgainError(f"{name} does not answer within {WINDOW:g} s") from None
+        raise OSError(
+            f"{name} sends less than {MIN_RATE} bytes per second: run the command again to go on, "
+            "or download the file manually"
+        ) from None
     except ValueError:  # requests rejects the address; its message shows the query
         raise ValueError(f"the address {name} cannot be used: correct it") from None
     except requests.TooManyRedirects:
@@ -250,9 +264,12 @@ def _extent(reply: Response, name: str, part: Path) -> tuple[int, int | None]:
     raise kind(f"{message}: check the address or download the file manually")
 
 
-def _write(part: Path, reply: Response, start: int, total: int | None, name: str) -> None:
+def _write(
+    part: Path, reply: Response, extent: tuple[int, int | None], name: str, session: BoundedSession
+) -> None:
     from tqdm import tqdm
 
+    start, total = extent
     bar = tqdm(
         desc=name, total=total, initial=start, unit="B", unit_scale=True,
         disable=total is not None and total < LARGE,
@@ -264,7 +281,7 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
             _beside(part, ".tag").write_text(f"{_tag(reply)}\n{length}", "utf-8")
         reply.raw.enforce_content_length = False  # else bytes before an interruption are lost
         try:
-            for chunk in _chunks(reply, name):
+            for chunk in _chunks(reply, session):
                 if total is None and file.tell() + len(chunk) > LARGEST:
                     raise OSError(f"{name} has more than {LARGEST >> 30} GiB: download it manually")
                 bar.update(file.write(chunk))
@@ -272,20 +289,13 @@ def _write(part: Path, reply: Response, start: int, total: int | None, name: str
             sync(file)
 
 
-def _chunks(reply: Response, name: str) -> Iterator[bytes]:
-    """Yield the bytes as they arrive. Raises OSError if they are fewer than `MIN_RATE`."""
+def _chunks(reply: Response, session: BoundedSession) -> Iterator[bytes]:
+    """Yield the bytes as they arrive."""
     read = getattr(reply.raw, "read1", reply.raw.read)  # read1 does not wait for all bytes
-    begin, count = time.monotonic(), 0
     while chunk := read(1 << 18, decode_content=False):
+        session.received(len(chunk))
         yield chunk
-        count += len(chunk)
-        if time.monotonic() - begin > WINDOW:
-            if count < MIN_RATE * WINDOW:
-                raise OSError(
-                    f"{name} sends less than {MIN_RATE} bytes per second: run the command again to "
-                    "go on, or download the file manually"
-                )
-            begin, count = time.monotonic(), 0
+    session.finish()
 
 
 def _tag(reply: Response) -> str:

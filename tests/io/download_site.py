@@ -1,5 +1,6 @@
 """A real HTTP server on the loopback address, with faults on demand."""
 
+import contextlib
 import gzip
 import hashlib
 import socket
@@ -19,8 +20,9 @@ class Site(ThreadingHTTPServer):
     (half, then a reset connection), "long" and "short" (10 bytes more or fewer declared than sent),
     "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
     (compressed, although identity was requested), "other etag" and "other length" (of the complete
-    file), "noise" (not HTTP), "many headers", "long header" (of 70 000 bytes) or "trickle" (a byte
-    in 10 ms). `asked` holds the Range of each request.
+    file), "noise" (not HTTP), "many headers", "long header" (of 70 000 bytes), "trickle" (a byte
+    in 10 ms), "slow headers" (a line in 50 ms), "trailers" (all bytes, then trailers without end)
+    or "long redirect" (whose body has no end). `asked` holds the Range of each request.
     """
 
     def __init__(self):
@@ -28,6 +30,7 @@ class Site(ThreadingHTTPServer):
         self.body, self.etag = BODY, '"one"'
         self.faults: list[int | str] = []
         self.asked: list[str | None] = []
+        self.endless = 0  # bytes sent of what has no end
         self.url = f"http://127.0.0.1:{self.server_port}/models/net.pkl"
         self.released = threading.Event()  # lets stalled replies continue
 
@@ -46,6 +49,14 @@ class Answer(BaseHTTPRequestHandler):
             threading.Event().wait(1.0)
         if fault == "noise":
             return self.wfile.write(b"220 this is mail\r\n")
+        if fault == "slow headers":
+            return self.send_for_ever(b"HTTP/1.1 200 OK\r\n", b"X: 1\r\n", pause=0.05)
+        if fault == "trailers":
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n"
+            return self.send_for_ever(head % (len(site.body), site.body), b"X: 1\r\n", pause=0.05)
+        if fault == "long redirect":
+            head = f"HTTP/1.1 302 Found\r\nLocation: {site.url}\r\n\r\n"
+            return self.send_for_ever(head.encode(), bytes(1 << 16))
         if isinstance(fault, str) and "/" in fault:
             self.send_response(302)
             self.send_header("Location", fault)
@@ -91,5 +102,13 @@ class Answer(BaseHTTPRequestHandler):
             linger = struct.pack("ii", 1, 0)  # close at once: the client receives RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
+
+    def send_for_ever(self, start, piece, pause=0.0):
+        self.wfile.write(start)
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.server.released.wait(pause):
+                self.wfile.write(piece)
+                self.server.endless += len(piece)
 
     def log_message(self, *_): ...
