@@ -157,10 +157,16 @@ def _states(
 
 
 def _check_inputs(drift: GuidedDrift, noise: Tensor) -> None:
-    """Raise ValueError, one sentence, for noise or labels that the networks cannot take."""
+    """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant."""
     if not (isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()):
         kind = f"{noise.dtype} {[*noise.shape]}" if isinstance(noise, Tensor) else type(noise)
         raise ValueError(f"noise must be a tensor [B, ...] of floating-point numbers, not {kind}.")
+    is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
+    if is_same and drift.guidance != 1:
+        raise ValueError(
+            "the guide is the network itself with the same labels, so guidance has no effect: "
+            "give guide_labels or another guide_model."
+        )
     shape = getattr(drift.model, "sample_shape", None)
     if shape is not None and noise.shape[1:] != tuple(shape):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Evaluate images in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -74,6 +74,12 @@ def evaluate(
         What is missing or does not fit: another image size, labels, networks or real images.
     """
     chosen, known = _options(options), dict(extractors or {})
+    again = real if _is_reference(reference) else reference
+    if again is images and isinstance(images, Iterator):
+        raise ValueError(
+            "the images and the real ones are one iterator, which gives each batch once: give two, "
+            "or a list"
+        )
     statistics: Any = reference if _is_reference(reference) else None
     if real is not None and statistics is not reference:
         raise ValueError("the reference is real images already: leave out real, or join the two")

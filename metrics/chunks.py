@@ -93,8 +93,8 @@ class Batches:
 
 
 def _checked(part: Any) -> Tensor:
-    if not isinstance(part, Tensor) or part.ndim != 4:
-        shape = f" {list(part.shape)}" if hasattr(part, "shape") else ""
+    if not isinstance(part, Tensor) or part.ndim != 4 or part.dtype != torch.uint8:
+        shape = f" {part.dtype} {list(part.shape)}" if hasattr(part, "shape") else ""
         raise ValueError(
             "images in memory must be uint8 tensors [N, C, H, W], or an iterable of them, not "
             f"{type(part).__name__}{shape}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metrics.statistics import Moments, as_features, check_finite, check_same_dimension
 
+ASYMMETRY = 1e-6  # largest |cov - cov^T| relative to the largest |cov|
 NEGATIVE = 1e-5  # share of the largest eigenvalue below which a negative one is rounding
 EPSILON = torch.finfo(torch.float64).eps
 SEED = 2020  # torch-fidelity's, for shuffles and subsets
@@ -322,7 +323,12 @@ def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
         )
     check_finite(mean, f"{name} means")
     check_finite(cov, f"{name} covariances")
-    return mean, _without_rounding(mean, cov.to(mean.device))
+    cov = _without_rounding(mean, cov.to(mean.device))
+    largest = cov.abs().max()
+    if (cov - cov.T).abs().max() > ASYMMETRY * largest:  # half of it would not be seen
+        raise ValueError(f"the {name} covariance is not symmetric: it is none, compute it again")
+    _no_negative(cov.diagonal().sort().values, largest)  # also where the other one is 0
+    return mean, cov
 
 
 def _without_rounding(mean: Tensor, cov: Tensor) -> Tensor:
@@ -339,6 +345,9 @@ def _without_rounding(mean: Tensor, cov: Tensor) -> Tensor:
 
 
 def _float64(values: Any) -> Tensor:
+    """Return real numbers as float64. Raises ValueError for complex ones: they would be cut."""
+    if values.is_complex() if isinstance(values, Tensor) else np.iscomplexobj(values):
+        raise ValueError("a distance needs real numbers, not complex ones: give their real part")
     if isinstance(values, Tensor):  # Apple's GPU has no float64
         return values.detach().to("cpu" if values.device.type == "mps" else values.device).double()
     return torch.from_numpy(np.array(values, dtype=np.float64))

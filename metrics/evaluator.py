@@ -8,13 +8,14 @@ import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erk.runtime.distributed import World
+from erk.runtime.distributed import World, check_device
 from metrics.caveats import (
     caveats_of_networks,
     caveats_of_numbers,
@@ -73,10 +74,16 @@ class Options:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.groups < 1 or (self.memory is not None and self.memory < 2**20):
-            raise ValueError(
-                "the batch and the groups must be at least 1 and the memory at least 1 MiB"
-            )
+        least = {"batch": 1, "groups": 1, "memory": 2**20}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (is_integer and value >= smallest):
+                raise ValueError(
+                    "the batch and the groups must be whole numbers of at least 1 and the memory "
+                    f"of at least 1 MiB, not {name}={value!r}"
+                )
+        check_device(self.device)
         refuse_random(self.weights, self.allow_random)
 
     @property

@@ -29,7 +29,7 @@ from erk.io.untrusted import (
     read_member,
 )
 from metrics.npz import map_npz, read_npz
-from metrics.side_files import RUN, is_class, read_beside, read_labels, read_run
+from metrics.side_files import RUN, Read, is_class, read_beside, read_labels, read_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (  # of images that are not read
@@ -187,7 +187,7 @@ def _open_folder(folder: Path) -> ImageSource:
     if run:
         names = _of_this_run(names, notes)
     archives = [name for name in listing.files if _is_archive(name) and "/" not in name]
-    generated = [name for name in archives if name.partition(".")[0] == "images"]  # of generate.py
+    generated = list(filter(_is_generated, archives))
     if not names and len(generated or archives) == 1:
         return _open(folder / (generated or archives)[0])
     labels = read_labels(read, names, notes)
@@ -209,6 +209,18 @@ def _open_folder(folder: Path) -> ImageSource:
     )
 
 
+def _beside_archive(path: Path) -> Read:
+    """Return a reader of what lies beside an archive that has the name of `erk generate`'s.
+
+    Another one may hold any images, so the run.json beside it says nothing of them.
+    """
+    return read_beside(path.parent) if _is_generated(path.name) else lambda *_: None
+
+
+def _is_generated(name: str) -> bool:
+    return name.partition(".")[0] == "images"
+
+
 def _of_this_run(names: list[str], notes: list[str]) -> list[str]:
     """Leave out images below sub-folders that `erk generate` does not name; add a note.
 
@@ -224,7 +236,7 @@ def _open_zip(path: Path) -> ImageSource:
     archive = open_archive(path)  # open as long as the source lives
     (names, notes), others = image_names(archive.namelist()), set(archive.namelist())
     check_unique(names, path)
-    beside = read_beside(path.parent)
+    beside = _beside_archive(path)
 
     def read(name: str, limit: int) -> bytes | None:
         if name not in others:
@@ -270,7 +282,7 @@ def _open_npz(path: Path) -> ImageSource:
     if wrong is not None:
         notes.append(f"{path.name} gives no classes: {wrong} is no class 0, 1, 2, ...")
         labels = None
-    run = read_run(read_beside(path.parent), notes)
+    run = read_run(_beside_archive(path), notes)
     return _of_array(path, names, pixels)._replace(run=run, labels=labels, notes=tuple(notes))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from erk.io import pickles
 from erk.io.atomic import replacing
 from erk.io.files import open_regular, unchanged
+from metrics.distances import ASYMMETRY
 from metrics.extractors import Extractor, main_extractors
 from metrics.npz import array_names, read_npz
 from metrics.protocols import default_protocol
@@ -24,7 +25,6 @@ from metrics.statistics import Statistics, check_finite
 FORMAT = "erk-guid reference 1"  # the value under "format" in this project's files
 EDM2_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's name of a metric -> extractor
 LARGEST = 1e100  # |mu| and |sigma|: products of two of them must be finite
-ASYMMETRY = 1e-6  # largest |sigma - sigma^T| relative to the largest |sigma|
 GENERAL = ("format", "protocol", "image_size", "labels")  # of the file
 PUBLISHED = {  # names of others, so that EDM, EDM2, ADM and pytorch-fid read this project's files
     "mu": "inception.mu",

@@ -70,7 +70,10 @@ def _labels(table: Any, names: Sequence[str]) -> list[int] | None:
         return None
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise ValueError("its labels are no list of [name, class]")
-    known = {row[0]: row[1] for row in rows if len(row) == 2 and isinstance(row[0], str)}
+    known: dict[str, Any] = {}
+    for name, label in (row for row in rows if len(row) == 2 and isinstance(row[0], str)):
+        if known.setdefault(name, label) != label:
+            raise ValueError(f"it gives {name} two classes, {known[name]} and {label}")
     for name in names:
         if name not in known:
             raise ValueError(f"it does not name {name}")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from erk.generation.seeds import MAX_SEED
 from erk.io.atomic import write_file
 from erk.io.untrusted import decode_image, read_image_file
+from erk.models.noise import whole_numbers
 
 Array = np.ndarray
 IMAGE_NAME = re.compile(r"(\d{6,18})\.png")
@@ -53,16 +55,18 @@ def save_images(
             f"images must be uint8 [N, C, H, W] with C = 1 or 3, not {array.dtype} "
             f"{list(array.shape)}; decode latents first (model.decode)."
         )
-    numbers = range(len(array)) if seeds is None else seeds
+    numbers = list(range(len(array))) if seeds is None else whole_numbers(seeds)
     if len(numbers) != len(array):
         raise ValueError(f"{len(array)} images need as many seeds, not {len(numbers)}.")
-    if len({*map(int, numbers)}) < len(array):
+    if numbers and not 0 <= min(numbers) <= max(numbers) <= MAX_SEED:
+        raise ValueError(f"seeds are 0 to {MAX_SEED}, not {min(numbers)} to {max(numbers)}.")
+    if len(set(numbers)) < len(array):
         raise ValueError(
             "seeds repeat a number, so that images would share a file: give each once."
         )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [image_path(folder, int(number)) for number in numbers]
+    paths = [image_path(folder, number) for number in numbers]
     for file, image in zip(paths, array, strict=True):
         write_file(file, png_bytes(image))
     return paths

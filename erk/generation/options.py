@@ -213,7 +213,7 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
     schedule = options["schedule"]
     if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
-    if schedule and schedule[0].isdigit():
+    if schedule and schedule[0] in "0123456789.":
         schedule = tuple(_numbers("--schedule", schedule))
     settings = Settings(
         schedule=schedule,
@@ -252,7 +252,12 @@ def labels_of(policy: str, class_idx: int | None) -> tuple[Labels, str]:
             continue
         if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
             raise ValueError(f"{policy}:{number} is not 'SEED CLASS' but '{line[:40]}'.")
-        rows[int(words[0])] = int(words[1])
+        seed, chosen = int(words[0]), int(words[1])
+        if rows.setdefault(seed, chosen) != chosen:
+            raise ValueError(
+                f"{policy}:{number} gives seed {seed} the class {chosen}, but a line before it "
+                f"{rows[seed]}: keep one of the lines."
+            )
     return rows, f"file {sha256}"
 
 
@@ -307,6 +312,11 @@ def load_networks(
 
 
 def _check_guide(model: Any, guide: Any) -> None:
+    if guide.sha256 == model.sha256 != "":
+        raise ValueError(
+            "--gnet is the network itself, with the same classes, so --guidance has no effect: "
+            "give another guide, such as an unconditional network or a smaller one."
+        )
     if guide.sample_shape != model.sample_shape:
         raise ValueError(
             f"the guide makes samples of shape {guide.sample_shape}, the network "

@@ -22,6 +22,8 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"'{text}' is not a list of seeds; write it as 0-49999 or 1,2,5-10.")
+        if max(len(first), len(last)) > MAX_LENGTH:  # Python refuses to read very long ones
+            raise ValueError(f"a seed is too large; the largest seed is {MAX_SEED}.")
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise ValueError(f"the seed range {part.strip()} runs backwards; write {high}-{low}.")

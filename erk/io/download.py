@@ -139,14 +139,17 @@ def _cache_name(url: str) -> Path:
     Addresses that such a path does not show (http, queries, unusual characters) add digits of their
     hash to the file name. Parameters of the query that are secrets, such as tokens, do not count.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:  # a port beyond 65535, a bracket without a partner
+        raise ValueError(f"the address {shown(url)} is wrong ({error}): correct it") from None
     names = [name for name in parts.path.split("/") if name]
     host = parts.hostname or ""
     if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:]+", host) or not names or {".", ".."} & set(names):
         raise ValueError(f"the address {shown(url)} names no file: give http(s)://host/path/file")
     public = [one for one in parts.query.split("&") if not SECRET.search(one.partition("=")[0])]
     query = "&".join(public)
-    port = f":{parts.port}" if parts.port else ""
     start, end = f"{parts.scheme}://{host}{port}", f"?{query}" if query else ""
     path = Path(*(re.sub(r"[^\w.%+=@~-]", "_", name) for name in (host, *names)))
     looks_hashed = re.search(f"-[0-9a-f]{{{DIGEST}}}$", path.stem)

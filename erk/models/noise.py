@@ -1,5 +1,6 @@
 """Noise and labels from seeds: an image depends on its own seed, never on its batch mates."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,20 @@ class SeededNoise:
         return torch.stack(rows)
 
 
+def whole_numbers(seeds: Sequence[Any]) -> list[int]:
+    """Return seeds of any integer type as ints.
+
+    Raises ValueError for other numbers, which would be rounded to the seed of another sample, and
+    for what is no list.
+    """
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(
+            f"seeds must be a list of whole numbers, such as range(8), not {str(seeds)[:60]}."
+        ) from None
+
+
 def noise_and_labels(
     seeds: Sequence[int], model: Any, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -61,9 +76,10 @@ def noise_and_labels(
     Raises
     ------
     ValueError
-        If the model has no sample_shape, or there are no seeds.
+        If the model has no sample_shape, or the seeds are no whole numbers or none.
     """
-    if len(seeds) == 0:
+    seeds = whole_numbers(seeds)
+    if not seeds:
         raise ValueError("there are no seeds: give at least one.")
     shape = getattr(model, "sample_shape", None)
     if shape is None:

@@ -25,6 +25,7 @@ def spoilt(tmp_path_factory):
     shutil.copy(weights.with_suffix(".json"), folder / "short.json")
     (folder / "labels.txt").write_text("0 3\n1 three\n")
     (folder / "few.txt").write_text("0 3\n")
+    (folder / "twice.txt").write_text("0 1\n0 1\n0 7\n")
     return folder
 
 
@@ -58,6 +59,8 @@ BAD = [
     ([*NET, "--labels", "even"], "random, balanced or a file; 'even' does not exist"),
     ([*NET, "--labels", "{spoilt}/labels.txt"], "labels.txt:2 is not 'SEED CLASS'"),
     ([*NET, "--labels", "{spoilt}/few.txt", "--seeds", "0-2"], "no line for seed 1"),
+    ([*NET, "--labels", "{spoilt}/twice.txt"], "twice.txt:3 gives seed 0 the class 7, but a line"),
+    ([*NET, "--schedule", ".5,.7"], "strictly decreasing"),
     ([*NET, "--seeds", "1-"], "'1-' is not a list of seeds"),
     ([*NET, "--seeds", "9-3"], "write 3-9"),
     ([*NET, "--solver", "leapfrog"], "unknown solver 'leapfrog'"),
@@ -79,6 +82,7 @@ BAD = [
     ([*NET, "--churn-rule", "edm"], "--churn-rule has no effect without --S-churn"),
     ([*NET, "--pc-deterministic"], "--pc-deterministic has no effect without --pc-snr"),
     ([*NET, "--gnet", NETS / "edm2_uncond.pkl"], "--gnet has no effect without --guidance"),
+    ([*NET, "--gnet", NETS / "edm2_pixel.pkl", "--guidance", "2"], "so --guidance has no effect"),
     (
         [*NET, "--w-con", "0.3", "--erk", "auto"],
         "erk (--erk) brings its coefficients: leave w_con (--w-con)",

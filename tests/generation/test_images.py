@@ -152,7 +152,10 @@ def test_save_images_writes_a_file_per_image(tmp_path):
     [(np.zeros((2, 3, 4, 4)), None, r"uint8 \[N, C, H, W\] with C = 1 or 3, not float64"),
      (np.zeros((4, 4, 3), np.uint8), None, r"not uint8 \[4, 4, 3\]"),
      (np.zeros((2, 4, 4, 3), np.uint8), None, r"not uint8 \[2, 4, 4, 3\]"),
-     (np.zeros((2, 1, 4, 4), np.uint8), [1], "2 images need as many seeds, not 1")],
+     (np.zeros((2, 1, 4, 4), np.uint8), [1], "2 images need as many seeds, not 1"),
+     (np.zeros((2, 1, 4, 4), np.uint8), [0.5, 1.5], "seeds must be a list of whole numbers"),
+     (np.zeros((2, 1, 4, 4), np.uint8), [-1, 0], "seeds are 0 to 9+, not -1 to 0"),
+     (np.zeros((2, 1, 4, 4), np.uint8), [0, 10**18], "seeds are 0 to 9+, not 0 to 10+")],
 )  # fmt: skip
 def test_save_images_refuses(images, seeds, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -31,7 +31,8 @@ def test_lists_are_read_as_in_the_original_code():
      ("a", "'a' is not a list"), ("1-", "is not a list"), ("-1", "is not a list"),
      ("1.5", "is not a list"), ("1-2-3", "is not a list"), ("0x10", "is not a list"),
      ("5-3", "runs backwards; write 3-5"), ("1,1", "names a seed twice"),
-     ("0-9,9", "names a seed twice"), (f"{MAX_SEED + 1}", "is too large; the largest seed is 9")],
+     ("0-9,9", "names a seed twice"), (f"{MAX_SEED + 1}", "is too large; the largest seed is 9"),
+     ("1" * 5000, "a seed is too large; the largest seed is 9"), ("0-" + "9" * 5000, "too large")],
 )  # fmt: skip
 def test_malformed_lists(text, message):
     with pytest.raises(ValueError, match=message):

@@ -382,6 +382,12 @@ def test_local_paths(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("url", ["https://h:99999/x.pkl", "https://[::1/x.pkl"])
+def test_addresses_that_python_cannot_split(url, tmp_path):
+    with pytest.raises(ValueError, match=f"the address {re.escape(url)} is wrong .*: correct it"):
+        fetch(url, cache=tmp_path)
+
+
 def test_malformed_sources(tmp_path):
     web = ["http:///file", "https://host", "http://host/../../etc/passwd", "http://host:port/file"]
     for source in [*web, "ftp://host/file", "hf://owner/repo", "hf://file", "hf://o/r/@main"]:

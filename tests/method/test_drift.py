@@ -37,6 +37,14 @@ def test_one_network_as_main_and_guide_shares_its_call():
     assert torch.allclose(shared, apart, atol=1e-5)
 
 
+def test_a_guide_that_is_the_network_with_its_labels_is_refused():
+    """J: D + (guidance - 1) (D - D) is no guidance, at twice the cost."""
+    noise, labels = torch.randn(3, 2), torch.eye(3)
+    for more in ({}, {"labels": labels}, {"labels": labels, "guide_labels": labels}):
+        with pytest.raises(ValueError, match="guidance has no effect: give guide_labels or ano"):
+            erk.sample(gaussian, noise, guide_model=gaussian, guidance=2.0, **more)
+
+
 def test_erk_proj_keeps_the_stiff_part_of_guidance():
     """eta -> 1 at small w_stiff is plain guidance; at a large one only <g, v> v is left."""
     noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))

@@ -144,6 +144,9 @@ def test_frechet_with_the_factor_of_the_reference(rank):
         (np.zeros(2), np.full((2, 2), np.inf), "covariances hold NaN or infinity"),
         (np.zeros(2), -np.eye(2), "negative eigenvalues"),
         (np.zeros(2), np.array([[0.0, 1.0], [1.0, 0.0]]), "negative eigenvalues"),
+        (np.zeros(2), np.array([[1.0, 5.0], [0.0, 1.0]]), "generated covariance is not symmetric"),
+        (np.zeros(2), np.eye(2) * (1 + 1j), "needs real numbers, not complex ones"),
+        (torch.zeros(2), torch.eye(2) * (1 + 1j), "needs real numbers, not complex ones"),
     ],
 )
 def test_frechet_refuses(mu, cov, message):
@@ -151,6 +154,13 @@ def test_frechet_refuses(mu, cov, message):
         frechet(np.zeros(2), np.eye(2), mu, cov)
     with pytest.raises(ValueError, match=message.replace("generated", "real")):
         frechet(mu, cov, np.zeros(2), np.eye(2))
+
+
+def test_frechet_of_a_constant_and_of_no_covariance():
+    """J: with the covariance 0 on one side, the other one's eigenvalues were not looked at."""
+    with pytest.raises(ValueError, match="negative eigenvalues"):
+        frechet(np.zeros(2), np.zeros((2, 2)), np.zeros(2), -np.eye(2))
+    assert frechet(np.zeros(2), np.zeros((2, 2)), np.ones(2), np.eye(2)) == 4.0
 
 
 @pytest.mark.parametrize("n", [10, 203])

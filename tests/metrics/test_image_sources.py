@@ -100,6 +100,22 @@ def test_folder_that_holds_only_an_archive(tmp_path):
     assert source.run == {"seeds": "20-24"}
 
 
+@pytest.mark.parametrize("name", ["real.npz", "real.zip"])
+def test_an_archive_of_others_in_the_folder_of_a_run(tmp_path, name):
+    """J: the run's class was taken for that of the images: an accuracy of chance."""
+    (tmp_path / "run.json").write_text('{"settings": {"class": 7}}')
+    if name.endswith("npz"):
+        np.savez(tmp_path / name, images=GREY)
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for i in range(5):
+                archive.writestr(f"{i:06d}.png", png(GREY[i]))
+    source = open_images(tmp_path / name)
+    assert source.run == {} and labels_of(source, 10) is None
+    generated = (tmp_path / name).rename(tmp_path / f"images{name[4:]}")
+    assert labels_of(open_images(generated), 10) == [7] * 5
+
+
 def test_jpeg_rgb(tmp_path):
     for i in range(2):
         Image.fromarray(RGB[i]).save(tmp_path / f"{i}.JPG", "jpeg")
@@ -264,6 +280,8 @@ def test_labels_of_a_data_set(folder):
     (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
     assert open_images(folder).labels == [0, 1, 2, 0, 1]
     assert subset(open_images(folder), 2, seed=3).labels is not None
+    (folder / "dataset.json").write_text(json.dumps({"labels": [*rows, [names[0], 2]]}))
+    assert f"it gives {names[0]} two classes, 0 and 2" in open_images(folder).notes[0]  # J
     (folder / "dataset.json").write_text('{"labels": null}')
     assert open_images(folder).labels is None
     (folder / "dataset.json").write_text('{"labels": 3}')

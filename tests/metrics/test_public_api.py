@@ -124,6 +124,31 @@ def test_unknown_options_are_refused(digits):
         metrics.evaluate(digits[0][:20], "digits", grups=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"groups": 2.5}, "groups=2.5"), ({"groups": True}, "groups=True"), ({"batch": 0}, "batch=0"),
+     ({"memory": 5}, "memory=5"), ({"device": "cuda:99"}, "device 'cuda:99' is not available")],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options, message, digits, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(digits[0][:20], "digits", **options)
+
+
+def test_one_iterator_cannot_be_the_images_and_the_real_ones(digits):
+    """J: each took every other batch, so the numbers were those of two halves."""
+    batches = iter(digits[0][:40].split(20))
+    with pytest.raises(ValueError, match="are one iterator, which gives each batch once: give"):
+        metrics.evaluate(batches, batches, "digits")
+    assert len(list(batches)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])
+def test_images_in_memory_of_another_type_are_refused(dtype, digits, tmp_path):
+    with pytest.raises(ValueError, match=f"uint8 tensors .* not Tensor {dtype} .20, 1, 8, 8."):
+        metrics.evaluate(digits[0][:20].to(dtype), "digits", cache=tmp_path)
+
+
 def test_frechet_distance_takes_moments_and_pairs():
     moments = metrics.Moments(3).add(torch.randn(50, 3))
     pair = moments.mean, moments.cov

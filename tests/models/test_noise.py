@@ -4,6 +4,7 @@ import hashlib
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, ref, tensor
@@ -84,3 +85,18 @@ def test_a_seed_knows_nothing_of_its_mates():
 def test_one_hot():
     rows = one_hot(torch.tensor([2, 0]), model_of((1, 1, 1), 3))
     assert rows.tolist() == [[0, 0, 1], [1, 0, 0]] and rows.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seeds", [[0.5], [1.0], "12", 3, [None]])
+def test_seeds_that_are_no_whole_numbers(seeds):
+    """J: 0.5 and "12" drew, unseen, the samples of the seeds 0 and 1, 2."""
+    model = SimpleNamespace(sample_shape=(1, 2, 2))
+    with pytest.raises(ValueError, match="seeds must be a list of whole numbers, such as range"):
+        noise_and_labels(seeds, model)
+
+
+def test_seeds_of_every_type_of_integer():
+    model = SimpleNamespace(sample_shape=(1, 2, 2))
+    right = noise_and_labels([3, 1], model)[0]
+    for seeds in (np.array([3, 1], np.uint8), torch.tensor([3, 1]), (np.int64(3), True)):
+        assert torch.equal(noise_and_labels(seeds, model)[0], right)
