@@ -22,18 +22,6 @@ from erk.io.files import sha256_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def site(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0.0)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("ERK_OFFLINE", raising=False)
-    with Site() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield server
-        server.released.set()
-        server.shutdown()
-
-
 def names(folder):
     """Return the names of all files, without the digits of their addresses."""
     paths = (path for path in folder.rglob("*") if path.is_file())
@@ -128,25 +116,6 @@ def test_a_body_that_trickles(site, tmp_path, monkeypatch):
         fetch(site.url, cache=tmp_path)
     site.released.set()
     assert "net.pkl" not in names(tmp_path)
-
-
-@pytest.mark.parametrize("fault", ["slow headers", "trailers"])
-def test_what_comes_slowly_beside_the_body(site, tmp_path, monkeypatch, fault):
-    """J7: http.client reads headers and trailers in one call, which bytes keep alive."""
-    monkeypatch.setattr(download, "WINDOW", 0.3)
-    site.faults = [fault] * 99
-    with pytest.raises(ConnectionError, match=r"net.pkl does not answer within 0.3 s \(5 tries\)"):
-        fetch(site.url, cache=tmp_path)
-    assert "net.pkl" not in names(tmp_path) and len(site.asked) == download.TRIES
-    site.faults = []
-    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
-
-
-def test_the_body_of_a_redirect_is_not_read(site, tmp_path):
-    """J7: requests would read it into memory; sockets buffer some MB of it."""
-    site.faults = ["long redirect"]
-    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
-    assert site.endless < 64 << 20
 
 
 @pytest.mark.parametrize("fault", ["many headers", "long header"])

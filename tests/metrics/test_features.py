@@ -11,7 +11,7 @@ from PIL import Image
 from erk.io.untrusted import ShapeError, decode_image
 from erk.runtime.distributed import World
 from metrics import chunks as chunks_module
-from metrics import store
+from metrics import evaluate, store
 from metrics.chunks import Chunk
 from metrics.extractors import Outputs
 from metrics.features import (
@@ -328,3 +328,9 @@ def test_outputs_are_added_to_those_in_the_store(source, tmp_path):
 def test_images_of_another_size_than_the_reference(source, tmp_path):
     with pytest.raises(ValueError, match="8x8 pixels but what it is compared with of 64x64"):
         extracted(source, plan_of(tmp_path, image_size=(64, 64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])
+def test_images_in_memory_of_another_type_are_refused(dtype, digits, tmp_path):
+    with pytest.raises(ValueError, match=f"uint8 tensors .* not Tensor {dtype} "):
+        evaluate(digits[0][:20].to(dtype), "digits", cache=tmp_path)

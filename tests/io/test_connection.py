@@ -1,0 +1,26 @@
+"""Servers that would hold a connection open."""
+
+import pytest
+from download_site import BODY, HASH
+
+from erk.io import download
+from erk.io.download import fetch
+
+
+@pytest.mark.parametrize("fault", ["slow headers", "trailers"])
+def test_what_comes_slowly_beside_the_body(site, tmp_path, monkeypatch, fault):
+    """J7: http.client reads headers and trailers in one call, which bytes keep alive."""
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    site.faults = [fault] * 99
+    with pytest.raises(ConnectionError, match=r"net.pkl does not answer within 0.3 s \(5 tries\)"):
+        fetch(site.url, cache=tmp_path)
+    assert not [*tmp_path.rglob("net*.pkl")] and len(site.asked) == download.TRIES
+    site.faults = []
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+
+
+def test_the_body_of_a_redirect_is_not_read(site, tmp_path):
+    """J7: requests would read it into memory; sockets buffer some MB of it."""
+    site.faults = ["long redirect"]
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+    assert site.endless < 64 << 20
