@@ -97,6 +97,14 @@ def test_the_readme_shows_the_results_of_the_demo():
     assert len(table) == 6 and all(line in read("README.md") for line in table)
 
 
+def test_the_page_of_the_paper_shows_the_results_in_its_regime():
+    """Every line of its table of percentages stands in the committed results."""
+    page, results = read("docs/paper.md"), read("results/table2-digits-early.md")
+    section = page.partition("## Table 2 in the paper's regime")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(table) == 17 and all(line in results for line in table)
+
+
 def test_every_test_that_the_documents_name_exists():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     names = set(re.findall(r"`(test_\w+)`", text))
