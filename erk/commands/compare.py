@@ -35,7 +35,7 @@ def main(first: Path, second: Path, out: str, num: int, table: str | None) -> No
     from metrics.report import to_csv
 
     for path in (out, *([table] if table else [])):
-        check_target(path)
+        check_target(path, first, second)
     runs = open_images(first), open_images(second)
     pairs = list(differences(*runs))
     values = np.array([pair.difference for pair in pairs])

@@ -91,7 +91,9 @@ def main(**options: Any) -> None:
 
     for path in (options["json_path"] or "results/row", options["csv_path"]):
         if path is not None:
-            check_target(path)
+            check_target(path, *(options[name] for name in ("images", "paired", "real", "ref")))
+    if options["json_path"] and options["json_path"] == options["csv_path"]:
+        raise ValueError(f"--json and --csv are both {options['csv_path']}: give two files")
     device = pick_device(options["device"])
     shard = shard_of(options["shard"], {})
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":

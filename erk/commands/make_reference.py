@@ -44,7 +44,7 @@ def main(**options: Any) -> None:
     from metrics.protocols import find_protocol
     from metrics.selection import subset
 
-    check_target(dest)
+    check_target(dest, options["images"])
     shared.refuse_existing(dest, options["overwrite"])
     if options["protocol"] is not None:
         find_protocol(options["protocol"])

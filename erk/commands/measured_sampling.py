@@ -40,7 +40,7 @@ def generate_and_evaluate(
     unused = next((name for name in NEED_IMAGES if options[name]), None)
     if unused is not None:
         raise ValueError(f"--{unused} needs images on the disk: leave out --{unused} or --evaluate")
-    check_target(json_path or "results/row")
+    check_target(json_path or "results/row", reference, real)
     device, shard = pick_device(options["device"]), shard_of(options["shard"])
     evaluator, job = _opened(reference, options, real, protocol)
     chunks = cast(Chunks, image_chunks(job))  # an ImageChunk has the fields of a Chunk

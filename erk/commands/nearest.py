@@ -56,7 +56,7 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     from metrics.images import open_images
     from metrics.nearest import Pixels, feature_blocks, nearest
 
-    check_target(out)
+    check_target(out, run, train)
     generated, target = open_images(run), str(pick_device(device))
     total, blocks, read = _training_set(train, offline)
     if total < k:

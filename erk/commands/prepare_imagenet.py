@@ -9,6 +9,7 @@ import cloup
 
 from erk.commands import options as shared
 from erk.commands.cli import command
+from erk.io.atomic import check_target
 
 LARGEST = 4096  # pixels of --size: 48 MiB per image in memory
 
@@ -46,6 +47,7 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     target = Path(dest)
     if target.suffix != ".zip":
         raise ValueError(f"the archive {target} must end in .zip: rename it")
+    check_target(target, source)
     shared.refuse_existing(target, overwrite)
     for name, value in options.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:

@@ -210,9 +210,28 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: {path} {reason}; choose another folder.")
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError if a file cannot be written; for commands that work long before they do."""
+READ = (".png", ".jpg", ".jpeg", ".npz", ".zip")  # suffixes of files that are read in folders
+
+
+def _holds(source: Path, target: Path) -> bool:
+    """Return whether writing `target` replaces `source`, or one of its files."""
+    if not target.is_file() or not source.exists():
+        return False
+    if source.is_dir():
+        return target.suffix.lower() in READ and source.resolve() in target.resolve().parents
+    return source.samefile(target)
+
+
+def check_target(path: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Raise ValueError if a file cannot be written; for commands that work long before they do.
+
+    Nor may it replace one of the files `inputs`, or an image or archive in a folder among them;
+    names of inputs that are no paths are ignored.
+    """
     target = Path(path)
+    for source in inputs:
+        if source is not None and _holds(Path(source), target):
+            raise ValueError(f"{target} is read by this command: choose another file to write")
     if target.is_dir():
         raise ValueError(f"{target} is a folder: give the path of a file")
     if len(os.fsencode(target.name)) > LONGEST_NAME:
