@@ -162,12 +162,13 @@ def is_compiled(
 def _evaluations(settings: Settings) -> float:
     """Count evaluations of network and guide per image.
 
-    A discrete schedule, whose levels only the network knows, counts as EDM's of as many steps.
+    A discrete schedule, whose levels only the network knows, counts as EDM's of as many steps, of
+    which EDM's has 2 at least.
     Corrections, which only their networks may use, take no evaluations.
     """
     settings = replace(settings, erk=None)
     if settings.schedule == "discrete":
-        settings = replace(settings, schedule="edm")
+        settings = replace(settings, schedule="edm", steps=max(2, settings.steps))
     return sum(count_nfe(settings))
 
 

@@ -44,6 +44,7 @@ def precision(folder="out"):
     (Settings(guidance=2.0), 9000, True),  # the guide's evaluations count as well
     (Settings(), 9000, False),
     (Settings(schedule="discrete"), 50_000, True),  # only the network knows its levels
+    (Settings(schedule="discrete", steps=1), 1000, False),  # EDM's schedule has 2 steps at least
     (Settings(erk=CARD), 50_000, True),  # of a network that is not loaded yet
 ])  # fmt: skip
 def test_auto_compiles_long_runs_on_cuda(compiled, settings, images, expected):
