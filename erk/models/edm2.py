@@ -82,12 +82,17 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     of_a, of_b = scale / math.sqrt(na) * (1 - t), scale / math.sqrt(nb) * t
     if na == nb and t == 0.5:  # both weights are 1
         return torch.cat([a, b], 1)
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    if not _is_transformed() and torch.is_inference_mode_enabled():
         both = empty_in_layout_of(a, na + nb)  # each half is read and written once
         torch.mul(a, of_a, out=both[:, :na])
         torch.mul(b, of_b, out=both[:, na:])
         return both
     return torch.cat([a * of_a, b * of_b], 1)
+
+
+def _is_transformed() -> bool:
+    """Return whether torch.compile or a function of torch.func, which no `out=` passes, runs."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:

@@ -141,6 +141,15 @@ def test_concatenation_without_gradients_has_the_same_bytes(dtype, layout, chann
     assert torch.equal(both, expected) and both.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_concatenation_under_vmap(mode):
+    a, b = torch.randn(3, 2, 4, 5, 5), torch.randn(3, 2, 6, 5, 5)
+    with mode():
+        both = torch.func.vmap(mp_cat, in_dims=(0, 0, None))(a, b, 0.5)
+        expected = torch.stack([mp_cat(x, y, 0.5) for x, y in zip(a, b, strict=True)])
+    assert torch.equal(both, expected)
+
+
 def test_aligned_convolutions_are_the_same_network():
     """On CUDA in half precision 5 and 4 channels become 8; the network with them, on the CPU."""
     torch.manual_seed(0)
