@@ -104,7 +104,8 @@ class PerSample(torch.nn.Module):
 def test_a_module_gets_a_level_per_sample_and_a_function_one(guided):
     """Friction 2: networks index sigma [B]; the samples are those of the same function."""
     noise, module = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), PerSample()
-    more = dict(guide_model=module, guidance=2.0) if guided else {}
+    labels = {"labels": torch.ones(3, 1), "guide_labels": torch.zeros(3, 1), "guidance": 2.0}
+    more = dict(guide_model=module, **labels) if guided else {}
     x0 = erk.sample(module, noise, steps=4, w_stiff=0.5, **more)
     assert module.seen.shape == (6 if guided else 3,) and module.seen.dtype == torch.float32
     seen = []
@@ -113,7 +114,7 @@ def test_a_module_gets_a_level_per_sample_and_a_function_one(guided):
         seen.append(sigma.ndim)
         return gaussian(x, sigma)
 
-    more = dict(guide_model=function, guidance=2.0) if guided else {}
+    more = dict(guide_model=function, **labels) if guided else {}
     assert torch.equal(erk.sample(function, noise, steps=4, w_stiff=0.5, **more), x0)
     assert {*seen} == {0}
 
@@ -149,7 +150,8 @@ def test_wrong_inputs_are_refused_before_the_first_evaluation(function, noise, m
 def test_labels_of_a_network_with_classes_are_tensors(digits, name):
     """Finding 22: an AttributeError for a list."""
     model, noise, labels = digits
-    more = {"labels": labels, "guide_model": model, "guidance": 2.0} | {name: [3] * len(noise)}
+    more = {"labels": labels, "guide_labels": labels, "guide_model": model, "guidance": 2.0}
+    more[name] = [3] * len(noise)
     with pytest.raises(ValueError, match=rf"^{name} must be a tensor, .* not list: give torch"):
         erk.sample(model, noise, **more)
 

@@ -44,8 +44,9 @@ def check_compiler(device: torch.device) -> None:
     reason = compiler_fault(device)
     if reason is not None:
         raise ValueError(
-            f"--compile always does not work here ({reason}): install a C++ compiler (g++ or "
-            "clang) and, for CUDA, Triton; or give --compile never."
+            f"networks cannot be compiled here ({reason}): install a C++ compiler (g++ or clang) "
+            "and, for CUDA, Triton; or give --compile never, and for a run that was begun compiled "
+            "another --outdir."
         )
 
 

@@ -350,7 +350,7 @@ def test_a_destination_that_cannot_be_written(prepare, train, tmp_path):
     (tmp_path / "file").write_text("")
     result, _ = prepare(train, dest="file/out.zip")
     assert result.exit_code == 2
-    assert "cannot write to" in result.stderr and "choose another --dest" in result.stderr
+    assert "cannot write to" in result.stderr and "choose another folder" in result.stderr
 
 
 def test_a_killed_run_leaves_nothing_under_the_name(prepare, tmp_path):

@@ -206,8 +206,8 @@ def reference_pickle():
 
 TABLE = {
     "title": "A table", "kind": "sampled", "paper": "It shows something.", "columns": ["fid"],
-    "best": {"fid": "low"}, "num": {"embedded": 100}, "seeds": {"embedded": 0},
-    "ref": {"embedded": "digits"}, "presets": {"edm2-img512-s": "digits"},
+    "best": {"fid": "low"}, "num": 100, "seeds": 0,
+    "ref": "digits",
     "settings": {"preset": "edm2-img512-s", "steps": 8}, "notes": ["one", "two"],
     "rows": [{"name": "a", "settings": {"w_stiff": 0.5}, "published": {"fid": 2.5}},
              {"name": "b", "against": "a", "as_printed": {"rho": 7.0}}],

@@ -36,8 +36,9 @@ def test_no_compiler_is_reported_in_one_sentence(monkeypatch):
     with pytest.raises(ValueError) as error:
         load_model("digits", compiled=True)
     assert str(error.value) == (
-        "--compile always does not work here (no C++ compiler found): install a C++ compiler (g++ "
-        "or clang) and, for CUDA, Triton; or give --compile never."
+        "networks cannot be compiled here (no C++ compiler found): install a C++ compiler (g++ or "
+        "clang) and, for CUDA, Triton; or give --compile never, and for a run that was begun "
+        "compiled another --outdir."
     )
 
 
@@ -48,7 +49,7 @@ def test_a_missing_compiler_ends_generate_with_that_sentence(tmp_path):
         [sys.executable, "generate.py", "--preset", "digits", "--compile", "always", "--outdir",
          str(tmp_path / "out")], cwd=ROOT, env=env, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2 and "--compile always does not work here" in done.stderr
+    assert done.returncode == 2 and "networks cannot be compiled here" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
