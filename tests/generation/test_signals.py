@@ -52,7 +52,7 @@ def test_a_signal_lets_the_batch_be_written(kind, signum, code, tmp_path, undist
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_sampling(signum, code, tmp_path, undisturbed):
-    process = start(command, [*JOB, "--steps", "400"], cwd=tmp_path, log=tmp_path / "log")
+    process = start(command, [*JOB, "--steps", "4000"], cwd=tmp_path, log=tmp_path / "log")
     while not (tmp_path / "out" / "run.json").exists():
         time.sleep(0.001)
         assert process.is_alive()

@@ -152,7 +152,15 @@ def test_a_block_alone_defers_signals_too_and_leaves_them_to_the_program(number)
         signal.signal(number, before)
 
 
-def test_python_raises_its_interrupt_after_the_block(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Python's own handler, which a shell's background job starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_python_raises_its_interrupt_after_the_block(tmp_path, interruptible):
     with pytest.raises(KeyboardInterrupt) as caught, uninterrupted():
         signal.raise_signal(signal.SIGINT)
         write_file(tmp_path / "a", b"complete")
