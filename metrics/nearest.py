@@ -89,7 +89,7 @@ def nearest(queries: Tensor, blocks: Iterator[tuple[int, Tensor]], k: int) -> Ne
     """
     queries = queries.cpu() if queries.device.type == "mps" else queries  # which has no float64
     squares = queries.new_full((len(queries), k), torch.inf, dtype=torch.float64)
-    found = Nearest(squares, torch.zeros_like(squares, dtype=torch.long))
+    best = Nearest(squares, torch.zeros_like(squares, dtype=torch.long))
     for start, block in blocks:
         if block.shape[1] != queries.shape[1]:
             raise ValueError(
@@ -97,36 +97,36 @@ def nearest(queries: Tensor, blocks: Iterator[tuple[int, Tensor]], k: int) -> Ne
                 f"{block.shape[1]}: compare images of one size, or choose another --space"
             )
         with tf32_only(NONE):
-            found = _with_block(found, queries, block.to(queries), start)
-    return Nearest(found.distances.sqrt().cpu(), found.indices.cpu())
+            best = _with_block(best, queries, block.to(queries), start)
+    return Nearest(best.distances.sqrt().cpu(), best.indices.cpu())
 
 
-def _with_block(found: Nearest, queries: Tensor, block: Tensor, start: int) -> Nearest:
+def _with_block(best: Nearest, queries: Tensor, block: Tensor, start: int) -> Nearest:
     """Add the nearer ones of a block to the nearest so far, all with squared distances."""
     centre, scale = centre_and_scale(queries, block)
     a, b = (cloud_around(each_alone(one), centre, scale) for one in (queries, block))
-    memory, k = memory_of(queries.device), found.distances.shape[1]
+    memory, k = memory_of(queries.device), best.distances.shape[1]
     size = tile_size(memory, len(centre), queries.itemsize)
     for p in a.blocks(size):
         for q in b.blocks(size):
             lower = lower_bounds(p, q).double()
-            limit = found.distances[p.at, -1] * scale**2
+            limit = best.distances[p.at, -1] * scale**2
             if k <= len(q.at):  # at least k of this block are not beyond the k-th upper bound
                 upper = lower + 2 * (a.slack[p.at, None] + b.slack[q.at])
                 limit = limit.minimum(upper.topk(k, largest=False).values.amax(1))
             i, j = (lower <= limit[:, None]).nonzero().unbind(1)
             exact = exact_distances(a.points, p.at[i], b.points, q.at[j], scale, memory)
-            found = _merged(found, p.at[i], exact / scale**2, q.at[j] + start)
-    return found
+            best = _merged(best, p.at[i], exact / scale**2, q.at[j] + start)
+    return best
 
 
-def _merged(found: Nearest, query: Tensor, squares: Tensor, index: Tensor) -> Nearest:
+def _merged(best: Nearest, query: Tensor, squares: Tensor, index: Tensor) -> Nearest:
     """Keep the k smallest of the squared distances so far and new ones [P] of some queries."""
-    count, k = found.distances.shape
+    count, k = best.distances.shape
     every = torch.arange(count, device=query.device)
     query = torch.cat([every.repeat_interleave(k), query])
-    squares = torch.cat([found.distances.flatten(), squares])
-    index = torch.cat([found.indices.flatten(), index])
+    squares = torch.cat([best.distances.flatten(), squares])
+    index = torch.cat([best.indices.flatten(), index])
     order = squares.argsort(stable=True)
     order = order[query[order].argsort(stable=True)]
     counts = query.bincount()
