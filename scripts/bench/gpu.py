@@ -31,8 +31,9 @@ from scripts.bench.paired import RESULTS, ROOT, check_device
 from scripts.bench.pieces import DONE, run_piece
 
 STATE, SUMMARY, ARCHIVE = "pieces.json", "README.md", "records.tar"
-SHARED = ("diffusers", "erk.commands.evaluate", "erk.commands.generate", "scripts.bench.networks",
-          "erk.commands.make_reference", "torch_fidelity", "torch_fidelity.metric_prc")  # fmt: skip
+SHARED = ("diffusers.models.autoencoders.autoencoder_kl", "erk.commands.evaluate", "pytest",
+          "erk.commands.generate", "erk.commands.make_reference", "scripts.bench.networks",
+          "sklearn.datasets", "timm", "torch_fidelity", "torch_fidelity.metric_prc")  # fmt: skip
 """Modules of several pieces, imported once on a CPU; some ask for a GPU, then nothing may fork."""
 
 Rows = Sequence[dict[str, Any]]
@@ -92,9 +93,9 @@ PIECES = {
                        "--extractor digits --images 3 --sets 60", 300),
     "sizes": Piece("network", f"{FP16} --rounds 5 --size xs --size m --size l --size xl --size xxl "
                    "PEER", f"{TINY} --precision fp32", 540),
-    "precision": Piece("precision", "--images 256", "--images 4", 240),
+    "precision": Piece("precision", "--images 256", "--images 2 --steps 2", 240),
     "scaling": Piece("scaling", f"{S} --latent --batch 16 --batch 128 --further 3 --ranks 1",
-                     f"{TINY} --steps 2 --ranks 1 --further 1", 540),
+                     f"{TINY} --steps 2 --ranks 0 --further 1", 540),
     "doctor": Piece("doctor", "", "", 60),
 }  # fmt: skip
 
@@ -155,8 +156,13 @@ def pack(out: Path, target: Path) -> None:
 
 @click.command(context_settings=CONTEXT)
 @click.argument("names", nargs=-1, metavar="[PIECE]...")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True,
-              callback=check_device)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cuda",
+    show_default=True,
+    callback=check_device,
+)
 @click.option("--peer", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A checkout of NVlabs/edm2, timed as well.")  # fmt: skip
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",

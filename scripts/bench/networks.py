@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import click
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from erk.models.checkpoint import Checkpoint, Part, write_safetensors
 from erk.models.edm2 import Precond
 from scripts.bench.checkouts import earlier_precond, peer_module
 from scripts.bench.paired import Row, synchronize
+from scripts.bench.traffic import Traffic
 
 CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 TINY = {"img_resolution": 8, "label_dim": 10, "model_channels": 64, "channel_mult": [1, 2],
@@ -119,19 +118,6 @@ def inputs(network: Any, batch: int, device: str) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=draw).to(device), labels.to(device)
 
 
-class _Traffic(TorchDispatchMode):
-    """Count the bytes that operations read and write; views move none."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
-            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
-        return result
-
-
 class Work(NamedTuple):
     """Work of one call of a network, independent of the machine."""
 
@@ -150,9 +136,9 @@ def work_of(size: str, precision: str, batch: int, latent: bool = True) -> Work:
     with torch.inference_mode():
         with FlopCounterMode(display=False) as flops:
             network(x, torch.tensor(1.0), labels)
-        with _Traffic() as traffic:
+        with Traffic() as traffic:
             network(x, torch.tensor(1.0), labels)
-    return Work(flops.get_total_flops(), traffic.bytes)
+    return Work(flops.get_total_flops(), traffic.bytes.total())
 
 
 class Limits(NamedTuple):

@@ -6,7 +6,7 @@ Noise is drawn on the CPU, so that only rounding differs.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -18,10 +18,10 @@ from erk.models.model import load_model
 from scripts.bench.paired import Row, Setup, bench
 
 BATCH = 32
-SAMPLERS = {
-    "Heun": Settings(),
-    "ERK-Guid": Settings(w_stiff=0.5, w_con=0.3),
-    "DPM++ 3M": Settings(solver="dpmpp", schedule="logsnr", solver_options={"order": 3}),
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "Heun": {},
+    "ERK-Guid": {"w_stiff": 0.5, "w_con": 0.3},
+    "DPM++ 3M": {"solver": "dpmpp", "schedule": "logsnr", "solver_options": {"order": 3}},
 }
 
 
@@ -64,11 +64,15 @@ def difference(images: torch.Tensor, reference: torch.Tensor) -> Row:
     }
 
 
-@bench(click.option("--images", default=1024, help="Images of every row."))
-def main(setup: Setup, images: int) -> list[Row]:
+@bench(
+    click.option("--images", default=1024, help="Images of every row."),
+    click.option("--steps", default=32, help="Intervals of the schedule."),
+)
+def main(setup: Setup, images: int, steps: int) -> list[Row]:
     """Measure how far images differ between devices, precisions and batch sizes."""
     rows: list[Row] = []
-    for name, settings in SAMPLERS.items():
+    for name, options in SAMPLERS.items():
+        settings = Settings(steps=steps, **options)
         sampled = functools.cache(functools.partial(sample, settings=settings, n=images))
         for variant, other in comparisons(images):
             row = {"sampler": name, **variant._asdict(), "against": " ".join(map(str, other))}

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from scripts.bench import checkouts, gpu
 from scripts.bench.paired import ROOT, in_turns, summary
 from scripts.bench.pieces import run_piece
+from scripts.bench.traffic import Traffic
 
 NETWORK = ["--size", "tiny", "--batch", "1"]
 TINY = {
@@ -24,13 +25,13 @@ TINY = {
     "guidance": [*NETWORK, "--steps", "2"],
     "load": ["--images", "8", "--seeds", "40", "--zip", "100"],
     "network": [*NETWORK, "--precision", "fp32"],
-    "precision": ["--images", "4"],
+    "precision": ["--images", "2", "--steps", "2"],
     "precision_recall": ["--n", "100", "--dim", "8"],
     "sampling": [*NETWORK, "--steps", "2", "--latent"],
     "scaling": [*NETWORK, "--steps", "2", "--ranks", "1", "--further", "1"],
     "writing": ["--size", "32", "--images", "8", "--sampling", "0.001"],
 }
-SLOW = {"decoding", "evaluation", "load", "precision", "precision_recall", "scaling"}  # ten seconds
+SLOW = {"evaluation", "load", "precision_recall", "scaling"}  # ten seconds
 
 
 def command(name):
@@ -61,13 +62,33 @@ def test_it_runs(name, tmp_path):
 
 def test_every_benchmark_is_tried():
     files = {path.stem for path in (ROOT / "scripts/bench").glob("*.py")}
-    assert files - {"paired", "networks", "checkouts", "photographs", "gpu", "pieces"} == set(TINY)
+    assert files - {
+        "paired",
+        "networks",
+        "checkouts",
+        "photographs",
+        "gpu",
+        "pieces",
+        "traffic",
+    } == set(TINY)
 
 
 def test_ratios_are_medians_over_rounds():
     times = iter([(0, 1, 1), (0, 2, 4), (0, 2, 1), (0, 10, 2), (0, 1, 1), (0, 3, 5)])
     runs = in_turns({"ours": None, "peer": None}, 3, timed=lambda code: next(times))
     assert summary(runs)["peer"]["times ours"] == 3 and summary(runs)["peer"]["CPU times ours"] == 4
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_bytes_that_operations_move(mode):
+    """Views move nothing, an output that is given counts once."""
+    x, weight = torch.ones(4, 8), torch.ones(2, 8)
+    with mode(), Traffic() as traffic:
+        y = torch.nn.functional.linear(x, weight)
+        torch.mul(x.reshape(8, 4).transpose(0, 1), 2.0, out=torch.empty(4, 8))
+    assert y.shape == (4, 2)
+    assert traffic.bytes == {"products": 4 * (32 + 16 + 8), "others": 4 * (32 + 32)}
+    assert traffic.operations == {"products": 1, "others": 1}
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")

@@ -19,11 +19,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from erk.models import edm2, vae
 from scripts.bench.networks import VAE, kwargs_of
+from scripts.bench.traffic import Traffic, aten
 
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 BUDGET = Path(__file__).with_name("inductor_budget.json")
@@ -39,11 +38,6 @@ H100 = SimpleNamespace(
     pci_device_id=0, pci_domain_id=0, max_clock_rate=1980000, memory_clock_rate=2619000,
     memory_bus_width=5120,
 )  # fmt: skip
-aten = torch.ops.aten
-PRODUCTS = (aten.convolution, aten.mm, aten.bmm, aten.addmm,
-            aten._scaled_dot_product_flash_attention,
-            aten._scaled_dot_product_efficient_attention)  # fmt: skip
-ALLOCATIONS = (aten.empty, aten._unsafe_view, aten.detach)  # they move nothing
 
 
 @pytest.mark.slow
@@ -160,38 +154,13 @@ def on_fake_cuda(network, function, inputs):
         ]
 
 
-class Traffic(TorchDispatchMode):
-    """Count the bytes that operations read and write, those of products apart."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func.namespace != "aten":  # a question for the device
-            return func(*args, **kwargs)
-        with self:  # inference mode does not decompose operations, and some of them are views
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        result = func(*args, **kwargs)
-        if not func.is_view and func.overloadpacket not in ALLOCATIONS:
-            kind = "products" if func.overloadpacket in PRODUCTS else "others"
-            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, torch.Tensor)]
-            self.counts[f"eager {kind}"] += 1
-            self.counts[f"GB of eager {kind}"] += (
-                sum(x.numel() * x.element_size() for x in tensors) / 1e9
-            )
-        return result
-
-
 def eager(case):
     """Count operations and bytes without compilation."""
     function, tensors = on_fake_cuda(*build(case, torch.contiguous_format))
     with FAKE, torch.inference_mode(), Traffic() as traffic:
         function(*tensors)
-    return traffic.counts
+    counts = {f"eager {kind}": count for kind, count in traffic.operations.items()}
+    return counts | {f"GB of eager {kind}": n / 1e9 for kind, n in traffic.bytes.items()}
 
 
 class Generated(Exception):  # noqa: N818
