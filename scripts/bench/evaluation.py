@@ -26,7 +26,7 @@ from erk.generation.images import png_bytes
 from erk.runtime.precision import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
-from scripts.bench.paired import Row, Setup, bench, in_turns, quietly, summary
+from scripts.bench.paired import Row, Setup, as_released, bench, in_turns, quietly, summary
 from scripts.bench.photographs import photographs
 
 SIDE = 512
@@ -86,7 +86,7 @@ def theirs(folder: Path, device: str) -> None:
         "feature_extractor_weights_path": str(folder / "inception.pth"),
         "input2_cache_name": "real", "cache_root": str(folder / "torch-fidelity-cache"),
     }  # fmt: skip
-    with tf32_only(NONE):
+    with as_released(), tf32_only(NONE):
         quietly(lambda: torch_fidelity.calculate_metrics(**options))
 
 

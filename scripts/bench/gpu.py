@@ -27,6 +27,7 @@ import click
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import save_file
 from metrics.report import number, to_json, to_markdown
+from scripts.bench.network import SELECTED
 from scripts.bench.paired import RESULTS, ROOT, check_device
 from scripts.bench.pieces import DONE, run_piece
 
@@ -61,8 +62,15 @@ def _of(column: str, code: str, **others: Any) -> Callable[[Rows], float]:
     return figure
 
 
+def _selected(rows: Rows) -> float:
+    """Return the time of the compiled network with cuDNN's selection relative to without."""
+    times = [_of("seconds", f"ours, fp16, compiled{end}")(rows) for end in (SELECTED, "")]
+    return times[0] / times[1]
+
+
 FP16 = "--device cuda --precision fp16 --batch 64"
 S = f"{FP16} --size s --steps 32"
+COMPILED = "--with=--compile=always"  # as erk generate does for so many images as in the targets
 TINY = "--size tiny --batch 1"
 PIECES = {
     "tests": Piece("pytest", "-q -m gpu", "-q -m gpu --collect-only", 180),
@@ -70,20 +78,21 @@ PIECES = {
                      f"{TINY} --precision fp32", 240,
                      "S: at least 55 % of the rate of matrix products, compiled",
                      _of("of matmul rate", "ours, fp16, compiled", size="s")),
-    "decoding": Piece("decoding", "--device cuda --batch 8 --rounds 5", "--tiny", 120),
+    "decoding": Piece("decoding", "--device cuda --batch 8 --rounds 5 --compile", "--tiny", 300),
     "neighbours": Piece("precision_recall", "--device cuda --n 50000 --dim 4096 --rounds 1",
                         "--n 100 --dim 8", 120, "50 000 x 50 000 in at most 5 s",
                         _of("seconds", "ours")),
     "guidance": Piece("guidance", S, f"{TINY} --steps 2", 120,
                       "ERK-Guid: at most 0.15 % of the GPU's time",
                       _of("share in guidance", "ERK-Guid")),
-    "sampling": Piece("sampling", f"{S} --latent PEER", f"{TINY} --steps 2 --latent", 420,
+    "sampling": Piece("sampling", f"{S} --latent {COMPILED} PEER",
+                      f"{TINY} --steps 2 --latent", 420,
                       "S, 32 steps, batch 64: at least 3 times the peer's images per second",
                       _of("times ours", "peer")),
-    "half_vae": Piece("sampling", f"{S} --latent --with=--vae-precision=fp16 PEER",
+    "half_vae": Piece("sampling", f"{S} --latent {COMPILED} --with=--vae-precision=fp16 PEER",
                       f"{TINY} --steps 2 --latent", 420, "at least 3.3 times",
                       _of("times ours", "peer")),
-    "xxl": Piece("sampling", f"{FP16} --size xxl --steps 32 --latent --rounds 2 PEER",
+    "xxl": Piece("sampling", f"{FP16} --size xxl --steps 32 --latent --rounds 2 {COMPILED} PEER",
                  f"{TINY} --steps 2 --latent", 540, "at least 1.8 times",
                  _of("times ours", "peer")),
     "evaluation": Piece("evaluation", "--device cuda --images 3000 --rounds 1 --threads 16",
@@ -91,6 +100,10 @@ PIECES = {
                         "five metrics of 50 000 images in at most 6 minutes: 139 images a second"),
     "evaluator": Piece("evaluator", "--device cuda --images 256 --sets 2000",
                        "--extractor digits --images 3 --sets 60", 300),
+    "cudnn": Piece("network", f"{FP16} --rounds 5 --size s --compile --cudnn-benchmark",
+                   f"{TINY} --precision fp32 --cudnn-benchmark", 240,
+                   "compiled, time of cudnn.benchmark: above 0.95 it stays off",
+                   _selected),
     "sizes": Piece("network", f"{FP16} --rounds 5 --size xs --size m --size l --size xl --size xxl "
                    "PEER", f"{TINY} --precision fp32", 540),
     "precision": Piece("precision", "--images 256", "--images 2 --steps 2", 240),

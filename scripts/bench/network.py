@@ -5,11 +5,14 @@
         --size xs --size s --size m --size l --size xl --size xxl --peer DIR
 
 Weights are random, with the released shapes. "ours" is the first precision; the peer computes in
-float16 on CUDA, as released, and in float32 elsewhere.
+float16 on CUDA, as released, and in float32 elsewhere. --cudnn-benchmark adds each of our networks
+with kernels that cuDNN selects by timing. Two processes may then select kernels that round
+differently, so erk generate does so only if that is at least 5 % faster.
 """
 
 import functools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +26,46 @@ from erk.runtime.precision import NONE, tf32_only
 from scripts.bench import networks
 from scripts.bench.checkouts import NOT_RUN, PEER
 from scripts.bench.networks import BATCH, PRECISIONS, SIZES
-from scripts.bench.paired import Row, Setup, bench, in_turns, summary, synchronize
+from scripts.bench.paired import (
+    Row,
+    Setup,
+    as_released,
+    bench,
+    in_turns,
+    summary,
+    synchronize,
+)
+
+SELECTED = ", cudnn.benchmark"
 
 
-def call(network: Any, x: Tensor, sigma: Tensor, labels: Tensor, device: str) -> Tensor:
+def call(
+    name: str, network: Any, x: Tensor, sigma: Tensor, labels: Tensor, device: str
+) -> Tensor:  # fmt: skip
     """Call the network once and wait for the device."""
-    with torch.inference_mode():
+    torch.backends.cudnn.benchmark = name.endswith(SELECTED)
+    with torch.inference_mode(), as_released() if name == "peer" else nullcontext():
         denoised = network(x, sigma, labels)
+    torch.backends.cudnn.benchmark = False
     synchronize(device)
     return denoised
 
 
 def networks_of(
-    size: str, precisions: tuple[str, ...], device: str, compiled: bool, against: str | None,
-    peer: Path | None,
+    size: str, precisions: tuple[str, ...], device: str, compiled: bool, selected: bool,
+    against: str | None, peer: Path | None,
 ) -> dict[str, tuple[str, Any]]:  # fmt: skip
     """Return {name: (precision, network)}; the first is "ours"."""
     nets: dict[str, tuple[str, Any]] = {}
     for i, precision in enumerate(precisions):
-        network = networks.our_network(size, precision, device)
-        nets["ours" if i == 0 else f"ours, {precision}"] = (precision, network)
-        if compiled:
+        for suffix in ("", SELECTED) if selected else ("",):
             network = networks.our_network(size, precision, device)
-            compile_network(network, torch.device(device))
-            nets[f"ours, {precision}, compiled"] = (precision, network)
+            is_first = i == 0 and not suffix
+            nets["ours" if is_first else f"ours, {precision}{suffix}"] = (precision, network)
+            if compiled:
+                network = networks.our_network(size, precision, device)
+                compile_network(network, torch.device(device))
+                nets[f"ours, {precision}, compiled{suffix}"] = (precision, network)
     if against is not None:
         for fold, suffix in ((True, ""), (False, ", not folded")):
             for precision in precisions:
@@ -65,7 +84,7 @@ def compare(setup: Setup, size: str, batch: int, nets: dict[str, tuple[str, Any]
     for name, (_, network) in nets.items():
         x, labels = networks.inputs(network, batch, device)
         level = sigma if name.startswith("ours") else sigma.to(device)
-        codes[name] = functools.partial(call, network, x, level, labels, device)
+        codes[name] = functools.partial(call, name, network, x, level, labels, device)
         for _ in range(3):
             codes[name]()  # warm-up; compiles, and records CUDA's graph
     runs = in_turns(codes, setup.rounds)
@@ -90,12 +109,14 @@ def compare(setup: Setup, size: str, batch: int, nets: dict[str, tuple[str, Any]
     click.option("--precision", "precisions", type=click.Choice(list(PRECISIONS)), multiple=True,
                  default=("fp32", "bf16"), help="May repeat."),
     click.option("--compile", "compiled", is_flag=True, help="Also time compiled networks."),
+    click.option("--cudnn-benchmark", "selected", is_flag=True,
+                 help="Also let cuDNN select kernels by timing."),
     click.option("--against", metavar="COMMIT", help="Also time the network of that commit."),
     PEER,
 )  # fmt: skip
 def main(
     setup: Setup, sizes: tuple[str, ...], batch: int, precisions: tuple[str, ...], compiled: bool,
-    against: str | None, peer: Path | None,
+    selected: bool, against: str | None, peer: Path | None,
 ) -> Iterator[Row]:  # fmt: skip
     """Time the network's forward pass."""
     keep_freed_memory()  # as the commands do
@@ -103,7 +124,9 @@ def main(
         check_compiler(torch.device(setup.device))
     with tf32_only(NONE):  # as erk generate does
         for size in sizes:
-            nets = networks_of(size, precisions, setup.device, compiled, against, peer)
+            nets = networks_of(
+                size, precisions, setup.device, compiled, selected, against, peer
+            )  # fmt: skip
             yield from compare(setup, size, batch, nets)
             if peer is None:
                 yield {"size": size, "batch": batch, "code": NOT_RUN}

@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import save_file
+from erk.runtime.precision import RELEASED, tf32_only
 from erk.runtime.provenance import provenance
 from metrics.report import to_json, to_markdown, to_text
 
@@ -70,6 +71,7 @@ def bench(*options: Option, packages: Sequence[str] = ()) -> Callable[[Any], cli
         def main(device: str, rounds: int, threads: int, out: Path, **values: Any) -> None:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands and of subprocesses
             use_threads(threads)
+            torch.backends.cudnn.deterministic = True  # as the commands do
             rows = []
             for row in measure(Setup(device, rounds, threads), **values):
                 rows.append(row)
@@ -108,6 +110,17 @@ def use_threads(threads: int) -> None:
     """Set the number of CPU threads of PyTorch and of the BLAS that NumPy and SciPy call."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+@contextlib.contextmanager
+def as_released() -> Iterator[None]:
+    """Run other projects' code with PyTorch's default switches, as their users do."""
+    torch.backends.cudnn.deterministic = False
+    try:
+        with tf32_only(RELEASED):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = True
 
 
 def synchronize(device: str) -> None:

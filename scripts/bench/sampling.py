@@ -5,23 +5,23 @@
         --steps 32 --peer DIR                   # the released EDM2-S at 512 pixels
 
 Weights are random, with the released shapes; with --latent so are the VAE's. Costs that a run has
-once, such as loading, cancel: every round samples one batch and then four, and the difference
-counts. An untimed run warms up.
+once, such as loading and compilation, do not count: the clock starts when the images of the first
+batch are complete and stops when all are. An untimed run warms up.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple
 
 import click
 import torch
 
 from erk.commands import generate
-from erk.runtime.precision import RELEASED, tf32_only
 from scripts.bench import networks
 from scripts.bench.checkouts import NOT_RUN, PEER, peer_module
 from scripts.bench.networks import BATCH, LATENT, PRECISION, SIZE, STEPS
@@ -30,16 +30,17 @@ from scripts.bench.paired import (
     Runs,
     Setup,
     Timed,
+    as_released,
     bench,
     in_turns,
     quietly,
     summary,
-    synchronize,
 )
 
 FURTHER = 3  # timed batches beyond the first
-Maker = Callable[[int], None]
-"""Samples images of so many seeds and writes them to a temporary folder."""
+PERIOD = 0.01  # seconds between two counts of the images that are complete
+Maker = Callable[[int, Path], None]
+"""Samples images of so many seeds and writes them to a folder."""
 
 
 class Case(NamedTuple):
@@ -70,18 +71,16 @@ def options_of(case: Case, folder: Path) -> list[str]:
             "--batch", str(case.batch), "--steps", str(case.steps), *vae, *case.extra]  # fmt: skip
 
 
-def ours(options: list[str], n: int) -> None:
+def ours(options: list[str], n: int, folder: Path) -> None:
     """Run erk generate in this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [*options, "--seeds", f"0-{n - 1}", "--outdir", folder]
-        quietly(lambda: generate.main(words, standalone_mode=False))
-        assert len(list(Path(folder).glob("*.png"))) == n
+    words = [*options, "--seeds", f"0-{n - 1}", "--outdir", str(folder)]
+    quietly(lambda: generate.main(words, standalone_mode=False))
 
 
 def theirs(peer: Path, case: Case, folder: Path) -> Maker:
     """Return the peer's generate_images with the weights of ours and its default settings.
 
-    It runs with PyTorch's TF32 switches as the peer leaves them.
+    It runs with PyTorch's switches as the peer leaves them.
     """
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "29531", "RANK": "0",
                         "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():  # fmt: skip
@@ -94,31 +93,60 @@ def theirs(peer: Path, case: Case, folder: Path) -> Maker:
     if case.latent:
         encoder = encoders.StabilityVAEEncoder(vae_name=str(folder / "vae"))
 
-    def sample(n: int) -> None:
-        torch.backends.cudnn.deterministic = False
-        with tempfile.TemporaryDirectory() as out, tf32_only(RELEASED):
+    def sample(n: int, folder: Path) -> None:
+        with as_released():
             batches = script.generate_images(
-                net=net, encoder=encoder, outdir=out, seeds=range(n), max_batch_size=case.batch,
-                verbose=False, device=torch.device(case.device), num_steps=case.steps,
+                net=net, encoder=encoder, outdir=str(folder), seeds=range(n), verbose=False,
+                max_batch_size=case.batch, device=torch.device(case.device), num_steps=case.steps,
             )  # fmt: skip
             for _ in batches:
                 pass
-            assert len(list(Path(out).rglob("*.png"))) == n
 
     return sample
 
 
-def per_image(make: Maker, batch: int, device: str, further: int = FURTHER) -> Timed:
+class Mark(NamedTuple):
+    """Images that are complete at some moment."""
+
+    images: int
+    seconds: float
+    cpu_seconds: float
+
+
+def count(folder: Path) -> int:
+    """Count the images in a folder that are complete."""
+    return sum(1 for _ in folder.glob("*.png"))
+
+
+def watch(folder: Path, counts: Iterable[int], marks: list[Mark], stop: Event) -> None:
+    """Append a mark as soon as the folder holds each of these numbers of images."""
+    for wanted in counts:
+        while (images := count(folder)) < wanted:
+            if stop.wait(PERIOD):
+                return
+        marks.append(Mark(images, time.perf_counter(), time.process_time()))
+
+
+def per_image(make: Maker, batch: int, further: int = FURTHER) -> Timed:
     """Return seconds and CPU seconds per image of `further` batches beyond the first."""
-    seconds, cpu_seconds = [], []
-    for batches in (1, 1 + further):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        make(batches * batch)
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
-    n = further * batch
-    return None, (seconds[1] - seconds[0]) / n, (cpu_seconds[1] - cpu_seconds[0]) / n
+    n, stop = (1 + further) * batch, Event()
+    marks: list[Mark] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        watcher = Thread(target=watch, args=(folder, (batch, n), marks, stop))
+        watcher.start()
+        try:
+            make(n, folder)
+            assert count(folder) == n
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            watcher.join()
+    start, end = marks
+    images = max(1, end.images - start.images)  # 0 if a trial was faster than the watcher
+    return (None, (end.seconds - start.seconds) / images,
+            (end.cpu_seconds - start.cpu_seconds) / images)  # fmt: skip
 
 
 def rows_of(case: Case, runs: dict[str, Runs]) -> list[Row]:
@@ -151,8 +179,8 @@ def main(
         if peer is not None:
             codes["peer"] = theirs(peer, case, Path(folder))
         for code in codes.values():
-            code(batch)  # warm-up
-        timed = partial(per_image, batch=batch, device=setup.device)
+            per_image(code, batch, 1)  # warm-up
+        timed = partial(per_image, batch=batch)
         return rows_of(case, in_turns(codes, setup.rounds, timed))
 
 

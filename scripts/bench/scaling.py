@@ -6,7 +6,7 @@
 
 Batch sizes are timed in one process, per further image as in sampling.py. Processes run under
 torchrun with the first batch size and one thread each, and are timed per further image of all of
-them together. The start and end of torchrun vary by about a second, so choose many further batches.
+them together.
 """
 
 import os
@@ -30,24 +30,22 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 Key = tuple[int, int]  # batch size, processes (0: this one)
 
 
-def distributed(options: list[str], ranks: int, n: int) -> None:
+def distributed(options: list[str], ranks: int, n: int, folder: Path) -> None:
     """Run erk generate under torchrun."""
     torch.cuda.empty_cache()  # this process holds GPU 0 as well
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*LAUNCH, str(ranks), "-m", "erk", "generate", *options,
-                   "--seeds", f"0-{n - 1}", "--outdir", folder]  # fmt: skip
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise ValueError(f"the timed command failed: {result.stderr.strip()}")
-        assert len(list(Path(folder).glob("*.png"))) == n
+    command = [*LAUNCH, str(ranks), "-m", "erk", "generate", *options,
+               "--seeds", f"0-{n - 1}", "--outdir", str(folder)]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"the timed command failed: {result.stderr.strip()}")
 
 
-def code_of(key: Key, options: list[str], device: str, further: int) -> Callable[[], Timed]:
+def code_of(key: Key, options: list[str], further: int) -> Callable[[], Timed]:
     """Return a function that times one batch size or number of processes."""
     batch, ranks = key
     words = [*options, "--batch", str(batch)]
     make = partial(distributed, words, ranks) if ranks else partial(ours, words)
-    return partial(per_image, make, batch * max(ranks, 1), device, further)
+    return partial(per_image, make, batch * max(ranks, 1), further)
 
 
 def rows_of(case: Case, runs: dict[Key, Runs], further: int) -> list[Row]:
@@ -84,9 +82,9 @@ def main(
     case = Case(size, latent, precision, setup.device, batches[0], steps)
     with tempfile.TemporaryDirectory() as folder:
         options = options_of(case, Path(folder))
-        ours([*options, "--batch", str(batches[0])], batches[0])  # warm-up
+        code_of((batches[0], 0), options, 1)()  # warm-up
         keys = [(batch, 0) for batch in batches] + [(batches[0], count) for count in ranks]
-        codes = {key: code_of(key, options, setup.device, further) for key in keys}
+        codes = {key: code_of(key, options, further) for key in keys}
         runs = in_turns(codes, setup.rounds, timed=lambda code: code())
         return rows_of(case, runs, further)
 

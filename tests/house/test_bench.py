@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from metrics.report import number
 from scripts.bench import checkouts, gpu
 from scripts.bench.paired import ROOT, in_turns, summary
 from scripts.bench.pieces import run_piece
@@ -18,32 +20,27 @@ from scripts.bench.traffic import Traffic
 
 NETWORK = ["--size", "tiny", "--batch", "1"]
 TINY = {
-    "decoding": ["--tiny"],
     "evaluation": ["--fid-only", "--images", "10"],
-    "evaluator": ["--extractor", "digits", "--images", "3", "--sets", "60"],
     "frechet": ["--dim", "8"],
-    "guidance": [*NETWORK, "--steps", "2"],
     "load": ["--images", "8", "--seeds", "40", "--zip", "100"],
-    "network": [*NETWORK, "--precision", "fp32"],
-    "precision": ["--images", "2", "--steps", "2"],
-    "precision_recall": ["--n", "100", "--dim", "8"],
-    "sampling": [*NETWORK, "--steps", "2", "--latent"],
     "scaling": [*NETWORK, "--steps", "2", "--ranks", "1", "--further", "1"],
     "writing": ["--size", "32", "--images", "8", "--sampling", "0.001"],
 }
-SLOW = {"evaluation", "load", "precision_recall", "scaling"}  # ten seconds
+"""Options of those that the trial of scripts/bench/gpu.py below leaves out, or runs otherwise."""
+SLOW = {"evaluation", "load", "scaling"}  # ten seconds
 
 
 def command(name):
     return importlib.import_module(f"scripts.bench.{name}").main
 
 
-def invoke(name, options, out):
-    """Run a benchmark; restore the variables that it sets for its subprocesses."""
-    before = dict(os.environ)
+def invoke(name, options):
+    """Run a benchmark; restore what it sets for the process and its subprocesses."""
+    before, deterministic = dict(os.environ), torch.backends.cudnn.deterministic
     try:
-        return CliRunner().invoke(command(name), [*options, "--rounds", "1", "--out", str(out)])
+        return CliRunner().invoke(command(name), options)
     finally:
+        torch.backends.cudnn.deterministic = deterministic
         os.environ.clear()
         os.environ.update(before)
 
@@ -53,24 +50,54 @@ def invoke(name, options, out):
     "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TINY]
 )
 def test_it_runs(name, tmp_path):
-    result = invoke(name, TINY[name], tmp_path)
+    result = invoke(name, [*TINY[name], "--rounds", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, (result.output, result.exception)
-    record = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+    check_record(tmp_path, name)
+
+
+def check_record(folder, name):
+    record = json.loads((folder / f"{name}.json").read_text("utf-8"))
     assert record["command"] and record["versions"] and record["rows"]
-    assert (tmp_path / f"{name}.md").read_text("utf-8").count("\n| ") == len(record["rows"]) + 2
+    assert (folder / f"{name}.md").read_text("utf-8").count("\n| ") == len(record["rows"]) + 2
+
+
+def in_this_process(words, limit, preload):
+    """Run a piece as scripts.bench.pieces does, without the start of a process."""
+    module, *options = words
+    result = invoke(module.rpartition(".")[2], options)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return {"state": "done", "seconds": 1.0, "command": " ".join(words), "output": []}
+
+
+def test_the_trial_of_the_plan_for_a_gpu(tmp_path, monkeypatch):
+    """Every piece runs here, without processes; the page of results has their figures."""
+    monkeypatch.setattr(gpu, "run_piece", in_this_process)
+    elsewhere = {"pytest", "doctor", "evaluation"}  # tests, and the slow test below
+    names = [name for name, piece in gpu.PIECES.items() if piece.module not in elsewhere]
+    out = tmp_path / "cuda"
+    options = ["--tiny", "--device", "cpu", "--out", str(out)]
+    done = CliRunner().invoke(gpu.main, [*options, *names])
+    assert done.exit_code == 0, done.output
+    for name in names:
+        check_record(out / name, gpu.PIECES[name].module)
+    lines = (out / "README.md").read_text("utf-8").splitlines()
+    assert lines[0] == "Device: cpu. Written by `python -m scripts.bench.gpu`."
+    rows = {cells[1]: cells[2:-1] for cells in (re.split(r" *\| *", line) for line in lines[4:])}
+    assert [*rows] == [*gpu.PIECES]
+    assert all(rows[name][0] == "done" for name in names) and rows["doctor"][0] == "not run"
+    (ours,) = [row for row in gpu.read_rows(out, "neighbours") if "seconds" in row
+               and row["code"] == "ours"]  # fmt: skip
+    assert rows["neighbours"][2] == number(ours["seconds"])
+    assert rows["sampling"][2] == "not measured"  # without the peer
+    assert rows["neighbours"][3] == "50 000 x 50 000 in at most 5 s"
 
 
 def test_every_benchmark_is_tried():
     files = {path.stem for path in (ROOT / "scripts/bench").glob("*.py")}
-    assert files - {
-        "paired",
-        "networks",
-        "checkouts",
-        "photographs",
-        "gpu",
-        "pieces",
-        "traffic",
-    } == set(TINY)
+    others = {"paired", "networks", "checkouts", "photographs", "gpu", "pieces", "traffic"}
+    assert files - others == {*TINY, *(piece.module for piece in gpu.PIECES.values())} - {
+        "pytest", "doctor"
+    }  # fmt: skip
 
 
 def test_ratios_are_medians_over_rounds():
@@ -101,7 +128,7 @@ def test_an_earlier_commit_is_imported_beside_the_current_package():
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
-    result = invoke("network", ["--size", "tiny", "--peer", str(tmp_path)], tmp_path)
+    result = invoke("network", ["--size", "tiny", "--peer", str(tmp_path), "--out", str(tmp_path)])
     assert result.exit_code == 2 and "is not a checkout of NVlabs/edm2" in result.output
 
 
