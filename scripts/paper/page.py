@@ -5,14 +5,16 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel, ValidationError
 
 from erk.io.atomic import save_file
 from metrics.report import is_numeric, number, to_markdown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Cell = str | int | float | None | tuple[float | None, float | None]
 """A text, a number, nothing, or (value, standard error)."""
@@ -40,8 +42,10 @@ class Table(BaseModel):
     rows: list[dict[str, Cell]]  # column -> cell; a missing column is an empty cell
     bold: list[tuple[int, str]] = []  # (index of the row, column)
 
-    def frame(self, escape: Callable[[str], str] = str, strong: str = "{}") -> pd.DataFrame:
+    def frame(self, escape: Callable[[str], str] = str, strong: str = "{}") -> "DataFrame":
         """The cells as text; the bold ones are formatted with ``strong``."""
+        import pandas as pd  # late: half a second
+
         texts = []
         for index, row in enumerate(self.rows):
             bold = {column for at, column in self.bold if at == index}
@@ -169,6 +173,8 @@ def to_json(page: Page) -> str:
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows in full precision; nested mappings become columns such as ``ours.fd``."""
+    import pandas as pd  # late: half a second
+
     flat = pd.DataFrame([dict(_flat(row)) for row in rows], dtype=object)
     return flat.to_csv(index=False, lineterminator="\n")
 

@@ -5,6 +5,7 @@ results/index.html, the page of all of them. On the scales digits (the default),
 mnist small networks represent the paper's, on the CPU, in minutes.
 """
 
+import importlib
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ import torch
 from erk.commands.cli import CONTEXT, FiniteFloat, clean_exit
 from erk.runtime.distributed import pick_device
 from erk.runtime.shards import shard_of
-from scripts.paper import costs, estimator, figures, settings, tables, text_to_image, toy
+from scripts.paper import tables
 from scripts.paper.budget import Budget
 from scripts.paper.budget import costs as costs_of
 from scripts.paper.config import (
@@ -47,15 +48,15 @@ from scripts.paper.plan import describe, fetch_files, files_of
 from scripts.paper.rows import Rows
 from scripts.paper.scales import NoNetworkError, at_scale, differs_as_printed, scales_of
 
-WRITE: dict[type, Any] = {Sampled: tables.write, Sweep: figures.write_sweep}
+WRITE: dict[type, str] = {Sampled: "tables.write", Sweep: "figures.write_sweep"}
 """Kinds whose rows are sampled and measured, which several processes share -> their pages."""
-RUN: dict[type, Any] = {
-    SettingsTable: settings.run,
-    Toy: toy.run,
-    Cost: costs.run,
-    Estimator: estimator.run,
-    Grid: figures.run_grid,
-    TextToImage: text_to_image.run,
+RUN: dict[type, str] = {
+    SettingsTable: "settings.run",
+    Toy: "toy.run",
+    Cost: "costs.run",
+    Estimator: "estimator.run",
+    Grid: "figures.run_grid",
+    TextToImage: "text_to_image.run",
 }
 """The other kinds -> their computation by one process."""
 ALL = "all"
@@ -64,6 +65,12 @@ MAX_PROCESSES = 8  # that "auto" starts on a CPU: a row has no more batches
 WITH_ROWS = (*WRITE, Grid, TextToImage)  # rows can be chosen
 WITHOUT_FILES = (Toy, SettingsTable)
 EXPECTED = (ValueError, OSError, MemoryError, FloatingPointError, click.ClickException)
+
+
+def _function(path: str) -> Any:
+    """Return a function of scripts.paper; all of them together load for seconds."""
+    module, name = path.split(".")
+    return getattr(importlib.import_module(f"scripts.paper.{module}"), name)
 
 
 @click.command(context_settings=CONTEXT)
@@ -213,8 +220,8 @@ def _describe(experiments: Sequence[Experiment]) -> None:
     """Print what would be computed: the rows of one experiment, the costs of several."""
     if len(experiments) == 1:
         (one,) = experiments
-        run = RUN.get(type(one.config), lambda *_: click.echo(describe(*one)))
-        run(*one)
+        kind = type(one.config)
+        click.echo(describe(*one)) if kind in WRITE else _function(RUN[kind])(*one)
         return
     shared = [one for one in experiments if isinstance(one.config, tuple(WRITE))]
     if shared:
@@ -235,7 +242,7 @@ def _compute(
         return []  # the first process, or task of an array, does the rest alone
     for one in experiments:
         if one not in shared:
-            paths += calls.run(one, RUN[type(one.config)], *one) or []
+            paths += calls.run(one, _function(RUN[type(one.config)]), *one) or []
     return paths
 
 
@@ -252,7 +259,8 @@ def _measure(
 
     def write(index: int) -> list[Path]:
         config, request = experiments[index]
-        paths: list[Path] = WRITE[type(config)](config, request, rows.finished(index))
+        write_page = _function(WRITE[type(config)])
+        paths: list[Path] = write_page(config, request, rows.finished(index))
         written[index] = time.monotonic()
         return paths
 
@@ -283,7 +291,7 @@ def _fetch(config: AnyConfig, request: Request, fetch_only: bool) -> None:
         return
     if isinstance(config, TextToImage):  # the cache is that of another package
         if fetch_only:
-            text_to_image.fetch_weights(config, request.offline)
+            _function("text_to_image.fetch_weights")(config, request.offline)
         return
     command = ["bash scripts/reproduce.sh", config.name, "--scale", request.scale]
     command += ["--rows", request.rows] if request.rows else []

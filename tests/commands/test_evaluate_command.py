@@ -341,7 +341,15 @@ def test_a_home_that_is_not_there(monkeypatch):
         cache_dir()
 
 
-@pytest.mark.parametrize("close", [">&-", ">&- 2>&-", ">/dev/full", "| true"])
+@pytest.mark.parametrize(
+    "close",
+    [
+        ">&- 2>&-",
+        "| true",
+        pytest.param(">&-", marks=pytest.mark.slow),
+        pytest.param(">/dev/full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_closed_output_loses_no_row(save_pngs, digits, tmp_path, close):  # M25
     save_pngs(digits[0][:30])
     line = f"{sys.executable} {ROOT}/evaluate.py --ref digits --cache features {close}"

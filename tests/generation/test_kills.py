@@ -67,8 +67,11 @@ def sweep(kind, is_spoilt):
         assert ends[0] == signal.SIGKILL
 
 
-@pytest.mark.parametrize("is_spoilt", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "is_spoilt"),
+    [*((kind, False) for kind in KINDS), ("png", True),
+     *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in KINDS if kind != "png")],
+)  # fmt: skip
 def test_killed_before_each_file_operation(kind, is_spoilt, memory_path):
     """Of a new run, and of one that restores a complete run."""
     log = memory_path / "log"

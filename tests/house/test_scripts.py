@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
+from scripts.paper import distance
 from scripts.paper.config import (
     ROOT,
     Estimator,
@@ -35,6 +36,7 @@ def folder(tmp_path_factory):
 def test_every_config_is_reproduced(name, folder, monkeypatch):
     monkeypatch.setenv("ERK_CACHE", str(folder / "cache"))
     monkeypatch.setenv("ERK_OFFLINE", "1")
+    monkeypatch.setattr(distance, "EVALUATIONS", 16)  # else half of the time
     config, results = at_scale(load_config(name), Request()), folder / "results"
     arguments = [name, "--num", NUM.get(type(config), "4"), "--results", str(results)]
     if isinstance(config, Toy) and name != "table1":
@@ -75,7 +77,7 @@ def test_help_installs_nothing(name, tmp_path):
     assert os.listdir(tmp_path) == ["scripts"]
 
 
-@pytest.mark.parametrize("name", ["table9", "table2"])
+@pytest.mark.parametrize("name", ["table9", pytest.param("table2", marks=pytest.mark.slow)])
 def test_a_script_runs_from_any_folder(name, tmp_path):
     rows = ["--rows", "10", "--num", "8", "--processes", "1"] if name == "table2" else []
     script = ["bash", str(ROOT / "scripts" / f"{name}.sh"), *rows]

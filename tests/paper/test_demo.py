@@ -4,12 +4,12 @@ import hashlib
 import json
 import math
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from erk import load_model
@@ -18,6 +18,7 @@ from erk.generation.sampling import generate
 from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from metrics.extractors import load_extractor
+from scripts.paper import demo as demo_script
 from scripts.paper.demo import SAMPLERS, sample_row
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +27,13 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder of results and the printed text; 40 images per row."""
+    """The folder of results and the printed text; 40 images per row, sampled by this process."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "scripts.paper.demo", "--seeds", "0-39", "--groups", "2"]
-    done = subprocess.run(
-        [*command, "--results", folder / "results"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_script, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+        options = ["--seeds", "0-39", "--groups", "2", "--results", str(folder / "results")]
+        done = CliRunner().invoke(demo_script.main, options)
+    assert done.exit_code == 0, done.output
     return folder / "results", done.stdout
 
 

@@ -18,7 +18,7 @@ from erk.generation.options import networks_of, settings_of
 from erk.generation.sampling import generate
 from erk.method.point import Point
 from erk.method.settings import Settings
-from scripts.paper import costs, estimator, figures, reproduce, text_to_image, toy
+from scripts.paper import costs, distance, estimator, figures, reproduce, text_to_image, toy
 from scripts.paper.config import Experiment, Request, load_config
 from scripts.paper.plan import options_of_row
 from scripts.paper.rows import Rows
@@ -252,7 +252,8 @@ def test_table_7_counts_one_sample_more(few, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "rows", "count"), [("figure4", "0-1,16-18", 5), ("figure6", "0,3,8,13", 4)]
 )
-def test_sweeps(name, rows, count, few):
+def test_sweeps(name, rows, count, few, monkeypatch):
+    monkeypatch.setattr(distance, "EVALUATIONS", 16)
     config, request = digits_of(name), few._replace(num=24, rows=rows)
     table = Rows([Experiment(config, request)])
     assert table.measure()

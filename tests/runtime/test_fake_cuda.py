@@ -39,6 +39,7 @@ PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution,
             aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention,
             aten._scaled_dot_product_cudnn_attention)  # fmt: skip
 UNET = {"model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8]}
+SMALLEST = {"model_channels": 16, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
 EDM = {"img_resolution": 16, "img_channels": 3, "label_dim": 10}
 
 
@@ -112,8 +113,8 @@ def folded(network, dtype):
     return network
 
 
-def edm2_network(dtype=torch.float16):
-    return on_cuda(lambda: folded(Precond(16, 3, 10, **UNET), dtype))
+def edm2_network(dtype=torch.float16, unet=UNET):
+    return on_cuda(lambda: folded(Precond(16, 3, 10, **unet), dtype))
 
 
 def edm_network(kind, dtype=torch.float16):
@@ -144,9 +145,9 @@ def test_networks(cuda, kind, dtype):
 @pytest.mark.parametrize("chosen", [{}, {"w_stiff": 1.0}, {"erk": "auto"}], ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers(cuda, solver, chosen, guided):
-    guide = edm2_network() if guided else None
+    guide = edm2_network(unet=SMALLEST) if guided else None
     settings = Settings(solver=solver, steps=4, guidance=2.0 if guided else 1.0, **chosen)
-    x = last_state(settings, edm2_network(), guide)
+    x = last_state(settings, edm2_network(unet=SMALLEST), guide)
     assert x.device.type == "cuda" and x.dtype == torch.float32
 
 
@@ -167,7 +168,7 @@ def test_solvers(cuda, solver, chosen, guided):
 )  # fmt: skip
 def test_settings(cuda, chosen):
     settings = Settings(steps=4, guidance=2.0, **chosen)
-    x = last_state(settings, edm2_network(), edm2_network())
+    x = last_state(settings, edm2_network(unet=SMALLEST), edm2_network(unet=SMALLEST))
     assert x.dtype == chosen.get("dtype", torch.float32)
 
 
