@@ -34,10 +34,10 @@ NETWORK: dict[str, Any] = {
     "channels_per_head": 32,
 }
 RECIPE = Recipe(NETWORK)
-LAST, WEAK = 1_048_576, 196_608  # images seen
+MAIN, WEAK, UNCOND = 2_097_152, 196_608, 1_048_576  # images seen
 RUNS = {
-    "main": Run(10, 0, {WEAK: "mnist-weak", LAST: "mnist"}),
-    "uncond": Run(0, 1, {LAST: "mnist-uncond"}),
+    "main": Run(10, 0, {WEAK: "mnist-weak", MAIN: "mnist"}),
+    "uncond": Run(0, 1, {UNCOND: "mnist-uncond"}),
 }
 HELD_OUT = 1024  # test images of the loss curve
 SOURCE = (
