@@ -91,8 +91,13 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def _is_transformed() -> bool:
-    """Return whether torch.compile or a function of torch.func, which no `out=` passes, runs."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Return whether torch.compile or a function of torch.func, which no `out=` passes, runs.
+
+    PyTorch has no public question for the latter: a version without this one counts as a yes.
+    """
+    functorch = getattr(torch._C, "_functorch", None)
+    transform = getattr(functorch, "peek_interpreter_stack", lambda: "unknown")
+    return torch.compiler.is_compiling() or transform() is not None
 
 
 def resample(x: Tensor, mode: str, kernel: Sequence[float]) -> Tensor:

@@ -56,11 +56,31 @@ class Planned(NamedTuple):
 def planned_rows(config: Measured, request: Request) -> list[Planned]:
     """Return all rows of a table. Raises ValueError."""
     page = page_name(config, request)
+    options = compiled_alike([options_of_row(config, row, request) for row in config.rows])
     return [
-        Planned(row, options_of_row(config, row, request), ref_of(config, row), request.is_small,
-                config.name, page)
-        for row in config.rows
-    ]  # fmt: skip
+        Planned(row, some, ref_of(config, row), request.is_small, config.name, page)
+        for row, some in zip(config.rows, options, strict=True)
+    ]
+
+
+def compiled_alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compile the networks of all rows with --compile auto, if that pays for one of them.
+
+    Compiled networks round otherwise, which rows that are compared should not show. The choice is
+    part of a row's settings: "fp16 on cuda, compiled".
+    """
+    auto = [row for row in rows if row["compile"] == "auto"]
+    if not auto or pick_device(auto[0]["device"]).type != "cuda":
+        return list(rows)
+    choice = "always" if any(map(_is_compiled, auto)) else "never"
+    return [row | {"compile": choice} if row in auto else row for row in rows]
+
+
+def _is_compiled(row: dict[str, Any]) -> bool:
+    """Return whether a row alone would be sampled with compiled networks."""
+    with contextlib.suppress(FileNotFoundError):  # such a row is not measured
+        return plan_job(row).compiled
+    return False
 
 
 class Rows:

@@ -150,6 +150,14 @@ def test_concatenation_under_vmap(mode):
     assert torch.equal(both, expected)
 
 
+def test_concatenation_without_private_parts_of_pytorch(monkeypatch):
+    monkeypatch.delattr(torch._C._functorch, "peek_interpreter_stack")
+    a, b = torch.randn(2, 2, 8, 4, 4).unbind()
+    with torch.inference_mode():
+        both = mp_cat(a, b, 0.3)
+    assert torch.equal(both, mp_cat(a, b, 0.3))
+
+
 def test_aligned_convolutions_are_the_same_network():
     """On CUDA in half precision 5 and 4 channels become 8; the network with them, on the CPU."""
     torch.manual_seed(0)

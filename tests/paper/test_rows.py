@@ -1,11 +1,14 @@
 """scripts.paper.rows: the cache key of a measured row."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from erk.generation.options import plan_job
 from erk.io.cache import digest
 from metrics.evaluator import load_evaluator
 from metrics.images import open_images
@@ -84,3 +87,27 @@ def test_a_config_without_the_scale_is_refused(name):
     config = load_config("table2")
     with pytest.raises(ValueError, match=f"table2: {name}: missing for the "):
         paper_rows.planned_rows(config.model_copy(update={name: None}), Request())
+
+
+@pytest.mark.parametrize(("device", "longest", "expected"), [
+    ("cuda", 18, "always"), ("cuda", 40, "never"), ("cpu", 18, "auto"),
+])  # fmt: skip
+def test_rows_of_a_table_are_compiled_alike(device, longest, expected, monkeypatch):
+    """One row for which compilation pays decides for all, and the row's settings say so."""
+
+    def fake_plan(options):
+        if options["steps"] == 4:
+            raise FileNotFoundError("a card")
+        return SimpleNamespace(compiled=options["steps"] >= longest)
+
+    monkeypatch.setattr(paper_rows, "plan_job", fake_plan)
+    monkeypatch.setattr(paper_rows, "pick_device", torch.device)
+    rows = [{"steps": n, "compile": "auto", "device": device} for n in (4, 6, 18)]
+    fixed = {"steps": 18, "compile": "never", "device": device}
+    *alike, kept = paper_rows.compiled_alike([*rows, fixed])
+    assert [row["compile"] for row in alike] == [expected] * 3 and kept == fixed
+    assert [row["steps"] for row in alike] == [4, 6, 18]
+    config = at_scale(load_config("table2"), Request(num=20))
+    options = plan.options_of_row(config, config.rows[0], Request(num=20))
+    chosen = plan_job(options | {"compile": "always"})
+    assert chosen.identity["precision"].endswith(", compiled")

@@ -107,17 +107,19 @@ def on_cuda(build):
 
 
 def folded(network, dtype):
-    """Prepare a network for computations in that dtype."""
+    """Prepare a network on its device for computations in that dtype."""
     network.compute_dtype = dtype
     network.fold()
     return network
 
 
 def edm2_network(dtype=torch.float16, unet=UNET):
-    return on_cuda(lambda: folded(Precond(16, 3, 10, **unet), dtype))
+    """Fold on the GPU, where folding pads channels and lays out weights otherwise."""
+    return folded(on_cuda(lambda: Precond(16, 3, 10, **unet)), dtype)
 
 
 def edm_network(kind, dtype=torch.float16):
+    """Fold without a device: fake parameters cannot be converted, and CUDA changes nothing."""
     return on_cuda(lambda: folded(EDMPrecond(model_type=kind, **EDM, **UNET), dtype))
 
 
@@ -139,6 +141,10 @@ def test_networks(cuda, kind, dtype):
     with Guard():
         denoised = network(empty(2, 3, 16, 16), empty([]), empty(2, 10))
     assert (denoised.device.type, denoised.dtype) == ("cuda", torch.float32)
+    if kind == "EDM2":  # the first and the last convolution, of 4 and 3 channels, are padded to 8
+        channels = (4, 3) if dtype == torch.float32 else (8, 8)
+        first, last = network.unet.enc["16x16_conv"].folded, network.unet.out_conv.folded
+        assert (first.shape[1], len(last)) == channels and first.device.type == "cuda"
 
 
 @pytest.mark.parametrize("guided", [False, True])
