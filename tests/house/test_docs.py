@@ -113,6 +113,15 @@ def test_the_page_of_the_paper_shows_the_results_in_its_regime():
         assert line == " | ".join([name, *changes, distance, published]) + " |"
 
 
+def test_the_page_of_the_paper_shows_the_other_tables_in_its_regime():
+    section = read("docs/paper.md").partition("## Tables 3, 8, 10 and 11 in the paper's regime")[2]
+    shown = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(shown) > 20
+    for line in shown[2:]:
+        number, *cells = line.strip("| ").split(" | ")
+        assert f"| {' | '.join(cells)} | " in read(f"results/table{number}-digits-early.md")
+
+
 def test_every_test_that_the_documents_name_exists():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     names = set(re.findall(r"`(test_\w+)`", text))
