@@ -69,6 +69,24 @@ def test_features_are_the_official_networks(weights, name, kind):
         assert result.logits is None and result.spatial is None
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dinov2", "dinov2-pil"])
+def test_cuda_gives_the_features_of_the_cpu_even_where_tf32_is_allowed(weights, name):
+    """Float32 products and attention in another order round to 1e-5; TF32 would change 1e-3."""
+    on_cpu, on_gpu = (
+        dinov2.load(name, device, weights=weights, architecture=SMALL) for device in ("cpu", "cuda")
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        features = on_gpu(sample_images(64)).features
+    finally:
+        torch.set_float32_matmul_precision(before)
+    expected = on_cpu(sample_images(64)).features
+    assert features.is_cuda
+    assert (features.cpu() - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_position_table_is_the_official_one(state):
     table = dinov2.resample_positions(state["pos_embed"])
     assert table.shape == (1, 257, 384)

@@ -58,22 +58,43 @@ def test_moments_stay_on_the_gpu_in_float64(cuda, dtype):
     assert Moments(D).add(x.to("cuda")).mean.device.type == "cpu"
 
 
-@pytest.mark.parametrize(
-    "distance",
-    [
-        lambda a, b: frechet_distance(moments_of(a), moments_of(b)),
-        lambda a, b: frechet_distance(moments_of(a[:4]), moments_of(b)),  # singular
-        lambda a, b: fd_infinity(moments_of(a), b),
-        lambda a, b: kernel_distance(real=a, generated=b, subsets=3, subset_size=10),
-        lambda a, b: inception_score(a),
-        lambda a, b: precision_recall(real=a, generated=b),
-        lambda a, b: density_coverage(real=a, generated=b),
-        lambda a, b: nearest(a, iter([(0, b)]), 2).distances.flatten().tolist(),
-    ],
-)
+DISTANCES = [
+    lambda a, b: frechet_distance(moments_of(a), moments_of(b)),
+    lambda a, b: frechet_distance(moments_of(a[:4]), moments_of(b)),  # singular
+    lambda a, b: fd_infinity(moments_of(a), b),
+    lambda a, b: kernel_distance(real=a, generated=b, subsets=3, subset_size=10),
+    lambda a, b: inception_score(a),
+    lambda a, b: precision_recall(real=a, generated=b),
+    lambda a, b: density_coverage(real=a, generated=b),
+    lambda a, b: nearest(a, iter([(0, b)]), 2).distances.flatten().tolist(),
+]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_distances(cuda, distance):
     a, b = drawn(0), drawn(0) + 0.3 * drawn(1)
     assert distance(a.to("cuda"), b.to("cuda")) == pytest.approx(distance(a, b), rel=CLOSE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "width"), [(N, D), (1000, 64)])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_gpu_measures_what_the_cpu_measures(distance, n, width):
+    """Numbers are float64 sums in another order, those of `nearest` float32."""
+    a = drawn(0, n, width)
+    b = a + 0.3 * drawn(1, n, width)
+    assert distance(a.cuda(), b.cuda()) == pytest.approx(distance(a, b), rel=10 * CLOSE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_sums_the_moments_of_the_cpu(dtype):
+    """In float64: 2000 sums in another order round to 2000 x 1e-16 at most."""
+    x = drawn(1, 2000, 256).to(dtype)
+    ours, expected = moments_of(x.cuda()), moments_of(x)
+    assert ours.cov.is_cuda and ours.cov.dtype == torch.float64
+    torch.testing.assert_close(ours.mean.cpu(), expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.cov.cpu(), expected.cov, rtol=1e-12, atol=1e-12)
 
 
 PROTOCOL = Protocol(
@@ -105,6 +126,15 @@ def evaluated(device):
 
 
 def test_an_evaluation_has_the_values_and_errors_of_the_cpu(cuda):
+    check_evaluation()
+
+
+@pytest.mark.gpu
+def test_an_evaluation_on_a_gpu_has_the_values_and_errors_of_the_cpu():
+    check_evaluation()
+
+
+def check_evaluation():
     ours, theirs = evaluated("cuda"), evaluated("cpu")
     assert len(ours.values) == 11 and None not in ours.values.values()
     assert ours.values == pytest.approx(theirs.values, rel=CLOSE)

@@ -58,6 +58,20 @@ def test_features_are_torch_fidelitys(ours, theirs):
         assert (result.features - expected).abs().max() < LIMIT * expected.max()
 
 
+@pytest.mark.gpu
+def test_cuda_gives_the_features_of_the_cpu_even_where_tf32_is_allowed(ours):
+    """Other algorithms of float32 convolutions round to 1e-5; TF32 would change 1e-3."""
+    on_gpu = load_extractor("vgg16", "cuda", weights="random:0")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        features = on_gpu(sample_images(64)).features
+    finally:
+        torch.set_float32_matmul_precision(before)
+    expected = ours(sample_images(64)).features
+    assert features.is_cuda and (features.cpu() - expected).abs().max() < 1e-4 * expected.max()
+
+
 def test_features_are_positive_and_differ_between_images(ours):
     features = ours(sample_images(64)[:, :1]).features
     assert features.min() == 0
