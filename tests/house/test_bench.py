@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from metrics.report import number
-from scripts.bench import checkouts, gpu
+from scripts.bench import checkouts, gpu, metadata
 from scripts.bench.paired import ROOT, in_turns, summary
 from scripts.bench.pieces import run_piece
 from scripts.bench.traffic import Traffic
@@ -23,11 +24,12 @@ TINY = {
     "evaluation": ["--fid-only", "--images", "10"],
     "frechet": ["--dim", "8"],
     "load": ["--images", "8", "--seeds", "40", "--zip", "100"],
+    "metadata": ["--format", "png", "--images", "4"],
     "scaling": [*NETWORK, "--steps", "2", "--ranks", "1", "--further", "1"],
     "writing": ["--size", "32", "--images", "8", "--sampling", "0.001"],
 }
 """Options of those that the trial of scripts/bench/gpu.py below leaves out, or runs otherwise."""
-SLOW = {"evaluation", "load", "scaling"}  # ten seconds
+SLOW = {"evaluation", "load", "metadata", "scaling"}  # ten seconds
 
 
 def command(name):
@@ -50,6 +52,8 @@ def invoke(name, options):
     "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TINY]
 )
 def test_it_runs(name, tmp_path):
+    if name == "metadata" and shutil.which("strace") is None:
+        pytest.skip("needs strace")
     result = invoke(name, [*TINY[name], "--rounds", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, (result.output, result.exception)
     check_record(tmp_path, name)
@@ -104,6 +108,18 @@ def test_ratios_are_medians_over_rounds():
     times = iter([(0, 1, 1), (0, 2, 4), (0, 2, 1), (0, 10, 2), (0, 1, 1), (0, 3, 5)])
     runs = in_turns({"ours": None, "peer": None}, 3, timed=lambda code: next(times))
     assert summary(runs)["peer"]["times ours"] == 3 and summary(runs)["peer"]["CPU times ours"] == 4
+
+
+def test_a_summary_of_strace():
+    """With and without errors; the line of totals is no call."""
+    summary = """% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.000600          12        50           fsync
+ 40.00    0.000400           4       100        20 openat
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000           6       150        20 total
+"""
+    assert metadata.calls_of(summary) == {"fsync": 50, "openat": 100}
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
