@@ -7,6 +7,7 @@ import click
 from erk.commands.cli import CONTEXT
 
 STUDIES = {
+    "accuracy": "which digits the MNIST networks draw as asked; results/accuracy.md",
     "auto": "erk='auto' with every solver; results/auto.md",
     "calibration": "calibrated corrections of every solver; results/calibration.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",

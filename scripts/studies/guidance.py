@@ -3,8 +3,8 @@
     python -m scripts.studies guidance                        # results/guidance.md and .json
     python -m scripts.studies guidance --preset digits-autog
 
-The presets' weights in configs/models.yaml are those of the least FD here. Their seeds are those of
-no other table.
+The presets' weights in configs/models.yaml are those of the least FD here, of the weights above 1
+(no guidance). Their seeds are those of no other table.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import torch
+from torch import Tensor
 
 import erk
 import metrics
@@ -54,23 +55,25 @@ def main(seeds: int, names: Sequence[str], out: Path) -> None:
     click.echo(text(table.rows))
 
 
-@torch.inference_mode()
 def measure(preset: Preset, settings: Settings, seeds: int) -> Row:
     """Sample with balanced labels and measure FD and accuracy."""
-    assert preset.gnet is not None
-    model, guide = erk.load_model(preset.net), erk.load_model(preset.gnet)
-    classes = [seed % model.label_dim for seed in range(FIRST, FIRST + seeds)]
-    one_hot = torch.eye(model.label_dim)[classes]
-    images = []
-    for begin in range(0, seeds, BATCH):
-        numbers = range(FIRST + begin, FIRST + min(begin + BATCH, seeds))
-        noise, _ = erk.noise_and_labels(numbers, model)
-        labels = one_hot[begin : begin + BATCH]
-        x0 = solve(settings.drift(model, labels, guide), noise, settings)
-        images.append(model.decode(x0))
-    reference = preset.name.split("-")[0]
-    result = metrics.evaluate(torch.cat(images), reference, labels=classes)
+    images, classes = samples(preset, settings, range(FIRST, FIRST + seeds))
+    result = metrics.evaluate(images, preset.name.split("-")[0], labels=classes)
     return {name: [result.values[name], result.errors[name]] for name in ("fd", "accuracy")}
+
+
+@torch.inference_mode()
+def samples(preset: Preset, settings: Settings, seeds: range) -> tuple[Tensor, list[int]]:
+    """Return images of an embedded network, uint8 [N, C, H, W], and their balanced classes."""
+    model, guide = erk.load_model(preset.net), preset.gnet and erk.load_model(preset.gnet)
+    classes = [seed % model.label_dim for seed in seeds]
+    images = []
+    for begin in range(0, len(seeds), BATCH):
+        noise, _ = erk.noise_and_labels(seeds[begin : begin + BATCH], model)
+        labels = torch.eye(model.label_dim)[classes[begin : begin + BATCH]]
+        x0 = solve(settings.drift(model, labels, guide or None), noise, settings)
+        images.append(model.decode(x0))
+    return torch.cat(images), classes
 
 
 def text(rows: Sequence[Row]) -> str:
