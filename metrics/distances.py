@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -10,7 +9,13 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from metrics.statistics import Moments, as_features, check_finite, check_same_dimension
+from metrics.statistics import (
+    Moments,
+    as_features,
+    check_finite,
+    check_same_dimension,
+    whole_number,
+)
 
 ASYMMETRY = 1e-6  # largest |cov - cov^T| relative to the largest |cov|
 NEGATIVE = 1e-5  # share of the largest eigenvalue below which a negative one is rounding
@@ -146,6 +151,7 @@ def fd_infinity(real: Gaussian, generated: Any, *, points: int = 15, seed: int =
     ValueError
         Fewer samples or points, and as `frechet_distance` does.
     """
+    points, seed = whole_number(points, "points"), whole_number(seed, "seed")
     if points < 2:
         raise ValueError(f"a straight line needs at least 2 points, not {points}")
     features = as_features(generated, "generated", least=20)
@@ -195,8 +201,9 @@ def kernel_distance(
     ValueError
         A set smaller than ``subset_size``, different D, NaN, infinity or overflow.
     """
-    is_integer = all(isinstance(n, Integral) for n in (subsets, subset_size))
-    if not is_integer or subsets < 1 or subset_size < 2:
+    subsets = whole_number(subsets, "subsets")
+    subset_size = whole_number(subset_size, "subset_size")
+    if subsets < 1 or subset_size < 2:
         raise ValueError(
             f"a kernel distance needs at least 1 subset of 2 samples, not {subsets} of "
             f"{subset_size}"
@@ -256,6 +263,9 @@ def inception_score(
         NaN, infinity or overflow, or fewer samples than parts.
     """
     logits = _float64(logits)
+    splits = whole_number(splits, "splits")
+    if split_size is not None:
+        split_size = whole_number(split_size, "split_size")
     least = splits if split_size is None else min(split_size, 1)
     if logits.ndim != 2 or not logits.shape[1] or not 1 <= least <= len(logits):
         parts = f"{splits} splits" if split_size is None else f"parts of {split_size}"

@@ -222,14 +222,18 @@ def _is_generated(name: str) -> bool:
 
 
 def _of_this_run(names: list[str], notes: list[str]) -> list[str]:
-    """Leave out images below sub-folders that `erk generate` does not name; add a note.
+    """Leave out images that `erk generate` has not written; add a note.
 
-    The folder of a run may hold others, as `out` holds `out/demo`.
+    The folder of a run may hold others, as `out` holds `out/demo`, or copies in other formats: only
+    the PNG files count, unless the run has none. In other folders every file is an image.
     """
     kept = [n for n in names if all(part.isdecimal() for part in n.split("/")[:-1])]
     if len(kept) < len(names):
         notes.append(f"images in other sub-folders are not of this run: {len(names) - len(kept)}")
-    return kept
+    written = [name for name in kept if name.lower().endswith(".png")] or kept
+    if len(written) < len(kept):
+        notes.append(f"images that are no PNG are not of this run: {len(kept) - len(written)}")
+    return written
 
 
 def _open_zip(path: Path) -> ImageSource:

@@ -14,6 +14,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from metrics.statistics import whole_number
+
 LEVEL = 0.975  # of Student's t: a two-sided interval of 95 %
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ def group_of(n: int, groups: int) -> Tensor:
 
     Raises ValueError unless 1 <= groups <= n.
     """
+    groups = whole_number(groups, "groups")
     if not 1 <= groups <= n:
         raise ValueError(f"{n} samples cannot be split into {groups} groups: use 1 to {n}")
     return torch.arange(n) * groups // n

@@ -12,6 +12,7 @@ from torch import Tensor
 from metrics.images import ImageSource
 from metrics.jackknife import is_in_blocks
 from metrics.side_files import is_class
+from metrics.statistics import whole_number
 
 PER_SUBDIR = 1000  # seeds in each sub-folder of a run
 
@@ -25,6 +26,7 @@ def subset(source: ImageSource, num: int | None, seed: int = 0) -> ImageSource:
     """
     if num is None:
         return source
+    num, seed = whole_number(num, "the size of a subset"), whole_number(seed, "its seed")
     count = len(source.names)
     if not 2 <= num <= count:
         raise ValueError(
@@ -79,8 +81,12 @@ def labels_of(source: ImageSource, classes: int | None) -> list[Any] | None:
     """Return the class of every image where it is stored or follows from run.json, else None.
 
     It follows from the run's settings if they name one ``class`` or ``labels: balanced``
-    (class = seed mod classes). Files may hold anything: see `checked_labels`.
+    (class = seed mod classes, those of its network; where an older run.json does not name them,
+    ``classes``, the extractor's). Files may hold anything: see `checked_labels`.
     """
+    network = source.run.get("network")
+    recorded = network.get("classes") if isinstance(network, dict) else None
+    classes = recorded if is_class(recorded) else classes
     settings = source.run.get("settings", {})
     chosen, seeds = settings.get("class"), seeds_of(source)
     if source.labels is not None:

@@ -1,6 +1,7 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,6 +186,13 @@ def check_same_dimension(real: Tensor, generated: Tensor) -> None:
             f"real features have {real.shape[1]} dimensions and generated ones "
             f"{generated.shape[1]}: use one extractor for both"
         )
+
+
+def whole_number(value: Any, name: str) -> int:
+    """Return a number of any integer type as an int. Raises ValueError for other values."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise ValueError(f"{name} must be a whole number, not {str(value)[:60]!r}")
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -216,17 +217,14 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
     if schedule and schedule[0] in "0123456789.":
         schedule = tuple(_numbers("--schedule", schedule))
-    settings = Settings(
+    return Settings(
         schedule=schedule,
         guidance=guidance,
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
-        solver_options=dict(_solver_option(text) for text in options["solver_option"]),
+        solver_options=_solver_options(options["solver_option"]),
         **{name: options[name] for name in DIRECT} | {"erk": open_card(options["erk"])},
     )
-    if settings.guidance_interval is not None and guidance == 1:
-        raise ValueError("--guidance-interval needs model guidance: give --guidance and --gnet.")
-    return settings
 
 
 def labels_of(policy: str, class_idx: int | None) -> tuple[Labels, str]:
@@ -330,8 +328,11 @@ def _check_guide(model: Any, guide: Any) -> None:
         )
 
 
-def _describe(model: Any) -> dict[str, str]:
-    return {"name": model.name, "sha256": model.sha256, "licence": model.licence}
+def _describe(model: Any) -> dict[str, Any]:
+    return {
+        "name": model.name, "sha256": model.sha256, "licence": model.licence,
+        "classes": model.label_dim,
+    }  # fmt: skip
 
 
 def _precision(options: dict[str, Any], device: torch.device, compiled: bool) -> str:
@@ -349,6 +350,17 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} wants numbers with commas between, not '{text}'.") from None
+
+
+def _solver_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Read all --solver-option. Raises ValueError for one that is given twice."""
+    chosen: dict[str, Any] = {}
+    for text in texts:
+        name, value = _solver_option(text)
+        if name in chosen:
+            raise ValueError(f"--solver-option gives {name} twice: leave out one of them.")
+        chosen[name] = value
+    return chosen
 
 
 def _solver_option(text: str) -> tuple[str, Any]:

@@ -279,6 +279,11 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         f"there were none: take {', '.join(ONE_STEP[:-1])} or {ONE_STEP[-1]}, or set S_churn to 0.",
     ),
     (
+        lambda s: s.guidance_interval is not None and s.guidance == 1,
+        "guidance_interval (--guidance-interval) needs model guidance: give guidance and a guide, "
+        "or leave it out.",
+    ),
+    (
         lambda s: s.erk_proj and (s.guidance == 1 or s.w_stiff == 0),
         "ERK-Proj works on model guidance: give guidance and w_stiff > 0.",
     ),

@@ -122,6 +122,11 @@ class Model:
         if labels is None or self.label_dim == 0:
             return None
         if labels.ndim == 1 and not labels.is_floating_point():
+            if labels.dtype == torch.bool:
+                raise ValueError(
+                    f"labels [{len(labels)}] of true and false are no classes: give class numbers "
+                    f"(int64) or one-hot rows of width {self.label_dim}."
+                )
             if labels.numel() and not 0 <= labels.min() <= labels.max() < self.label_dim:
                 raise ValueError(
                     f"classes of '{self.name}' are 0 to {self.label_dim - 1}, "

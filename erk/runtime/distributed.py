@@ -62,9 +62,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raise ValueError if the machine lacks a device of this type."""
+    """Raise ValueError for what is no device, such as "auto", or none of this machine."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(
+            f"{str(device)[:40]!r} is no device: give cpu, cuda, cuda:N or mps."
+        ) from None
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(torch.device(device).type, True):
+    if not available.get(kind, True):
         raise ValueError(f"device '{device}' is not available on this machine: use the device cpu.")
 
 

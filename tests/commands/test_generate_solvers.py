@@ -99,6 +99,10 @@ BAD = {
     ],
     "has no option 'order'": ["--solver-option", "order=2"],
     "wants NAME=VALUE": ["--solver-option", "order"],
+    "--solver-option gives order twice": [  # J
+        "--solver", "deis", "--solver-option", "order=2", "--solver-option", "order=3"
+    ],
+    "guidance_interval (--guidance-interval) needs model guidance": ["--guidance-interval", "0,1"],
     "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
     "works on model guidance": ["--erk-proj", "--w-stiff", "1"],
     "a discrete time": ["--schedule", "discrete"],

@@ -21,8 +21,9 @@ class Site(ThreadingHTTPServer):
     "chunks" (half, chunked, without a length), "other range" (not the requested one), "gzip"
     (compressed, although identity was requested), "other etag" and "other length" (of the complete
     file), "noise" (not HTTP), "many headers", "long header" (of 70 000 bytes), "trickle" (a byte
-    in 10 ms), "slow headers" (a line in 50 ms), "trailers" (all bytes, then trailers without end)
-    or "long redirect" (whose body has no end). `asked` holds the Range of each request.
+    in 10 ms), "slow headers" (a line in 50 ms), "trailers" (all bytes, then trailers without end),
+    "long redirect" (whose body has no end) or "few" (10 bytes of the rest). `asked` holds the Range
+    of each request.
     """
 
     def __init__(self):
@@ -89,13 +90,15 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(declared))
         self.end_headers()
         half = rest[: len(rest) // 2]
+        if fault == "few":
+            half = rest[:10]
         if fault == "chunks":
             half = b"%x\r\n%b\r\n" % (len(half), half)
         for number in range(len(rest) if fault == "trickle" else 0):
             self.wfile.write(rest[number : number + 1])
             if site.released.wait(0.01):
                 return
-        self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks") else rest)
+        self.wfile.write(half if fault in ("cut", "stall", "reset", "chunks", "few") else rest)
         if fault == "stall":
             site.released.wait(60)
         if fault == "reset":

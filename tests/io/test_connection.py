@@ -19,6 +19,16 @@ def test_what_comes_slowly_beside_the_body(site, tmp_path, monkeypatch, fault):
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
 
 
+def test_a_few_bytes_per_try_are_no_progress(site, tmp_path):
+    """J7: 100 000 tries would get the file; half of it per try (below) is progress."""
+    site.faults = ["few"] * 99
+    with pytest.raises(ConnectionError, match=r"net.pkl was interrupted: .*\(5 tries\)"):
+        fetch(site.url, cache=tmp_path)
+    assert len(site.asked) == download.TRIES and site.asked[-1] == "bytes=40-"
+    site.faults = ["cut"] * 3
+    assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
+
+
 def test_the_body_of_a_redirect_is_not_read(site, tmp_path):
     """J7: requests would read it into memory; sockets buffer some MB of it."""
     site.faults = ["long redirect"]

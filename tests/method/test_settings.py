@@ -91,14 +91,12 @@ def test_construction_reads_no_file(monkeypatch):
 
 
 def test_the_identity_is_plain_and_names_the_schedule():
-    identity = Settings(solver="deis", guidance_interval=(0.1, 1.0)).identity()
+    guided = dict(solver="deis", guidance=2.0, guidance_interval=(0.1, 1.0))
+    identity = Settings(**guided).identity()
     assert json.loads(json.dumps(identity)) == identity
     assert list(identity) == [one.name for one in fields() if one.name != "churn_rule"]
     assert identity["schedule"] == "time_uniform" and identity["S_max"] == "inf"
-    assert (
-        identity
-        == Settings(solver="deis", schedule="time_uniform", guidance_interval=(0.1, 1.0)).identity()
-    )
+    assert identity == Settings(schedule="time_uniform", **guided).identity()
     assert identity != Settings(solver="deis").identity()
 
 

@@ -91,7 +91,7 @@ def test_levels_become_a_tuple_of_numbers(kind):
     settings = erk.Settings(schedule=kind(levels))
     assert settings.schedule == tuple(levels) and settings.identity()["schedule"] == levels
     assert settings == erk.Settings(schedule=levels) and hash(settings.levels)
-    interval = erk.Settings(guidance=1.0, guidance_interval=kind([0.25, 2.0])).guidance_interval
+    interval = erk.Settings(guidance=2.0, guidance_interval=kind([0.25, 2.0])).guidance_interval
     assert interval == (0.25, 2.0)
 
 

@@ -122,6 +122,27 @@ def test_jpeg_rgb(tmp_path):
     assert everything(tmp_path).shape == (2, 3, 6, 7)
 
 
+def test_copies_in_another_format_are_not_of_the_run(folder):
+    """J: 000000.png and 000000.jpg were two images of one seed."""
+    Image.fromarray(RGB[0]).save(folder / "000000.jpg")
+    source = open_images(folder)
+    assert len(source.names) == 5 and "000000.jpg" not in source.names
+    assert "images that are no PNG are not of this run: 1" in source.notes
+    (folder / "run.json").unlink()
+    source = open_images(folder)  # of somebody else: files are images, their numbers no seeds
+    assert len(source.names) == 6 and seeds_of(source) is None
+
+
+def test_balanced_classes_are_those_of_the_network(folder):
+    """J: they were those of the extractor, which may have other classes."""
+    run = {"settings": {"labels": "balanced"}, "network": {"sha256": "0", "classes": 2}}
+    (folder / "run.json").write_text(json.dumps(run))
+    assert labels_of(open_images(folder), 10) == [0, 1, 0, 1, 0]
+    run["network"]["classes"] = "2"
+    (folder / "run.json").write_text(json.dumps(run))
+    assert labels_of(open_images(folder), 3) == [0, 1, 2, 0, 1]
+
+
 def test_labels_follow_from_the_settings(folder):
     assert labels_of(open_images(folder), 3) == [0, 1, 2, 0, 1]
     (folder / "run.json").write_text('{"settings": {"class": 7, "labels": "random"}}')

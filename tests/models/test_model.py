@@ -190,6 +190,7 @@ def test_labels_may_be_classes_one_hot_or_none(model, x):
     ("labels", "reason"),
     [
         (torch.zeros(3, 9), r"shape \[3, 9\].*10 classes"),
+        (torch.ones(3, dtype=torch.bool), r"labels \[3\] of true and false are no classes"),  # J
         (torch.zeros(3, 1, dtype=torch.int64), r"shape \[3, 1\].*10 classes"),
         (torch.tensor(3), r"shape \[\].*10 classes"),
         (torch.tensor([0, 10, 1]), r"are 0 to 9.*\[0, 10, 1\]"),
