@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from erk.runtime.distributed import pick_device
+from erk.runtime.distributed import check_device, pick_device
 
 
 @pytest.fixture
@@ -53,3 +53,10 @@ def test_without_a_gpu(monkeypatch):
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'cuda' is not available .* use the device cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu", "cuda:x"])
+def test_what_is_no_device_is_a_sentence(device):
+    """J: PyTorch lists all its devices in a RuntimeError."""
+    with pytest.raises(ValueError, match=f"'{device}' is no device: give cpu, cuda, cuda:N or mps"):
+        check_device(device)
