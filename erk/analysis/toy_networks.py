@@ -68,7 +68,7 @@ def load_network(name: str, folder: Path = CHECKPOINTS) -> ToyDenoiser:
     with torch.device("meta"):  # no random initialisation: the caller's seed stays as it is
         network = ToyDenoiser(**metadata["architecture"]["kwargs"])
     network.load_state_dict(load(content), assign=True)
-    return network.eval().requires_grad_(False)
+    return network.float().eval().requires_grad_(False)
 
 
 def read_metadata(name: str, folder: Path = CHECKPOINTS) -> dict[str, Any]:

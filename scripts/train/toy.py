@@ -102,6 +102,7 @@ def held_out(network: ToyDenoiser) -> tuple[float, float]:
 def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
     """Train, write weights and metadata, and return the metadata."""
     network, seconds = train(run)
+    network.half().float()  # as in the file
     loss, floor = held_out(network)
     metadata = {
         "name": name,
@@ -124,7 +125,7 @@ def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
             "machine": platform.machine(),
         },
     }
-    return write_weights(folder / f"{name}.safetensors", network.state_dict(), metadata)
+    return write_weights(folder / f"{name}.safetensors", network.half().state_dict(), metadata)
 
 
 @click.command(context_settings=CONTEXT)

@@ -112,7 +112,7 @@ def test_samples_are_recognised():
 
 def test_checkpoints_are_small():
     total = sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file())
-    assert total < 8 * 2**20
+    assert total < 8_000_000
 
 
 def test_every_checkpoint_has_its_card():
