@@ -25,7 +25,7 @@ from metrics.measures import Case, Measure
 from metrics.protocols import Protocol, find_protocol
 from metrics.reference_files import Reference
 from metrics.selection import checked_labels
-from metrics.statistics import Statistics, moments_of
+from metrics.statistics import Statistics, moments_of, whole_number
 
 VERSION = 1  # of the values: raise it when they change for the same features (test_version.py)
 GROUPS = 10
@@ -239,11 +239,12 @@ def fd_floor(
     Raises
     ------
     ValueError
-        Statistics without features, or n below 2 or, with labels, twice the classes.
+        Statistics without features, n below 2 or, with labels, twice the classes, or fractions.
     """
+    n, repeats = whole_number(n, "n"), whole_number(repeats, "repeats")
     if real.features is None or repeats < 2:
         raise ValueError(f"an FD floor needs real features and 2 repeats or more, not {repeats}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
     classes = [torch.arange(len(real.features))]
     if labels is not None:
         classes = [(labels == c).nonzero()[:, 0] for c in labels.unique()]

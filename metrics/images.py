@@ -224,8 +224,9 @@ def _is_generated(name: str) -> bool:
 def _of_this_run(names: list[str], notes: list[str]) -> list[str]:
     """Leave out images that `erk generate` has not written; add a note.
 
-    The folder of a run may hold others, as `out` holds `out/demo`, or copies in other formats: only
-    the PNG files count, unless the run has none. In other folders every file is an image.
+    The folder of a run, or an archive of it, may hold others, as `out` holds `out/demo`, or copies
+    in other formats: only the PNG files count, unless the run has none. Elsewhere every file is an
+    image.
     """
     kept = [n for n in names if all(part.isdecimal() for part in n.split("/")[:-1])]
     if len(kept) < len(names):
@@ -250,7 +251,10 @@ def _open_zip(path: Path) -> ImageSource:
     def fetch(index: int, shape: tuple[int, ...] | None = None) -> bytes:
         return read_member(archive, names[index], MAX_IMAGE_RATIO, limit=image_limit(shape))
 
-    run, labels = read_run(read, notes), read_labels(read, names, notes)
+    run = read_run(read, notes)
+    if run:
+        names = _of_this_run(names, notes)
+    labels = read_labels(read, names, notes)
     return ImageSource(
         *(path, names, fetch, decode_image, run, labels),
         notes=tuple(notes),

@@ -34,6 +34,7 @@ from metrics.statistics import (
     check_same_dimension,
     merged,
     moments_of,
+    whole_number,
     without_each,
 )
 
@@ -44,6 +45,7 @@ NO_LABELS = (
 )
 
 SUBSETS = 100  # of a kernel distance
+COUNTS = ("k", "reduced", "split_size", "splits", "subset_size")  # options that count samples
 
 Values = dict[str, tuple[float, list[float | None]]]
 """Column -> value and replicates; [] where no standard error is defined, None where too few images
@@ -267,6 +269,9 @@ class Measure:
                 f"{self.kind} has no option {unknown[0]!r}: "
                 f"choose among {', '.join(sorted(self.rule.options))}"
             )
+        for name in sorted({*COUNTS} & {*self.options}):
+            if whole_number(self.options[name], name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {self.options[name]}")
 
     @property
     def rule(self) -> Kind:

@@ -21,6 +21,7 @@ from metrics.exact_distances import (
 from metrics.extractors import Outputs
 from metrics.features import ExtractionPlan, image_chunks, store_features
 from metrics.images import ImageSource
+from metrics.statistics import whole_number
 from metrics.store import default_folder, load
 
 COPIED = 1 / 3  # of the distance to the second nearest, see `Nearest.is_copy`
@@ -85,8 +86,10 @@ def nearest(queries: Tensor, blocks: Iterator[tuple[int, Tensor]], k: int) -> Ne
 
     Matrix products only exclude pairs that are farther than the k-th for certain; the distances of
     the others are those of the given numbers in float64. Of equal distances the first image counts.
-    Raises ValueError if the features have different widths.
+    Raises ValueError if the features have different widths, or k is no number from 1 on.
     """
+    if whole_number(k, "k") < 1:
+        raise ValueError(f"k, the number of neighbours, must be at least 1, not {k}")
     queries = queries.cpu() if queries.device.type == "mps" else queries  # which has no float64
     squares = queries.new_full((len(queries), k), torch.inf, dtype=torch.float64)
     best = Nearest(squares, torch.zeros_like(squares, dtype=torch.long))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erk.runtime.distributed import check_device
+
 
 class SeededNoise:
     """One random generator per seed, as EDM and EDM2 draw (seed mod 2^32).
@@ -15,6 +17,7 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str):
+        check_device(device)
         self.device = torch.device(device)
         self.generators = [
             torch.Generator(self.device).manual_seed(int(seed) % 2**32) for seed in seeds
@@ -76,7 +79,8 @@ def noise_and_labels(
     Raises
     ------
     ValueError
-        If the model has no sample_shape, or the seeds are no whole numbers or none.
+        If the model has no sample_shape, the seeds are no whole numbers or none, or the device is
+        none of this machine.
     """
     seeds = whole_numbers(seeds)
     if not seeds:

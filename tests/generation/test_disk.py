@@ -59,7 +59,8 @@ def test_the_same_with_many_threads_that_write(kind, generate, undisturbed, monk
     assert not list(Path("out").rglob("*.tmp"))
     (manifest,) = Path("out").rglob("*.jsonl")
     listed = [json.loads(line)["seed"] for line in manifest.read_text().splitlines()]
-    assert listed == [*range(12)]  # a line precedes its image: the third batch has lines only
+    # a line precedes its image: batches from the third on, until the error came, have lines only
+    assert listed == [*range(len(listed))] and len(listed) in (12, 16, 20)
     assert len(list(Path("out").rglob("*.png"))) == 8
     assert generate(*JOB, kind=kind).exit_code == 0
     check_run(Path("out"), undisturbed / kind)

@@ -214,6 +214,9 @@ def test_refusals(evaluated, reference, digits):
         fd_floor(reference.statistics["digits"]._replace(features=None), 100)
     with pytest.raises(ValueError, match="FD floor of 19 images needs 20 or more"):
         fd_floor(reference.statistics["digits"], 19, reference.labels)
+    for given in ({"n": 100.5}, {"n": 100, "repeats": 2.5}, {"n": 100, "seed": "1"}):  # J
+        with pytest.raises(ValueError, match="must be a whole number, not"):
+            fd_floor(reference.statistics["digits"], **given)
 
 
 def test_protocols():

@@ -122,15 +122,26 @@ def test_jpeg_rgb(tmp_path):
     assert everything(tmp_path).shape == (2, 3, 6, 7)
 
 
-def test_copies_in_another_format_are_not_of_the_run(folder):
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_copies_in_another_format_are_not_of_the_run(folder, kind):
     """J: 000000.png and 000000.jpg were two images of one seed."""
     Image.fromarray(RGB[0]).save(folder / "000000.jpg")
-    source = open_images(folder)
-    assert len(source.names) == 5 and "000000.jpg" not in source.names
-    assert "images that are no PNG are not of this run: 1" in source.notes
-    (folder / "run.json").unlink()
-    source = open_images(folder)  # of somebody else: files are images, their numbers no seeds
-    assert len(source.names) == 6 and seeds_of(source) is None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for listed in (files, [path for path in files if path.name != "run.json"]):
+        path = folder
+        if kind == "zip":
+            path = folder.with_suffix(".zip")
+            with zipfile.ZipFile(path, "w") as archive:
+                for file in listed:
+                    archive.write(file, file.relative_to(folder))
+        elif listed != files:
+            (folder / "run.json").unlink()
+        source = open_images(path)
+        if listed == files:
+            assert len(source.names) == 5 and "000000.jpg" not in source.names
+            assert "images that are no PNG are not of this run: 1" in source.notes
+        else:  # of somebody else: files are images, their numbers no seeds
+            assert len(source.names) == 6 and seeds_of(source) is None
 
 
 def test_balanced_classes_are_those_of_the_network(folder):

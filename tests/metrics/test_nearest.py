@@ -69,3 +69,12 @@ def test_units_do_not_matter(scale):
     distances, indices = brute_force(queries, real, 2)
     assert torch.equal(computed.indices, indices)
     torch.testing.assert_close(computed.distances, distances, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"), [(0, "must be at least 1, not 0"), (1.5, "k must be a whole number, not")]
+)
+def test_a_number_of_neighbours_that_is_none(k, message):
+    """J: an IndexError of 0, a TypeError of 1.5."""
+    with pytest.raises(ValueError, match=message):
+        nearest(torch.zeros(2, 3), blocks_of(torch.ones(4, 3), 2), k)

@@ -95,6 +95,13 @@ def test_seeds_that_are_no_whole_numbers(seeds):
         noise_and_labels(seeds, model)
 
 
+def test_a_device_that_is_none():
+    """J: PyTorch's RuntimeError."""
+    model = SimpleNamespace(sample_shape=(1, 2, 2))
+    with pytest.raises(ValueError, match="'auto' is no device: give cpu, cuda"):
+        noise_and_labels([0], model, device="auto")
+
+
 def test_seeds_of_every_type_of_integer():
     model = SimpleNamespace(sample_shape=(1, 2, 2))
     right = noise_and_labels([3, 1], model)[0]
