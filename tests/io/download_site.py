@@ -39,6 +39,14 @@ class Site(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        """As the hub does: the commit, the hash and the length of a file."""
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{HASH}"')
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+
     def do_GET(self):
         site = self.server
         asked = self.headers["Range"]
