@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from erk.api import save_images as save_images
     from erk.api import trajectory as trajectory
     from erk.calibration.calibrate import calibrate as calibrate
-    from erk.calibration.tune import tune as tune
     from erk.method.drift import NonFiniteError as NonFiniteError
     from erk.method.guidance import erk_guid as erk_guid
     from erk.method.point import Point as Point
@@ -58,7 +57,6 @@ _PUBLIC = {
     "save_images": ".api",
     "steps": ".method.sampler",
     "trajectory": ".api",
-    "tune": ".calibration.tune",
 }
 __all__ = sorted(_PUBLIC)
 

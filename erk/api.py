@@ -4,27 +4,55 @@ They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter (`erk
 ...) or a function of the user's.
 """
 
+import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from erk.calibration.card import open_card
+from erk.calibration.card import SAMPLER, Card, open_card
 from erk.io.atomic import write_file
 from erk.method.churn import Noise
-from erk.method.corrections import Card, Correction
+from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings, check_names
 from erk.models.encoders import DecodeError, PixelEncoder
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-@torch.no_grad()
+
+def _with_card(function: F) -> F:
+    """Let `card=` set the arguments that a call leaves out, and refuse those that contradict it."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        card = kwargs.pop("card", None)
+        if card is None:
+            return function(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs).arguments
+        more = bound.pop("settings", {})
+        check_names(more, function.__name__)
+        given = {**bound, **more}
+        card = open_card(card)
+        card.check_given({k: v for k, v in given.items() if k in Settings.__dataclass_fields__})
+        card.check(given.get("model"), given.get("guide_model"))
+        if card.warning:
+            warnings.warn(card.warning, stacklevel=2)
+        chosen = {name: getattr(card.settings, name) for name in (*SAMPLER, "erk")}
+        return function(**given | chosen)
+
+    return call  # type: ignore[return-value]
+
+
+@_with_card
 def sample(
     model: Denoiser,
     noise: Tensor,
@@ -40,12 +68,13 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     w_stiff: float = 0.0,
     w_con: float = 0.5,
-    erk: str | os.PathLike[str] | Card | Correction | None = None,
+    erk: str | Correction | None = None,
     dtype: torch.dtype = torch.float32,
     callback: Callback | None = None,
     *,
     guide_labels: Tensor | None = None,
     randn_like: Noise = torch.randn_like,
+    card: str | os.PathLike[str] | Card | None = None,
     **settings: Any,
 ) -> Tensor:
     """Solve the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma from noise to data.
@@ -75,7 +104,7 @@ def sample(
     w_stiff, w_con
         Strength of ERK-Guid (0: off) and the stiffness above which it acts (Eq. 17-20).
     erk
-        ERK-Guid without weights: "auto", a card of `erk calibrate`, or the path of one.
+        ERK-Guid without weights: "auto".
     dtype
         dtype of the state and of the result; noise injected as EDM does needs a float64 state.
     callback
@@ -84,6 +113,9 @@ def sample(
         Labels of the guide; default: `labels`.
     randn_like
         Draws the noise of stochastic settings.
+    card
+        A card of `erk.calibrate` or the path of one: it sets solver, noise levels, corrections and
+        guidance weight, and an argument that contradicts it is an error.
     **settings
         The other fields of `erk.Settings`: solver_options, erk_scale, erk_proj, twin, S_churn,
         S_min, S_max, S_noise, churn_rule, afs, denoise_to_zero, adaptive_tau, pc_snr,
@@ -109,9 +141,11 @@ def sample(
         caller="sample", **settings,
     )  # fmt: skip
     _check_inputs(drift, noise)
-    return solve(drift, noise, plan, randn_like, callback).to(dtype)
+    with torch.no_grad():
+        return solve(drift, noise, plan, randn_like, callback).to(dtype)
 
 
+@_with_card
 def trajectory(
     model: Denoiser,
     noise: Tensor,
@@ -120,13 +154,14 @@ def trajectory(
     guide_model: Denoiser | None = None,
     guide_labels: Tensor | None = None,
     randn_like: Noise = torch.randn_like,
+    card: str | os.PathLike[str] | Card | None = None,
     **settings: Any,
 ) -> Iterator[State]:
     """Yield the states of `sample`, one per step, as they are computed.
 
     Parameters
     ----------
-    model, noise, labels, guide_model, guide_labels, randn_like
+    model, noise, labels, guide_model, guide_labels, randn_like, card
         As for `sample`.
     **settings
         All fields of `erk.Settings`, as for `sample`.
@@ -202,11 +237,9 @@ def _prepare(
     caller: str,
     **settings: Any,
 ) -> tuple[GuidedDrift, Settings]:
-    """Return the drift and the checked settings; open a card's file; warn of a useless card."""
+    """Return the drift and the checked settings; warn where `auto` has no effect."""
     check_names(settings, caller)
-    plan = Settings(**settings | {"erk": open_card(settings.get("erk"))})
-    if isinstance(plan.erk, Card) and plan.erk.warning:
-        warnings.warn(plan.erk.warning, stacklevel=4)
+    plan = Settings(**settings)
     drift = plan.drift(model, labels, guide_model, guide_labels)
     correction = plan.correction(plan.sigmas(model), model) if plan.erk == "auto" else None
     if isinstance(correction, Correction) and not correction.acts:

@@ -241,23 +241,32 @@ def test_nothing_to_draw_and_nothing_to_plot(digits):
 
 def test_a_card_lowers_the_held_out_error(digits):
     model, noise, labels = digits
-    card = erk.calibrate(model, steps=5, seeds=range(24), held_out=range(100, 116))
-    ratio, error = card.ratio
-    assert ratio + 3 * error < 1 and card.warning == ""
-    x0 = erk.sample(model, noise, labels, steps=5, erk=card)
+    fixed = dict(solver="heun", schedule="edm", corrections=["stepwise"], evaluations=48)
+    card = erk.calibrate(model, 9, seeds=16, **fixed)
+    ratio = card.errors["ratio"]
+    assert ratio["value"] + 3 * ratio["error"] < 1 and card.warning == ""
+    x0 = erk.sample(model, noise, labels, card=card)
     assert not torch.equal(x0, erk.sample(model, noise, labels, steps=5))
-    with pytest.raises(ValueError, match="steps 5 there, 6 here"):
-        erk.sample(model, noise, labels, steps=6, erk=card)
+    states = [state.x for state in erk.trajectory(model, noise, labels, card=card, steps=5)]
+    assert torch.equal(x0, states[-1])
+    for more, message in (({"steps": 6}, "sets steps to 5"), ({"solver": "dpm2"}, "sets solver"),
+                          ({"w_stiff": 1.0}, "sets w_stiff"), ({"S_churn": 2}, "sets S_churn"),
+                          ({"erk": "auto"}, "sets erk to a correction")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            erk.sample(model, noise, labels, card=card, **more)
+    with pytest.raises(ValueError, match="sets steps"):  # the default, but given
+        erk.sample(model, noise, labels, card=card, steps=32)
+    with pytest.raises(TypeError, match="did you mean"):
+        erk.sample(model, noise, labels, card=card, w_stif=1)
 
 
 def test_a_card_for_an_adapter():
-    card = erk.calibrate(
-        adapter(), solver="dpm2", steps=4, seeds=range(8), held_out=(8, 9), evaluations=40
-    )
-    assert card.ratio[0] < 1 and card.recipe["schedule"] == "polynomial"
+    fixed = dict(solver="dpm2", schedule="polynomial", corrections=["stepwise"], evaluations=40)
+    card = erk.calibrate(adapter(), 8, seeds=8, **fixed)
+    assert card.errors["ratio"]["value"] < 1 and card.settings.schedule == "polynomial"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        erk.sample(adapter(), torch.ones(1, 3, 8, 8), solver="dpm2", steps=4, erk=card)
+        erk.sample(adapter(), torch.ones(1, 3, 8, 8), card=card)
 
 
 def test_a_trace_is_plotted_from_states_or_a_collected_one(tmp_path, digits):

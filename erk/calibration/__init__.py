@@ -1,1 +1,1 @@
-"""ERK-Guid without knobs: the solver's error, fitted corrections, tuned weights."""
+"""The best sampler for a network and a budget: the solver's error, fits, cards."""

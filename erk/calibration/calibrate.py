@@ -1,50 +1,79 @@
-"""Calibrate a correction: fit it on some seeds, measure the error before and after on others."""
+"""Calibrate: the best sampler for a network at a number of evaluations, as one card.
 
-from collections.abc import Iterator, Sequence
+Three sets of seeds; reference paths of 128 evaluations give every converged solution.
+
+1. Every published sampler within the budget (solver x schedule x first step) is compared, plain,
+   with `auto` and with coefficients fitted step by step, on a few seeds; the best go on.
+2. Their noise levels move: dynamic programming along the reference paths (GITS), then
+   Gauss-Newton on ln sigma, with the coefficients fitted again at every trial.
+3. Levels and coefficients are fitted together, end to end, against the final state.
+
+Fits see the first set alone. The second set chooses among all contenders, so a step that does not
+win there is dropped and the published sampler stays. The third set gives the errors that the card
+reports: neither fit nor choice has seen it. What the caller fixes (solver, schedule, corrections)
+is not searched: one solver with "stepwise" is a card of coefficients alone, with "weights" the
+choice of w_stiff and w_con.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from erk.calibration.fit import USUAL, ReferenceBatch, fit
+from erk.calibration.candidates import published
+from erk.calibration.card import Card, sampler_of
+from erk.calibration.contest import (
+    FINALISTS,
+    KINDS,
+    SCREENED,
+    Contender,
+    Contest,
+    Plan,
+    Samples,
+    draw_samples,
+    first,
+    measure,
+)
+from erk.calibration.end_to_end import ROUNDS, TRIES
+from erk.calibration.fit import USUAL
+from erk.calibration.levels import GAMMAS
 from erk.calibration.parts import Parts
 from erk.calibration.problem import (
     Draw,
     Problem,
     check_evaluations,
     check_plain,
-    check_seed_lists,
+    networks,
     problem_for,
-    with_levels,
 )
-from erk.calibration.solver_error import (
-    EVALUATIONS,
-    converged,
-    ends,
-    errors,
-    mean_with_error,
-    ratio,
-    reference_path,
-)
-from erk.method.corrections import DIRECTIONS, Card
-from erk.method.point import norm
-from erk.method.sampler import solve
+from erk.calibration.search import FIRST, most_runs
+from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
+from erk.method.corrections import DIRECTIONS
+from erk.method.point import norm, to_double
 from erk.method.settings import Settings, check_names
+from erk.method.values import number
 
-VERSION = 1  # of the numbers of a calibration; raise it when they change
-SEEDS, HELD_OUT = range(900_000, 900_032), range(910_000, 910_128)
+VERSION = 2  # of the numbers of a calibration; raise it when they change
+FIRST_SEED = 900_000
+ROLES = ("to fit", "to choose", "to report")
+CORRECTIONS = ("auto", "weights", "stepwise", "end-to-end")
+SEARCHED = ("auto", "stepwise", "end-to-end")
+"""Corrections that are compared unless others are given; `weights` are w_stiff and w_con."""
+REPEATABLE = 1e-3  # relative difference of two evaluations of the same input, at most
+FAR = 2.0  # from sigma_data: ratio of the spread of samples above which calibrate warns
 
 
 def calibrate(
     model: Any,
+    nfe: int = 8,
     *,
-    solver: str = "heun",
-    steps: int = 8,
-    seeds: Sequence[int] = SEEDS,
-    held_out: Sequence[int] = HELD_OUT,
+    seeds: int = 32,
     guide_model: Any = None,
+    corrections: Sequence[str] = SEARCHED,
     directions: Sequence[str] = USUAL,
     evaluations: int = EVALUATIONS,
     batch: int = 32,
@@ -52,23 +81,25 @@ def calibrate(
     folder: Path | None = None,
     **settings: Any,
 ) -> Card:
-    """Fit a correction of a solver to a denoiser; `erk.sample(..., erk=card)` applies it.
+    """Search the sampler that follows a denoiser's ODE best with `nfe` evaluations per sample.
 
-    At every step the multiples of a few directions are fitted that bring samples nearest to the
-    converged solution from the same noise. Sampling with the card costs no network evaluation.
+    `erk.sample(..., card=card)` uses it. The criterion is the mean distance to the converged
+    solution from the same noise: no FID, no real images.
 
     Parameters
     ----------
     model : denoiser
         D(x, sigma, labels) with `sample_shape`; an `erk.Model` or an adapter (`erk.from_v`, ...).
-    solver, steps, **settings
-        Fields of `erk.Settings`; the card applies to these settings only.
-    seeds, held_out : sequence of int
-        Seeds to fit on, and other seeds to measure the error on.
+    nfe : int
+        Evaluations of the network per sample, at most.
+    seeds : int
+        Seeds to fit on; as many again choose among the fits, as many again give the report.
     guide_model : denoiser, optional
         The guiding network, for guidance other than 1.
+    corrections : sequence of str
+        Of "auto", "weights" (w_stiff and w_con), "stepwise" and "end-to-end"; () for none.
     directions : sequence of str
-        Names in `erk.method.corrections.DIRECTIONS`.
+        Names in `erk.method.corrections.DIRECTIONS` that coefficients are fitted for.
     evaluations : int
         Network evaluations on a reference path.
     batch : int
@@ -76,133 +107,191 @@ def calibrate(
     draw : callable, optional
         seeds -> unit-variance noise [B, ...] and labels; default: `erk.noise_and_labels`.
     folder : Path, optional
-        Keeps reference paths, so that a stopped calibration continues. Networks are identified by
-        their `sha256`.
+        Keeps intermediate results, so that a stopped calibration continues. Networks are
+        identified by their `sha256`.
+    **settings
+        Fields of `erk.Settings` that are given, not searched: solver, schedule, afs, guidance, ...
 
     Returns
     -------
     Card
-        The correction, the settings and networks it is for, and a report of the errors before and
-        after on the held-out seeds. `erk.calibration.card.write_card` writes it to a file.
+        The sampler, the networks it is for, and errors before and after on seeds that neither fit
+        nor choice has seen. `erk.calibration.card.write_card` writes it to a file.
 
     Raises
     ------
     ValueError
-        For seeds in both lists, fewer than two held-out seeds, an unknown or repeated direction,
-        and settings that do not go together or that a card has no room for (ERK-Guid, another
-        correction, noise, a function as the solver).
+        For too few evaluations or seeds, settings that do not go together or that a card has no
+        room for, and a denoiser that returns two answers for one input.
     NonFiniteError
         If a network produces NaN or infinity.
     """
     check_names(settings, "calibrate")
-    problem = problem_for(
-        model, Settings(solver=solver, steps=steps, **settings), guide_model, draw, batch
+    problem, plan = plan_of(
+        model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw
     )
-    check_problem(problem, seeds, held_out, directions)
-    evaluations = check_evaluations(evaluations)
-    key = None if folder is None else [problem.key(seeds, held_out), evaluations]
-    parts = Parts(folder, key, VERSION)
-    return calibrate_problem(problem, seeds, held_out, directions, evaluations, parts)
+    key = None if folder is None else key_of(problem, plan)
+    return calibrate_problem(problem, plan, Parts(folder, key, VERSION))
 
 
-def check_problem(
-    problem: Problem, seeds: Sequence[int], held_out: Sequence[int], directions: Sequence[str]
-) -> None:
-    """Raise ValueError for a calibration that cannot give a card, before any network is used."""
-    check_plain(problem.settings, "calibrate")
-    problem.settings.recipe()  # refuses a solver that a card could not name
-    check_seeds(seeds, held_out)
-    check_directions(directions)
-
-
-def calibrate_problem(
-    problem: Problem,
-    seeds: Sequence[int],
-    held_out: Sequence[int],
+def plan_of(
+    model: Any,
+    nfe: int,
+    fixed: dict[str, Any],
+    seeds: int,
+    guide_model: Any,
+    corrections: Sequence[str],
     directions: Sequence[str],
     evaluations: int,
-    parts: Parts,
-) -> Card:
-    """Fit on `seeds`, measure on `held_out`; reference paths are kept in `parts`."""
-    fitted = fit(problem, [*paths(problem, seeds, "fit", evaluations, parts)], directions)
-    before, after, change = [], [], None
-    plain, model, guide = problem.settings, problem.model, problem.guide_model
-    corrected = replace(plain, erk=fitted.correction)
-    for noise, labels, path in paths(problem, held_out, "held-out", evaluations, parts):
-        exact = path[len(path) - 1].to(noise.device)
-        before.append(errors(plain, model, noise, labels, exact, guide))
-        after.append(errors(corrected, model, noise, labels, exact, guide))
-        if change is None:  # one batch is enough
-            rough = converged(plain, model, noise, labels, guide, evaluations // 2)
-            change = norm(rough - exact).flatten().mean().item()
-    gain = ratio(torch.cat(after), torch.cat(before))
-    report = {
-        "explained": fitted.explained,
-        "held_out": {
-            "before": mean_with_error(torch.cat(before)),
-            "after": mean_with_error(torch.cat(after)),
-            "ratio": gain._asdict(),
-        },
-        "reference_change_from_half": change,
+    batch: int,
+    draw: Draw | None,
+) -> tuple[Problem, Plan]:
+    """Check the arguments of `calibrate`; no network is evaluated. Raises ValueError."""
+    base = Settings(**fixed)
+    check_plain(base, "calibrate")
+    if callable(base.solver):
+        raise ValueError("a card knows solvers by name: give a solver of docs/solvers.md.")
+    check_choice("corrections", corrections, CORRECTIONS)
+    check_choice("directions", directions, tuple(DIRECTIONS))
+    if not directions:
+        raise ValueError(f"directions takes at least one of {', '.join(DIRECTIONS)}.")
+    seeds = number("seeds", seeds, int, least=FIRST)
+    nfe = number("nfe", nfe, int, least=1)
+    candidates = published(nfe, fixed, model)
+    problem = problem_for(model, candidates[0], guide_model, draw, batch)
+    plan = Plan(
+        nfe, seeds, candidates, tuple(corrections), tuple(directions),
+        check_evaluations(evaluations), "schedule" not in fixed,
+    )  # fmt: skip
+    return problem, plan
+
+
+def check_choice(name: str, values: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError for an unknown or a repeated value."""
+    if isinstance(values, str) or {*values} - {*known} or len({*values}) < len(values):
+        raise ValueError(f"{name} takes different ones of {', '.join(known)}, not {values!r}.")
+
+
+def seeds_of(plan: Plan) -> list[range]:
+    """Return the seeds to fit on, to choose on and to report on."""
+    starts = [FIRST_SEED + i * plan.seeds for i in range(len(ROLES))]
+    return [range(start, start + plan.seeds) for start in starts]
+
+
+def key_of(problem: Problem, plan: Plan) -> list[Any]:
+    """Return all that the numbers of a calibration depend on, as JSON."""
+    candidates = [one.identity() for one in plan.candidates]
+    return [problem.key(*seeds_of(plan)), candidates, *plan[:2], *plan[3:]]
+
+
+def calibrate_problem(problem: Problem, plan: Plan, parts: Parts) -> Card:
+    """Fit, choose and report; intermediate results are kept in `parts`."""
+    fitting, choosing, reporting = seeds_of(plan)
+    check_repeatable(problem, fitting)
+    fitted = draw_samples(problem, fitting, "fit", plan, parts, paths=True)
+    warn_of_spread(problem.model, fitted)
+    compared = draw_samples(problem, choosing, "choose", plan, parts)
+    contenders = Contest(problem, plan, parts, fitted, compared).run()
+    best = min(contenders, key=lambda one: one.error)
+    fresh = draw_samples(problem, reporting, "report", plan, parts)
+    samplers = {"heun": heun_of(plan, problem), "published": contenders[0].settings,
+                "card": best.settings}  # fmt: skip
+    errors = {
+        name: measure(problem._replace(settings=one), fresh)
+        for name, one in samplers.items()
+        if one is not None
     }
-    return Card(fitted.correction, problem.identity, tuple(gain), report)
+    report: dict[str, Any] = {name: mean_with_error(values) for name, values in errors.items()}
+    report["ratio"] = ratio(errors["card"], errors["published"])._asdict()
+    rough = first(fresh, problem.batch)[0]
+    change = {"reference_change_from_half": change_from_half(problem, rough, plan)}
+    more = {"contenders": [described(one) for one in contenders], **change}
+    names = networks(problem.model, problem.guide_model, problem.settings.guidance)
+    chosen = Settings(**sampler_of(best.settings), erk=best.settings.erk)
+    return Card(chosen, names, plan.nfe, report, more)
 
 
-def paths(
-    problem: Problem, seeds: Sequence[int], role: str, evaluations: int, parts: Parts
-) -> Iterator[ReferenceBatch]:
-    """Yield noise, labels and reference path of every batch of seeds."""
-    for number, group in enumerate(problem.batches(seeds)):
-        noise, labels = problem.draw(group)
-        noise = noise.to(problem.settings.dtype)
-
-        def solve_path(noise: Tensor = noise, labels: Tensor | None = labels) -> Tensor:
-            drift = problem.exact_drift(labels)
-            return reference_path(drift, noise, problem.sigmas, evaluations)
-
-        yield ReferenceBatch(noise, labels, parts.keep_rows(f"{role} {number}", solve_path))
+def heun_of(plan: Plan, problem: Problem) -> Settings | None:
+    """Return Heun with EDM's schedule within the budget; None if it does not fit."""
+    steps = (plan.nfe + 1) // 2
+    if steps < 2:
+        return None
+    return replace(
+        problem.settings, solver="heun", solver_options={}, schedule="edm", steps=steps, rho=None,
+        afs=False, denoise_to_zero=False,
+    )  # fmt: skip
 
 
-def count_paths(problem: Problem, *seeds: Sequence[int]) -> int:
-    """Count the reference paths that a calibration keeps."""
-    return sum(len(problem.batches(part)) for part in seeds)
+def change_from_half(problem: Problem, samples: Samples, plan: Plan) -> float:
+    """Return the mean distance between reference solutions of all and of half the evaluations."""
+    half = plan._replace(evaluations=max(2, plan.evaluations // 2))
+    count = len(samples.noise)
+    alone = problem._replace(draw=lambda _: (samples.noise, samples.labels), batch=count)
+    again = draw_samples(alone, range(count), "half", half, Parts())[0]
+    return norm(to_double(again.ends[0]) - to_double(samples.ends[0])).mean().item()
 
 
-def check_seeds(seeds: Sequence[int], held_out: Sequence[int]) -> None:
-    """Raise ValueError unless errors can be measured on samples that the fit has not seen."""
-    check_seed_lists(seeds, held_out, (1, 2))  # two for a standard error
+def described(one: Contender) -> dict[str, Any]:
+    """Return a contender as JSON: what it is, and its error on the seeds of the choice."""
+    s = one.settings
+    return {
+        "solver": s.solver, "solver_options": s.solver_options, "afs": s.afs,
+        "schedule": s.levels if isinstance(s.levels, str) else one.levels, "levels": one.levels,
+        "correction": one.correction, "error": mean_with_error(one.errors),
+    }  # fmt: skip
 
 
-def check_directions(directions: Sequence[str]) -> None:
-    """Raise ValueError for an unknown, a repeated or no direction."""
-    unknown = next((name for name in directions if name not in DIRECTIONS), None)
-    if unknown is not None or not directions or len({*directions}) < len(directions):
+@torch.no_grad()
+def check_repeatable(problem: Problem, seeds: Sequence[int]) -> float:
+    """Evaluate the networks twice; return the seconds of one sample's evaluation.
+
+    Raises ValueError if the answers differ.
+    """
+    noise, labels = problem.draw(problem.batches(seeds)[0])
+    drift = problem.exact_drift(labels)
+    sigma = torch.tensor(1.0)
+    one = drift(noise, sigma).f
+    start = time.perf_counter()
+    other = drift(noise, sigma).f.cpu()
+    spent = time.perf_counter() - start
+    difference = ((other - one.cpu()).norm() / one.cpu().norm().clamp_min(1e-30)).item()
+    if difference > REPEATABLE:
         raise ValueError(
-            f"--direction takes different names of {', '.join(DIRECTIONS)}, not "
-            f"'{', '.join(directions)}'."
+            f"the denoiser gives two answers for one input (relative difference {difference:.2g}): "
+            "switch off what is random in it, such as dropout (model.eval())."
+        )
+    return spent / len(noise)
+
+
+def warn_of_spread(model: Any, samples: Sequence[Samples]) -> None:
+    """Warn if the converged samples are far wider or narrower than sigma_data."""
+    expected = getattr(model, "sigma_data", 0.5)
+    scale = torch.cat([to_double(one.ends[1]).flatten() for one in samples]).std().item()
+    if not 1 / FAR <= scale / expected <= FAR:
+        warnings.warn(
+            f"the samples have standard deviation {scale:.3g}, far from sigma_data "
+            f"({expected:.3g}): scale the data to {expected:.3g}, or check the noise "
+            "levels.",
+            stacklevel=4,
         )
 
 
-def cost_of(problem: Problem, seeds: int, held_out: int, evaluations: int) -> dict[str, int]:
-    """Count the network evaluations of a calibration, one sample each, without any network."""
-
-    def zero(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        return torch.zeros_like(x)
-
-    settings = with_levels(problem.settings, problem.model)
-    sigmas, noise = settings.sigmas(), torch.zeros(1, 1)
-    guide = None if settings.guidance == 1 else zero
-    runs = [settings.drift(zero, None, guide) for _ in range(3)]
-    solve(runs[0], noise, settings)
-    reference_path(runs[1], noise, sigmas, evaluations)
-    reference_path(runs[2], noise, ends(sigmas), evaluations // 2)
-    samples = (seeds + 2 * held_out, seeds + held_out, min(problem.batch, held_out))
-    counts = {
-        kind: int(sum(n * getattr(run, kind) for n, run in zip(samples, runs, strict=True)))
-        for kind in ("nfe", "guide_nfe")
-    }
-    return {
-        "evaluations": counts["nfe"],
-        "guide_evaluations": counts["guide_nfe"],
-        "per_image": int(runs[0].nfe),
-    }
+def cost_of(problem: Problem, plan: Plan) -> int:
+    """Bound the evaluations of the network, one sample each; a guide adds as many."""
+    n, few, nfe, k = plan.seeds, min(plan.seeds, SCREENED), plan.nfe, len(plan.directions)
+    asked = {"none", *plan.corrections, *(["stepwise"] if "end-to-end" in plan.corrections else [])}
+    kinds = [kind for kind in KINDS if kind in asked]
+    fits = "stepwise" in kinds
+    paths = 3 * n * plan.evaluations + min(n, problem.batch) * (plan.evaluations // 2)
+    screening = len(plan.candidates) * few * (len(kinds) + fits)
+    finals = FINALISTS * len(kinds) * 2 * n + 3 * n
+    moved = 0
+    if plan.free_levels:
+        trials = 1 + ROUNDS * (nfe - 1 + TRIES)
+        moved = (FINALISTS + len(GAMMAS)) * (trials + 4) * n
+    together = 0
+    if "end-to-end" in plan.corrections:
+        each = (nfe if plan.free_levels else 0) + k * nfe // 2 + TRIES + 3
+        together = n * (2 + ROUNDS * each)
+    weights = most_runs(n) + n if "weights" in plan.corrections else 0
+    return paths + nfe * (screening + finals + moved + together + weights)

@@ -1,13 +1,16 @@
-"""Calibration cards: a correction in a small JSON file, with the settings and networks it is for.
+"""Cards: a sampler in a small JSON file, with the networks that it is for and its errors.
 
 Cards are shared files: nothing in one is used before it is validated.
 """
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -19,17 +22,80 @@ from pydantic import (
     model_validator,
 )
 
+from erk.calibration.problem import networks
 from erk.io.atomic import write_file
 from erk.io.cache import save_json
 from erk.io.files import read_regular
 from erk.io.untrusted import parse_json
-from erk.method.corrections import DIRECTIONS, Card, Correction
-from erk.method.settings import RECIPE
+from erk.method.corrections import DIRECTIONS, Correction
+from erk.method.fields import field
+from erk.method.settings import RECIPE, Settings
+from erk.method.values import checked
 
-FORMAT: Literal["erk-guid card 1"] = "erk-guid card 1"
+FORMAT: Literal["erk-guid card 2"] = "erk-guid card 2"
 MOST_BYTES, MOST_LEVELS = 1 << 20, 4096
-NETWORKS = ("network", "guide")  # sha256 of the files; "" for a network without a file
-CONTENT = ("sigmas", "directions", "weights")
+WEIGHTS = ("w_stiff", "w_con", "erk_scale")
+SAMPLER = (*RECIPE, *WEIGHTS)
+"""The settings that a card holds, beside its correction."""
+FREE = ("dtype",)
+"""Settings that may be given beside a card."""
+
+
+class Card(NamedTuple):
+    """A sampler with the networks that it is for."""
+
+    settings: Settings
+    networks: dict[str, str | None]  # of `networks`
+    nfe: int  # evaluations of the network per sample that it was calibrated for
+    errors: dict[str, dict[str, float]]  # heun, published, card, ratio: value and standard error
+    report: dict[str, Any] = {}  # the computation, as JSON; not used in sampling
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that decides samples: settings, coefficients, networks."""
+        content = json.dumps([self.settings.identity(), self.networks], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def warning(self) -> str:
+        """A sentence if the card did not lower the error on fresh seeds, "" if it did."""
+        value, error = (self.errors["ratio"][name] for name in ("value", "error"))
+        if value + error < 1:
+            return ""
+        return (
+            f"no gain: on fresh seeds the error of this card is {value:.3f} +- {error:.3f} of that "
+            "of the best published sampler."
+        )
+
+    def check(self, model: Any, guide_model: Any) -> None:
+        """Raise ValueError unless the card is for these denoisers."""
+        here = networks(model, guide_model, self.settings.guidance)
+        pairs = [
+            f"{name} {_short(self.networks[name])} there, {_short(value)} here"
+            for name, value in here.items()
+            if self.networks[name] != value
+        ]
+        if pairs:
+            raise ValueError(
+                f"this card is for other networks ({'; '.join(pairs)}): calibrate for these "
+                "(erk calibrate), or leave the card out."
+            )
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raise ValueError for settings that contradict the card's."""
+        for name, value in given.items():
+            if name in FREE or value is None:
+                continue
+            there, here = getattr(self.settings, name), checked(field(name), value)
+            if name == "solver_options":  # defaults are filled in
+                here = there | here
+            if here != there:
+                shown = "a correction" if isinstance(there, Correction) else there
+                raise ValueError(
+                    f"the card sets {name} to {_short(shown)}, which contradicts "
+                    f"{_short(value)}: leave {name} out, or the card."
+                )
+
 
 Row = list[FiniteFloat]
 
@@ -38,32 +104,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class _Ratio(_Strict):
+class _Value(_Strict):
     value: FiniteFloat
     error: FiniteFloat
 
 
-class _HeldOut(_Strict):
-    ratio: _Ratio
-
-
-class CardFile(_Strict):
-    """The content of a card's file that is used for sampling."""
-
-    format: Literal["erk-guid card 1"]
-    recipe: dict[str, Any] = Field(alias="for")
+class _Correction(_Strict):
     sigmas: Annotated[Row, Field(min_length=2, max_length=MOST_LEVELS)]
     directions: Annotated[list[str], Field(min_length=1)]
     weights: list[Row]
-    held_out: _HeldOut | None = None
-
-    @field_validator("recipe")
-    @classmethod
-    def _names_every_setting(cls, value: dict[str, Any]) -> dict[str, Any]:
-        wrong = {*value} ^ {*RECIPE, *NETWORKS}
-        if wrong:
-            raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
-        return value
 
     @field_validator("sigmas")
     @classmethod
@@ -80,58 +129,120 @@ class CardFile(_Strict):
         return value
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "CardFile":
+    def _fit_together(self) -> "_Correction":
         steps, width = len(self.sigmas) - 1, len(self.directions)
         if len(self.weights) != steps or any(len(row) != width for row in self.weights):
             raise ValueError(f"weights must be {steps} rows of {width} numbers")
         return self
 
 
+class _Networks(_Strict):
+    network: str
+    guide: str | None
+
+
+class CardFile(_Strict):
+    """The content of a card's file that is used for sampling."""
+
+    format: Literal["erk-guid card 2"]
+    settings: dict[str, Any]
+    correction: _Correction | None
+    networks: _Networks
+    nfe: Annotated[int, Field(ge=1)]
+    errors: dict[str, _Value]
+
+    @field_validator("settings")
+    @classmethod
+    def _names_every_setting(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = {*value} ^ {*SAMPLER}
+        if wrong:
+            raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
+        return value
+
+    @field_validator("errors")
+    @classmethod
+    def _has_a_ratio(cls, value: dict[str, _Value]) -> dict[str, _Value]:
+        if "ratio" not in value:
+            raise ValueError("missing: ratio")
+        return value
+
+    def sampler(self) -> Settings:
+        """Return the settings. Raises ValueError."""
+        levels, one = self.settings["schedule"], self.correction
+        if isinstance(levels, list) and len(levels) > MOST_LEVELS:
+            raise ValueError(f"a card has at most {MOST_LEVELS} noise levels")
+        if one is None:
+            return Settings(**self.settings)
+        weights = tuple(map(tuple, one.weights))
+        correction = Correction(tuple(one.sigmas), tuple(one.directions), weights)
+        return Settings(**self.settings, erk=correction)
+
+
 def read_card(path: str | os.PathLike[str]) -> Card:
     """Read a card. Raises OSError, or ValueError if the file is not a valid card."""
     data = read_regular(path, MOST_BYTES)
+    row = None
     try:
         row = parse_json(data)
         content = CardFile.model_validate(row)
+        settings = content.sampler()
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a card of erk calibrate ('{FORMAT}'): {_reason(error)}; calibrate "
+            f"{path} is not a card of erk calibrate ('{FORMAT}'): "
+            f"{'it is not JSON' if row is None else _reason(error)}; calibrate "
             "again, or give another file."
         ) from None
-    correction = Correction(
-        tuple(content.sigmas), tuple(content.directions), tuple(map(tuple, content.weights))
-    )
-    held_out = content.held_out
-    ratio = None if held_out is None else (held_out.ratio.value, held_out.ratio.error)
-    report = {name: row[name] for name in row if name not in ("format", "for", *CONTENT)}
-    return Card(correction, content.recipe, ratio, report)
+    report = {name: row[name] for name in row if name not in CardFile.model_fields}
+    errors = {name: one.model_dump() for name, one in content.errors.items()}
+    return Card(settings, content.networks.model_dump(), content.nfe, errors, report)
 
 
 def write_card(path: str | os.PathLike[str], card: Card) -> None:
     """Write a card and its report to a JSON file, atomically. Raises OSError."""
-    content = {"format": FORMAT, "for": card.recipe, **asdict(card.correction), **card.report}
+    correction = card.settings.erk
+    content = {
+        "format": FORMAT,
+        "settings": sampler_of(card.settings),
+        "correction": asdict(correction) if isinstance(correction, Correction) else None,
+        "networks": card.networks,
+        "nfe": card.nfe,
+        "errors": card.errors,
+        **card.report,
+    }
     write_file(Path(path), save_json(content))
 
 
-def open_card(erk: Any) -> Any:
-    """Resolve `erk=`: read a card's path; "auto", a Card, a Correction and None stay as they are.
+def sampler_of(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a card holds, as JSON holds them, with their defaults."""
+    return settings.recipe() | {name: getattr(settings, name) for name in WEIGHTS}
 
-    Raises ValueError for a missing or invalid file.
+
+def open_card(card: Any) -> Card:
+    """Return a card: one that is given, or that of a file.
+
+    Raises ValueError for a missing or invalid file and for what is no card.
     """
-    if erk == "auto" or not isinstance(erk, str | os.PathLike):
-        return erk
-    if not Path(erk).is_file():
-        raise ValueError(
-            f"there is no card '{erk}': give auto (--erk auto, erk='auto'), or the file that "
-            "erk calibrate writes."
-        )
-    return read_card(erk)
+    if isinstance(card, Card):
+        return card
+    if not isinstance(card, str | os.PathLike):
+        raise ValueError(f"card must be a Card or the path of one, not {_short(card)}.")
+    if not Path(card).is_file():
+        raise ValueError(f"there is no card '{card}': give the file that erk calibrate writes.")
+    return read_card(card)
 
 
 def _reason(error: ValueError) -> str:
     """Shorten an error of validation to its first fault."""
     if not isinstance(error, ValidationError):
-        return "it is not JSON"
+        return str(error).rstrip(".")
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"])) or "content"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _short(value: Any) -> str:
+    """Format a value for a message, truncated to 80 characters, hashes to 12."""
+    text = str(value)
+    if len(text) == 64 and text.isalnum():
+        return text[:12]
+    return text if len(text) <= 80 else text[:77] + "..."

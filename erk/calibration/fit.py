@@ -7,16 +7,15 @@ also correct what earlier steps left.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from erk.calibration.problem import Problem
-from erk.method.corrections import DIRECTIONS, REACH, Correction
+from erk.method.corrections import DIRECTIONS, REACH, Correction, Previous
 from erk.method.drift import check_finite
-from erk.method.point import Point, to_double
+from erk.method.point import Solver, Step, to_double
 
 USUAL = ("embedded", "drift", "change", "bend", "stiff")
 """The directions of a correction unless others are given (docs/beyond.md)."""
@@ -37,6 +36,63 @@ class Fit(NamedTuple):
 
     correction: Correction
     explained: tuple[float, ...]  # share of the squared error removed by each step's weights, [N]
+    states: tuple[Tensor, ...]  # of each batch at the last level above 0, [B, ...]
+
+
+class Standing(NamedTuple):
+    """Where a run stands between two steps: all that its next step depends on."""
+
+    x: Tensor  # [B, ...]
+    memory: Any = None  # of the solver
+    previous: Previous = ()
+
+
+class Walk(NamedTuple):
+    """Steps of a problem's solver with corrections, which can be repeated from any step on."""
+
+    problem: Problem
+    directions: tuple[str, ...]
+    levels: Tensor  # above 0, [N + 1]
+    solver: Solver
+
+    def start(self, noise: Tensor) -> Standing:
+        """Return the standing before the first step."""
+        return Standing(noise.to(self.problem.settings.dtype) * self.levels[0])
+
+    def step(self, at: Standing, i: int, drift: Any) -> tuple[Step, Tensor]:
+        """Take step i; return it and its directions, [K, B, ...]. Raises NonFiniteError."""
+        sigma, sigma_next = self.levels[i], self.levels[i + 1]
+        step = self.solver(drift, at.x, sigma, sigma_next, at.memory)
+        step = step._replace(sigma_next=sigma_next, index=i)
+        vectors = torch.stack([DIRECTIONS[name](step, at.previous) for name in self.directions])
+        for values in (step.x, vectors.transpose(0, 1)):
+            check_finite(values, i, sigma, drift.in_half)
+        return step, vectors
+
+    @staticmethod
+    def after(at: Standing, step: Step, vectors: Tensor, row: Sequence[float]) -> Standing:
+        """Return the standing after a step, corrected with the weights `row` [K]."""
+        x = step.x
+        for weight, vector in zip(row, vectors, strict=True):
+            x = x + weight * vector if weight else x
+        return Standing(x, step.memory, (step.start, *at.previous)[:REACH])
+
+    def follow(
+        self, labels: Tensor | None, at: Standing, rows: Sequence[Sequence[float]], i: int = 0
+    ) -> Tensor:
+        """Continue a run from step i, with the weights `rows` [N][K], to its end, [B, ...]."""
+        drift = self.problem.drift(labels)
+        for number in range(i, len(rows)):
+            step, vectors = self.step(at, number, drift)
+            at = self.after(at, step, vectors, rows[number])
+        return at.x
+
+
+def walk_of(problem: Problem, directions: Sequence[str]) -> Walk:
+    """Return the walk of a problem's solver along its noise levels."""
+    sigmas = problem.sigmas
+    solver = problem.settings.solver_for(sigmas, problem.model)
+    return Walk(problem, tuple(directions), sigmas[sigmas > 0], solver)
 
 
 @torch.no_grad()
@@ -60,36 +116,23 @@ def fit(problem: Problem, batches: Sequence[ReferenceBatch], directions: Sequenc
     NonFiniteError
         If a network produces NaN or infinity.
     """
-    settings, sigmas = problem.settings, problem.sigmas
-    levels = sigmas[sigmas > 0]
-    solver = settings.solver_for(sigmas, problem.model)
+    walk = walk_of(problem, directions)
     drifts = [problem.drift(batch.labels) for batch in batches]
-    states = [batch.noise.to(settings.dtype) * sigmas[0] for batch in batches]
-    memories: list[Any] = [None] * len(batches)
-    previous: list[tuple[Point, ...]] = [()] * len(batches)
+    standings = [walk.start(batch.noise) for batch in batches]
     weights, explained = [], []
-    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        equations, rows = NormalEquations(len(directions)), []
-        for j, (drift, x, memory) in enumerate(zip(drifts, states, memories, strict=True)):
-            step = solver(drift, x, sigma, sigma_next, memory)
-            step = step._replace(sigma_next=sigma_next, index=i)
-            vectors = torch.stack([DIRECTIONS[name](step, previous[j]) for name in directions])
-            for values in (step.x, vectors.transpose(0, 1)):
-                check_finite(values, i, sigma, drift.in_half)
-            target = batches[j].path[i + 1].to(x) - step.x
+    for i in range(len(walk.levels) - 1):
+        equations, taken = NormalEquations(len(directions)), []
+        for batch, drift, at in zip(batches, drifts, standings, strict=True):
+            step, vectors = walk.step(at, i, drift)
+            target = batch.path[i + 1].to(at.x) - step.x
             equations.add(vectors, target, step.length * step.start.f)
-            rows.append((step, vectors))
+            taken.append((at, step, vectors))
         row, share = equations.solve()
         weights.append(tuple(row))
         explained.append(share)
-        for j, (step, vectors) in enumerate(rows):
-            x = step.x
-            for weight, vector in zip(row, vectors, strict=True):
-                x = x + weight * vector if weight else x
-            states[j], memories[j] = x, step.memory
-            previous[j] = (step.start, *previous[j])[:REACH]
-    correction = Correction(tuple(levels.tolist()), tuple(directions), tuple(weights))
-    return Fit(correction, tuple(explained))
+        standings = [walk.after(*one, row) for one in taken]
+    correction = Correction(tuple(walk.levels.tolist()), walk.directions, tuple(weights))
+    return Fit(correction, tuple(explained), tuple(at.x for at in standings))
 
 
 class NormalEquations:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from erk.method.corrections import networks
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.fields import field
 from erk.method.guidance import unguided
@@ -110,6 +109,12 @@ class Problem(NamedTuple):
             if watch is not None:
                 watch(step)
         return end
+
+
+def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
+    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1."""
+    guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
+    return {"network": getattr(model, "sha256", ""), "guide": guide}
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",

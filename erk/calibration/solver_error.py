@@ -3,7 +3,7 @@
 It says whether a solver follows the model, not whether the model is good, and needs no real images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,16 +62,63 @@ def reference_path(
     """
     levels = sigmas.to(noise.dtype).double()
     waiting = levels[levels > 0].tolist()
-    fine = polynomial(evaluations - 1, waiting[-1], waiting[0], RHO)
-    fine = torch.cat([fine, fine.new_zeros(1)]).to(noise.dtype)
-    solver = make_solver("deis", sigmas=fine, ends=(waiting[-1], waiting[0]))
-    states, previous, end = [], None, noise * fine[0]
-    run = steps(drift, end, fine, solver)
-    for end, step in finite(run, drift, fine):  # noqa: B007
-        while waiting and waiting[0] >= step.start.sigma:
-            states.append(_between(previous or step.start, step.start, waiting.pop(0)))
-        previous = step.start
+    states, previous, end = [], None, noise
+    for point, end in reference_points(  # noqa: B007
+        drift, noise, (waiting[0], waiting[-1]), evaluations
+    ):
+        while waiting and waiting[0] >= point.sigma:
+            states.append(_between(previous or point, point, waiting.pop(0)))
+        previous = point
     return torch.stack([*states, end] if levels[-1] == 0 else states)
+
+
+def reference_points(
+    drift: GuidedDrift, noise: Tensor, ends: tuple[float, float], evaluations: int
+) -> Iterator[tuple[Point, Tensor]]:
+    """Yield the points of the reference path at `fine_levels`, each with the state that follows.
+
+    After the last point, at sigma_min, that is the state at sigma = 0, which is D.
+    """
+    fine = fine_levels(ends, evaluations).to(noise.dtype)
+    fine = torch.cat([fine, fine.new_zeros(1)])
+    solver = make_solver("deis", sigmas=fine, ends=(ends[1], ends[0]))
+    run = steps(drift, noise * fine[0], fine, solver)
+    for x, step in finite(run, drift, fine):
+        yield step.start, x
+
+
+def fine_levels(ends: tuple[float, float], evaluations: int) -> Tensor:
+    """Return the noise levels of a reference path between (highest, lowest), [evaluations]."""
+    return polynomial(evaluations - 1, ends[1], ends[0], RHO)
+
+
+class Reference(NamedTuple):
+    """A reference path that is known at every noise level."""
+
+    levels: Tensor  # fine noise levels, decreasing, [M] float64
+    rows: Sequence[Tensor]  # state and drift at each level in turn, last the end: 2 M + 1 of [B, .]
+
+    def at(self, sigma: float) -> Tensor:
+        """Return the states at a noise level between the first and the last, or at 0, [B, ...]."""
+        if sigma == 0:
+            return self.rows[len(self.rows) - 1]
+        i = int((self.levels > sigma * (1 + 1e-6)).sum().clamp(1, len(self.levels) - 1))
+        return _between(self.point(i - 1), self.point(i), sigma)
+
+    def point(self, i: int) -> Point:
+        """Return the point at fine level i."""
+        return Point(self.rows[2 * i], self.rows[2 * i + 1], self.levels[i])
+
+
+@torch.no_grad()
+def reference_rows(
+    drift: GuidedDrift, noise: Tensor, ends: tuple[float, float], evaluations: int = EVALUATIONS
+) -> Tensor:
+    """Solve the ODE and return the `rows` of a `Reference`, [2 M + 1, B, ...] on the CPU."""
+    rows: list[Tensor] = []
+    for point, end in reference_points(drift, noise, ends, evaluations):  # noqa: B007
+        rows += [point.x.cpu(), point.f.cpu()]
+    return torch.stack([*rows, end.cpu()])
 
 
 def _between(a: Point, b: Point, sigma: float) -> Tensor:

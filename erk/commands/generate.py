@@ -32,7 +32,12 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @shared.sampling_options(
     32, *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise", "churn_rule"))
 )
-@cloup.option_group("ERK-Guid", *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk")))
+@cloup.option_group(
+    "ERK-Guid",
+    *map(shared.setting, ("w_stiff", "w_con", "erk_scale", "erk")),
+    cloup.option("--card", metavar="FILE", help="A card of erk calibrate: it sets solver, noise "
+                 "levels and corrections (docs/howto/without-knobs.md)."),
+)  # fmt: skip
 @cloup.option_group(
     "Baselines of the paper",
     *map(shared.setting, ("erk_proj", "adaptive_tau", "pc_snr", "pc_stochastic")),
@@ -81,7 +86,7 @@ def main(**options: Any) -> None:
 
     Every option may also be spelt with underscores, --w_stiff.
     """
-    shared.check_needs(click.get_current_context())
+    options["given"] = shared.check_needs(click.get_current_context())
     reference, animation = options.pop("evaluate"), options.pop("animate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
     if reference is not None:

@@ -20,8 +20,7 @@ SECTIONS = {
         "prepare-imagenet": "Crop ImageNet's images and pack them into an archive.",
     },
     "ERK-Guid without hand-chosen weights": {
-        "calibrate": "Fit a solver's correction to a network.",
-        "tune": "Choose w_stiff and w_con by the solver's held-out error.",
+        "calibrate": "Search the best sampler for a network and a number of evaluations.",
     },
     "Networks": {
         "convert": "Convert a released network to safetensors.",

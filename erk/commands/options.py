@@ -62,19 +62,21 @@ def setting(name: str, **changes: Any) -> Decorator:
     return cloup.option(one.option, variable, **(options | changes))
 
 
-def check_needs(context: click.Context) -> None:
-    """Raise ValueError for an option on the command line that has no effect without another one.
+def check_needs(context: click.Context) -> list[str]:
+    """Return the options on the command line.
 
-    A sweep may give both: --w-stiff 0 --w-con 0.3 is the plain solver.
+    Raises ValueError for one that has no effect without another one. A sweep may give both:
+    --w-stiff 0 --w-con 0.3 is the plain solver.
     """
     source = click.core.ParameterSource.COMMANDLINE
     given = {name for name in context.params if context.get_parameter_source(name) is source}
     spelling = {one.name: one.opts[0] for one in context.command.params}
     for name, other in NEEDS.items():
-        if name in given and other not in given and "erk" not in given:
+        if name in given and other not in given and not {"erk", "card"} & given:
             raise ValueError(
                 f"{spelling[name]} has no effect without {spelling[other]}: give both, or neither."
             )
+    return sorted(given)
 
 
 def network_options(*more: Decorator) -> Decorator:

@@ -13,11 +13,12 @@ from typing import Any
 import click
 import torch
 
-from erk.calibration.card import open_card
+from erk.calibration.card import Card
 from erk.calibration.problem import count_nfe
 from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.metadata import read_metadata
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
+from erk.generation.with_card import apply_card, open_with_guidance
 from erk.io.download import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.method.corrections import Correction
@@ -47,9 +48,14 @@ DEFAULTS: dict[str, Any] = {
     "schedule": Settings.__dataclass_fields__["schedule"].default, "solver_option": (),
     "guidance": None, "guidance_interval": None, "pc_deterministic": False, "noise": "device",
     "precision": "auto", "compile": "auto", "vae": None, "vae_precision": "auto",
-    "vae_batch": None, "trace": None, "kind": "png", "subdirs": False,
+    "vae_batch": None, "trace": None, "kind": "png", "subdirs": False, "card": None,
+    "given": None,
 } | {name: Settings.__dataclass_fields__[name].default for name in DIRECT}  # fmt: skip
-"""Options of `erk generate` that an image depends on, with their defaults."""
+"""Options of `erk generate` that an image depends on, with their defaults.
+
+`given`: names of the options that were given, which must not contradict a card; None: those whose
+value is not the default.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class JobPlan:
     identity: dict[str, Any]
     options: dict[str, Any]
     compiled: bool = False
+    card: Card | None = None
     metadata: None = None  # known once the networks are loaded
 
     def load(self) -> Job:
@@ -88,6 +95,8 @@ class JobPlan:
         """
         model.check_decodable()
         check_labels(self.labels, model.label_dim, self.seeds)
+        if self.card is not None:
+            self.card.check(model, guide)
         metadata = {
             "seeds": format_seeds(self.seeds),
             "images": len(self.seeds),
@@ -98,10 +107,10 @@ class JobPlan:
             **provenance(self.device),
         }
         sigmas = self.settings.sigmas(model)  # some networks lack levels for some schedules
-        correction = self.settings.correction(sigmas, model, guide)
+        correction = self.settings.correction(sigmas, model)
         if isinstance(correction, Correction):
             metadata["correction"] = asdict(correction)
-            if not correction.acts:
+            if self.settings.erk == "auto" and not correction.acts:
                 _notify(f"--erk auto has no effect for {self.settings.solver} at these noise "
                         "levels: images are those without it")  # fmt: skip
         if self.compiled:
@@ -129,8 +138,11 @@ def plan_job(options: dict[str, Any], folder: Path | None = None) -> JobPlan:
     A run that exists in `folder` decides whether networks are compiled, unless the options do.
     Raises ValueError or OSError with one sentence.
     """
+    card, options = open_with_guidance(options)
     net, gnet, guidance = networks_of(options)
     settings = settings_of(options, guidance)
+    if card is not None:
+        settings = apply_card(card, settings, options, DEFAULTS)
     seeds = parse_seeds(options["seeds"])
     labels, identity_of_labels = labels_of(options["labels"], options["class_idx"])
     device = pick_device(options["device"])
@@ -139,7 +151,7 @@ def plan_job(options: dict[str, Any], folder: Path | None = None) -> JobPlan:
     noise_device = "cpu" if options["noise"] == "cpu" else None
     return JobPlan(
         net, gnet, settings, seeds, labels, options["batch"], device, noise_device, identity,
-        options, compiled,
+        options, compiled, card,
     )  # fmt: skip
 
 
@@ -211,7 +223,7 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
 
 
 def settings_of(options: dict[str, Any], guidance: float) -> Settings:
-    """Build the sampling settings that the options ask for."""
+    """Build the sampling settings that the options ask for, without a card."""
     schedule = options["schedule"]
     if options["trace"] is not None and Path(options["trace"]).suffix != ".npz":
         raise ValueError(f"--trace writes a .npz file; call it so, not '{options['trace']}'.")
@@ -223,7 +235,7 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
         solver_options=_solver_options(options["solver_option"]),
-        **{name: options[name] for name in DIRECT} | {"erk": open_card(options["erk"])},
+        **{name: options[name] for name in DIRECT},
     )
 
 

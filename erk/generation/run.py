@@ -14,7 +14,6 @@ from erk.generation.options import JobPlan, plan_job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
 from erk.io.atomic import check_target, write_file
-from erk.method.corrections import Card
 from erk.models.compiling import compilation_key, keep_seconds
 from erk.runtime.distributed import World, gather, join
 from erk.runtime.progress import image_bar
@@ -45,9 +44,8 @@ def run(**options: Any) -> None:
         if _is_first():
             _finish(folder, plan, options)
         return
-    card = plan.settings.erk
-    if isinstance(card, Card) and card.warning and _is_first():
-        click.echo(card.warning, err=True)
+    if plan.card is not None and plan.card.warning and _is_first():
+        click.echo(plan.card.warning, err=True)
     job = plan.load()
     with join(plan.device) as world:
         timer = Timer(plan.device) if options["profile"] else OFF

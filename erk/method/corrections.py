@@ -4,15 +4,12 @@ A solver's answer differs from Euler's, from the same start, by its embedded dif
 e = x - (x_i + h f_i), h = sigma_{i+1} - sigma_i. It is known at no cost, and the local error of the
 solver lies largely along it (docs/theory.md). A correction adds multiples of such directions to
 every answer. Its coefficients are computed from the solver and the noise levels alone (`auto`) or
-fitted to a network once and kept in a card (erk calibrate).
+fitted to a network (erk calibrate).
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,65 +119,6 @@ class Correction:
 
 def _describe(levels: Tensor) -> str:
     return f"{len(levels)} from {levels[0]:g} to {levels[-1]:g}" if len(levels) else "none"
-
-
-class Card(NamedTuple):
-    """A correction with the settings and the networks that it is for."""
-
-    correction: Correction
-    recipe: dict[str, Any]  # `Settings.recipe()` and `networks(...)`
-    ratio: tuple[float, ...] | None = None  # held-out errors after / before; standard error
-    report: dict[str, Any] = {}  # the computation and its errors, as JSON; not used in sampling
-
-    @property
-    def key(self) -> str:
-        """SHA-256 of all that decides samples: coefficients, settings, networks."""
-        content = json.dumps([astuple(self.correction), self.recipe], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
-
-    @property
-    def warning(self) -> str:
-        """A sentence if the card did not lower the error on held-out seeds, "" if it did."""
-        if self.ratio is None or not no_gain(*self.ratio):
-            return ""
-        value, error = self.ratio
-        return (
-            f"this card did not help on held-out seeds (error {value:.3f} +- {error:.3f} of the "
-            "plain solver's): leave it out."
-        )
-
-    def check(self, here: dict[str, Any]) -> None:
-        """Raise ValueError, with the differing keys, unless the card is for these values."""
-        there = self.recipe
-        pairs = [
-            f"{key} {_short(there[key])} there, {_short(value)} here"
-            for key, value in here.items()
-            if there[key] != value
-        ]
-        if pairs:
-            raise ValueError(
-                f"this card is for something else ({'; '.join(pairs)}): calibrate for this "
-                "(erk calibrate), or sample with the card's settings."
-            )
-
-
-def no_gain(ratio: float, error: float) -> bool:
-    """Return whether a held-out ratio of errors is not below 1 by its standard error."""
-    return ratio + error > 1
-
-
-def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, Any]:
-    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1."""
-    guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
-    return {"network": getattr(model, "sha256", ""), "guide": guide}
-
-
-def _short(value: Any) -> str:
-    """Format a value for a message, truncated to 80 characters, hashes to 12."""
-    text = str(value)
-    if len(text) == 64 and text.isalnum():
-        return text[:12]
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def auto(solver: Solver, sigmas: Tensor) -> Correction:

@@ -86,9 +86,8 @@ FIELDS = (
     Field("erk_scale", "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, str,
           choices=SCALE_NAMES),
     Field("erk_proj", False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, bool),
-    Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference; "
-          "FILE is a card of erk calibrate (docs/beyond.md).", ERK_GUID, str, metavar="auto|FILE",
-          form="correction"),
+    Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference "
+          "(docs/beyond.md).", ERK_GUID, str, choices=("auto",), form="correction"),
     Field("twin", None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON,
           spelling="", form="function"),
     Field("S_churn", 0.0, "Noise injection of EDM, for euler, heun and dpm2; 0 is off.", CHURN,
@@ -121,8 +120,7 @@ def fields() -> tuple[Field, ...]:
     A `bool` is a flag that sets the opposite of its default: `--pc-deterministic` sets
     pc_stochastic to False. Text that is not the value itself is parsed by
     `erk.generation.options`: `schedule` (a name, or noise levels with commas),
-    `guidance_interval` (two numbers with a comma), `solver_options` (NAME=VALUE, `multiple`) and
-    `erk` (auto, or the path of a card).
+    `guidance_interval` (two numbers with a comma) and `solver_options` (NAME=VALUE, `multiple`).
     """
     return FIELDS
 

@@ -92,7 +92,7 @@ def loop(
     if settings.twin is not None:
         solver = with_twin(solver, settings.twin)
     if guidance is None:
-        guidance = settings.correction(sigmas, drift.model, drift.guide_model)
+        guidance = settings.correction(sigmas, drift.model)
     churn = settings.churn(drift.model, len(sigmas) - 1, randn_like)
     return steps(drift, x, sigmas, solver, guidance or unguided, churn)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erk.method.churn import Churn, Noise
-from erk.method.corrections import Card, Correction, auto, networks
+from erk.method.corrections import Correction, auto
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
 from erk.method.fields import FIELDS, check_names, field, fields
 from erk.method.guidance import ErkGuid
@@ -74,7 +74,7 @@ class Settings:
     w_con: float = _setting("w_con")
     erk_scale: str = _setting("erk_scale")
     erk_proj: bool = _setting("erk_proj")
-    erk: str | Card | Correction | None = _setting("erk")
+    erk: str | Correction | None = _setting("erk")
     twin: Twin | None = _setting("twin")
     S_churn: float = _setting("S_churn")
     S_min: float = _setting("S_min")
@@ -113,8 +113,6 @@ class Settings:
                     f"erk (--erk) brings its coefficients: leave {name} ({field(name).option}) "
                     f"at {usual}."
                 )
-        if isinstance(self.erk, Card):
-            self.erk.check(self.recipe())
 
     @property
     def levels(self) -> str | tuple[float, ...]:
@@ -168,36 +166,29 @@ class Settings:
             return ProjectedDrift(*shared, w_stiff=self.w_stiff, embedded=self.solver == "heun")
         return GuidedDrift(*shared)
 
-    def correction(
-        self, sigmas: Tensor, model: Any = None, guide_model: Any = None
-    ) -> ErkGuid | Correction | None:
+    def correction(self, sigmas: Tensor, model: Any = None) -> ErkGuid | Correction | None:
         """Return what corrects the solver's answers; None without ERK-Guid or with ERK-Proj.
 
         Parameters
         ----------
         sigmas
             Noise levels of the run, [N + 1].
-        model, guide_model
-            The denoisers, which a card names by the SHA-256 of their files.
+        model
+            The denoiser, for the ends of its noise levels.
 
         Raises
         ------
         ValueError
-            For a card of other networks or a correction for other noise levels.
+            For a correction for other noise levels.
         """
         if self.erk is None:
             if self.w_stiff == 0 or self.erk_proj:
                 return None
             return ErkGuid(self.w_stiff, self.w_con, self.erk_scale)
-        if isinstance(self.erk, Card):
-            self.erk.check(networks(model, guide_model, self.guidance))
-            correction = self.erk.correction
-        elif isinstance(self.erk, Correction):
-            correction = self.erk
-        else:
+        if not isinstance(self.erk, Correction):
             return auto(self.solver_for(sigmas, model), sigmas)
-        correction.check_levels(sigmas)
-        return correction
+        self.erk.check_levels(sigmas)
+        return self.erk
 
     def state_dtype(self, model: Any = None) -> torch.dtype:
         """Return the dtype of the state: `dtype`, but float64 where noise is injected as in EDM.
@@ -321,9 +312,7 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: lists, text for infinities, dtypes, functions, cards."""
-    if isinstance(value, Card):
-        return f"card {value.key}"
+    """Return a value as JSON holds it: lists, text for infinities, dtypes and functions."""
     if isinstance(value, Correction):
         content = json.dumps(dataclasses.astuple(value))
         return f"correction {hashlib.sha256(content.encode()).hexdigest()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from erk.method.corrections import Card, Correction
+from erk.method.corrections import Correction
 from erk.method.fields import Field
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -150,12 +150,10 @@ def _function(one: Field, value: Any) -> Any:
 
 
 def _correction(one: Field, value: Any) -> Any:
-    if value == "auto" if isinstance(value, str) else isinstance(value, Card | Correction):
+    if value == "auto" if isinstance(value, str) else isinstance(value, Correction):
         return value
-    hint = ""
-    if isinstance(value, str | Mapping):
-        hint = ": open the file of a card with erk.calibration.card.read_card"
-    raise ValueError(f"erk must be 'auto', a Card, a Correction or None, not {shown(value)}{hint}.")
+    hint = ": a card is given as card=..." if value is not False else ""
+    raise ValueError(f"erk must be 'auto', a Correction or None, not {shown(value)}{hint}.")
 
 
 def _dtype(one: Field, value: Any) -> torch.dtype:

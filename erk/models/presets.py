@@ -91,8 +91,8 @@ def find_preset(name: str) -> Preset:
         return known[full]
     if name == "toy":
         raise ValueError(
-            "the preset 'toy' is an exact 2-D mixture, which only erk tune knows: choose a network "
-            "of erk presets."
+            "the preset 'toy' is an exact 2-D mixture, which only erk calibrate knows: choose a "
+            "network of erk presets."
         )
     near = difflib.get_close_matches(name, [*known, *short_names()], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "erk presets lists all."

@@ -10,6 +10,7 @@ STUDIES = {
     "accuracy": "which digits the MNIST networks draw as asked; results/accuracy.md",
     "auto": "erk='auto' with every solver; results/auto.md",
     "calibration": "calibrated corrections of every solver; results/calibration.md",
+    "cards": "cards of erk calibrate at 5 to 15 evaluations; results/cards.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
     "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",

@@ -1,91 +1,217 @@
-"""A calibration lowers the error on held-out seeds, and a stopped one continues."""
+"""A calibration returns the best sampler of a contest, and a stopped one continues."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 
 import erk
-from erk.calibration.calibrate import calibrate, cost_of
-from erk.calibration.card import read_card, write_card
+from erk.calibration.calibrate import calibrate, cost_of, plan_of, seeds_of
+from erk.calibration.card import read_card, sampler_of, write_card
+from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
 from erk.calibration.problem import gaussian, problem_for
 from erk.calibration.solver_error import converged, errors
 from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 from erk.method.solvers import heun
+from scripts.studies.data import mixture
 
-SEEDS, HELD_OUT = range(50, 74), range(80, 96)
-JOB = dict(steps=4, seeds=SEEDS, held_out=HELD_OUT, batch=8, evaluations=40)
+SMALL = dict(seeds=8, batch=8, evaluations=40)
+HEUN = dict(solver="heun", schedule="edm", corrections=["stepwise"])
+
+
+class Denoiser:
+    """A closed form with the attributes of a model; counts its evaluations."""
+
+    sample_shape, label_dim, device, sha256 = (4,), 0, torch.device("cpu"), "f" * 64
+
+    def __init__(self, denoise=gaussian):
+        self.denoise, self.evaluations = denoise, 0
+
+    def __call__(self, x, sigma, labels=None):
+        self.evaluations += len(x)
+        return self.denoise(x, sigma, labels)
+
+
+def clusters():
+    """Return the exact denoiser of a few Gaussians of spread .1 on the scale of sigma_data."""
+    means = torch.randn(6, 4, generator=torch.Generator().manual_seed(3)) * 0.5
+    return Denoiser(mixture(means, 0.1))
 
 
 @pytest.fixture(scope="module")
-def model():
-    return erk.load_model("digits")
+def run():
+    """A calibration in which everything competes: the card, and the evaluations it took."""
+    model = clusters()
+    return calibrate(model, 5, **SMALL), model.evaluations
 
 
-@pytest.fixture(scope="module")
-def card(model):
-    return calibrate(model, **JOB)
+@pytest.fixture
+def card(run):
+    return run[0]
 
 
-def test_the_card_lowers_the_error_as_it_reports(model, card):
-    noise, labels = erk.noise_and_labels(HELD_OUT, model)
-    exact = converged(Settings(steps=4), model, noise, labels)
-    plain, corrected = Settings(steps=4), Settings(steps=4, erk=card)
-    before, after = (
-        errors(s, model, noise, labels, exact).mean().item() for s in (plain, corrected)
-    )
-    report = card.report["held_out"]
-    assert report["before"]["value"] == pytest.approx(before, rel=0.02)
-    assert report["after"]["value"] == pytest.approx(after, rel=0.02)
-    assert card.ratio[0] == pytest.approx(after / before, rel=0.05)
-    assert card.ratio[0] < 0.5
-    assert len(card.correction.weights) == len(card.report["explained"]) == 3
+def test_the_card_is_better_than_every_published_sampler_on_fresh_seeds(card):
+    value, error = card.errors["ratio"]["value"], card.errors["ratio"]["error"]
+    assert value + 2 * error < 0.8 and card.warning == ""
+    assert card.errors["heun"]["value"] > card.errors["published"]["value"]
+    kinds = {(one["levels"], one["correction"]) for one in card.report["contenders"]}
+    assert {("published", "none"), ("published", "stepwise"), ("dynamic", "stepwise"),
+            ("refined", "stepwise"), ("refined", "end-to-end")} <= kinds  # fmt: skip
+    first = card.report["contenders"][0]
+    assert (first["levels"], first["correction"]) == ("published", "none")
+    chosen = min(card.report["contenders"], key=lambda one: one["error"]["value"])
+    assert chosen["solver"] == card.settings.solver
 
 
-def test_a_written_card_samples_as_the_returned_one(model, card, tmp_path):
+def test_the_reported_errors_are_those_of_seeds_that_nobody_has_seen(card):
+    model, fresh = clusters(), range(900_016, 900_024)
+    noise, _ = erk.noise_and_labels(fresh, model)
+    exact = converged(card.settings, model, noise, evaluations=40)
+    measured = errors(card.settings, model, noise, None, exact).mean().item()
+    assert card.errors["card"]["value"] == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_written_card_is_the_returned_one(card, tmp_path):
     write_card(tmp_path / "a.card.json", card)
     stored = read_card(tmp_path / "a.card.json")
-    assert stored.correction == card.correction and stored.key == card.key
-    noise, labels = erk.noise_and_labels(range(3), model)
-    ends = [erk.sample(model, noise, labels, steps=4, erk=c) for c in (card, stored)]
+    assert stored == card and stored.key == card.key
+    model = clusters()
+    noise, _ = erk.noise_and_labels(range(3), model)
+    ends = [erk.sample(model, noise, card=one) for one in (card, tmp_path / "a.card.json")]
     assert torch.equal(*ends)
 
 
-def test_any_denoiser_can_be_calibrated():
-    """Here the exact denoiser of a Gaussian, with `sample_shape` alone."""
-
-    class Gaussian:
-        sample_shape, label_dim, device = (4,), 0, torch.device("cpu")
-
-        def __call__(self, x, sigma, labels=None):
-            return gaussian(x, sigma, labels)
-
-    card = calibrate(Gaussian(), steps=5, solver="dpm2", schedule="polynomial",
-                     seeds=range(16), held_out=range(16, 32))  # fmt: skip
-    assert card.ratio[0] < 0.01 and card.recipe["network"] == ""
+def test_one_solver_with_stepwise_coefficients_on_a_gaussian():
+    """Every direction is a multiple of x, so the error goes."""
+    card = calibrate(Denoiser(), 10, **SMALL, solver="dpm2", schedule="polynomial",
+                     corrections=["stepwise"])  # fmt: skip
+    assert card.errors["ratio"]["value"] < 0.01 and card.settings.schedule == "polynomial"
+    assert card.settings.erk.directions == USUAL and len(card.settings.erk.weights) == 5
 
 
-def test_stored_reference_paths_give_the_same_card(model, card, tmp_path, monkeypatch):
-    assert calibrate(model, folder=tmp_path, **JOB) == card
+def test_weights_are_a_case_of_it():
+    card = calibrate(clusters(), 15, **SMALL | {"seeds": 16}, solver="heun", schedule="edm",
+                     corrections=["weights"])  # fmt: skip
+    assert card.settings.erk is None and card.settings.w_stiff > 0
+    assert card.errors["ratio"]["value"] < 1
+
+
+def test_without_gain_the_published_sampler_stays():
+    card = calibrate(Denoiser(), 4, **SMALL, solver="deis", schedule="time_uniform",
+                     corrections=[])  # fmt: skip
+    assert card.settings.erk is None and card.errors["ratio"] == {"value": 1.0, "error": 0.0}
+    assert card.warning.startswith("no gain: on fresh seeds")
+
+
+def test_noise_levels_alone_are_optimised():
+    card = calibrate(clusters(), 6, **SMALL, solver="deis", afs=False, corrections=[])
+    assert card.settings.erk is None and card.errors["ratio"]["value"] < 1
+    assert len(card.settings.schedule) == 7 and card.settings.schedule[0] == 80
+
+
+def test_a_stopped_calibration_continues(tmp_path):
+    model, job = clusters(), SMALL | HEUN
+    whole = calibrate(model, 7, **job)
+    assert calibrate(model, 7, folder=tmp_path, **job) == whole
     stored = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(stored) == 3 + 2
-    monkeypatch.setattr("erk.calibration.calibrate.reference_path", None)  # not called again
-    monkeypatch.setattr("erk.calibration.calibrate.converged", converged)
-    assert calibrate(model, folder=tmp_path, **JOB) == card
+    assert len(stored) > 4
+    spent, model.evaluations = model.evaluations, 0
+    assert calibrate(model, 7, folder=tmp_path, **job) == whole
     assert stored == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert model.evaluations < spent / 4  # the errors of the report, and the fit of the choice
+    calibrate(model, 7, folder=tmp_path, **job | {"batch": 4})
+    assert len([*tmp_path.iterdir()]) > len(stored)
 
 
-@pytest.mark.parametrize("change", [{"steps": 5}, {"batch": 4}, {"seeds": range(49, 73)},
-                                    {"draw": None}])  # fmt: skip
-def test_stored_paths_of_other_settings_are_not_used(model, tmp_path, change):
-    small = JOB | {"seeds": range(8), "held_out": range(8, 16), "evaluations": 16}
-    calibrate(model, folder=tmp_path, **small)
-    count = len([*tmp_path.iterdir()])
-    if "draw" in change:
-        change = {"draw": lambda seeds: erk.noise_and_labels([s + 1 for s in seeds], model)}
-    calibrate(model, folder=tmp_path, **small | change)
-    assert len([*tmp_path.iterdir()]) > count
+@pytest.mark.parametrize("more", [{}, HEUN, {"corrections": ["weights"], "solver": "heun"}])
+def test_the_cost_is_said_first_and_is_a_bound(more, run):
+    model = clusters()
+    fixed = {name: more[name] for name in more if name != "corrections"}
+    corrections = more.get("corrections", ("auto", "stepwise", "end-to-end"))
+    problem, plan = plan_of(model, 5, fixed, 8, None, corrections, USUAL, 40, 8, None)
+    cost = cost_of(problem, plan)
+    assert model.evaluations == 0
+    if more:
+        calibrate(model, 5, **SMALL, **more)
+    spent = model.evaluations or run[1]
+    assert 0.3 * cost < spent <= cost + 16  # and 2 evaluations of the first batch
+    assert [*map(len, seeds_of(plan))] == [8, 8, 8]
+
+
+def test_a_denoiser_that_is_not_deterministic_is_refused():
+    def noisy(x, sigma, labels):
+        return gaussian(x, sigma, labels) * (1 + 0.1 * torch.rand(()))
+
+    with pytest.raises(ValueError, match="two answers for one input .*dropout"):
+        calibrate(Denoiser(noisy), 6, **SMALL)
+
+
+def test_data_far_from_sigma_data_are_named():
+    def wide(x, sigma, labels):
+        return x * 9 / (9 + sigma**2)
+
+    with pytest.warns(UserWarning, match=r"standard deviation (2\.|3\.).*far from sigma_data"):
+        calibrate(Denoiser(wide), 7, **SMALL, **HEUN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nfe": 1, "afs": False}, "--nfe 1 is too few evaluations: heun at least 3"),
+        ({"nfe": 0}, "nfe must be an integer of at least 1, not 0"),
+        ({"nfe": 5.5}, "nfe must be an integer"),
+        ({"seeds": 4}, "seeds must be an integer of at least 8, not 4"),
+        ({"directions": ["up"]}, "directions takes different ones of .*'up'"),
+        ({"directions": []}, "directions takes at least one"),
+        ({"corrections": ["auto", "auto"]}, "corrections takes different ones"),
+        ({"corrections": "auto"}, "corrections takes different ones"),
+        ({"solver": "heum"}, "heum"),
+        ({"guidance": 2.0}, "guiding network"),
+        ({"erk": "auto"}, "calibrate measures the plain solver: leave erk at None"),
+        ({"w_stiff": 1.0}, "leave w_stiff at 0.0"),
+        ({"w_con": 0.3}, "leave w_con at 0.5"),
+        ({"erk_scale": "abs"}, "leave erk_scale at quadratic"),
+        ({"S_churn": 5.0}, "leave S_churn at 0.0"),
+        ({"pc_snr": 0.1}, "leave pc_snr at 0.0"),
+        ({"adaptive_tau": 1.0}, "leave adaptive_tau at None"),
+        ({"twin": lambda step, previous: (None, None)}, "leave twin at None"),
+        ({"solver": heun}, "knows solvers by name"),
+        ({"evaluations": 2}, "evaluations must be an integer of at least 8, not 2"),
+        ({"batch": 0}, "batch must be an integer of at least 1, not 0"),
+        ({"schedule": [80.0, 0.0]}, "no step between two levels above 0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_evaluation(change, message):
+    """Findings 6 and 18."""
+    model = Denoiser(None)
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, **{"nfe": 6} | SMALL | change)
+
+
+def test_a_mistyped_setting_is_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match=r"calibrate\(\) .* 'rhoo'; did you mean 'rho'"):
+        calibrate(Denoiser(), rhoo=7.0)
+
+
+def test_numbers_and_arrays_of_numpy_give_the_same_card():
+    """Finding 4: a KeyError after all the work, and numbers as text in the card."""
+    levels = np.array([80.0, 5.0, 0.5, 0.125])
+    job = SMALL | {"corrections": ["stepwise"], "solver": "deis"}
+    card = calibrate(clusters(), np.int64(4), **job | {"schedule": levels, "seeds": np.int64(8)})
+    assert card == calibrate(clusters(), 4, **job | {"schedule": levels.tolist()})
+    assert json.dumps(sampler_of(card.settings))
+    assert card.settings.steps == 3 and card.settings.schedule == tuple(levels.tolist())
+
+
+@pytest.mark.parametrize("gain", [float("nan"), 1e38])
+def test_a_network_that_overflows_stops_the_work_at_once(gain):
+    """Finding 17: LinAlgError, or JSON that cannot be written at the very end."""
+    model = erk.from_denoiser(lambda x, sigma: x * gain, sample_shape=(4,))
+    with pytest.raises(NonFiniteError, match="at step . .sigma"):
+        calibrate(model, 7, **SMALL, **HEUN)
 
 
 def test_a_network_without_a_sha256_is_not_mixed_up():
@@ -107,74 +233,3 @@ def test_a_batch_that_does_not_fit_into_memory_is_named():
 
     with pytest.raises(MemoryError, match="smaller --batch"):
         Parts().keep("a", fail)
-
-
-def test_levels_of_a_networks_time_have_a_cost():
-    """`discrete` levels are those of the network: they are computed before it is replaced."""
-
-    class Timed:
-        sigma_min, sigma_max = 0.01, 50.0
-        sigma = sigma_inv = staticmethod(lambda t: t)
-
-    settings = Settings(solver="dpm2", schedule="discrete", steps=5)
-    cost = cost_of(problem_for(Timed(), settings, draw=lambda _: None, batch=8), 24, 16, 40)
-    assert cost["per_image"] == 10 and cost["guide_evaluations"] == 0
-    # per sample: 24 paths of 40 and a run of 10; 16 paths and two runs; 8 rough paths of 20
-    assert cost["evaluations"] == 24 * (40 + 10) + 16 * (40 + 20) + 8 * 20
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seeds": range(10), "held_out": range(5, 20)}, "seed 5 is in"),
-        ({"held_out": [11]}, "--held-out needs 2 seeds or more, not 1"),
-        ({"seeds": []}, "--seeds needs 1 seeds or more, not 0"),
-        ({"seeds": [1.5, 2]}, "--seeds holds 1.5, which is not an integer"),
-        ({"held_out": [80, 81, 80]}, "--held-out repeats a seed"),
-        ({"directions": ["up"]}, "not 'up'"),
-        ({"directions": ["drift", "drift"]}, "different names"),
-        ({"solver": "heum"}, "heum"),
-        ({"guidance": 2.0}, "guiding network"),
-        ({"erk": "auto"}, "calibrate measures the plain solver: leave erk at None"),
-        ({"w_stiff": 1.0}, "leave w_stiff at 0.0"),
-        ({"w_con": 0.3}, "leave w_con at 0.5"),
-        ({"erk_scale": "abs"}, "leave erk_scale at quadratic"),
-        ({"S_churn": 5.0}, "leave S_churn at 0.0"),
-        ({"pc_snr": 0.1}, "leave pc_snr at 0.0"),
-        ({"adaptive_tau": 1.0}, "leave adaptive_tau at None"),
-        ({"twin": lambda step, previous: (None, None)}, "leave twin at None"),
-        ({"solver": heun}, "knows solvers by name"),
-        ({"evaluations": 2}, "evaluations must be an integer of at least 8, not 2"),
-        ({"batch": 0}, "batch must be an integer of at least 1, not 0"),
-        ({"schedule": [80.0, 0.0]}, "no step between two levels above 0"),
-    ],
-)
-def test_bad_arguments_are_refused_before_any_evaluation(model, change, message, monkeypatch):
-    """Findings 6 and 18."""
-    monkeypatch.setattr(type(model), "__call__", None)
-    with pytest.raises(ValueError, match=message):
-        calibrate(model, **JOB | change)
-
-
-def test_a_mistyped_setting_is_refused_with_the_nearest_name(model):
-    with pytest.raises(TypeError, match=r"calibrate\(\) .* 'rhoo'; did you mean 'rho'"):
-        calibrate(model, rhoo=7.0)
-
-
-def test_numbers_and_arrays_of_numpy_give_the_same_card(model):
-    """Finding 4: a KeyError after all the work, and numbers as text in the card."""
-    small = JOB | {"seeds": np.arange(4), "held_out": np.arange(10, 12), "evaluations": 16}
-    levels = np.array([80.0, 5.0, 0.5, 0.125])
-    card = calibrate(model, **small | {"schedule": levels, "steps": np.int64(3)})
-    plain = {"seeds": range(4), "held_out": range(10, 12), "schedule": levels.tolist(), "steps": 3}
-    assert card == calibrate(model, **small | plain)
-    assert card.recipe["steps"] == 3 and card.recipe["schedule"] == levels.tolist()
-
-
-@pytest.mark.parametrize("gain", [float("nan"), 1e38])
-@pytest.mark.parametrize("function", [calibrate, erk.tune])
-def test_a_network_that_overflows_stops_the_work_at_once(function, gain):
-    """Finding 17: LinAlgError, or JSON that cannot be written at the very end."""
-    model = erk.from_denoiser(lambda x, sigma: x * gain, sample_shape=(4,))
-    with pytest.raises(NonFiniteError, match="at step . .sigma"):
-        function(model, steps=4, seeds=range(8), held_out=range(10, 18), evaluations=16)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from erk.commands import calibrate, generate, tune
+from erk.commands import calibrate, generate
 from erk.commands.cli import sentence
 from erk.commands.main import SUBCOMMANDS, main
 from erk.method.fields import FIELDS
@@ -86,14 +86,13 @@ def test_the_modules_of_the_subcommands_run_as_programs():
         assert text.endswith('if __name__ == "__main__":\n    main()\n'), name
 
 
-@pytest.mark.parametrize("command", [calibrate.main, tune.main], ids=["calibrate", "tune"])
-def test_commands_share_the_options_of_the_sampler(command):
-    """Whoever tunes or calibrates spells the solver as in generate; only seeds differ (b12)."""
+def test_commands_share_the_options_of_the_sampler():
+    """`calibrate` spells the solver as `generate` does; what is not given is searched (b12)."""
     options = {p.name: p.to_info_dict() for p in generate.main.params}
-    shared = {p.name: p.to_info_dict() for p in command.params if p.name in options}
+    shared = {p.name: p.to_info_dict() for p in calibrate.main.params if p.name in options}
     assert {"solver", "schedule", "sigma_max", "guidance", "net", "labels", "device"} <= {*shared}
     different = {name for name, info in shared.items() if info != options[name]}
-    assert different <= {"seeds", "batch"}
+    assert different <= {"seeds", "batch", "solver", "steps"}
 
 
 def test_every_setting_has_its_option():

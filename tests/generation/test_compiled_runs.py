@@ -9,16 +9,13 @@ from injection import JOB, check_refused
 
 from erk.generation import options
 from erk.generation.options import is_compiled
-from erk.method.corrections import Card, Correction
+from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models import compiling, model
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 LEVELS = tuple(Settings(solver="heun").sigmas().tolist())
-CARD = Card(
-    Correction(LEVELS, ("embedded",), ((0.5,),) * 32),
-    Settings(solver="heun").recipe() | {"network": "a" * 64, "guide": None},
-)
+CORRECTION = Correction((1.0, 0.5), ("drift",), ((0.1,),))
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def precision(folder="out"):
     (Settings(), 9000, False),
     (Settings(schedule="discrete"), 50_000, True),  # only the network knows its levels
     (Settings(schedule="discrete", steps=1), 1000, False),  # EDM's schedule has 2 steps at least
-    (Settings(erk=CARD), 50_000, True),  # of a network that is not loaded yet
+    (Settings(erk=CORRECTION), 50_000, True),  # of a network that is not loaded yet
 ])  # fmt: skip
 def test_auto_compiles_long_runs_on_cuda(compiled, settings, images, expected):
     assert is_compiled("auto", settings, images, CUDA) == expected

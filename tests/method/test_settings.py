@@ -14,7 +14,7 @@ import torch
 from problems import linear
 
 import erk
-from erk.method.corrections import Card, Correction, auto
+from erk.method.corrections import Correction, auto
 from erk.method.fields import field, fields
 from erk.method.guidance import ErkGuid
 from erk.method.settings import RECIPE, Settings
@@ -85,7 +85,7 @@ def test_the_declarations_import_no_torch():
 
 def test_construction_reads_no_file(monkeypatch):
     monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("a file was opened"))
-    with pytest.raises(ValueError, match="open the file of a card"):
+    with pytest.raises(ValueError, match="a card is given as card="):
         Settings(erk="a.card.json")
     Settings(erk="auto", solver="deis")
 
@@ -105,11 +105,8 @@ def test_the_identity_tells_corrections_apart():
     sigmas = Settings(schedule=levels).sigmas()
     given = auto(Settings(schedule=levels).solver_for(sigmas, None), sigmas)
     other = dataclasses.replace(given, weights=((0.25,), (0.5,)))
-    card = Card(given, Settings(schedule=levels).recipe())
-    values = {
-        Settings(schedule=levels, erk=erk_).identity()["erk"] for erk_ in (given, other, card)
-    }
-    assert len(values) == 3 and sum(value.startswith("card ") for value in values) == 1
+    values = {Settings(schedule=levels, erk=erk_).identity()["erk"] for erk_ in (given, other)}
+    assert len(values) == 2 and all(value.startswith("correction ") for value in values)
     assert Settings(schedule=levels).identity()["schedule"] == [3.0, 1.0, 0.5]
     with pytest.raises(ValueError, match="bind the options of a function"):
         Settings(solver=dpm2, solver_options={"r": 0.5})
@@ -176,17 +173,14 @@ def test_the_recipe_fills_in_defaults():
 def test_the_correction_is_one_of_a_union():
     sigmas = Settings(steps=4).sigmas()
     given = auto(Settings(steps=4).solver_for(sigmas, None), sigmas)
-    card = Card(given, Settings(steps=4).recipe() | {"network": "", "guide": None})
     assert Settings(steps=4).correction(sigmas) is None
     assert Settings(steps=4, erk_proj=True, w_stiff=1.0, guidance=2.0).correction(sigmas) is None
     assert Settings(steps=4, w_stiff=1.0).correction(sigmas) == ErkGuid(1.0, 0.5)
-    for erk_ in ("auto", given, card):
+    for erk_ in ("auto", given):
         assert Settings(steps=4, erk=erk_).correction(sigmas) == given
     with pytest.raises(ValueError, match="for other noise levels"):
         Settings(steps=4, erk=Correction(given.sigmas, given.directions, given.weights[1:])
                  ).correction(sigmas)  # fmt: skip
-    with pytest.raises(ValueError, match="steps 4 there, 5 here"):
-        Settings(steps=5, erk=card)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

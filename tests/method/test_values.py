@@ -33,7 +33,7 @@ REFUSED = {
     "w_con must be a finite number of at least 0, not": [-1.0, None],
     "erk_scale must be quadratic or abs or alpha, not": ["cubic", None, 2],
     "erk_proj must be True or False, not": [1, "yes", None],
-    "erk must be 'auto', a Card, a Correction or None, not": [False, True, 0, 1.0, {}, {"for": {}}],
+    "erk must be 'auto', a Correction or None, not": [False, True, 0, 1.0, {}, {"for": {}}],
     "twin must be a function, not": [3, "pair"],
     "S_churn must be a finite number of at least 0, not": [-1, math.nan, "8"],
     "S_min must be a finite number of at least 0, not": [-1, math.nan],
