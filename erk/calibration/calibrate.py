@@ -8,11 +8,11 @@ Three sets of seeds; reference paths of 128 evaluations give every converged sol
    Gauss-Newton on ln sigma, with the coefficients fitted again at every trial.
 3. Levels and coefficients are fitted together, end to end, against the final state.
 
-Fits see the first set alone. The second set chooses among all contenders, so a step that does not
-win there is dropped and the published sampler stays. The third set gives the errors that the card
-reports: neither fit nor choice has seen it. What the caller fixes (solver, schedule, corrections)
-is not searched: one solver with "stepwise" is a card of coefficients alone, with "weights" the
-choice of w_stiff and w_con.
+Fits see the first set alone. The second set chooses among all contenders; where none is better than
+the published sampler by a standard error, that one stays. The third set gives the errors that the
+card reports: neither fit nor choice has seen it. What the caller fixes (solver, schedule,
+corrections) is not searched: one solver with "stepwise" is a card of coefficients alone, with
+"weights" the choice of w_stiff and w_con.
 """
 
 import time
@@ -192,7 +192,7 @@ def calibrate_problem(problem: Problem, plan: Plan, parts: Parts) -> Card:
     warn_of_spread(problem.model, fitted)
     compared = draw_samples(problem, choosing, "choose", plan, parts)
     contenders = Contest(problem, plan, parts, fitted, compared).run()
-    best = min(contenders, key=lambda one: one.error)
+    best = chosen_of(contenders)
     fresh = draw_samples(problem, reporting, "report", plan, parts)
     samplers = {"heun": heun_of(plan, problem), "published": contenders[0].settings,
                 "card": best.settings}  # fmt: skip
@@ -209,6 +209,13 @@ def calibrate_problem(problem: Problem, plan: Plan, parts: Parts) -> Card:
     names = networks(problem.model, problem.guide_model, problem.settings.guidance)
     chosen = Settings(**sampler_of(best.settings), erk=best.settings.erk)
     return Card(chosen, names, plan.nfe, report, more)
+
+
+def chosen_of(contenders: Sequence[Contender]) -> Contender:
+    """Return the best contender, or the published sampler (the first) where none surely wins."""
+    best = min(contenders, key=lambda one: one.error)
+    value, error = ratio(best.errors, contenders[0].errors)
+    return best if value + error < 1 else contenders[0]
 
 
 def heun_of(plan: Plan, problem: Problem) -> Settings | None:

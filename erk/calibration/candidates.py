@@ -34,15 +34,17 @@ def published(nfe: int, fixed: Mapping[str, Any], model: Any = None) -> list[Set
     ValueError
         If no sampler takes so few evaluations.
     """
-    fit: list[Settings] = []
-    least: dict[Any, float] = {}
-    for settings in _variants(fixed):
-        counts = _counts(settings, fixed, nfe, model)
-        fitting = [steps for steps, count in counts.items() if count <= nfe]
-        least[settings.solver] = min([*counts.values(), least.get(settings.solver, 1e9)])
-        if fitting:
-            fit.append(replace(settings, steps=max(fitting)))
+    variants = [(one, _choices(one, fixed, nfe)) for one in _variants(fixed)]
+    fit = [
+        replace(one, steps=steps)
+        for one, choices in variants
+        if (steps := next((n for n in choices if _evaluations(one, n, model) <= nfe), 0))
+    ]
     if not fit:
+        least: dict[Any, float] = {}
+        for one, choices in variants:
+            count = _evaluations(one, choices[-1], model)
+            least[one.solver] = min(count, least.get(one.solver, count))
         names = ", ".join(f"{name} at least {count:g}" for name, count in least.items())
         raise ValueError(f"--nfe {nfe} is too few evaluations: {names}.")
     # an analytic first step that gains no step only adds its error
@@ -75,17 +77,16 @@ def _schedules(solver: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((usual, *SCHEDULES)))
 
 
-def _counts(settings: Settings, fixed: Mapping[str, Any], nfe: int, model: Any) -> dict[int, float]:
-    """Return steps -> evaluations, for the numbers of steps that may fit and for the fewest."""
-    choices = {settings.steps}
-    if "steps" not in fixed and isinstance(settings.levels, str):  # all of 1 or 2 per step
-        near = (*range(nfe - 1, nfe + 2), *range(nfe // 2 - 1, nfe // 2 + 3))
-        choices = {FEWEST, *(n for n in near if n >= FEWEST)}
-    return {n: _evaluations(replace(settings, steps=n), model) for n in sorted(choices)}
+def _choices(settings: Settings, fixed: Mapping[str, Any], nfe: int) -> list[int]:
+    """Return the numbers of steps that may fit, the most first; last the fewest."""
+    if "steps" in fixed or not isinstance(settings.levels, str):
+        return [settings.steps]
+    near = (*range(nfe - 1, nfe + 2), *range(nfe // 2 - 1, nfe // 2 + 3))  # 1 or 2 per step
+    return sorted({FEWEST, *(n for n in near if n >= FEWEST)}, reverse=True)
 
 
-def _evaluations(settings: Settings, model: Any) -> float:
-    levels = with_levels(settings, model)
+def _evaluations(settings: Settings, steps: int, model: Any) -> float:
+    levels = with_levels(replace(settings, steps=steps), model)
     assert not callable(levels.solver)
     options = tuple(sorted(levels.solver_options.items()))
     return _nfe(levels.solver, options, levels.levels, levels.afs)

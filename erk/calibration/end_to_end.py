@@ -25,7 +25,7 @@ HARDER = 30.0  # factor of the damping after a step that lowers nothing
 ENOUGH = 3e-3  # relative gain of a round below which the fit ends
 DIFFERENCE = 3e-3  # of a forward difference, in ln sigma and in a coefficient
 FARTHEST = 0.5  # move of ln sigma in one round
-NARROWEST = 1e-3  # difference of ln sigma between two levels
+NARROWEST = 0.01  # difference of ln sigma between two levels; DIFFERENCE is smaller
 
 Residual = Callable[[Tensor], Tensor]
 """scalars [P] -> the final states minus the converged ones, [n, D]."""
@@ -157,6 +157,7 @@ def fit_end_to_end(
     """
     sigmas, start = problem.sigmas.tolist(), torch.tensor(first.correction.weights).double()
     exact = [batch.path[start.shape[0]] for batch in batches]
+    free_levels = free_levels and decreases(logs_of(sigmas), sigmas)
     logs = logs_of(sigmas)[: None if free_levels else 0]
     count, directions = len(logs), first.correction.directions
 

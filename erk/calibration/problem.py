@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from erk.method.guidance import unguided
 from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
-from erk.method.values import number, shown
+from erk.method.values import number
 from erk.models.noise import noise_and_labels
 
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
@@ -133,28 +132,6 @@ def check_plain(settings: Settings, caller: str, honoured: Sequence[str] = ()) -
 def check_evaluations(evaluations: Any) -> int:
     """Return the evaluations of a reference path; ValueError for too few."""
     return number("evaluations", evaluations, int, least=LEAST_EVALUATIONS)
-
-
-def check_seed_lists(seeds: Sequence[int], held_out: Sequence[int], least: Sequence[int]) -> None:
-    """Raise ValueError for too few seeds, repeated ones, and seeds in both lists.
-
-    `least` are the smallest lengths of the two lists.
-    """
-    for option, part, count in zip(
-        ("--seeds", "--held-out"), (seeds, held_out), least, strict=True
-    ):
-        if len(part) < count:
-            raise ValueError(f"{option} needs {count} seeds or more, not {len(part)}.")
-        wrong = next((seed for seed in part if not isinstance(seed, Integral)), None)
-        if wrong is not None:
-            raise ValueError(f"{option} holds {shown(wrong)}, which is not an integer.")
-        if len({*part}) < len(part):
-            raise ValueError(f"{option} repeats a seed: give each once.")
-    both = {*seeds} & {*held_out}
-    if both:
-        raise ValueError(
-            f"seed {min(both)} is in --seeds and in --held-out: choose other held-out seeds."
-        )
 
 
 def problem_for(

@@ -128,9 +128,7 @@ def _table(caption: str, rows: Sequence[Row], value: Callable[[Row], Any]) -> Ta
     bold: list[tuple[int, str]] = []
     if "bold" in caption:
         bold = best_cells(lines, dict.fromkeys(columns, "low"), [0] * len(lines))
-    return Table(
-        caption=caption, columns=["solver", "ERK-Guid", *columns], rows=lines, bold=bold
-    )
+    return Table(caption=caption, columns=["solver", "ERK-Guid", *columns], rows=lines, bold=bold)
 
 
 def _winners(data: str, rows: Sequence[Row]) -> Table:
@@ -156,7 +154,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "A column is a budget: every solver takes as many steps as fit into it (Heun with the EDM "
         "schedule an odd number of evaluations; nfe in the csv).",
         "auto: no data. calibrated: coefficients per step (erk calibrate); fixed: w_stiff and "
-        "w_con (erk tune; in the csv), both on other seeds than these and up to "
+        "w_con (erk calibrate --correction weights; in the csv), both on other seeds and up to "
         f"{MOST_CHOSEN} evaluations; above {FEW} the fixed weights are those chosen "
         f"at {FEW}, where that cell was computed with all its samples.",
         "Modes that do nothing at any budget are left out: their rows are the plain solver's.",

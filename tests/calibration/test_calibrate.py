@@ -160,7 +160,10 @@ def test_data_far_from_sigma_data_are_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nfe": 1, "afs": False}, "--nfe 1 is too few evaluations: heun at least 3"),
+        (
+            {"nfe": 1, "afs": False},
+            "--nfe 1 is too few evaluations: heun at least 3, dpm2 at least",
+        ),
         ({"nfe": 0}, "nfe must be an integer of at least 1, not 0"),
         ({"nfe": 5.5}, "nfe must be an integer"),
         ({"seeds": 4}, "seeds must be an integer of at least 8, not 4"),

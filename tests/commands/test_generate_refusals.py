@@ -87,7 +87,7 @@ BAD = [
         [*NET, "--w-con", "0.3", "--erk", "auto"],
         "erk (--erk) brings its coefficients: leave w_con (--w-con)",
     ),
-    (["--preset", "toy"], "which only erk tune knows"),  # N17
+    (["--preset", "toy"], "which only erk calibrate knows"),  # N17
 ]
 
 
