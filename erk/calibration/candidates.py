@@ -48,8 +48,8 @@ def published(nfe: int, fixed: Mapping[str, Any], model: Any = None) -> list[Set
         names = ", ".join(f"{name} at least {count:g}" for name, count in least.items())
         raise ValueError(f"--nfe {nfe} is too few evaluations: {names}.")
     # an analytic first step that gains no step only adds its error
-    steps = {repr(_without_afs(one)): one.steps for one in fit if not one.afs}
-    return [one for one in fit if not one.afs or one.steps > steps.get(repr(_without_afs(one)), 0)]
+    plain = {repr(_without_afs(one)): one.steps for one in fit if not one.afs}
+    return [one for one in fit if not one.afs or one.steps > plain.get(repr(_without_afs(one)), 0)]
 
 
 def _without_afs(settings: Settings) -> list[Any]:
