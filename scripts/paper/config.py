@@ -94,6 +94,13 @@ class Small(Strict):
     rows: list[Row] = []  # more rows, after the others
 
 
+class Said(Strict):
+    """One sentence on what a page shows, and the directions that it states."""
+
+    text: str
+    holds: dict[str, dict[str, Literal["better", "worse", "neither"]]] = {}  # row -> column -> is
+
+
 class Config(Strict):
     """One table or figure, as the paper has it."""
 
@@ -109,6 +116,7 @@ class Config(Strict):
     settings: Given = {}  # defaults of every row
     small: Small = Small()
     notes: list[str] = []
+    says: dict[str, Said] = {}  # scale, or "any" for a page that is the same at all -> sentence
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

@@ -31,7 +31,7 @@ from scripts.paper.plan import describe, options_of_row
 from scripts.paper.rows import Finished
 from scripts.paper.tables import Content, page_of, write_content
 
-LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "accuracy": "recognised share",
+LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "accuracy": "accuracy",
           "distance": "distance to the converged solution"}  # fmt: skip
 Z = (-3.0, 3.0)  # range of Figure 6a
 FORMULAS = {"quadratic": "$z^2$", "abs": "$|z|$", "alpha": r"$\alpha(z)$"}

@@ -5,7 +5,6 @@ It is rendered from the .json files of the pages and their images alone, at any 
 
 import base64
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -23,12 +22,15 @@ from scripts.paper.config import (
     load_config,
     page_name,
 )
-from scripts.paper.page import Page, environment, read_page, to_ascii
+from scripts.paper.html import environment, to_ascii
+from scripts.paper.page import Page, read_page
 from scripts.paper.scales import scales
+from scripts.paper.story import Axis, decades, findings_of, path_of, plot_of
 
 CARD = ("settings", "seeds", "images", "batch", "nfe", "guide_nfe", "processes", "seconds",
         "command", "commit", "device", "versions")  # fmt: skip
 """What a run card says of a row, in this order."""
+FIRST = "digits-early"  # the network that is shown first: its stiffness is that of EDM2-S
 WIDTH, HEIGHT = 900, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 26, 42  # margins around the curves
 
@@ -67,10 +69,12 @@ def index_of(folder: Path) -> str:
     address = partial(_address, folder)
     labels = {name: one.label for name, one in scales().items()} | {PAPER: "the paper's networks"}
     used = {entry.page.scale for entry in entries}
-    networks = {name: label for name, label in labels.items() if name in used}
+    networks = {name: labels[name] for name in sorted(labels, key=lambda n: n != FIRST)
+                if name in used}  # fmt: skip
     return to_ascii(
-        template.render(entries=entries, missing=missing, address=address, networks=networks)
-    )
+        template.render(entries=entries, missing=missing, address=address, networks=networks,
+                        findings=findings_of(folder), plot=plot_of(folder))
+    )  # fmt: skip
 
 
 def _entries(folder: Path, name: str) -> list[Entry]:
@@ -86,9 +90,11 @@ def _entries(folder: Path, name: str) -> list[Entry]:
 
 
 def _label(page: Page, variant: str) -> str:
-    """Return ``Table 2`` of a title, and whether its settings are those of the paper's text."""
-    start = re.match(r"\w+ \d+", page.title)
-    return (start[0] if start else page.name) + (" as printed" if "as-printed" in variant else "")
+    """Return the title without its network, as ``Table 2: ERK-Guid without model guidance``."""
+    start, colon, rest = page.title.partition(": ")
+    match = re.match(r"\w+ \d+", start)
+    start = (match[0] if match else start) + (" as printed" if "as-printed" in variant else "")
+    return start + colon + rest
 
 
 def _card(row: Row) -> list[tuple[str, str]]:
@@ -138,32 +144,18 @@ def curves_of(rows: Sequence[Row]) -> dict[str, Any] | None:
     values = [value for value in values if value > 0]
     if not sigmas or not values:
         return None
-    x = _Axis(max(sigmas), min(sigmas), LEFT, WIDTH - RIGHT)
-    y = _Axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
+    x = Axis(max(sigmas), min(sigmas), LEFT, WIDTH - RIGHT)
+    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "top": TOP,
         "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM,
-        "x_ticks": [(x(value), value) for value in _decades(sigmas)],
-        "y_ticks": [(y(value), value) for value in _decades(values)],
+        "x_ticks": [(x(value), value) for value in decades(sigmas)],
+        "y_ticks": [(y(value), value) for value in decades(values)],
         "groups": [_curve(row, x, y) for row in rows],
     }  # fmt: skip
 
 
-class _Axis(NamedTuple):
-    """Map [first, last], logarithmic, to [start, end]."""
-
-    first: float
-    last: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        a, b = math.log(self.first), math.log(self.last)
-        scale = (self.end - self.start) / (b - a) if a != b else 0.0
-        return self.start + (math.log(value) - a) * scale
-
-
-def _curve(row: Row, x: _Axis, y: _Axis) -> dict[str, Any]:
+def _curve(row: Row, x: Axis, y: Axis) -> dict[str, Any]:
     """Return the paths of one row: the band of the quartiles, the median and the threshold."""
     steps = list(zip(row["traces"]["sigma"], row["traces"]["stiffness"], strict=True))
     low, median, high = (
@@ -174,18 +166,7 @@ def _curve(row: Row, x: _Axis, y: _Axis) -> dict[str, Any]:
     is_shown = threshold is not None and y.first <= threshold <= y.last
     return {
         "name": row["row"],
-        "band": _path(low + high[::-1]) + "Z",
-        "median": _path(median),
+        "band": path_of(low + high[::-1]) + "Z",
+        "median": path_of(median),
         "gate": y(threshold) if is_shown else None,
     }
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
-
-
-def _decades(values: Sequence[float]) -> list[float]:
-    """Return the powers of ten within the values; their ends where there are none."""
-    low, high = min(values), max(values)
-    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    return [10.0**k for k in powers] or [low, high]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel, ValidationError
 
 from erk.io.atomic import save_file
 from metrics.report import is_numeric, number, to_markdown
+from scripts.paper.html import to_html
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -205,27 +205,6 @@ def to_tex(page: Page) -> str:
     notes = [*page.notes, *(f"Made by {line}." for line in page.provenance())]
     lines += [r"\par\smallskip\footnotesize", *(rf"{_tex(note)}\par" for note in notes)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def to_html(page: Page) -> str:
-    """Return the page as a <section> in ASCII, to be read alone or within the index."""
-    return to_ascii(environment().get_template("page.html.j2").render(page=page))
-
-
-def environment() -> Environment:
-    """Return the templates beside this file; values are escaped."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def to_ascii(text: str) -> str:
-    """Write every character beyond ASCII as a reference, so that no encoding can garble it."""
-    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
