@@ -36,7 +36,7 @@ def test_the_tutorial(tmp_path, monkeypatch):
 def test_the_page_without_knobs(tmp_path, monkeypatch):
     run_page("docs/howto/without-knobs.md")
     monkeypatch.chdir(tmp_path)
-    assert "recommended: --w-stiff" in run_commands("docs/howto/without-knobs.md")[-1]
+    assert "NFE 6 per image" in run_commands("docs/howto/without-knobs.md")[-1]
     assert len([*(tmp_path / "out/knobs/digits").glob("*.png")]) >= 16
 
 
