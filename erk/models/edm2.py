@@ -93,7 +93,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 def _is_transformed() -> bool:
     """Return whether torch.compile or a function of torch.func, which no `out=` passes, runs.
 
-    PyTorch has no public question for the latter: a version without this one counts as a yes.
+    PyTorch has no public function that tells the latter; without the private one the answer is yes.
     """
     functorch = getattr(torch._C, "_functorch", None)
     transform = getattr(functorch, "peek_interpreter_stack", lambda: "unknown")

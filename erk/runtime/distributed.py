@@ -62,7 +62,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raise ValueError for what is no device, such as "auto", or none of this machine."""
+    """Raise ValueError for a name of no device, such as "auto", or one that this machine lacks."""
     try:
         kind = torch.device(device).type
     except RuntimeError:

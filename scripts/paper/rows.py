@@ -66,8 +66,8 @@ def planned_rows(config: Measured, request: Request) -> list[Planned]:
 def compiled_alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compile the networks of all rows with --compile auto, if that pays for one of them.
 
-    Compiled networks round otherwise, which rows that are compared should not show. The choice is
-    part of a row's settings: "fp16 on cuda, compiled".
+    Compiled networks round otherwise, and this must not look like a difference between rows. The
+    choice is part of a row's settings: "fp16 on cuda, compiled".
     """
     auto = [row for row in rows if row["compile"] == "auto"]
     if not auto or pick_device(auto[0]["device"]).type != "cuda":

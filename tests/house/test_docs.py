@@ -122,6 +122,18 @@ def test_the_page_of_the_paper_shows_the_other_tables_in_its_regime():
         assert f"| {' | '.join(cells)} | " in read(f"results/table{number}-digits-early.md")
 
 
+def test_the_page_of_the_paper_counts_the_bins_of_figure_3():
+    """|cos| of the drift difference against that of the solution difference, at both scales."""
+    nearer = []
+    for name in ("figure3", "figure3-digits-early"):
+        table = read(f"results/{name}.md").partition("| states |")[2].partition("\n\n")[0]
+        bins = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+        nearer.append([float(drift) > float(solution) for _, _, _, drift, solution, _ in bins])
+    assert nearer == [[True] * 8, [False] * 3 + [True] * 5]
+    (line,) = [one for one in read("docs/paper.md").splitlines() if one.startswith("| Fig. 3b")]
+    assert "on digits in 8 of 8 bins" in line and "in the 5 stiffest" in line
+
+
 def test_every_test_that_the_documents_name_exists():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     names = set(re.findall(r"`(test_\w+)`", text))
