@@ -134,4 +134,4 @@ def _write_trace(path: Path, parts: list[dict[str, Any]], sigmas: np.ndarray) ->
     np.savez_compressed(stream, **content)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, stream.getvalue())
-    click.echo(f"wrote {path}")
+    click.echo(f"wrote {path}, of the {len(seeds)} images sampled now")

@@ -1,7 +1,10 @@
-"""What commands print cannot be lost, stop them or control the terminal; lacks of memory."""
+"""Output cannot be lost, stop commands or control the terminal; lacks of memory and of disk."""
 
+import errno
 import io
+import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,3 +116,58 @@ def test_the_memory_really_is_short(tmp_path):
     assert ended(start(with_little_memory, words, cwd=tmp_path, log=log)) == 2, log.read_text()
     assert log.read_text().startswith("Error: memory ran out")
     assert len(log.read_text().splitlines()) == 1 and not (tmp_path / "a.png").exists()
+
+
+JOBS = {
+    "calibrate": ["--preset", "digits", "--schedule", "edm", "--steps", "2", "--seeds", "50-53",
+                  "--held-out", "80-83", "--batch", "4", "--evaluations", "8",
+                  "--out", "out/a.card.json"],
+    "evaluate": ["--images", "few.npz", "--ref", "digits", "--metrics", "fd",
+                 "--json", "out/row.json", "--csv", "out/row.csv", "--cache", "features"],
+}  # fmt: skip
+FAULTS = {
+    "full": (OSError(errno.ENOSPC, "No space left on device"), "; free some space, then run"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system"), "; choose another folder"),
+    "Ctrl-C": (KeyboardInterrupt(), "Stopped. Run the same command again to go on."),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_a_disk_that_takes_no_more_and_ctrl_c(job, images, tmp_path, monkeypatch):
+    """J: one sentence, nothing half-written; the same command goes on to the same bytes.
+
+    The second file cannot be written; `erk generate` is in tests/generation/test_disk.py.
+    """
+    monkeypatch.chdir(tmp_path)
+    out, sync = Path("out"), os.fsync
+
+    def written():
+        return {p.name: p.read_bytes() for p in out.rglob("*.*")}
+
+    def run():
+        return CliRunner().invoke(main, [job, *JOBS[job]])
+
+    results = []
+    for error, message in FAULTS.values():
+        calls = []
+
+        def failing(handle, error=error, calls=calls):
+            calls.append(handle)
+            if len(calls) == 2:
+                raise error
+            sync(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            done = run()
+        assert done.exit_code == (130 if message.startswith("Stopped") else 2), done.output
+        assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        assert not list(tmp_path.rglob("*.tmp"))
+        assert not (out / "a.card.json").exists() and not (out / "row.json").exists()
+        assert run().exit_code == 0
+        results.append(written())
+        shutil.rmtree(out)
+        shutil.rmtree("features", ignore_errors=True)
+    assert run().exit_code == 0
+    assert results == [written()] * 3
