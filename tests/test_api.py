@@ -132,7 +132,7 @@ WRONG_INPUTS = [
         {"guide_labels": torch.eye(3), "guidance": 2.0, "guide_model": torch.nn.Identity()},
         "guide_labels .* not 3",
     ),
-    (torch.zeros(2, 3, 8, 8), {"guide_labels": torch.eye(2)}, "guide_labels need model guidance"),
+    (torch.zeros(2, 3, 8, 8), {"guide_labels": torch.eye(2)}, "guide_labels need a guiding"),
     (torch.zeros(2, 3, 8, 8), {"guidance_interval": (0, 1)}, "guidance_interval .* needs model"),
     (torch.zeros(2), {}, r"noise must be a tensor \[B, ...\] .* \[2\]"),
     (torch.zeros(2, 3, 8, 8), {"steps": 0}, "steps must be an integer from 1 .* not 0"),

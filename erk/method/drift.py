@@ -95,10 +95,8 @@ class GuidedDrift:
                 f"guidance {guidance:g} needs a guiding network: give guide_model (--gnet), or "
                 "leave guidance at 1."
             )
-        if guidance == 1 and guide_labels is not None:
-            raise ValueError(
-                "guide_labels need model guidance: give guidance and a guide, or leave them out."
-            )
+        if guide_model is None and guide_labels is not None:
+            raise ValueError("guide_labels need a guiding network: give guide_model.")
         self.model, self.guide_model, self.labels = model, guide_model, labels
         self.guide_labels = labels if guide_labels is None else guide_labels
         self.guidance, self.interval = guidance, interval

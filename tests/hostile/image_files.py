@@ -185,7 +185,7 @@ def folders():
         "an animation": ({"1.png": animated()}, "L, animated"),
         "a PostScript program": ({"1.png": EPS}, "not a readable image"),
         "another format": ({"1.png": png(9, format="bmp")}, "is a BMP file"),
-        "a JPEG file of ten thousand passes": ({"1.jpg": scans(10_000)}, "more than 100 scans"),
+        "a JPEG file of ten thousand passes": ({"1.png": scans(10_000)}, "more than 100 scans"),
         "a deep run.json": ({"run.json": DEEP.encode()}, "run.json cannot be read"),
         "a run.json of NaN": ({"run.json": b'{"settings": {"w": NaN}}'}, "run.json cannot be read"),
         "a run.json of infinity": (

@@ -122,7 +122,8 @@ MEAN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.6}  # grey levels; docs/reliability
 
 def mean_difference(variant, n=32):
     """Mean difference from float32 on the CPU, in grey levels, of images with ERK-Guid."""
-    settings, usual = precision.SAMPLERS["ERK-Guid"], precision.Variant("cpu", "fp32", 32)
+    settings = Settings(**precision.SAMPLERS["ERK-Guid"])
+    usual = precision.Variant("cpu", "fp32", 32)
     there, here = (precision.sample(one, settings, n) for one in (variant, usual))
     return precision.difference(there, here)["mean"]
 
