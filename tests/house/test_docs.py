@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from documents import PAGES, ROOT
 
 from erk.commands.main import SUBCOMMANDS
@@ -113,13 +114,19 @@ def test_the_page_of_the_paper_shows_the_results_in_its_regime():
         assert line == " | ".join([name, *changes, distance, published]) + " |"
 
 
-def test_the_page_of_the_paper_shows_the_other_tables_in_its_regime():
-    section = read("docs/paper.md").partition("## Tables 3, 8, 10 and 11 in the paper's regime")[2]
-    shown = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
-    assert len(shown) > 20
-    for line in shown[2:]:
-        number, *cells = line.strip("| ").split(" | ")
-        assert f"| {' | '.join(cells)} | " in read(f"results/table{number}-digits-early.md")
+@pytest.mark.parametrize(
+    ("heading", "file", "least"),
+    [("Tables 3, 8, 10 and 11 in the paper's regime", "table{}-digits-early.md", 20),
+     ("Table 2 on MNIST", "table2-mnist.md", 15)],
+)  # fmt: skip
+def test_the_page_of_the_paper_shows_other_results(heading, file, least):
+    section = read("docs/paper.md").partition(f"## {heading}")[2].partition("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(shown) >= least
+    for line in shown:
+        cells = line.strip("| ").split(" | ")
+        number = cells.pop(0) if "{}" in file else ""
+        assert f"| {' | '.join(cells)} |" in read(f"results/{file.format(number)}")
 
 
 def test_the_page_of_the_paper_counts_the_bins_of_figure_3():
