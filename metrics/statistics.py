@@ -62,6 +62,8 @@ class Moments:
 
         Raises ValueError for another dimension or for NaN and infinite features.
         """
+        if not isinstance(features, Tensor) or features.is_complex():
+            raise ValueError("features must be a tensor of real numbers: torch.as_tensor(features)")
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
                 f"features of shape {list(features.shape)} do not fit moments of dimension "

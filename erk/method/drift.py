@@ -141,9 +141,9 @@ class GuidedDrift:
     def _call(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return D(x; sigma); ValueError unless it has x's shape: it would broadcast unseen."""
         denoised = model(x, _level_for(model, x, sigma), labels)
-        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            shape = getattr(denoised, "shape", None)
-            answer = type(denoised).__name__ if shape is None else f"{tuple(shape)}"
+        is_tensor = isinstance(denoised, Tensor)
+        if not is_tensor or denoised.shape != x.shape or denoised.is_complex():
+            answer = f"{denoised.dtype} {tuple(denoised.shape)}" if is_tensor else type(denoised)
             raise ValueError(
                 f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {answer}."
             )

@@ -79,9 +79,10 @@ class Adapter:
         level = level_for(x, level)
         more = () if labels is None else (labels,)
         answer = self.model(x * self._scale(level), time, *more)
-        if answer.shape != x.shape:
+        shape: Any = list(answer.shape) if isinstance(answer, Tensor) else type(answer)
+        if shape != list(x.shape):
             raise ValueError(
-                f"the network answers {list(answer.shape)} to a state of {list(x.shape)}; give a "
+                f"the network answers {shape} to a state of {list(x.shape)}; give a "
                 "function that returns its prediction alone (without a learned variance)."
             )
         return self._denoised(x, level, answer)

@@ -88,7 +88,8 @@ def test_nan_is_reported_with_its_sample_and_step():
     assert "for seed 7 at step" in str(caught.value.named("seed 7"))
 
 
-@pytest.mark.parametrize("answer", [None, torch.zeros(1), torch.zeros(4, 3)])
+@pytest.mark.parametrize("answer", [None, torch.zeros(1), torch.zeros(4, 3), 1j * torch.ones(4, 2)])
 def test_a_denoiser_that_returns_another_shape_is_refused(answer):
+    """J: of complex numbers only the real part was used."""
     with pytest.raises(ValueError, match="must return D"):
         erk.sample(lambda x, sigma, labels: answer, torch.randn(4, 2), steps=3)

@@ -71,6 +71,9 @@ def test_refusals():
         moments_of(bad)
     with pytest.raises(ValueError, match="do not fit moments of dimension 5"):
         Moments(5).add(FEATURES)
+    for given in (FEATURES.tolist(), FEATURES.numpy(), FEATURES + 1j):  # J
+        with pytest.raises(ValueError, match="must be a tensor of real numbers"):
+            Moments(FEATURES.shape[1]).add(given)
     with pytest.raises(ValueError, match="cannot be merged"):
         Moments(5).merge(Moments(6))
     with pytest.raises(ValueError, match="no mean"):

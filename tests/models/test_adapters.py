@@ -157,3 +157,5 @@ def test_mistakes_have_one_sentence():
         erk.from_flow(flow, data_at=2)
     with pytest.raises(ValueError, match=r"answers \[2, 6\] to a state of \[2, 3\]"):
         erk.from_denoiser(lambda x, sigma: torch.cat([x, x], 1))(torch.ones(2, 3), 1.0)
+    with pytest.raises(ValueError, match=r"answers <class 'tuple'> to a state of \[2, 3\]"):  # J
+        erk.from_denoiser(lambda x, sigma: (x,))(torch.ones(2, 3), 1.0)
