@@ -78,7 +78,7 @@ def test_rows_that_share_networks_have_their_own_labels(tmp_path, monkeypatch):
 
     random, balanced = measured(config.rows, results=tmp_path)
     assert random["fd"] != balanced["fd"]
-    (alone,) = measured(config.rows[1:], results=tmp_path / "alone", cache="other")
+    (alone,) = measured(config.rows[1:], results=tmp_path / "alone", cache=str(tmp_path / "other"))
     assert alone["fd"] == balanced["fd"]
 
 
