@@ -18,37 +18,54 @@ def _free(name: str) -> Any:
     return shared.setting(name, **changes)
 
 
+def search_options(*corrections: Any) -> Any:
+    """Return a decorator that adds the options of a search, and those of its corrections."""
+    groups = (
+        shared.network_options(),
+        cloup.option_group(
+            "Calibration",
+            cloup.option("--nfe", type=click.IntRange(1), default=8,
+                         help="Network evaluations per image, at most."),
+            cloup.option("--seeds", type=click.IntRange(8), default=32, metavar="N",
+                         help="Seeds to fit on; as many again choose, as many again give the "
+                         "reported error."),
+            *corrections,
+            cloup.option("--evaluations", type=click.IntRange(8), default=128, metavar="N",
+                         help="Network evaluations per reference solution."),
+            cloup.option("--out", metavar="FILE",
+                         help="The card.  [default: NETWORK-NFE.card.json]"),
+            shared.dry_run_option,
+        ),
+        cloup.option_group(
+            "Sampling: what is given is not searched",
+            *map(_free, FIXED),
+            shared.setting("solver_options"),
+            *map(shared.setting, ("sigma_min", "sigma_max")),
+        ),
+        shared.label_options(),
+        shared.device_options(shared.batch_option(32)),
+    )  # fmt: skip
+
+    def decorate(function: Any) -> Any:
+        for group in reversed(groups):
+            function = group(function)
+        return function
+
+    return decorate
+
+
 @command(
     "erk calibrate --preset digits --nfe 8",
     "erk generate --preset digits --card digits-8.card.json --seeds 0-99",
-    "erk calibrate --preset toy --nfe 15 --solver heun --schedule edm --correction weights",
 )
-@shared.network_options()
-@cloup.option_group(
-    "Calibration",
-    cloup.option("--nfe", type=click.IntRange(1), default=8, help="Network evaluations per image, "
-                 "at most."),
-    cloup.option("--seeds", type=click.IntRange(8), default=32, metavar="N", help="Seeds to fit "
-                 "on; as many again choose, as many again give the reported error."),
+@search_options(
     cloup.option("--correction", "corrections", multiple=True, metavar="NAME", help="Of none, "
                  "auto, weights (w_stiff and w_con), stepwise, end-to-end; may be repeated.  "
                  "[default: auto, stepwise, end-to-end]"),
     cloup.option("--direction", "directions", multiple=True, metavar="NAME", help="A direction of "
                  "the coefficients: embedded, drift, pair, change, bend, stiff; may be repeated.  "
                  "[default: all but pair]"),
-    cloup.option("--evaluations", type=click.IntRange(8), default=128, metavar="N",
-                 help="Network evaluations per reference solution."),
-    cloup.option("--out", metavar="FILE", help="The card.  [default: NETWORK-NFE.card.json]"),
-    shared.dry_run_option,
 )  # fmt: skip
-@cloup.option_group(
-    "Sampling: what is given is not searched",
-    *map(_free, FIXED),
-    shared.setting("solver_options"),
-    *map(shared.setting, ("sigma_min", "sigma_max")),
-)
-@shared.label_options()
-@shared.device_options(shared.batch_option(32))
 def main(**options: Any) -> None:
     """Search the best sampler for a network, its guidance and a number of evaluations.
 

@@ -21,6 +21,7 @@ SECTIONS = {
     },
     "ERK-Guid without hand-chosen weights": {
         "calibrate": "Search the best sampler for a network and a number of evaluations.",
+        "tune": "Search w_stiff and w_con alone.",
     },
     "Networks": {
         "convert": "Convert a released network to safetensors.",

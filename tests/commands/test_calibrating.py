@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import erk
-from erk.commands import calibrate, generate
+from erk.commands import calibrate, generate, tune
 
 ROOT = Path(__file__).parents[2]
 CALIBRATE = ["--preset", "digits", "--solver", "heun", "--schedule", "edm", "--nfe", "7", "--seeds",
@@ -127,6 +127,22 @@ def test_the_toy_and_free_noise_levels(tmp_path):
     assert content["settings"]["solver"] == "deis" and content["settings"]["sigma_max"] == 80
     assert content["calibration"]["network"] == "the exact toy, class A"
     assert {one["levels"] for one in content["contenders"]} == {"published", "dynamic", "refined"}
+
+
+def test_tune_is_the_case_of_weights(tmp_path, monkeypatch):
+    """The same content as calibrate's card with the one correction; both hold a w_stiff."""
+    monkeypatch.setattr(sys, "argv", ["erk"])  # the command that a card records
+    job = ["--preset", "digits", "--solver", "heun", "--schedule", "edm", "--nfe", "7", "--seeds",
+           "8", "--evaluations", "40"]  # fmt: skip
+    cards = []
+    for command, more in ((tune, []), (calibrate, ["--correction", "weights"])):
+        done = call(command, *job, *more, "--out", tmp_path / "x.card.json")
+        assert done.exit_code == 0, done.output
+        cards.append(json.loads((tmp_path / "x.card.json").read_text()))
+        (tmp_path / "x.card.json").unlink()
+    assert cards[0]["settings"]["w_stiff"] > 0
+    for name in ("settings", "correction", "calibration", "contenders"):
+        assert cards[0][name] == cards[1][name]
 
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path):
