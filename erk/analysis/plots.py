@@ -6,6 +6,7 @@ Equal numbers give equal bytes: no date and no version is written into the PNG f
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from matplotlib import style
@@ -17,22 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """The palette of Okabe and Ito (2008), distinguishable under colour-vision deficiency."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")  # curves never differ by colour alone
 GREY = "#666666"
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # shipped with matplotlib: the same glyphs everywhere
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "savefig.facecolor": "white",
-}
+STYLE = Path(__file__).with_name("erk.mplstyle")
+"""The settings of matplotlib that all figures share."""
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) 
     traces : mapping
         One trace (sigmas [S]; stiffness, gate, df, push [S, N]), or several by name.
     w_con : float, optional
-        Draw this threshold of the stiffness.
+        Draw this threshold of the stiffness, and the share of samples above it: they are
+        corrected only if the run has ERK-Guid.
 
     Returns
     -------
@@ -45,18 +46,24 @@ def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) 
             colour = look(i)["color"]
             _curve(stiffness, trace, "stiffness", name, color=colour)
             known, share = ~np.isnan(trace["gate"]).any(1), trace["gate"].mean(1)
-            gate.plot(trace["sigmas"][known], share[known], color=colour, marker=".")
+            gate.plot(trace["sigmas"][known], share[known], color=colour, marker=".",
+                      label="corrected" if i == 0 else None)  # fmt: skip
+            if w_con is not None:
+                above = (trace["stiffness"] > w_con).mean(1)
+                gate.plot(trace["sigmas"][known], above[known], color=colour, linestyle=":",
+                          label="above w_con" if i == 0 else None)  # fmt: skip
             _curve(error, trace, "df", "drift difference", color=colour)
             _curve(error, trace, "push", "correction", color=colour, linestyle=":")
         if w_con is not None:
             stiffness.axhline(w_con, color=GREY, linestyle="--", linewidth=1, label="w_con")
         stiffness.set(title="estimated stiffness", yscale="log")
-        gate.set(title="share of samples corrected", ylim=(-0.04, 1.04))
+        gate.set(title="share of samples", ylim=(-0.04, 1.04))
         error.set(title="embedded error of the pair", yscale="log")
         for panel in (stiffness, gate, error):
             panel.set(xscale="log", xlabel="noise level sigma")
             panel.invert_xaxis()
         stiffness.legend()
+        gate.legend()
         error.legend()
         return png(figure)
 

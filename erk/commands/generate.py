@@ -1,5 +1,6 @@
 """The command `generate`: seeds to images, or with --evaluate straight to their metrics."""
 
+import os
 from typing import Any
 
 import click
@@ -17,6 +18,21 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
+def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with seeds: all 50 000 of a released network, 64 of an embedded one."""
+    if options["seeds"] is not None:
+        return options
+    from erk.models.presets import is_embedded
+
+    few = options["net"] is None and options["preset"] and is_embedded(options["preset"])
+    if os.environ.get("RANK", "0") == "0":
+        text = "64 images, seeds 0-63" if few else "50000 images, seeds 0-49999"
+        click.echo(f"{text}; --seeds chooses others. The bar shows the time left.", err=True)
+    if not few:
+        return options | {"seeds": "0-49999"}
+    return options | {"seeds": "0-63", "grid": options["evaluate"] is None}
+
+
 @command(
     "erk generate --preset digits --seeds 0-63 --steps 8 --w-stiff 0.5 --w-con 0.3 --grid",
     "torchrun --nproc-per-node 8 -m erk generate --preset edm2-img512-s --w-stiff 1.0",
@@ -27,7 +43,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     cloup.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models."),
 )  # fmt: skip
 @shared.label_options(
-    cloup.option("--seeds", metavar="LIST", default="0-49999", help="One image per seed: 0-9,12."),
+    cloup.option("--seeds", metavar="LIST", help="One image per seed: 0-9,12.  "
+                 "[default: 0-49999; for the presets in this package 0-63, with --grid]"),
 )  # fmt: skip
 @shared.sampling_options(
     32, *map(shared.setting, ("S_churn", "S_min", "S_max", "S_noise", "churn_rule"))
@@ -48,7 +65,8 @@ def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> N
     cloup.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png",
                  help="One PNG per seed, or all in images.zip or images.npz."),
     cloup.option("--subdirs", is_flag=True, help="1000 images per subfolder."),
-    cloup.option("--grid", is_flag=True, help="Also write grid.png, the first 100 images."),
+    cloup.option("--grid", is_flag=True, help="Also write grid.png, the first 100 images with "
+                 "their seeds, and their classes unless these are drawn at random."),
     cloup.option("--animate", metavar="FILE.gif", help="Also animate x and D of the first 8 seeds "
                  "along sigma, .gif or .webp."),
     cloup.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step."),
@@ -87,6 +105,7 @@ def main(**options: Any) -> None:
     Every option may also be spelt with underscores, --w_stiff.
     """
     options["given"] = shared.check_needs(click.get_current_context())
+    options = _with_seeds(options)
     reference, animation = options.pop("evaluate"), options.pop("animate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}
     if reference is not None:

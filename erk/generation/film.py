@@ -3,6 +3,8 @@
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from erk.generation.options import open_job
 from erk.generation.sampling import draw_inputs
 from erk.generation.sheets import SheetCell, captioned_sheet
 from erk.io.atomic import check_target, write_file
+from erk.method.fields import field
 from erk.method.sampler import State, integrate
+from erk.method.settings import Settings
 from erk.runtime.shards import shard_of
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
@@ -52,38 +56,51 @@ def write_film(path: str, options: dict[str, Any]) -> None:
 def film(job: Job) -> list[np.ndarray]:
     """Render the frames of a job's first seeds."""
     seeds, model = job.seeds[:SEEDS], job.model
-    inputs = draw_inputs(model, seeds, job.labels, job.noise_device)
-    drift = job.settings.drift(model, inputs.labels, job.guide)
-    states = integrate(drift, inputs.noise, job.settings, inputs.source.randn_like)
-    return render_frames(states, model.decode, [f"seed {seed}" for seed in seeds])
+
+    def states(settings: Settings) -> Iterable[State]:
+        inputs = draw_inputs(model, seeds, job.labels, job.noise_device)
+        drift = settings.drift(model, inputs.labels, job.guide)
+        return integrate(drift, inputs.noise, settings, inputs.source.randn_like)
+
+    settings = job.settings
+    plain = replace(settings, w_stiff=0.0, w_con=field("w_con").default, erk=None, erk_proj=False)
+    beside = states(plain) if settings.w_stiff or settings.erk is not None else None
+    captions = [f"seed {seed}" for seed in seeds]
+    return render_frames(states(settings), model.decode, captions, beside)
 
 
 def render_frames(
-    states: Iterable[State], decode: Decode, captions: Sequence[str]
+    states: Iterable[State],
+    decode: Decode,
+    captions: Sequence[str],
+    plain: Iterable[State] | None = None,
 ) -> list[np.ndarray]:
     """Render a frame uint8 [3, H, W] for the start of each step, and one of the samples.
 
-    x is shown with the standard deviation of data, x / sqrt(1 + (sigma / 0.5)^2).
+    x is shown with the standard deviation of data, x / sqrt(1 + (sigma / 0.5)^2). ``plain``: the
+    states without ERK-Guid, whose D is shown below.
     """
     frames: list[np.ndarray] = []
-    for state in states:
+    beside: list[Tensor] = []
+    for state, other in zip(states, repeat(None) if plain is None else plain, strict=False):
         x, sigma = state.step.start.x, state.sigma
         title = f"step {len(frames)}, sigma {float(sigma):.4g}"
         scaled = x / (1 + (sigma / 0.5) ** 2) ** 0.5
-        frames.append(_frame(decode, scaled, state.denoised, captions, title))
-        x0 = state.x
-    return [*frames, _frame(decode, x0, x0, captions, "the sample")]
+        beside = [] if other is None else [other.denoised]
+        frames.append(_frame(decode, [scaled, state.denoised, *beside], captions, title))
+        x0, beside = state.x, [] if other is None else [other.x]
+    return [*frames, _frame(decode, [x0, x0, *beside], captions, "the sample")]
 
 
 def _frame(
-    decode: Decode, x: Tensor, denoised: Tensor, captions: Sequence[str], title: str
+    decode: Decode, rows: Sequence[Tensor], captions: Sequence[str], title: str
 ) -> np.ndarray:
-    parts = [decode(part.to(torch.float32)).cpu().numpy() for part in (x, denoised)]
+    parts = [decode(part.to(torch.float32)).cpu().numpy() for part in rows]
     columns = [
-        [SheetCell(state), SheetCell(image, caption)]
-        for state, image, caption in zip(*parts, captions, strict=True)
+        [*map(SheetCell, images[:-1]), SheetCell(images[-1], caption)]
+        for *images, caption in zip(*parts, captions, strict=True)
     ]
-    return captioned_sheet(columns, ["x", "D"], title, SEEDS)
+    return captioned_sheet(columns, ["x", "D", "D, plain"][: len(rows)], title, SEEDS)
 
 
 def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:

@@ -158,13 +158,6 @@ def row_bytes(image: Array) -> bytes:
     return image.transpose(1, 2, 0).tobytes()
 
 
-def write_grid(path: Path, images: Sequence[Array]) -> None:
-    """Write a contact sheet of images uint8 [C, H, W]; small ones are enlarged."""
-    pages = np.stack(images)
-    scale = max(1, 48 // pages.shape[2])
-    write_file(path, png_bytes(sheet(pages, scale=scale)))
-
-
 def sheet(images: Array, columns: int | None = None, scale: int = 1, gap: int = 1) -> Array:
     """Arrange images uint8 [N, C, H, W] row by row on white, uint8 [C, H', W'].
 

@@ -110,6 +110,15 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
         raise ValueError(f"class {wrong} is out of range; this model has 0 to {label_dim - 1}.")
 
 
+def class_of(labels: Labels, seed: int, label_dim: int) -> int | None:
+    """Return the class that a policy gives a seed; None without, or drawn with the noise."""
+    if not label_dim:
+        return None
+    if isinstance(labels, str):
+        return seed % label_dim if labels == "balanced" else None
+    return labels if isinstance(labels, int) else labels.get(seed)
+
+
 def plain(value: Any) -> Any:
     """Convert a value to what JSON can hold; infinities and types become their names."""
     if isinstance(value, dict):

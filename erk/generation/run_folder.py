@@ -23,7 +23,8 @@ from erk.generation.contents import (
     rank_share,
     remove_drafts,
 )
-from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png, write_grid
+from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png
+from erk.generation.job import Labels, class_of
 from erk.generation.locks import LOCK, FolderLocks
 from erk.generation.manifest import (
     PARTS,
@@ -42,16 +43,23 @@ from erk.generation.reading import open_images
 from erk.generation.run_state import ALONE, RunState
 from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
+from erk.generation.sheets import caption, grid
 from erk.generation.writer import Submit, background, spare_cores, thread_map
-from erk.io.atomic import uninterrupted
+from erk.io.atomic import uninterrupted, write_file
 from erk.io.files import sha256_of
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
 
 GRID_IMAGES = 100
 GROUP = 256  # images whose records are written at a time
-DERIVED = ("nfe", "guide_nfe", "batches", "rounding", "archive_bytes", "archive_sha256")
-"""Metadata that follow from the images."""
+DERIVED = (
+    "nfe",
+    "guide_nfe",
+    "batches",
+    "rounding",
+    "archive_bytes",
+    "archive_sha256",
+)  # of images
 
 
 class RunFolder(RunState):
@@ -82,6 +90,7 @@ class RunFolder(RunState):
     ) -> None:
         super().__init__(path, identity, seeds, metadata, shard=shard, verify=verify)
         self.batch, self.world, self.grid, self.timer = batch, world, grid, timer
+        self.labels: Labels = "random"
         self._has_work = False
         self._key = ""  # hash of the settings and networks, in the records
         self._created: list[Path] = []
@@ -134,6 +143,7 @@ class RunFolder(RunState):
             Path(path), job.identity, job.seeds, job.metadata, batch=job.batch, shard=shard,
             world=world, grid=grid, timer=timer, verify=verify,
         )  # fmt: skip
+        run.labels = job.labels
         run.look()
         return run
 
@@ -192,8 +202,7 @@ class RunFolder(RunState):
                 self._begin()
 
     def _has_leftovers(self) -> bool:
-        """Whether a complete run lacks its grid, or was killed before it tidied up."""
-        return self._lacks_grid() or any((self.path / name).exists() for name in (PARTS, LOCK))
+        return self._lacks_grid() or any((self.path / one).exists() for one in (PARTS, LOCK))
 
     def _lacks_grid(self) -> bool:
         return self.grid and self.kind not in ARCHIVES and not (self.path / GRID).exists()
@@ -310,7 +319,7 @@ class RunFolder(RunState):
         return record._replace(file=self.files.name(record.seed), settings=self._key)
 
     def _end(self) -> None:
-        """Finish the run unless other shards still work on it; write the grid; tidy up."""
+        """Finish the run unless other shards still work on it."""
         if not self._has_work:
             if self._lacks_grid():
                 self._write_grid()
@@ -355,8 +364,11 @@ class RunFolder(RunState):
         self._tidy()
 
     def _write_grid(self) -> None:
-        seeds = self.seeds[:GRID_IMAGES]
-        write_grid(self.path / GRID, [read_png(self.files.path(int(seed))) for seed in seeds])
+        seeds = [int(seed) for seed in self.seeds[:GRID_IMAGES]]
+        n = self.metadata.get("network", {}).get("classes", 0)
+        images = [read_png(self.files.path(seed)) for seed in seeds]
+        texts = [caption(seed, class_of(self.labels, seed, n)) for seed in seeds]
+        write_file(self.path / GRID, png_bytes(grid(images, texts)))
 
     def _tidy(self) -> None:
         """Remove drafts of processes that were killed and, of a complete run, `.parts`."""

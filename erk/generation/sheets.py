@@ -1,5 +1,6 @@
 """Sheets of captioned images, for animations, comparisons and nearest neighbours."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Array = np.ndarray
-MIN_SIDE, MAX_SIDE = 64, 256  # pixels of an image's longer side on a sheet
+MIN_SIDE, MAX_SIDE = 128, 256  # pixels of an image's longer side on a sheet
 LINE = 15  # pixels of a line of text, with the space between lines
 GAP = 4
 
@@ -67,8 +68,19 @@ def captioned_sheet(
     return _lettered(page, texts)
 
 
+def grid(images: Sequence[Array], captions: Sequence[str]) -> Array:
+    """Arrange images uint8 [C, H, W] about square, each above its caption, uint8 [3, H', W']."""
+    columns = [[SheetCell(*one)] for one in zip(images, captions, strict=True)]
+    return captioned_sheet(columns, [""], per_line=math.isqrt(len(columns) - 1) + 1)
+
+
+def caption(seed: int, of_class: int | None) -> str:
+    """Name a seed, and its class where it is known."""
+    return f"seed {seed}" if of_class is None else f"{seed}: class {of_class}"
+
+
 def fitted(image: Array) -> Array:
-    """Convert an image to colour, uint8 [3, H', W'], with a longer side of about 64 to 256.
+    """Convert an image to colour, uint8 [3, H', W'], with a longer side of about 128 to 256.
 
     Pixels are repeated to enlarge, averaged to shrink.
     """

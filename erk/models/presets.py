@@ -99,6 +99,11 @@ def find_preset(name: str) -> Preset:
     raise ValueError(f"unknown preset '{name}'; {hint}")
 
 
+def is_embedded(name: str) -> bool:
+    """Return whether a preset's files are shipped with the code. Raises ValueError if unknown."""
+    return "://" not in find_preset(name).net
+
+
 def describe() -> list[str]:
     """Describe each preset in a line: name, networks, guidance weight, published metric."""
     short = {full: name for name, full in short_names().items()}

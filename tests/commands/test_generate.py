@@ -110,7 +110,7 @@ def test_subdirs_grid_and_formats(generate):
     written = files(Path("png"))
     assert list(written) == [*images, "grid.png"]
     with Image.open("png/grid.png") as image:
-        assert image.size == (2 * (6 * 8 + 1) + 1,) * 2
+        assert image.width == 2 * (16 * 8 + 4) + 9  # enlarged to 128 pixels, each with its seed
     assert generate(*some, "--subdirs", "--format", "zip", "--outdir", "zip").exit_code == 0
     assert sorted(os.listdir("zip")) == ["images.zip", "manifest.jsonl", "run.json"]
     with zipfile.ZipFile("zip/images.zip") as archive:
@@ -186,3 +186,31 @@ def test_labels(generate):
     content = hashlib.sha256(Path("labels.txt").read_bytes()).hexdigest()
     assert record(Path("file"))["settings"]["labels"] == f"file {content}"
     assert record(Path("class"))["settings"]["class"] == 7
+
+
+@pytest.mark.parametrize(("preset", "seeds", "grid"), [
+    ("digits", "0-63", True), ("edm2-img512-s", "0-49999", False)])  # fmt: skip
+def test_the_default_seeds_are_64_of_an_embedded_network(
+    generate, monkeypatch, preset, seeds, grid
+):
+    """Friction 6: erk generate --preset digits asks nothing and shows what it made."""
+    seen = []
+    monkeypatch.setattr("erk.generation.run.run", lambda **options: seen.append(options))
+    done = generate("--preset", preset)
+    assert done.exit_code == 0 and f"images, seeds {seeds}; --seeds chooses others" in done.stderr
+    assert (seen[0]["seeds"], seen[0]["grid"]) == (seeds, grid)
+    quiet = generate("--preset", preset, "--seeds", "0-1")
+    assert quiet.stderr == "" and (seen[1]["seeds"], seen[1]["grid"]) == ("0-1", False)
+
+
+def test_a_grid_names_seeds_and_classes(generate, monkeypatch):
+    from erk.generation import run_folder
+
+    shown, draw = [], run_folder.grid
+    monkeypatch.setattr(
+        run_folder, "grid", lambda *sheet: [shown.append(sheet[1]), draw(*sheet)][1]
+    )
+    for labels in ("balanced", "random"):
+        assert generate(*SMALL, "--seeds", "9-11", "--labels", labels, "--grid",
+                        "--outdir", labels).exit_code == 0  # fmt: skip
+    assert shown == [["9: class 9", "10: class 0", "11: class 1"], ["seed 9", "seed 10", "seed 11"]]

@@ -66,7 +66,9 @@ def test_a_sheet_holds_every_image_at_its_position():
     assert rows[0][1] == rows[3][1] == rows[2][1] < rows[1][1]
 
 
-@pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (64, 64), (256, 256), (512, 256)])
+@pytest.mark.parametrize(
+    ("size", "shown"), [(8, 128), (28, 112), (64, 128), (256, 256), (512, 256)]
+)
 def test_images_are_scaled_by_whole_factors(size, shown):
     image = np.arange(size, dtype=np.uint8)[None, None].repeat(size, 1)
     assert fitted(image).shape == (3, shown, shown)
@@ -176,9 +178,34 @@ def test_plot_trace_draws_the_numbers_of_the_trace(runs, monkeypatch):
     np.testing.assert_allclose(stiffness[:, 0], content["sigmas"][known])
     medians = np.median(content["stiffness"][known], 1)
     np.testing.assert_allclose(stiffness[:, 1], medians, rtol=1e-6)
-    (gate,) = drawn["share of samples corrected"]
+    (gate,) = drawn["share of samples"]
     np.testing.assert_allclose(gate[:, 1], content["gate"][known].mean(1), rtol=1e-6)
     assert len(drawn["embedded error of the pair"]) == 2
+    off = trace.read_trace(runs / "off.npz")
+    trace_plot.plot_trace(off, w_con=0.3)  # N10: above the threshold, and yet not corrected
+    corrected, above = drawn["share of samples"]
+    known = ~np.isnan(off["stiffness"]).any(1)
+    assert (corrected[:, 1] == 0).all()
+    assert (above[:, 1] == (off["stiffness"][known] > 0.3).mean(1)).all() and above[:, 1].max() > 0
+
+
+def test_a_film_of_erk_guid_shows_plain_below(tmp_path, monkeypatch):
+    from erk.generation import film
+    from erk.generation.options import open_job
+
+    frames = []
+    monkeypatch.setattr(film, "captioned_sheet", lambda *sheet: frames.append(sheet))
+    asked = [*JOB, "--seeds", "4-5", "--w-stiff", "0.5", "--w-con", "0.1"]
+    options = generate.main.make_context("generate.py", asked).params
+    film.film(open_job(options))
+    columns, names, *_ = frames[-1]
+    assert names == ["x", "D", "D, plain"]
+    x, guided, plain = (column.image for column in columns[0])
+    assert (x == guided).all() and (guided != plain).any()
+    plain_options = generate.main.make_context("generate.py", [*JOB, "--seeds", "4-5"]).params
+    frames.clear()
+    film.film(open_job(plain_options))
+    assert frames[-1][1] == ["x", "D"] and (frames[-1][0][0][1].image == plain).all()
 
 
 def test_without_erk_guid_no_sample_is_corrected(runs):

@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_data_and_the_types(wheel):
         path.relative_to(ROOT).as_posix()
         for folder in ("erk", "metrics")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".typed", ".json")
+        if path.suffix in (".py", ".typed", ".json", ".mplstyle")
     }
     expected |= {
         f"erk/{path.relative_to(ROOT).as_posix()}"
