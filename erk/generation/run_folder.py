@@ -52,14 +52,8 @@ from erk.runtime.timing import OFF, Timer
 
 GRID_IMAGES = 100
 GROUP = 256  # images whose records are written at a time
-DERIVED = (
-    "nfe",
-    "guide_nfe",
-    "batches",
-    "rounding",
-    "archive_bytes",
-    "archive_sha256",
-)  # of images
+DERIVED = ("nfe", "guide_nfe", "batches", "rounding", "archive_bytes", "archive_sha256")
+"""Metadata that follow from the images."""
 
 
 class RunFolder(RunState):
@@ -364,11 +358,10 @@ class RunFolder(RunState):
         self._tidy()
 
     def _write_grid(self) -> None:
-        seeds = [int(seed) for seed in self.seeds[:GRID_IMAGES]]
-        n = self.metadata.get("network", {}).get("classes", 0)
-        images = [read_png(self.files.path(seed)) for seed in seeds]
-        texts = [caption(seed, class_of(self.labels, seed, n)) for seed in seeds]
-        write_file(self.path / GRID, png_bytes(grid(images, texts)))
+        seeds, network = self.seeds[:GRID_IMAGES], self.metadata.get("network", {})
+        classes = (class_of(self.labels, int(one), network.get("classes", 0)) for one in seeds)
+        images = [read_png(self.files.path(int(one))) for one in seeds]
+        write_file(self.path / GRID, png_bytes(grid(images, [*map(caption, seeds, classes)])))
 
     def _tidy(self) -> None:
         """Remove drafts of processes that were killed and, of a complete run, `.parts`."""
