@@ -13,6 +13,7 @@ STUDIES = {
     "cards": "cards of erk calibrate at 5 to 15 evaluations; results/cards.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
     "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
+    "quality": "solver error against FD over w_stiff; results/quality.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",
     "local-errors": "which weights remove a local error; the first table of docs/theory.md",
     "signs": "which sign of h lowers the global error; the second table of docs/theory.md",

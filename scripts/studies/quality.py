@@ -9,106 +9,19 @@ released script; the control rows; the seeds, which no table and no choice of se
 rows of mnist have those of its Table 2, and share what that has measured).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from erk.analysis.toy_results import OPTIMUM
 from erk.commands.cli import CONTEXT, clean_exit
 from erk.io.atomic import write_file
 from erk.io.cache import save_json
-from scripts.paper.config import Experiment, Request, Row, Sampled, SampledOptions, Small
-from scripts.paper.rows import Finished, Rows
-from scripts.paper.scales import at_scale
+from scripts.paper.rows import Rows
+from scripts.studies.quality_page import Measured, figure, text
+from scripts.studies.quality_plan import NETWORKS, NUM, W_CON, experiment, restricted
 from scripts.studies.rows import RESULTS
-
-NETWORKS = ("digits-early", "digits-early-1", "digits-early-2", "digits", "mnist")
-SEEDS_OF_TRAINING = NETWORKS[:3]  # one network, trained from three seeds
-W_CON = {32: 0.5, 16: 0.3, 8: 0.1, 6: 0.1}
-"""Steps -> w_con of the released script, which has no 6 steps."""
-WEIGHTS = (0.25, OPTIMUM, 0.5, 1.0, 1.5, 2.0, 2.5)
-SHARPENED = {32: 2, 8: 4}  # steps -> intervals of the control per interval
-SHARP_WEIGHTS = (1.0, 2.0)
-FIRST, NUM = 900_000, 5000
-CONVERGED = "converged"
-HEUN = {"preset": "edm2-img512-s-fid", "solver": "heun", "schedule": "edm", "sigma_min": 0.002,
-        "sigma_max": 80, "rho": 7, "w_stiff": 0.0}  # fmt: skip
-"""The paper's settings; its network is represented by the scale's."""
-DEIS = {"solver": "deis", "solver_option": ["order=4", "mode=tab"], "steps": 128}
-
-Measured = Mapping[str, Finished]  # row -> its numbers
-
-
-def sharpening(w_stiff: float, parts: int) -> float:
-    """Return the w_stiff that sharpens alone as much as `w_stiff` does on a coarser schedule.
-
-    ERK-Guid adds (w² - 1/6) h³ rho² <f, v> v to the exact answer of a Heun step of length h, to
-    leading order: -1/6 is Heun's error. On `parts` steps of length h / parts the same sum needs the
-    returned weight u with u² - 1/6 = parts² (w² - 1/6), while the error itself is smaller.
-    """
-    return sqrt(OPTIMUM**2 + parts**2 * (w_stiff**2 - OPTIMUM**2))
-
-
-def plain_name(steps: int) -> str:
-    """Return the name of the row without ERK-Guid."""
-    return f"{steps} steps"
-
-
-def weight_name(steps: int, w_stiff: float) -> str:
-    """Return the name of a row with ERK-Guid."""
-    return f"{steps} steps, w_stiff {w_stiff:.3g}"
-
-
-def sharp_name(steps: int, w_stiff: float) -> str:
-    """Return the name of the control row that sharpens as ERK-Guid does, without its error."""
-    return f"{steps} steps, sharpening of w_stiff {w_stiff:g} alone"
-
-
-def rows_of(steps: int) -> Iterator[Row]:
-    """Yield the rows of a number of steps beside plain Heun and auto."""
-    plain = plain_name(steps)
-    settings: dict[str, dict[str, Any]] = {
-        weight_name(steps, w): {"steps": steps, "w_stiff": w, "w_con": W_CON[steps]}
-        for w in WEIGHTS
-    }
-    settings[f"{plain}, halved"] = {"steps": 2 * steps}
-    if parts := SHARPENED.get(steps):
-        for w in SHARP_WEIGHTS:  # the last step, to sigma = 0, has no parts
-            settings[sharp_name(steps, w)] = {
-                "steps": parts * (steps - 1) + 1,
-                "w_stiff": sharpening(w, parts),
-                "w_con": W_CON[steps],
-            }
-    for name, one in settings.items():
-        yield Row(name=name, settings=HEUN | one, against=plain)
-
-
-def experiment(network: str, num: int = NUM, results: Path = RESULTS) -> Experiment:
-    """Return the rows of a network; at_scale adds those of auto."""
-    plain = [Row(name=plain_name(n), settings=HEUN | {"steps": n}) for n in W_CON]
-    rows = [row for steps in W_CON for row in rows_of(steps)]
-    rows.append(Row(name=CONVERGED, settings=HEUN | DEIS, against=plain[0].name))
-    is_shared = network == "mnist"
-    config = Sampled(
-        name="quality", kind="sampled", title="", paper="", rows=plain,
-        small=Small(rows=rows, num=None if is_shared else num),
-        options=SampledOptions(group_by=["steps"]),
-    )  # fmt: skip
-    request = Request(scale=network, results=results)
-    config = at_scale(config, request)
-    return Experiment(config if is_shared else config.model_copy(update={"seeds": FIRST}), request)
-
-
-def restricted(one: Experiment, steps: Sequence[int]) -> Experiment:
-    """Return an experiment of which only the rows of `steps` are to be measured."""
-    names = tuple(f"{plain_name(n)}" for n in steps)
-    wanted = [str(i) for i, row in enumerate(one.config.rows)
-              if row.name.startswith((*names, CONVERGED))]  # fmt: skip
-    return one._replace(request=one.request._replace(rows=",".join(wanted)))
 
 
 @click.command(context_settings=CONTEXT)
@@ -121,17 +34,28 @@ def restricted(one: Experiment, steps: Sequence[int]) -> Experiment:
               help="Folder of the files.")  # fmt: skip
 @clean_exit
 def main(networks: Sequence[str], counts: Sequence[str], num: int, results: Path) -> None:
-    """Measure what is missing, and write all that is there."""
+    """Measure what ERK-Guid gains by less error, and what by sharper samples."""
     torch.set_num_threads(1)
-    experiments = [experiment(name, num, results) for name in NETWORKS]
-    chosen = [restricted(experiment(name, num, results), [*map(int, counts)]) for name in networks]
+    chosen = [restricted(experiment(n, num, results), [*map(int, counts)]) for n in networks]
     try:
         Rows(chosen).measure()
     finally:  # of a run that is stopped, what is finished
-        rows = Rows(experiments)
-        measured = {name: {row.name: one for row, one in zip(e.config.rows, rows.finished(i), strict=True) if one} for i, (name, e) in enumerate(zip(NETWORKS, experiments))}
-        finished = {f"{network}: {name}": one for network, some in measured.items() for name, one in some.items()}
-        write_file(results / "quality.json", save_json({"finished": finished}))
+        measured = finished(num, results)
+        flat = {f"{n}: {row}": one for n, some in measured.items() for row, one in some.items()}
+        write_file(results / "quality.json", save_json({"finished": flat}))
+        write_file(results / "quality.md", text(measured).encode())
+        write_file(results / "quality.png", figure(measured))
+    click.echo(text(measured))
+
+
+def finished(num: int, results: Path) -> Measured:
+    """Return the rows that are finished, of all networks."""
+    experiments = [experiment(name, num, results) for name in NETWORKS]
+    rows = Rows(experiments)
+    found = [zip(one.config.rows, rows.finished(i), strict=True)
+             for i, one in enumerate(experiments)]  # fmt: skip
+    return {name: {row.name: one for row, one in some if one}
+            for name, some in zip(NETWORKS, found, strict=True)}  # fmt: skip
 
 
 if __name__ == "__main__":

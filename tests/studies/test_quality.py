@@ -1,0 +1,124 @@
+"""The study of solver error against quality: its rows, its control, and its tables."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from erk.analysis.toy_results import OPTIMUM
+from erk.method.guidance import erk_guid, memoryless
+from erk.method.point import Point
+from erk.method.sampler import steps
+from erk.method.schedule import polynomial
+from erk.method.solvers import heun
+from scripts.paper.config import Experiment, Request, load_config
+from scripts.paper.plan import options_of_row
+from scripts.paper.rows import planned_rows
+from scripts.paper.scales import at_scale
+from scripts.studies.quality_page import distance_ratio, fd_change, figure, names_of, text
+from scripts.studies.quality_plan import (
+    FIRST,
+    NETWORKS,
+    NUM,
+    SHARPENED,
+    W_CON,
+    experiment,
+    plain_name,
+    restricted,
+    sharpening,
+    weight_name,
+)
+
+RATE = 0.8  # f = RATE x: the exact solution is a power of e
+
+
+def deviation(sigmas, w_stiff):
+    """ln of the guided Heun solution of x' = RATE x over the exact one."""
+    guidance = memoryless(partial(erk_guid, w_stiff=w_stiff, w_con=0.0))
+
+    def drift(x, sigma):
+        return Point(x, RATE * x, sigma)
+
+    x = torch.ones(1, 1, dtype=torch.float64)
+    *_, (end, _) = steps(drift, x, sigmas, heun, guidance)
+    return math.log(end.item()) - RATE * (sigmas[-1] - sigmas[0]).item()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("w_stiff", [1.0, 2.0])
+def test_the_control_sharpens_by_what_exceeds_heuns_error(parts, w_stiff):
+    coarse = torch.linspace(2.0, 1.0, 33, dtype=torch.float64)
+    fine = torch.linspace(2.0, 1.0, 32 * parts + 1, dtype=torch.float64)
+    expected = deviation(coarse, w_stiff)
+    assert deviation(fine, sharpening(w_stiff, parts)) == pytest.approx(expected, rel=0.05)
+    assert abs(deviation(fine, 0.0)) < abs(deviation(coarse, 0.0)) / (0.95 * parts**2)
+    assert sharpening(OPTIMUM, parts) == pytest.approx(OPTIMUM)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_rows_are_compared_with_heun_of_the_same_seeds(network):
+    one = experiment(network)
+    planned = {each.row.name: each for each in planned_rows(*one)}
+    assert {name for n in W_CON for name in names_of(n)} <= {*planned} | {
+        name for n in W_CON if n not in SHARPENED for name in names_of(n) if "sharp" in name
+    }
+    for each in planned.values():
+        base = planned.get(each.row.against, each)
+        assert base.options["seeds"] == each.options["seeds"]
+        if network != "mnist":
+            assert each.options["seeds"] == f"{FIRST}-{FIRST + NUM - 1}"
+    assert planned[weight_name(8, 1.0)].options["w_con"] == 0.1
+
+
+def test_rows_of_mnist_are_those_of_its_table_2():
+    request = Request(scale="mnist")
+    table = Experiment(at_scale(load_config("table2"), request), request)
+    theirs = [options_of_row(table.config, row, request) for row in table.config.rows]
+    one = experiment("mnist")
+    ours = {row.name: options_of_row(one.config, row, request) for row in one.config.rows}
+    for name in (plain_name(32), weight_name(32, 2.0), "16 steps, auto", "converged",
+                 "32 steps, halved"):  # fmt: skip
+        assert ours[name] in theirs
+
+
+def test_only_the_rows_of_some_steps_are_measured():
+    one = restricted(experiment("digits"), [6])
+    names = [one.config.rows[int(i)].name for i in one.request.rows.split(",")]
+    assert names[-1] == "converged" and all(n.startswith("6 steps") for n in names[:-1])
+    assert len(names) == 1 + len(names_of(6)) - 2
+
+
+def row(fd, distance, seeds="0-9"):
+    columns = {"fd": fd, "precision": 0.5, "recall": 0.5, "is": 2.0, "is_std": None,
+               "accuracy": 0.8, "distance": distance}  # fmt: skip
+    replicates = {name: None if v is None else [v, v * 1.1] for name, v in columns.items()}
+    return {"protocol": "digits", "n": 10, "seeds": seeds, "replicates": replicates, "fd_se": 1.0,
+            "distance_se": 0.1, **columns}  # fmt: skip
+
+
+def test_changes_are_those_of_paired_seeds():
+    value, error = fd_change(row(5.0, 1.0), row(10.0, 4.0))
+    assert value == -50 and error == pytest.approx(100 * 0.25 / 10)  # replicates -5 and -5.5
+    assert distance_ratio(row(5.0, 1.0), row(10.0, 4.0)) == (0.25, pytest.approx(0, abs=1e-12))
+
+
+def test_tables_and_figure_hold_what_is_measured():
+    some = {plain_name(8): row(10.0, 4.0), weight_name(8, 2.0): row(5.0, 8.0),
+            "converged": row(9.0, 0.0, seeds="0-4")}  # fmt: skip
+    measured = dict.fromkeys(NETWORKS, {}) | {NETWORKS[0]: some, NETWORKS[1]: some}
+    lines = text(measured).splitlines()
+    cells = "| w_stiff 2 | **-50.0 ± 2.5** | **-50.0 ± 2.5** | 2 | 0 | 0 | 0 |"
+    assert sum(line.startswith(cells) for line in lines) == 1
+    assert not any(line.startswith("| converged") for line in lines)  # other seeds
+    assert "2 changes of FD" in text(measured)
+    assert figure(measured).startswith(b"\x89PNG")
+
+
+def test_steps_are_parts_of_the_coarse_schedule():
+    for count, parts in SHARPENED.items():
+        coarse = polynomial(count - 1, 0.002, 80.0, 7.0)
+        fine = polynomial(parts * (count - 1), 0.002, 80.0, 7.0)
+        assert torch.allclose(fine[::parts], coarse)
+        assert all(a > b for a, b in pairwise(fine))
