@@ -220,14 +220,16 @@ def sampler_of(settings: Settings) -> dict[str, Any]:
 def open_card(card: Any) -> Card:
     """Return a card: one that is given, or that of a file.
 
-    Raises ValueError for a missing or invalid file and for what is no card.
+    Raises FileNotFoundError for a missing file, ValueError for what is no card.
     """
     if isinstance(card, Card):
         return card
     if not isinstance(card, str | os.PathLike):
         raise ValueError(f"card must be a Card or the path of one, not {_short(card)}.")
     if not Path(card).is_file():
-        raise ValueError(f"there is no card '{card}': give the file that erk calibrate writes.")
+        raise FileNotFoundError(
+            f"there is no card '{card}': give the file that erk calibrate writes."
+        )
     return read_card(card)
 
 

@@ -14,7 +14,7 @@ FIELDS = {"solver_option": "solver_options", "pc_deterministic": "pc_stochastic"
 def open_with_guidance(options: dict[str, Any]) -> tuple[Card | None, dict[str, Any]]:
     """Open the card, if any, and return the options with its guidance weight where none is given.
 
-    Raises ValueError for a missing or invalid file.
+    Raises FileNotFoundError for a missing file, ValueError for one that is no card.
     """
     if options["card"] is None:
         return None, options

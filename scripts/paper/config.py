@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from erk.calibration.calibrate import CORRECTIONS
 from erk.commands import generate
 from erk.io.config import hint, read_yaml, validated
 from erk.method.fields import MOST_STEPS
@@ -33,6 +34,7 @@ FOLDER = ROOT / "configs"
 PAPER = "paper"  # the scale of the files themselves
 NETWORKS = ("preset", "net", "gnet", "labels")
 RENAMED = ("solver_option", "pc_deterministic")  # options whose field has another name
+CHOSEN = ("none", *CORRECTIONS)
 CHOICES = {"solver": SOLVERS, "schedule": SCHEDULES, "erk_scale": ERK_SCALES}
 CLICK_TYPES: dict[type, type] = {click.types.IntParamType: int, click.types.FloatParamType: float,
                                  click.types.BoolParamType: bool}  # fmt: skip
@@ -74,6 +76,15 @@ else:  # checked as RowSettings, kept as a dict of the settings that are given
     Given = Annotated[RowSettings, AfterValidator(_as_given)]
 
 
+class CardSearch(Strict):
+    """What `erk calibrate` is asked for, beside the networks of a row."""
+
+    nfe: PositiveInt
+    solver: Literal[tuple(SOLVERS)] | None = None  # type: ignore[valid-type]
+    schedule: Literal[tuple(SCHEDULES)] | None = None  # type: ignore[valid-type]
+    corrections: list[Literal[CHOSEN]] = []  # type: ignore[valid-type]
+
+
 class Row(Strict):
     """One row of a table."""
 
@@ -83,6 +94,7 @@ class Row(Strict):
     as_printed: Given = {}  # settings that the paper's text gives otherwise than its code
     against: str | None = None  # the row that this one is compared with, seed by seed
     num: PositiveInt | None = None  # images; None: the config's
+    card: CardSearch | None = None  # the sampler is that of the card of this search
 
 
 class Small(Strict):

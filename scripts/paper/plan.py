@@ -17,6 +17,7 @@ from metrics.measures import Measure
 from metrics.protocols import find_protocol
 from metrics.references import known_references
 from metrics.report import to_text
+from scripts.paper.cards import card_options
 from scripts.paper.config import (
     AnyConfig,
     Measured,
@@ -73,6 +74,7 @@ def options_of_row(config: AnyConfig, row: Row, request: Request) -> dict[str, A
         "batch": min(request.batch or BATCH[request.is_small], num),
         "device": "cpu" if is_free else request.device,
         "offline": request.offline,
+        **card_options(row, request),
     }
 
 

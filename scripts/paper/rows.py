@@ -31,6 +31,7 @@ from metrics.evaluator import Evaluator, Options, load_evaluator
 from metrics.images import fingerprint
 from metrics.protocols import find_protocol
 from scripts.paper import distance
+from scripts.paper.cards import make_card
 from scripts.paper.config import Experiment, Measured, Request, Row, chosen_rows, page_name
 from scripts.paper.plan import options_of_row, ref_of
 
@@ -165,6 +166,9 @@ class Rows:
                 if not broadcast(world, budget is None or budget.allows(one)):
                     continue
                 start = time.perf_counter()
+                if world.rank == 0:
+                    make_card(one.row, one.options)
+                broadcast(world, None)  # the card is there
                 evaluator = self.evaluators[one.ref]
                 numbers = _measure(networks.job(one), evaluator, world, shard, one.has_distance)
                 if world.rank == 0:

@@ -156,7 +156,8 @@ def _with_auto(rows: Sequence[Row], config: Measured | Grid) -> list[Row]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.settings.get(name) for name in names), []).append(row)
-    after = {group[-1].name: _auto(group, isinstance(config, Grid)) for group in groups.values()}
+    after = {group[-1].name: _auto(group, isinstance(config, Grid)) for group in groups.values()
+             if not any(row.settings.get("erk") == "auto" for row in group)}  # fmt: skip
     return [one for row in rows for one in (row, after.get(row.name)) if one is not None]
 
 

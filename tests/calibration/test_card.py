@@ -67,7 +67,7 @@ def test_a_path_a_card_and_its_settings_act_alike(tmp_path):
 
 
 def test_what_is_no_card_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no card"):
+    with pytest.raises(FileNotFoundError, match="there is no card"):
         open_card(tmp_path / "missing.card.json")
     with pytest.raises(ValueError, match="card must be a Card or the path of one, not 3"):
         open_card(3)
