@@ -20,6 +20,8 @@ COMPILATION = 90.0  # seconds, once per process
 SAVED_BY_NETWORK = 75e-6  # seconds per evaluation of one image: 13.7 of 29.5 GB are not moved
 SAVED_BY_DECODER = 3.5e-3  # seconds per image: a third of the gain, as not all models have a VAE
 
+GRAPHS = 64  # at most, of one function: a process may compile many networks and batch sizes
+
 FOLDER, VERSION = "compilation", 1  # of the records of compile times
 
 
@@ -82,6 +84,7 @@ def compile_function(function: Callable[..., Any], device: torch.device) -> Call
 def _options(device: torch.device) -> dict[str, Any]:
     """Return the arguments of torch.compile."""
     _keep_kernels()
+    torch._dynamo.config.recompile_limit = GRAPHS  # the ninth of PyTorch's 8 is an error
     options = {"triton.cudagraphs": device.type == "cuda"}
     if "deterministic" in torch._inductor.list_options():
         options["deterministic"] = True  # kernels chosen by timing may round differently

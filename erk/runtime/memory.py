@@ -59,7 +59,7 @@ def fitting(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None
             raise
     # outside `except`: the error no longer holds its tensors
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # compiled graphs keep the memory of their shapes, 8 of them at most
+        torch._dynamo.reset()  # compiled graphs keep the memory of their shapes
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

@@ -46,8 +46,8 @@ def peer_module(peer: Path, name: str) -> Any:
 
 
 @functools.cache
-def earlier_precond(commit: str) -> Any:
-    """Return the class of EDM2's networks as a commit of this repository defines it."""
+def earlier_class(commit: str, module: str, name: str) -> Any:
+    """Return a class of the package erk as a commit of this repository defines it."""
     archive = subprocess.run(["git", "-C", ROOT, "archive", commit, "erk"], capture_output=True)
     if archive.returncode:
         raise ValueError(f"--against {commit}: {archive.stderr.decode().strip()}.")
@@ -55,7 +55,7 @@ def earlier_precond(commit: str) -> Any:
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(folder, filter="data")
         with _package_from("erk", Path(folder)):
-            return importlib.import_module("erk.models.edm2").Precond
+            return getattr(importlib.import_module(module), name)
 
 
 @contextmanager

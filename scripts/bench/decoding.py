@@ -50,7 +50,7 @@ def encoder_of(folder: Path, name: str, latents: Tensor) -> VAEEncoder:
     encoder.compiled = name.endswith(COMPILED)
     variant = name.removesuffix(OTHER).removesuffix(COMPILED)
     encoder.dtype, encoder.tf32 = (VARIANTS | ON_CUDA)[variant]
-    for _ in range(3):  # compiles, and records CUDA's graph
+    for _ in range(3 if encoder.compiled else 1):  # compiles, and records CUDA's graph
         encoder.decode(latents)
     if name.endswith(OTHER):
         first = next(x for x in encoder.vae.parameters() if x.ndim == 4 and x.shape[2] > 1)

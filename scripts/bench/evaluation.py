@@ -5,6 +5,7 @@
 
 Images are PNG files of 512 x 512 like photographs. Weights are random, which does not change the
 time, and the same for both. FID and IS are compared with torch-fidelity, against a known reference.
+It sets no switch of PyTorch, so on CUDA its convolutions use TF32, as for its users; ours do not.
 CPU seconds of its data loader's processes are not counted; it runs in a process that keeps freed
 memory, as ours does. Precision and recall use as many real images.
 """
@@ -23,17 +24,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erk.commands import evaluate, make_reference
 from erk.generation.images import png_bytes
-from erk.runtime.precision import NONE, tf32_only
 from metrics.extractors import dinov2, inception, load_extractor, vgg16
 from metrics.extractors.weights import random_state
-from scripts.bench.paired import Row, Setup, as_released, bench, in_turns, quietly, summary
+from scripts.bench.paired import (
+    FIVE,
+    Row,
+    Setup,
+    as_released,
+    bench,
+    in_turns,
+    quietly,
+    summary,
+)
 from scripts.bench.photographs import photographs
 
 SIDE = 512
 DRAWN = 64  # distinct images; the others are these, shifted
 BATCH = 64  # images per call of a network, for both codes
-FEW, ALL = "fid,is", "fid,fd_dinov2,precision,recall,is"
-NETWORKS = {FEW: ["inception"], ALL: ["inception", "dinov2", "vgg16"]}
+FEW = "fid,is"
+NETWORKS = {FEW: ["inception"], FIVE: ["inception", "dinov2", "vgg16"]}
 
 
 def write_images(folder: Path, n: int, shift: int) -> None:
@@ -79,14 +88,14 @@ def ours(folder: Path, metrics: str, device: str, cache: Path | None = None) -> 
 
 
 def theirs(folder: Path, device: str) -> None:
-    """Run torch-fidelity's FID and IS on the same files and weights, without TF32 as ours."""
+    """Run torch-fidelity's FID and IS on the same files and weights."""
     options = {
         "input1": str(folder / "generated"), "input2": str(folder / "real"), "fid": True,
         "isc": True, "cuda": device == "cuda", "batch_size": BATCH, "verbose": False,
         "feature_extractor_weights_path": str(folder / "inception.pth"),
         "input2_cache_name": "real", "cache_root": str(folder / "torch-fidelity-cache"),
     }  # fmt: skip
-    with as_released(), tf32_only(NONE):
+    with as_released():
         quietly(lambda: torch_fidelity.calculate_metrics(**options))
 
 
@@ -113,9 +122,9 @@ def compare(setup: Setup, folder: Path, n: int, all_metrics: bool) -> list[Row]:
     run(FEW)
     tables = {FEW: {"ours": functools.partial(run, FEW), "torch-fidelity": peer}}
     if all_metrics:
-        cached = functools.partial(run, ALL, cache=folder / "again")
+        cached = functools.partial(run, FIVE, cache=folder / "again")
         cached()
-        tables[ALL] = {"ours": functools.partial(run, ALL), "ours, features cached": cached}
+        tables[FIVE] = {"ours": functools.partial(run, FIVE), "ours, features cached": cached}
     rows: list[Row] = []
     for metrics, codes in tables.items():
         for name, times in summary(in_turns(codes, setup.rounds)).items():

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erk.models.checkpoint import Checkpoint, Part, write_safetensors
 from erk.models.edm2 import Precond
-from scripts.bench.checkouts import earlier_precond, peer_module
+from scripts.bench.checkouts import earlier_class, peer_module
+from scripts.bench.counting import Traffic
 from scripts.bench.paired import Row, synchronize
-from scripts.bench.traffic import Traffic
 
 CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 TINY = {"img_resolution": 8, "label_dim": 10, "model_channels": 64, "channel_mult": [1, 2],
@@ -85,7 +85,7 @@ def earlier_network(
     commit: str, size: str, precision: str, fold: bool, device: str
 ) -> torch.nn.Module:
     """Build our network as an earlier commit defines it."""
-    network = earlier_precond(commit)(**kwargs_of(size))
+    network = earlier_class(commit, "erk.models.edm2", "Precond")(**kwargs_of(size))
     network.load_state_dict(random_weights(network, device), assign=True)
     network.to(device).eval().requires_grad_(False).compute_dtype = PRECISIONS[precision]
     if fold:

@@ -29,6 +29,7 @@ from metrics.report import to_json, to_markdown, to_text
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "bench"
 MEBI = 2**20
+FIVE = "fid,fd_dinov2,precision,recall,is"  # metrics of the protocol erk-paper
 Row = dict[str, Any]
 Option = Callable[[Any], Any]
 

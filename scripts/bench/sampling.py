@@ -5,23 +5,25 @@
         --steps 32 --peer DIR                   # the released EDM2-S at 512 pixels
 
 Weights are random, with the released shapes; with --latent so are the VAE's. Costs that a run has
-once, such as loading and compilation, do not count: the clock starts when the images of the first
-batch are complete and stops when all are. An untimed run warms up.
+once, such as loading and compilation, do not count: the seconds are those between the first batch
+and the last one, from the times of the written files, so nothing disturbs the run. CPU seconds are
+read after each batch of the sampler. An untimed run warms up.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import click
 import torch
 
 from erk.commands import generate
+from erk.runtime.progress import ImageBar
 from scripts.bench import networks
 from scripts.bench.checkouts import NOT_RUN, PEER, peer_module
 from scripts.bench.networks import BATCH, LATENT, PRECISION, SIZE, STEPS
@@ -38,9 +40,9 @@ from scripts.bench.paired import (
 )
 
 FURTHER = 3  # timed batches beyond the first
-PERIOD = 0.01  # seconds between two counts of the images that are complete
-Maker = Callable[[int, Path], None]
-"""Samples images of so many seeds and writes them to a folder."""
+RESOLUTION = 0.004  # seconds, of a file's time
+Maker = Callable[[int, Path, Callable[[], Any]], None]
+"""Samples images of so many seeds, writes them to a folder, and calls a function every batch."""
 
 
 class Case(NamedTuple):
@@ -71,10 +73,16 @@ def options_of(case: Case, folder: Path) -> list[str]:
             "--batch", str(case.batch), "--steps", str(case.steps), *vae, *case.extra]  # fmt: skip
 
 
-def ours(options: list[str], n: int, folder: Path) -> None:
+def ours(options: list[str], n: int, folder: Path, each: Callable[[], Any]) -> None:
     """Run erk generate in this process."""
-    words = [*options, "--seeds", f"0-{n - 1}", "--outdir", str(folder)]
-    quietly(lambda: generate.main(words, standalone_mode=False))
+    words, finish = [*options, "--seeds", f"0-{n - 1}", "--outdir", str(folder)], ImageBar.finish
+
+    def finish_batch(bar: ImageBar, images: int) -> None:
+        finish(bar, images)
+        each()
+
+    with patch.object(ImageBar, "finish", finish_batch):
+        quietly(lambda: generate.main(words, standalone_mode=False))
 
 
 def theirs(peer: Path, case: Case, folder: Path) -> Maker:
@@ -93,60 +101,30 @@ def theirs(peer: Path, case: Case, folder: Path) -> Maker:
     if case.latent:
         encoder = encoders.StabilityVAEEncoder(vae_name=str(folder / "vae"))
 
-    def sample(n: int, folder: Path) -> None:
+    def sample(n: int, folder: Path, each: Callable[[], Any]) -> None:
         with as_released():
             batches = script.generate_images(
                 net=net, encoder=encoder, outdir=str(folder), seeds=range(n), verbose=False,
                 max_batch_size=case.batch, device=torch.device(case.device), num_steps=case.steps,
             )  # fmt: skip
             for _ in batches:
-                pass
+                each()
 
     return sample
 
 
-class Mark(NamedTuple):
-    """Images that are complete at some moment."""
-
-    images: int
-    seconds: float
-    cpu_seconds: float
-
-
-def count(folder: Path) -> int:
-    """Count the images in a folder that are complete."""
-    return sum(1 for _ in folder.glob("*.png"))
-
-
-def watch(folder: Path, counts: Iterable[int], marks: list[Mark], stop: Event) -> None:
-    """Append a mark as soon as the folder holds each of these numbers of images."""
-    for wanted in counts:
-        while (images := count(folder)) < wanted:
-            if stop.wait(PERIOD):
-                return
-        marks.append(Mark(images, time.perf_counter(), time.process_time()))
-
-
 def per_image(make: Maker, batch: int, further: int = FURTHER) -> Timed:
-    """Return seconds and CPU seconds per image of `further` batches beyond the first."""
-    n, stop = (1 + further) * batch, Event()
-    marks: list[Mark] = []
+    """Return seconds and CPU seconds per image of `further` batches beyond the first.
+
+    CPU seconds are 0 for images of other processes.
+    """
+    n, cpu = further * batch, [0.0]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        watcher = Thread(target=watch, args=(folder, (batch, n), marks, stop))
-        watcher.start()
-        try:
-            make(n, folder)
-            assert count(folder) == n
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            watcher.join()
-    start, end = marks
-    images = max(1, end.images - start.images)  # 0 if a trial was faster than the watcher
-    return (None, (end.seconds - start.seconds) / images,
-            (end.cpu_seconds - start.cpu_seconds) / images)  # fmt: skip
+        make(batch + n, Path(name), lambda: cpu.append(time.process_time()))
+        written = sorted(path.stat().st_mtime_ns / 1e9 for path in Path(name).glob("*.png"))
+    assert len(written) == batch + n
+    seconds = max(written[-1] - written[batch - 1], RESOLUTION)
+    return None, seconds / n, (cpu[-1] - cpu[min(1, len(cpu) - 1)]) / n
 
 
 def rows_of(case: Case, runs: dict[str, Runs]) -> list[Row]:

@@ -6,7 +6,7 @@
 
 Batch sizes are timed in one process, per further image as in sampling.py. Processes run under
 torchrun with the first batch size and one thread each, and are timed per further image of all of
-them together.
+them together. More processes than cores share these.
 """
 
 import os
@@ -18,6 +18,7 @@ from functools import partial
 from operator import truediv
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import torch
@@ -30,8 +31,10 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 Key = tuple[int, int]  # batch size, processes (0: this one)
 
 
-def distributed(options: list[str], ranks: int, n: int, folder: Path) -> None:
-    """Run erk generate under torchrun."""
+def distributed(
+    options: list[str], ranks: int, n: int, folder: Path, each: Callable[[], Any]
+) -> None:
+    """Run erk generate under torchrun; nothing calls `each`."""
     torch.cuda.empty_cache()  # this process holds GPU 0 as well
     command = [*LAUNCH, str(ranks), "-m", "erk", "generate", *options,
                "--seeds", f"0-{n - 1}", "--outdir", str(folder)]  # fmt: skip

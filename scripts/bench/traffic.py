@@ -1,44 +1,95 @@
-"""Operations of a network and the bytes that they move, counted without computing them."""
+"""Bytes that networks move and operations that they need, counted on the meta device.
 
-from collections import Counter
+    python -m scripts.bench.traffic                         # seconds
+    python -m scripts.bench.traffic --against edbf6d7       # also the networks of that commit
+
+Nothing is computed, so the counts are those of every machine. Rows are one evaluation of EDM2-S in
+float16 and of ADM for 64 pixels in float32, and the VAE's decoder for images of 512 x 512 in
+float32, from latents to bytes, by our code and by that of diffusers.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, nn
 
-aten = torch.ops.aten
-PRODUCTS = (aten.convolution, aten.mm, aten.bmm, aten.addmm, aten.baddbmm,
-            aten.scaled_dot_product_attention, aten._scaled_dot_product_flash_attention,
-            aten._scaled_dot_product_efficient_attention)  # fmt: skip
-ALLOCATIONS = (aten.empty, aten._unsafe_view, aten.detach)  # they move nothing
+from erk.models.edm import EDMPrecond
+from erk.models.edm2 import Precond
+from erk.models.released import released_architecture
+from erk.models.vae import Decoder, pixels_of
+from scripts.bench.checkouts import earlier_class
+from scripts.bench.counting import Traffic
+from scripts.bench.networks import SIZES, VAE, kwargs_of
+from scripts.bench.paired import Row, Setup, bench
+
+ADM = "edm-imagenet-64x64-cond-adm.pkl"
 
 
-class Traffic(TorchDispatchMode):
-    """Count operations and the bytes that they read and write, those of products apart.
+def count(what: str, code: str, batch: int, call: Callable[[], Any]) -> Row:
+    """Count what a call moves."""
+    with torch.inference_mode(), Traffic() as traffic:
+        call()
+    counts = {f"GB of {kind}": traffic.bytes[kind] / 1e9 for kind in ("products", "others")}
+    total = {"GB": traffic.bytes.total() / 1e9, "operations": traffic.operations.total()}
+    return {"what": what, "code": code, "batch": batch} | total | counts
 
-    Every operation reads its inputs from memory and writes its outputs; views move nothing.
-    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
+def edm2(network: Any, batch: int) -> Callable[[], Tensor]:
+    """Return a call of an EDM2 network in float16."""
+    network.compute_dtype = torch.float16
+    network.fold()
+    x = torch.empty(batch, 4, *2 * [network.img_resolution])
+    sigma, labels = torch.tensor(1.0, device="cpu"), torch.empty(batch, network.label_dim)
+    return lambda: network(x, sigma, labels)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace != "aten":  # a question for the device
-            return func(*args, **kwargs)
-        if func.overloadpacket not in PRODUCTS:  # attention is one, which stores no scores
-            with self:  # inference mode does not decompose operations, and some of them are views
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        result = func(*args, **kwargs)
-        if not func.is_view and func.overloadpacket not in ALLOCATIONS:
-            kind = "products" if func.overloadpacket in PRODUCTS else "others"
-            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
-            self.operations[kind] += 1
-            self.bytes[kind] += sum(x.numel() * x.element_size() for x in tensors)
-        return result
+
+def adm(network: Any, batch: int) -> Callable[[], Tensor]:
+    """Return a call of an EDM network in float32."""
+    x = torch.empty(batch, network.img_channels, *2 * [network.img_resolution])
+    return lambda: network(x, torch.ones(batch), torch.empty(batch, network.label_dim))
+
+
+def decoders(tiny: bool) -> Iterator[Row]:
+    """Count our decoder and that of diffusers, for one image."""
+    from diffusers import AutoencoderKL
+
+    small = {"block_out_channels": [32] * 4, "layers_per_block": 1} if tiny else {}
+    vae: Any = AutoencoderKL(**(VAE | small))
+    latents, ours = torch.empty(1, 4, 64, 64), Decoder(vae)
+    yield count("VAE decoder", "ours", 1, lambda: pixels_of(ours, latents))
+    theirs = lambda x: vae.decode(x, return_dict=False)[0]  # noqa: E731
+    yield count("VAE decoder", "diffusers", 1, lambda: pixels_of(theirs, latents))
+
+
+def networks(size: str, batch: int, against: str | None) -> Iterator[Row]:
+    """Count EDM2's and EDM's networks, and those of a commit."""
+    smaller = {"img_resolution": 8, "model_channels": 32} if size == "tiny" else {}
+    _, kwargs = released_architecture(ADM)
+    cases: list[tuple[str, str, type[nn.Module], dict[str, Any], int, Any]] = [
+        (f"EDM2-{size.upper()}", "edm2", Precond, kwargs_of(size), batch, edm2),
+        ("ADM", "edm", EDMPrecond, kwargs | smaller, 1, adm),
+    ]
+    for what, module, kind, options, n, call in cases:
+        yield count(what, "ours", n, call(kind(**options).requires_grad_(False), n))
+        if against is not None:
+            earlier = earlier_class(against, f"erk.models.{module}", kind.__name__)
+            network = earlier(**options).requires_grad_(False)
+            yield count(what, f"ours at {against}", n, call(network, n))
+
+
+@bench(
+    click.option("--size", type=click.Choice(SIZES), default="s", help="Size of EDM2's network."),
+    click.option("--batch", default=64, help="Its images per call."),
+    click.option("--against", metavar="COMMIT", help="Also count the networks of that commit."),
+    packages=["diffusers"],
+)
+def main(setup: Setup, size: str, batch: int, against: str | None) -> list[Row]:
+    """Count bytes and operations; --rounds and --threads change nothing."""
+    with torch.device("meta"):
+        return [*networks(size, batch, against), *decoders(size == "tiny")]
+
+
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,8 @@ def compiled_alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compile the networks of all rows with --compile auto, if that pays for one of them.
 
     Compiled networks round otherwise, and this must not look like a difference between rows. The
-    choice is part of a row's settings: "fp16 on cuda, compiled".
+    choice is part of a row's settings, "fp16 on cuda, compiled", and so of its key: rows measured
+    under the other choice are measured again, never mixed with these.
     """
     auto = [row for row in rows if row["compile"] == "auto"]
     if not auto or pick_device(auto[0]["device"]).type != "cuda":

@@ -13,11 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from erk.runtime import precision
 from metrics.report import number
-from scripts.bench import checkouts, gpu, metadata
-from scripts.bench.paired import ROOT, in_turns, summary
+from scripts.bench import checkouts, gpu, metadata, sampling
+from scripts.bench.counting import Traffic
+from scripts.bench.paired import FIVE, ROOT, in_turns, summary
 from scripts.bench.pieces import run_piece
-from scripts.bench.traffic import Traffic
 
 NETWORK = ["--size", "tiny", "--batch", "1"]
 TINY = {
@@ -26,10 +27,11 @@ TINY = {
     "load": ["--images", "8", "--seeds", "40", "--zip", "100"],
     "metadata": ["--format", "png", "--images", "4"],
     "scaling": [*NETWORK, "--steps", "2", "--ranks", "1", "--further", "1"],
+    "traffic": ["--size", "tiny", "--batch", "1"],
     "writing": ["--size", "32", "--images", "8", "--sampling", "0.001"],
 }
 """Options of those that the trial of scripts/bench/gpu.py below leaves out, or runs otherwise."""
-SLOW = {"evaluation", "load", "metadata", "scaling"}  # ten seconds
+SLOW = {"evaluation", "load", "metadata", "scaling", "traffic"}  # ten seconds
 
 
 def command(name):
@@ -92,13 +94,102 @@ def test_the_trial_of_the_plan_for_a_gpu(tmp_path, monkeypatch):
     (ours,) = [row for row in gpu.read_rows(out, "neighbours") if "seconds" in row
                and row["code"] == "ours"]  # fmt: skip
     assert rows["neighbours"][2] == number(ours["seconds"])
-    assert rows["sampling"][2] == "not measured"  # without the peer
-    assert rows["neighbours"][3] == "50 000 x 50 000 in at most 5 s"
+    assert rows["sampling"][2] == "–" and rows["sampling"][3] == "not measured"  # no peer
+    assert rows["neighbours"][4] == "50 000 x 50 000 in at most 5 s"
+
+
+PEER_OF = {"sampling": (3.1, 2.9), "half_vae": (3.4, 3.2), "xxl": (1.9, 1.7)}
+FIGURES = {
+    "network": [[{"code": "ours", "size": "s", "of matmul rate": 1.0},
+                 {"code": "ours, fp16, compiled", "size": "xs", "of matmul rate": 1.0},
+                 {"code": "ours, fp16, compiled", "size": "s", "of matmul rate": x}]
+                for x in (0.56, 0.54)],
+    "neighbours": [[{"code": "ours", "seconds": x}] for x in (4.0, 6.0)],
+    "guidance": [[{"code": "Heun"}, {"code": "ERK-Guid", "share in guidance": x}]
+                 for x in (0.0014, 0.0016)],
+    **{name: [[{"code": "ours", "times ours": 1.0}, {"code": "peer", "times ours": x}]
+              for x in both] for name, both in PEER_OF.items()},
+    "evaluation": [[{"code": "ours", "metrics": "fid,is", "images/s": 1000.0},
+                    {"code": "ours", "metrics": FIVE, "images/s": x}] for x in (140.0, 138.0)],
+    "cudnn": [[{"code": "ours, fp16, compiled", "seconds": 2.0},
+               {"code": "ours, fp16, compiled, cudnn.benchmark", "seconds": x}]
+              for x in (1.8, 1.96)],
+}  # fmt: skip
+"""Rows of each piece with a target: one that hits it, one that misses it."""
+
+
+def test_the_summary_judges_every_target(tmp_path):
+    """Also whether a target was not measured; a trial on a CPU hits and misses none."""
+    wanted = {"hit": 0, "missed": 1, "not measured": None, "trial": 0}
+    for verdict, which in wanted.items():
+        out = tmp_path / verdict
+        for name, rows in FIGURES.items():
+            (out / name).mkdir(parents=True)
+            record = {"rows": [{"code": "peer not run"}] if which is None else rows[which]}
+            path = out / name / f"{gpu.PIECES[name].module}.json"
+            path.write_text(json.dumps(record), "utf-8")
+        page = gpu.summary_of(out, {}, "cpu" if verdict == "trial" else "cuda")
+        rows = [re.split(r" *\| *", line)[1:-1] for line in page.splitlines()[4:]]
+        with_target = {name for name, piece in gpu.PIECES.items() if piece.target}
+        verdicts = {row[0]: row[4] for row in rows if row[-1] != "–"}
+        assert verdicts == dict.fromkeys(with_target, verdict)
+    assert with_target == {*FIGURES}
+    assert any(row[3] == "0.9" for row in rows if row[0] == "cudnn")  # 1.8 s / 2 s
+
+
+def test_peers_run_with_their_own_switches(monkeypatch):
+    """torch-fidelity sets none: PyTorch's default is TF32 in convolutions, any of cuDNN's sums."""
+    from scripts.bench import evaluation
+
+    seen = []
+
+    def calculate_metrics(**options):
+        seen.append((allowed(), torch.backends.cudnn.deterministic))
+
+    def allowed():
+        return [on == getattr(owner, name) for _, owner, name, _, on in precision._switches()]
+
+    default = [operation in precision.RELEASED for operation, *_ in precision._switches()]
+    monkeypatch.setattr(evaluation.torch_fidelity, "calculate_metrics", calculate_metrics)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    with precision.tf32_only(precision.NONE):
+        evaluation.theirs(Path("none"), "cpu")
+        assert seen == [(default, False)] and not any(allowed())
+    assert torch.backends.cudnn.deterministic
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["network", "decoding"])
+def test_compiled_networks_are_timed(name, tmp_path):
+    options = {"network": [*NETWORK, "--precision", "fp32"], "decoding": ["--tiny"]}[name]
+    done = invoke(name, [*options, "--compile", "--rounds", "1", "--out", str(tmp_path)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    rows = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))["rows"]
+    compiled = [row for row in rows if "compiled" in row["code"]]
+    assert len(compiled) == {"network": 1, "decoding": 3}[name]
+    assert all(row["seconds"] > 0 for row in compiled)
+
+
+def test_images_are_timed_from_the_times_of_their_files():
+    """The first batch does not count, nor what follows the last one."""
+
+    def make(n, folder, each):
+        for i in range(n):
+            path = folder / f"{i}.png"
+            path.touch()
+            os.utime(path, (0, 1000 + 10 * i if i < 2 else 1020 + 3 * i))
+            if i % 2:
+                each()
+
+    _, seconds, cpu = sampling.per_image(make, 2, further=2)
+    assert seconds == (1035 - 1010) / 4 and 0 < cpu < 1
+    _, _, cpu = sampling.per_image(lambda *args: make(*args[:2], lambda: None), 2)
+    assert cpu == 0  # of other processes
 
 
 def test_every_benchmark_is_tried():
     files = {path.stem for path in (ROOT / "scripts/bench").glob("*.py")}
-    others = {"paired", "networks", "checkouts", "photographs", "gpu", "pieces", "traffic"}
+    others = {"paired", "networks", "checkouts", "photographs", "gpu", "pieces", "counting"}
     assert files - others == {*TINY, *(piece.module for piece in gpu.PIECES.values())} - {
         "pytest", "doctor"
     }  # fmt: skip
@@ -138,7 +229,7 @@ def test_bytes_that_operations_move(mode):
 def test_an_earlier_commit_is_imported_beside_the_current_package():
     from erk.models.edm2 import Precond
 
-    earlier = checkouts.earlier_precond("HEAD")
+    earlier = checkouts.earlier_class("HEAD", "erk.models.edm2", "Precond")
     assert earlier is not Precond and earlier.__name__ == "Precond"
     assert importlib.import_module("erk.models.edm2").Precond is Precond
 
@@ -206,7 +297,7 @@ def test_pieces_are_packed_and_resumed(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "packed" / "records.tar") as archive:
         assert {"README.md", "pieces.json", "xxl/guidance.json"} < {*archive.getnames()}
         summary = archive.extractfile("README.md").read().decode()
-    assert "| guidance | done | 1 | 0.25 | ERK-Guid: at most 0.15 %" in summary
+    assert "| guidance | done | 1 | 0.25 | trial | ERK-Guid: at most 0.15 %" in summary
     assert "| network | not run |" in summary
 
 

@@ -78,6 +78,16 @@ def test_kernels_are_kept_in_the_cache_unless_the_user_names_a_folder(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / (chosen or "inductor"))
 
 
+def test_a_process_compiles_more_than_eight_networks(monkeypatch):
+    """Each network and batch size is a graph of the same function, of which Dynamo allows eight."""
+    options = compiling._options(CPU)
+    del options["options"]  # of Inductor
+    monkeypatch.setattr(compiling, "_options", lambda device: options | {"backend": "eager"})
+    compiled = compiling.compile_function(lambda x: x + 1, CPU)
+    for n in range(1, 11):
+        assert compiled(torch.zeros(n)).shape == (n,)
+
+
 @pytest.fixture
 def compiler():
     fault = compiling.compiler_fault(CPU)

@@ -1,5 +1,6 @@
 """scripts.paper.rows: the cache key of a measured row."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from erk.generation.job import image_identity
 from erk.generation.options import plan_job
 from erk.io.cache import digest
 from metrics.evaluator import load_evaluator
@@ -107,7 +109,21 @@ def test_rows_of_a_table_are_compiled_alike(device, longest, expected, monkeypat
     *alike, kept = paper_rows.compiled_alike([*rows, fixed])
     assert [row["compile"] for row in alike] == [expected] * 3 and kept == fixed
     assert [row["steps"] for row in alike] == [4, 6, 18]
+
+
+def test_a_table_never_mixes_compiled_rows_with_others(monkeypatch):
+    """One choice whichever rows pay; rows measured under the other one have other keys."""
+    monkeypatch.setattr(paper_rows, "pick_device", torch.device)
+    for paying in itertools.product([True, False], repeat=3):
+        monkeypatch.setattr(
+            paper_rows, "plan_job", lambda row, p=paying: SimpleNamespace(compiled=p[row["n"]])
+        )
+        rows = [{"n": n, "compile": "auto", "device": "cuda"} for n in range(3)]
+        (choice,) = {row["compile"] for row in paper_rows.compiled_alike(rows)}
+        assert choice == ("always" if any(paying) else "never")
     config = at_scale(load_config("table2"), Request(num=20))
-    options = plan.options_of_row(config, config.rows[0], Request(num=20))
-    chosen = plan_job(options | {"compile": "always"})
-    assert chosen.identity["precision"].endswith(", compiled")
+    for row in config.rows[:2]:
+        options = plan.options_of_row(config, row, Request(num=20))
+        compiled, eager = (plan_job(options | {"compile": c}).identity for c in ("always", "never"))
+        assert compiled["precision"].endswith(", compiled")
+        assert image_identity(compiled) != image_identity(eager)

@@ -21,8 +21,8 @@ from diffusers import AutoencoderKL
 from torch._subclasses import FakeTensorMode
 
 from erk.models import edm2, vae
+from scripts.bench.counting import Traffic, aten
 from scripts.bench.networks import VAE, kwargs_of
-from scripts.bench.traffic import Traffic, aten
 
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 BUDGET = Path(__file__).with_name("inductor_budget.json")
