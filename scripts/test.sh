@@ -22,6 +22,7 @@ done
 # One process a core, four at most (each holds a PyTorch), and one thread in each.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+unset PYTHONDONTWRITEBYTECODE   # else each of some hundred processes compiles PyTorch's sources again
 .venv/bin/python -m pytest -n "$((cores < 4 ? cores : 4))" "${select[@]}" \
     ${arguments[@]+"${arguments[@]}"}
 # What needs a GPU, in one process; that none of it may be among the arguments is pytest's code 5.
