@@ -87,8 +87,9 @@ PIECES = {
                      Target("S: at least 55 % of the rate of matrix products, compiled",
                             _of("of matmul rate", "ours, fp16, compiled", size="s"), least=0.55)),
     "decoding": Piece("decoding", "--device cuda --batch 8 --rounds 5 --compile", "--tiny", 300),
-    "neighbours": Piece("precision_recall", "--device cuda --n 50000 --dim 4096 --rounds 1",
-                        "--n 100 --dim 8", 120,
+    "neighbours": Piece("precision_recall",
+                        "--device cuda --n 50000 --dim 4096 --rounds 1 --alone",
+                        "--n 100 --dim 8 --alone", 120,
                         Target("50 000 x 50 000 in at most 5 s", _of("seconds", "ours"), most=5)),
     "guidance": Piece("guidance", S, f"{TINY} --steps 2", 120,
                       Target("ERK-Guid: at most 0.15 % of the GPU's time",
@@ -118,6 +119,8 @@ PIECES = {
     "precision": Piece("precision", "--images 256", "--images 2 --steps 2", 240),
     "scaling": Piece("scaling", f"{S} --latent --batch 16 --batch 128 --further 3 --ranks 1",
                      f"{TINY} --steps 2 --ranks 0 --further 1", 540),
+    "full_mode": Piece("precision_recall", "--device cuda --n 8000 --dim 4096",
+                       "--n 100 --dim 8", 180),
     "doctor": Piece("doctor", "", "", 60),
 }  # fmt: skip
 

@@ -1,11 +1,11 @@
 """Our precision and recall against torch-fidelity's full mode: seconds and peak extra memory.
 
     python -m scripts.bench.precision_recall     # minutes on one core, 2 GB
-    python -m scripts.bench.precision_recall --device cuda --n 50000
+    python -m scripts.bench.precision_recall --device cuda --n 50000 --alone
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 import torch
@@ -64,22 +64,19 @@ def extra_memory(code: str, n: int, dim: int, device: str, threads: int) -> floa
     return peak(device) - before
 
 
-def compare(setup: Setup, n: int, dim: int) -> list[Row]:
+def compare(setup: Setup, n: int, dim: int, names: Sequence[str]) -> list[Row]:
     """Return one row per code, and one of ours with twice as many samples for its memory."""
     # Memory first, in new processes: a child's peak starts at the memory of its parent.
     start = "fork" if setup.device == "cpu" else "spawn"  # a GPU is not shared by fork
     same = dim, setup.device, setup.threads
     memory = {
         (name, count): in_subprocess(start, extra_memory, name, count, *same)
-        for name, count in [*((name, n) for name in CODES), ("ours", 2 * n)]
+        for name, count in [*((name, n) for name in names), ("ours", 2 * n)]
     }
     real, generated = features(n, dim, setup.device)
-    codes = {
-        name: functools.partial(code, real=real, generated=generated)
-        for name, code in CODES.items()
-    }
-    for code in CODES.values():
-        code(real=real[:64], generated=generated[:64])  # warm-up
+    codes = {name: functools.partial(CODES[name], real=real, generated=generated) for name in names}
+    for name in names:
+        CODES[name](real=real[:64], generated=generated[:64])  # warm-up
     runs = in_turns(codes, setup.rounds)
     rows: list[Row] = []
     for name, times in summary(runs).items():
@@ -94,11 +91,12 @@ def compare(setup: Setup, n: int, dim: int) -> list[Row]:
 @bench(
     click.option("--n", default=8000, help="Samples of each set."),
     click.option("--dim", default=4096, help="Dimensions of the features."),
+    click.option("--alone", is_flag=True, help="Leave torch-fidelity out."),
     packages=["torch-fidelity"],
 )
-def main(setup: Setup, n: int, dim: int) -> list[Row]:
+def main(setup: Setup, n: int, dim: int, alone: bool) -> list[Row]:
     """Time precision and recall, and measure their memory beyond the features."""
-    return compare(setup, n, dim)
+    return compare(setup, n, dim, ["ours"] if alone else [*CODES])
 
 
 if __name__ == "__main__":
