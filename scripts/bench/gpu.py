@@ -7,9 +7,12 @@
 Every piece is a process with a time limit: one that hangs or fails does not stop the others. After
 every piece its records, pieces.json and the summary README.md are packed into records.tar, in the
 folder of the environment variable OUT if it is set, else in results/bench/cuda. DIR is a checkout
-of NVlabs/edm2. A machine that has this project's other requirements lacks diffusers and
-torch-fidelity: `pip download --no-deps -d wheels diffusers torch-fidelity` here, carried along, and
-`pip install --no-index --no-deps wheels/*.whl` there.
+of NVlabs/edm2. A machine with PyTorch 2.11, pandas, timm and scikit-learn may lack five packages of
+ours, 9 MB with what they need. Download them here, for its Python, and carry the folder:
+
+    pip download --no-deps -d wheels diffusers torch-fidelity
+    pip download --only-binary=:all: --python-version 3.12 -d wheels pydantic cloup platformdirs
+    pip install --no-index --no-deps wheels/*.whl           # there
 """
 
 import io

@@ -47,6 +47,8 @@ def test_compiled_networks_stay_within_the_budget():
     1x1 convolutions in place of matrix products cost 6 % more bytes and 41 % more kernels.
     """
     pytest.importorskip("triton")
+    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        pytest.skip("PyTorch 2.8 asks the driver even for fake tensors")
     budget = json.loads(BUDGET.read_text())
     root = Path(__file__).parents[2]
     run = subprocess.run(  # a new process, because nothing undoes `pretend_h100`
