@@ -16,29 +16,12 @@ from typing import Any
 import numpy as np
 
 from erk.generation.archives import ARCHIVES, pack, summarize_records
-from erk.generation.contents import (
-    GRID,
-    Contents,
-    find_images,
-    rank_share,
-    remove_drafts,
-)
+from erk.generation.contents import GRID, Contents, find_images, rank_share, remove_drafts
 from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png
 from erk.generation.job import Labels, class_of
 from erk.generation.locks import LOCK, FolderLocks
-from erk.generation.manifest import (
-    PARTS,
-    ImageLog,
-    ImageRecord,
-    record_of,
-)
-from erk.generation.metadata import (
-    RUN,
-    Metadata,
-    claim,
-    read_metadata,
-    write_metadata,
-)
+from erk.generation.manifest import PARTS, ImageLog, ImageRecord, record_of
+from erk.generation.metadata import RUN, Metadata, claim, read_metadata, write_metadata
 from erk.generation.reading import open_images
 from erk.generation.run_state import ALONE, RunState
 from erk.generation.sampling import ImageBatch

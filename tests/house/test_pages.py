@@ -1,5 +1,6 @@
 """The code and the commands of every document run, and print what the document shows."""
 
+import importlib.util
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from click.exceptions import Exit
 from documents import PAGES, ROOT, commands, execute, python_blocks, run_commands, run_page, same
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from PIL import Image
 
 from erk.commands.main import main as erk
+
+NOTEBOOK = ROOT / "docs/tour.ipynb"
 
 
 def test_same_forgives_rounding_and_nothing_else():
@@ -151,14 +155,26 @@ def test_every_command_of_the_documents_has_known_options(monkeypatch):
     assert seen > 30
 
 
-def test_the_notebook():
-    shown = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+def test_the_notebook(tmp_path):
+    """N: in an empty folder, as it runs from anywhere."""
+    shown = nbformat.read(NOTEBOOK, 4)
     executed = nbformat.from_dict(shown)
-    resources = {"metadata": {"path": str(ROOT)}}
+    resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(executed, timeout=600, resources=resources, coalesce_streams=True).execute()
     for before, after in zip(shown.cells, executed.cells, strict=True):
         pairs = [*zip(before.get("outputs", ()), after.get("outputs", ()), strict=True)]
         for a, b in pairs:
             assert a.output_type == b.output_type
             assert same(b.get("text", ""), a.get("text", "")), (a, b)
-    assert (ROOT / "docs/tour.ipynb").stat().st_size < 150_000
+    assert NOTEBOOK.stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_notebook_installs_what_is_missing(monkeypatch, missing):
+    first = next(cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code")
+    installed = []
+    shell = SimpleNamespace(run_line_magic=lambda *words: installed.append(words))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing else name)
+    exec(TransformerManager().transform_cell(first.source), {"get_ipython": lambda: shell})
+    assert [words[0] for words in installed] == ["pip"] * missing
+    assert all(words[1].startswith('install --quiet "git+https://') for words in installed)
