@@ -14,8 +14,9 @@ AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {("inception", "cpu"): torch.channels_last, ("vgg16", "cpu"): torch.channels_last}
 """Memory layout of images and kernels by network and device; contiguous where none is given.
 
-Channels last is the fastest on a CPU. On CUDA it would exclude cuDNN's Winograd algorithm in
-float32; `python -m scripts.bench.evaluator --device cuda` measures both.
+A table and not a choice at run time, because layouts round otherwise. On a CPU it follows the
+record results/bench/layouts of `python -m scripts.bench.evaluator`, which times both. No GPU has
+run that yet; channels last would exclude cuDNN's Winograd algorithm in float32.
 """
 
 

@@ -1,5 +1,8 @@
 """Every metric on tensors that claim to lie on CUDA: no operands on two devices, equal values."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from pretend_cuda import PretendCuda
@@ -23,6 +26,8 @@ from metrics.protocols import Protocol
 from metrics.reference_files import Reference
 from metrics.statistics import Moments, Statistics, moments_of
 
+ROOT = Path(__file__).parents[2]
+RELAID = "fp32, in the other layout"  # of scripts.bench.evaluator
 D, N = 6, 40
 CLOSE = 1e-6  # relative: root of float64's rounding, which a singular covariance leaves in FD
 
@@ -166,3 +171,16 @@ def test_batches_of_images_are_moved_once_and_features_come_back(cuda, tmp_path)
 def test_layouts_are_those_of_the_table():
     assert layout_of("inception", "cpu") == layout_of("vgg16", "cpu") == torch.channels_last
     assert layout_of("vgg16", "cuda:1") == torch.contiguous_format
+
+
+def test_layouts_are_the_faster_ones_of_the_record():
+    """On a GPU as well, as soon as one has measured: then the table follows the record."""
+    records = [*ROOT.glob("results/bench/layouts/evaluator.json"),
+               *ROOT.glob("results/bench/cuda/evaluator/evaluator.json")]  # fmt: skip
+    for path in records:
+        record = json.loads(path.read_text("utf-8"))
+        clock = "times ours" if record["device"].startswith("cuda") else "CPU times ours"
+        relaid = {row["what"]: row[clock] for row in record["rows"] if row["code"] == RELAID}
+        assert {*relaid} == {"inception", "vgg16"}
+        slower = {name: time for name, time in relaid.items() if time < 0.97}
+        assert not slower, f"LAYOUTS: {path} has a faster layout of {slower}"
