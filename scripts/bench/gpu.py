@@ -85,8 +85,8 @@ COMPILED = "--with=--compile=always"  # as erk generate does for so many images 
 TINY = "--size tiny --batch 1"
 PIECES = {
     "tests": Piece("pytest", "-q -m gpu", "-q -m gpu --collect-only", 180),
-    "network": Piece("network", f"{FP16} --rounds 5 --size s --compile PEER",
-                     f"{TINY} --precision fp32", 240,
+    "network": Piece("network", f"{FP16} --rounds 5 --size s --compile --top 40 PEER",
+                     f"{TINY} --precision fp32 --top 3", 240,
                      Target("S: at least 55 % of the rate of matrix products, compiled",
                             _of("of matmul rate", "ours, fp16, compiled", size="s"), least=0.55)),
     "decoding": Piece("decoding", "--device cuda --batch 8 --rounds 5 --compile", "--tiny", 300),

@@ -102,6 +102,21 @@ def compare(setup: Setup, size: str, batch: int, nets: dict[str, tuple[str, Any]
     return rows
 
 
+def longest(setup: Setup, size: str, batch: int, network: Any, n: int) -> list[Row]:
+    """Return the n operations of one call that take the device longest."""
+    x, labels = networks.inputs(network, batch, setup.device)
+    with torch.profiler.profile() as profiler:
+        call("ours", network, x, torch.tensor(1.0), labels, setup.device)
+    kind = "cpu" if setup.device == "cpu" else "device"
+    times = {one.key: (getattr(one, f"self_{kind}_time_total"), one.count)
+             for one in profiler.key_averages()}  # fmt: skip
+    return [
+        {"size": size, "batch": batch, "code": key, "seconds": times[key][0] / 1e6,
+         "calls": times[key][1]}
+        for key in sorted(times, key=lambda key: -times[key][0])[:n]
+    ]  # fmt: skip
+
+
 @bench(
     click.option("--size", "sizes", type=click.Choice(SIZES), multiple=True, default=("xs",),
                  help="Size of the network; may repeat."),
@@ -111,12 +126,13 @@ def compare(setup: Setup, size: str, batch: int, nets: dict[str, tuple[str, Any]
     click.option("--compile", "compiled", is_flag=True, help="Also time compiled networks."),
     click.option("--cudnn-benchmark", "selected", is_flag=True,
                  help="Also let cuDNN select kernels by timing."),
+    click.option("--top", default=0, help="Also list so many operations that take longest."),
     click.option("--against", metavar="COMMIT", help="Also time the network of that commit."),
     PEER,
 )  # fmt: skip
 def main(
     setup: Setup, sizes: tuple[str, ...], batch: int, precisions: tuple[str, ...], compiled: bool,
-    selected: bool, against: str | None, peer: Path | None,
+    selected: bool, top: int, against: str | None, peer: Path | None,
 ) -> Iterator[Row]:  # fmt: skip
     """Time the network's forward pass."""
     keep_freed_memory()  # as the commands do
@@ -128,6 +144,8 @@ def main(
                 size, precisions, setup.device, compiled, selected, against, peer
             )  # fmt: skip
             yield from compare(setup, size, batch, nets)
+            if top:
+                yield from longest(setup, size, batch, nets["ours"][1], top)
             if peer is None:
                 yield {"size": size, "batch": batch, "code": NOT_RUN}
 

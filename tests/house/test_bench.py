@@ -94,6 +94,8 @@ def test_the_trial_of_the_plan_for_a_gpu(tmp_path, monkeypatch):
     (ours,) = [row for row in gpu.read_rows(out, "neighbours") if "seconds" in row
                and row["code"] == "ours"]  # fmt: skip
     assert rows["neighbours"][2] == number(ours["seconds"])
+    top = [row for row in gpu.read_rows(out, "network") if "calls" in row]
+    assert len(top) == 3 and top[0]["seconds"] >= top[2]["seconds"] > 0
     assert rows["sampling"][2] == "–" and rows["sampling"][3] == "not measured"  # no peer
     assert rows["neighbours"][4] == "50 000 x 50 000 in at most 5 s"
 
