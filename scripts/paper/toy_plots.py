@@ -10,6 +10,7 @@ import torch
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -17,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from erk.analysis import toy
+from erk.analysis.plots import GREY, STYLE
 from erk.analysis.toy_results import AXES, GUIDANCES, HALF_LENGTH, QUARTILES, Figure1, Line
 
 # Okabe and Ito's colours
 BLUE, SKY, GREEN, YELLOW, ORANGE, PURPLE = (
     "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 )  # fmt: skip
-GREY = "#666666"
 COMPONENTS = (BLUE, ORANGE)  # dominant, subdominant
 NAME_AT = {"calm": (-0.55, 0.1), "stiff": (-0.45, 1.3)}  # clear of the tree
 LOOKS = (  # of the GUIDANCES, in their order
@@ -34,19 +35,12 @@ SHADES = LinearSegmentedColormap.from_list(  # without the palest end: the paper
     "stiffness", matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, 256))
 )
 RANDOM = 0.5**0.5  # median |cos| of a random direction in the plane
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def figure1(result: Figure1) -> bytes:
     """Stiffness over the plane, the two crosses, and the drift along their lines."""
     crosses = {"calm": ("AB", "CD"), "stiff": ("EF", "GH")}
-    with plt.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         figure = plt.figure(figsize=(13.5, 5.2), layout="constrained")
         grid = figure.add_gridspec(2, 4, width_ratios=(2.3, 1, 1, 1))
         plane, first = figure.add_subplot(grid[:, 0]), None
@@ -68,6 +62,7 @@ def figure1(result: Figure1) -> bytes:
 
 
 def _dots(panel: Axes, result: Figure1, size: float) -> PathCollection:
+    panel.grid(False)
     order = result.rho.argsort()  # the stiffest on top
     top = torch.quantile(result.rho, 0.99).item()
     (x1, x2), rho = result.x[order].T.numpy(), result.rho[order].numpy()
@@ -126,7 +121,7 @@ def figure2(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> bytes:
     """Median |cos| with the dominant eigenvector, and the guided local error, by quartile."""
     medians = {row["quantity"]: row for row in rows if row["median"] == "|cos|"}
     within = {row["quantity"]: row for row in rows if row["median"] == "|cos|, within a step"}
-    with plt.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         figure, panels = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
         for panel, name, title in zip(
             panels, ("LTE", "ERK solution difference"), ("(a)", "(b)"), strict=False
@@ -141,7 +136,7 @@ def figure2(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> bytes:
         for panel in panels[:3]:
             panel.axhline(RANDOM, color="black", linestyle=":", label="random direction")
             panel.set(ylim=(0, 1.5), yticks=np.linspace(0, 1, 6), ylabel=r"median $|\cos|$")
-            panel.legend(loc="upper left", fontsize=8)
+            panel.legend(loc="upper left")
         _guided_errors(panels[3], errors)
         for panel in panels:
             panel.set_xticks(range(4), QUARTILES)
@@ -169,7 +164,7 @@ def _guided_errors(panel: Axes, errors: list[dict[str, Any]]) -> None:
     panel.set_yscale("log")
     panel.set_yticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
     panel.minorticks_off()
-    panel.legend(loc="upper right", fontsize=8)
+    panel.legend(loc="upper right")
 
 
 def helps(rows: list[dict[str, Any]]) -> bytes:
@@ -179,7 +174,7 @@ def helps(rows: list[dict[str, Any]]) -> bytes:
         "sliced W1": "(b) sliced W1 to the exact end points",
     }
     counts = sorted({row["steps"] for row in rows})
-    with plt.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
         for panel, (column, title) in zip(panels, titles.items(), strict=True):
             for name, (look, colour) in zip(GUIDANCES, LOOKS, strict=True):
