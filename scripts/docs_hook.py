@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md", "results/demo.png": "demo.png",
-    "results/index.html": "results.html",
+    "results/index.html": "results.html", "results/quality.png": "quality.png",
 }  # fmt: skip
 """Paths in the repository and in the site."""
 COMMANDS = """# Commands

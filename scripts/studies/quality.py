@@ -4,9 +4,8 @@
     python -m scripts.studies quality --data mnist --steps 8    # some rows, into the same files
 
 Rows are those of the paper's tables: FD, precision, recall, accuracy and the distance to the
-converged solution. Fixed before the first row was sampled: the weights; w_con, that of the
-released script; the control rows; the seeds, which no table and no choice of settings uses (the
-rows of mnist have those of its Table 2, and share what that has measured).
+converged solution. Their seeds are those of Table 2, so that both share what is measured. Fixed
+before any other row was sampled: the weights; w_con, that of the released script; the control rows.
 """
 
 from collections.abc import Sequence
@@ -40,12 +39,18 @@ def main(networks: Sequence[str], counts: Sequence[str], num: int, results: Path
     try:
         Rows(chosen).measure()
     finally:  # of a run that is stopped, what is finished
-        measured = finished(num, results)
-        flat = {f"{n}: {row}": one for n, some in measured.items() for row, one in some.items()}
-        write_file(results / "quality.json", save_json({"finished": flat}))
-        write_file(results / "quality.md", text(measured).encode())
-        write_file(results / "quality.png", figure(measured))
+        measured = write(num, results)
     click.echo(text(measured))
+
+
+def write(num: int, results: Path) -> Measured:
+    """Write the tables and the figure of the rows that are finished."""
+    measured = finished(num, results)
+    flat = {f"{n}: {row}": one for n, some in measured.items() for row, one in some.items()}
+    write_file(results / "quality.json", save_json({"finished": flat}))
+    write_file(results / "quality.md", text(measured).encode())
+    write_file(results / "quality.png", figure(measured))
+    return measured
 
 
 def finished(num: int, results: Path) -> Measured:

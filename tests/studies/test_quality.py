@@ -1,5 +1,6 @@
 """The study of solver error against quality: its rows, its control, and its tables."""
 
+import json
 import math
 from functools import partial
 from itertools import pairwise
@@ -13,24 +14,26 @@ from erk.method.point import Point
 from erk.method.sampler import steps
 from erk.method.schedule import polynomial
 from erk.method.solvers import heun
-from scripts.paper.config import Experiment, Request, load_config
+from scripts.paper.config import ROOT, Experiment, Request, load_config
 from scripts.paper.plan import options_of_row
-from scripts.paper.rows import planned_rows
+from scripts.paper.rows import paired, planned_rows
 from scripts.paper.scales import at_scale
-from scripts.studies.quality_page import distance_ratio, fd_change, figure, names_of, text
+from scripts.studies.quality_page import distance_ratio, fd_change, figure, text, ways_of
 from scripts.studies.quality_plan import (
-    FIRST,
     NETWORKS,
     NUM,
+    SEEDS_OF_TRAINING,
     SHARPENED,
     W_CON,
     experiment,
     plain_name,
     restricted,
+    sharp_name,
     sharpening,
     weight_name,
 )
 
+PAGE = ROOT / "docs" / "what-erk-guid-does.md"
 RATE = 0.8  # f = RATE x: the exact solution is a power of e
 
 
@@ -61,14 +64,15 @@ def test_the_control_sharpens_by_what_exceeds_heuns_error(parts, w_stiff):
 def test_rows_are_compared_with_heun_of_the_same_seeds(network):
     one = experiment(network)
     planned = {each.row.name: each for each in planned_rows(*one)}
-    assert {name for n in W_CON for name in names_of(n)} <= {*planned} | {
-        name for n in W_CON if n not in SHARPENED for name in names_of(n) if "sharp" in name
-    }
+    for n in W_CON:
+        missing = {*ways_of(n).values()} - {*planned}
+        assert n not in SHARPENED or not missing, missing
+        assert all("sharpening" in name for name in missing)
     for each in planned.values():
         base = planned.get(each.row.against, each)
         assert base.options["seeds"] == each.options["seeds"]
         if network != "mnist":
-            assert each.options["seeds"] == f"{FIRST}-{FIRST + NUM - 1}"
+            assert each.options["seeds"] == f"100000-{100000 + NUM - 1}"
     assert planned[weight_name(8, 1.0)].options["w_con"] == 0.1
 
 
@@ -87,7 +91,7 @@ def test_only_the_rows_of_some_steps_are_measured():
     one = restricted(experiment("digits"), [6])
     names = [one.config.rows[int(i)].name for i in one.request.rows.split(",")]
     assert names[-1] == "converged" and all(n.startswith("6 steps") for n in names[:-1])
-    assert len(names) == 1 + len(names_of(6)) - 2
+    assert len(names) == len(ways_of(6)) - 2 + 1
 
 
 def row(fd, distance, seeds="0-9"):
@@ -109,7 +113,9 @@ def test_tables_and_figure_hold_what_is_measured():
             "converged": row(9.0, 0.0, seeds="0-4")}  # fmt: skip
     measured = dict.fromkeys(NETWORKS, {}) | {NETWORKS[0]: some, NETWORKS[1]: some}
     lines = text(measured).splitlines()
-    cells = "| w_stiff 2 | **-50.0 ± 2.5** | **-50.0 ± 2.5** | 2 | 0 | 0 | 0 |"
+    cells = "| w_stiff 2 | – | – | -50 | – | – | – | 2 | – |"
+    assert sum(line.startswith(cells) for line in lines) == 1
+    cells = "| w_stiff 2 | **-50.0 ± 2.5** | **-50.0 ± 2.5** | – | 2 | 0 | 0 | 0 |"
     assert sum(line.startswith(cells) for line in lines) == 1
     assert not any(line.startswith("| converged") for line in lines)  # other seeds
     assert "2 changes of FD" in text(measured)
@@ -122,3 +128,56 @@ def test_steps_are_parts_of_the_coarse_schedule():
         fine = polynomial(parts * (count - 1), 0.002, 80.0, 7.0)
         assert torch.allclose(fine[::parts], coarse)
         assert all(a > b for a, b in pairwise(fine))
+
+
+def read(name):
+    return (ROOT / "results" / name).read_text("utf-8")
+
+
+def test_the_page_on_what_erk_guid_does_shows_the_results():
+    """M6: its tables are those of the study, and the paper's numbers those of the configs."""
+    page, results = PAGE.read_text("utf-8"), read("quality.md")
+    ours, _, rest = page.partition("## The paper's own tables")
+    shown = [line for line in ours.splitlines() if line.startswith("| ")]
+    assert len(shown) > 20 and [line for line in shown if line not in results] == []
+    rows = {name: {row.name: row.published for row in load_config(name).rows}
+            for name in ("table2", "table10")}  # fmt: skip
+    printed = [
+        rows["table2"]["32 steps"], rows["table2"]["32 steps, w_stiff 0.5"],
+        rows["table10"]["(C) adaptive, tau 0.5"], rows["table2"]["32 steps, w_stiff 1"],
+        rows["table2"]["32 steps, w_stiff 2"],
+    ]  # fmt: skip
+    cells = [line.strip("| ").split(" | ") for line in rest.splitlines() if line.startswith("| ")]
+    for line, one in zip(cells[2:], printed, strict=True):
+        assert line[1:] == [f"{one.get('nfe', 63)}", f"{one['fd_dinov2']}", f"{one['fid']:.2f}"]
+
+
+def test_what_the_page_says_of_error_and_sharpening_holds():
+    """M6: on every network of the page, in the records of the study."""
+    rows = json.loads(read("quality.json"))["finished"]
+
+    def fd(network, name, base):
+        change = paired(rows[f"{network}: {name}"], rows[f"{network}: {base}"])["fd"]
+        return 100 * change["value"] / rows[f"{network}: {base}"]["fd"]
+
+    def distance(network, name, base):
+        return rows[f"{network}: {name}"]["distance"] / rows[f"{network}: {base}"]["distance"]
+
+    for network in SEEDS_OF_TRAINING:
+        removed = fd(network, "converged", "32 steps")
+        assert -1.5 < removed < -1  # and as much by the small weight, halved steps and auto
+        for name in ("32 steps, w_stiff 0.5", "32 steps, halved", "32 steps, auto"):
+            assert abs(fd(network, name, "32 steps") - removed) < 0.3
+            assert distance(network, name, "32 steps") < 0.4
+        weights = (0.5, 1.0, 1.5, 2.0)
+        falls = [fd(network, weight_name(32, w), "32 steps") for w in weights]
+        assert falls == sorted(falls, reverse=True) and -18 < falls[-1] < -7.5
+        assert distance(network, "32 steps, w_stiff 1", "32 steps") > 2
+        assert distance(network, "32 steps, w_stiff 2", "32 steps") > 10
+        assert fd(network, "converged", "8 steps") < fd(network, "8 steps, auto", "8 steps") < -16
+        assert fd(network, "8 steps, w_stiff 0.5", "8 steps") > 0
+    both = weight_name(32, 2.0), sharp_name(32, 2.0)
+    full, alone = (fd(SEEDS_OF_TRAINING[0], name, "32 steps") for name in both)
+    assert alone == pytest.approx(full, rel=0.05)
+    assert distance("mnist", "32 steps, w_stiff 0.5", "32 steps") > 0.9
+    assert distance("mnist", "32 steps, halved", "32 steps") < 0.3
