@@ -1,6 +1,7 @@
 """Pages of the site that come from files outside of docs/, and its formulas (see mkdocs.yml)."""
 
 import html
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,24 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from erk.commands.cli import Command
+from erk.commands.main import SECTIONS
 from erk.commands.main import main as erk
 from erk.method.fields import PYTHON, Field, fields
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md", "results/demo.png": "demo.png",
-    "results/index.html": "results.html", "results/quality.png": "quality.png",
+    "SECURITY.md": "security.md", "results/index.html": "results.html",
+    **{f"results/{path.name}": f"results/{path.name}" for path in (ROOT / "results").glob("*.png")},
 }  # fmt: skip
-"""Paths in the repository and in the site."""
+"""Paths in the repository and in the site; of the images those that a page shows are copied."""
+HEADER = """<header style="display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .3rem .2rem">
+<a href="index.html"><strong>ERK-Guid</strong></a><a href="tutorial.html">Tutorial</a>
+<a href="howto/tables.html">Reproduce the tables</a><a href="paper.html">The paper</a>
+<a href="glossary.html">Glossary</a></header>
+"""
+"""What results/index.html has in the site alone: the way back."""
 COMMANDS = """# Commands
 
 One command, `erk`, has a subcommand for every task. `python -m erk` and, in several processes,
@@ -43,8 +52,14 @@ FORMULA = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files from outside of docs/."""
+    pages = "".join(path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md"))
     for source, target in OUTSIDE.items():
-        files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+        if source == "results/index.html":
+            text = (ROOT / source).read_text("utf-8")
+            text = text.replace('<div class="columns">', f'{HEADER}<div class="columns">', 1)
+            files.append(File.generated(config, target, content=text))
+        elif source in pages or not source.endswith(".png"):
+            files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=commands()))
     files.append(File.generated(config, "reference/settings.md", content=settings()))
     return files
@@ -61,15 +76,25 @@ def settings() -> str:
     return "\n".join(parts)
 
 
+def _titled(text: str) -> str:
+    """Turn the names of files of docs/ into links that show their titles."""
+
+    def link(match: re.Match[str]) -> str:
+        title = (ROOT / match[0]).read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        return f"[{title}](../{match[1]}.md)"
+
+    return re.sub(r"docs/([\w/-]+)\.md", link, text)
+
+
 def _row(field: Field) -> str:
-    """Return the row of one setting; file names of docs/ become links."""
+    """Return the row of one setting."""
     name, option = f"`{field.name}`", f"`{field.option}`" if field.option else "–"
     default = field.note or f"`{field.default!r}`"
     unit = f" Unit: {field.unit}." if field.unit not in field.help.lower() else ""
     choices = f" One of {', '.join(f'`{choice}`' for choice in field.choices)}." * bool(
         field.choices and field.name != "solver"
     )
-    meaning = re.sub(r"docs/(\w+)\.md", r"[\1](../\1.md)", field.help) + choices + unit
+    meaning = _titled(field.help) + choices + unit
     if field.default is True and field.option:
         meaning = f"The option sets False: {meaning[0].lower()}{meaning[1:]}"
     cells = [name, option, default, f"`{field.symbol}`" if field.symbol else "", meaning]
@@ -77,22 +102,58 @@ def _row(field: Field) -> str:
 
 
 def commands() -> str:
-    """Return the page of commands: the help of `erk` and of every subcommand."""
-    parts = [COMMANDS, _section(erk, "erk", None)]
+    """Return the page of commands: every command of the tree with its options and defaults."""
+    parts = [COMMANDS]
     with click.Context(erk, info_name="erk") as parent:
-        for name in erk.list_commands(parent):
-            command = erk.get_command(parent, name)
-            assert command is not None
-            parts.append(_section(command, name, parent))
-    return "\n".join(parts)
+        for title, names in SECTIONS.items():
+            parts += [f"## {title}", *(_command(name, parent) for name in names)]
+    return "\n\n".join(parts)
 
 
-def _section(command: click.Command, name: str, parent: click.Context | None) -> str:
-    """Return a heading and the help of one command."""
+def _command(name: str, parent: click.Context) -> str:
+    """Return a heading, the usage, the options by group, and the examples of one command."""
+    command = erk.get_command(parent, name)
+    assert isinstance(command, Command)
     with command.context_class(
-        command, info_name=name, parent=parent, max_content_width=90, **command.context_settings
+        command, info_name=name, parent=parent, **command.context_settings
     ) as context:
-        return f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        groups = [*command.option_groups, command.get_default_option_group(context)]
+        options = [
+            f"**{group.title}**\n\n{lines}"
+            for group in groups
+            if (
+                lines := "\n\n".join(filter(None, (_option(one, context) for one in group.options)))
+            )
+        ]
+    paragraphs = [_paragraph(text) for text in inspect.cleandoc(command.help or "").split("\n\n")]
+    examples = inspect.cleandoc((command.epilog or "").replace("\b\nExamples:", ""))
+    return "\n\n".join([
+        f"### {context.command_path}", *paragraphs, f"```text\n{usage}\n```", *options,
+        f"```bash\n{examples}\n```",
+    ])  # fmt: skip
+
+
+def _paragraph(text: str) -> str:
+    """Return a paragraph of a help page; click leaves the lines of one after \\b as they are."""
+    kept = text.removeprefix("\b\n")
+    return f"```text\n{kept}\n```" if kept != text else _escaped(text)
+
+
+def _option(option: click.Parameter, context: click.Context) -> str:
+    """Return the entry of one option; "" for those that every command has."""
+    record = option.get_help_record(context)
+    if record is None or option.name in ("version", "_click_default_help"):
+        return ""
+    text, _, facts = record[1].partition("  [")
+    facts = facts.removesuffix("]").replace("default: ", "Default: ")
+    lines = " ".join([_titled(_escaped(text)), *([f"*{_escaped(facts)}.*"] if facts else [])])
+    return f"`{record[0]}`\n:   {lines}"
+
+
+def _escaped(text: str) -> str:
+    """Return plain text for Markdown."""
+    return re.sub(r"([\\*_\[\]])", r"\\\1", html.escape(text, quote=False))
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -115,11 +176,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return LINK.sub(replace, markdown)
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Write the LaTeX of formulas as MathML, which browsers show without a script."""
+def on_page_content(content: str, page: Page, **_: Any) -> str:
+    """Write the LaTeX of formulas as MathML, and point a notebook's links to the pages."""
 
     def formula(match: re.Match[str]) -> str:
         display = "inline" if match[2] == "(" else "block"
         return convert(html.unescape(match[3]).strip(), display=display)
 
+    if page.file.src_uri.endswith(".ipynb"):
+        content = re.sub(r'(href="[\w/-]+)\.md(["#])', r"\1.html\2", content)
     return FORMULA.sub(formula, content)

@@ -112,7 +112,7 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
             "precision": values["precision"],
             "recall": values["recall"],
             "IS": values["is"],
-            "recognised": values["accuracy"],
+            "accuracy": values["accuracy"],
             CHANGE: None,
             "beyond noise": None,
         }
@@ -181,7 +181,7 @@ def main(seeds: str, groups: int, results: str) -> None:
         f"{len(chosen)} images per row (seeds {seeds}, balanced labels, preset {DATA}, Heun, EDM "
         f"schedule). The paper's weights: w_stiff {WEIGHTS['w_stiff']}, w_con {WEIGHTS['w_con']}, "
         "of its Table 2 at 8 steps; auto has no weights. Nothing was chosen on these seeds.",
-        "FD is the Fréchet distance on 128 features of a classifier of MNIST, recognised the share "
+        "FD is the Fréchet distance on 128 features of a classifier of MNIST, accuracy the share "
         "that it takes for the class asked for.",
         f"FD floor {number((floor.value, floor.error))}: the FD of as many real digits. Standard "
         f"errors: each of {groups} groups of seeds left out in turn (jackknife); the last but "

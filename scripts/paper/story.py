@@ -106,14 +106,18 @@ def wrong(finding: Finding, folder: Path) -> list[str]:
 def plot_of(folder: Path) -> dict[str, Any] | None:
     """Return the coordinates of the curves; None where their page is not in the folder."""
     plot = read_story().plot
-    path = folder / f"{plot.page}.json"
-    if not path.is_file():
+    if not (folder / f"{plot.page}.json").is_file():
         return None
-    rows = [row for row in _rows(path) if _fits(row, plot.row)]
-    groups = {label: _once(row for row in rows if row[plot.by] == value)
-              for value, label in plot.curves.items()}  # fmt: skip
+    groups = curves_of(plot, folder)
     panels = [_panel(groups, key, title) for key, title in plot.panels.items()]
     return {"panels": panels, "names": list(groups), "caption": plot.caption}
+
+
+def curves_of(plot: Plot, folder: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """Return label -> rows of each curve, in the order of their numbers of evaluations."""
+    rows = [row for row in _rows(folder / f"{plot.page}.json") if _fits(row, plot.row)]
+    return {label: _once(row for row in rows if row[plot.by] == value)
+            for value, label in plot.curves.items()}  # fmt: skip
 
 
 def decades(values: Sequence[float]) -> list[float]:

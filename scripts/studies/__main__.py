@@ -12,7 +12,6 @@ STUDIES = {
     "calibration": "calibrated corrections of every solver; results/calibration.md",
     "cards": "cards of erk calibrate at 5 to 15 evaluations; results/cards.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
-    "cover": "the plot, images and numbers of the README; results/cover.md",
     "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
     "quality": "solver error against FD over w_stiff; results/quality.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",

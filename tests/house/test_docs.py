@@ -93,9 +93,21 @@ def test_the_table_of_local_errors_is_what_the_script_prints():
     assert printed in read("docs/theory.md")
 
 
-def test_the_readme_shows_the_results_of_the_demo():
-    table = [line for line in read("results/demo.md").splitlines() if line.startswith("|")]
-    assert len(table) == 6 and all(line in read("README.md") for line in table)
+def test_the_readme_is_short_and_shows_rows_of_the_demo():  # N, item 1
+    text, record = read("README.md"), read("results/demo.md")
+    shown = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(text) <= 7000
+    assert len(shown) == 5 and [line for line in shown if line not in record.splitlines()] == []
+    assert f"have {re.search('FD floor ([^:]*):', record)[1]}" in text
+
+
+def test_the_losses_in_the_readme_are_those_of_the_records():
+    section = read("README.md").partition("## When it does not help")[2].partition("\n## ")[0]
+    numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", section)
+    records = [
+        read(f"results/{name}.md") for name in ("demo", "table2-mnist", "table3-digits-early")
+    ]
+    assert len(numbers) == 8 and [one for one in numbers if one not in "".join(records)] == []
 
 
 def test_the_page_of_the_paper_shows_the_results_in_its_regime():

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import torch
 from click.exceptions import Exit
+from click.testing import CliRunner
 from documents import PAGES, ROOT, commands, execute, python_blocks, run_commands, run_page, same
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
@@ -116,22 +117,46 @@ def test_the_page_on_metrics():
     assert space["result"].values["fd"] > 100 and space["result"].errors["fd"] > 0
 
 
-def test_the_readme(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    api, loop, scheduler = python_blocks("README.md")
+def test_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    first, scheduler, network, loop = python_blocks("README.md")
     space = {}
-    execute(api, "README.md", space)
-    assert space["images"].shape == (16, 1, 8, 8)
+    execute(first, "README.md", space)
+    assert len([*(tmp_path / "digits").glob("*.png")]) == 16
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    space |= {"alphas_cumprod": table, "pipe": Pipeline()}
+    space["network"] = lambda x, t: x * (1 - table[t.round().long()]).sqrt()[:, None, None, None]
+    few = network.replace("nfe=8", "nfe=5, seeds=8, solver='deis', corrections=()")  # seconds
+    few = few.replace("(3, 32, 32)", "(1, 2, 2)")
+    assert few.count("(1, 2, 2)") == few.count("nfe=5") == 1
+    execute(few, "README.md", space)
+    assert space["x0"].isfinite().all() and space["card"].nfe == 5
     x, f = torch.ones(2, 3), torch.full((2, 3), 0.5)
-    space = {"x": x, "f": f, "sigma": torch.tensor(2.0), "sigma_next": torch.tensor(1.5)}
-    space |= {"f_euler": f * 0.9, "x_euler": x - 0.25, "twin": None}
+    space |= {"x": x, "f": f, "sigma": torch.tensor(2.0), "sigma_next": torch.tensor(1.5)}
+    space |= {"f_euler": f * 0.9, "x_euler": x - 0.25, "x_heun": x - 0.2, "twin": None}
     execute(loop, "README.md", space)
     execute(loop, "README.md", space)  # now with a twin
     assert space["x"].shape == (2, 3)
-    space = {"pipe": Pipeline()}
     execute(scheduler, "README.md", space)
     assert space["pipe"].scheduler.config.w_stiff == 1
     assert space["pipe"]("a fox", 5).images[0].isfinite().all()
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch):
+    """With MNIST's network of features, which needs no download, in the place of Inception."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    generate, *evaluations = commands("README.md")
+    assert CliRunner().invoke(erk, generate).exit_code == 0
+    assert (tmp_path / "out/digits/grid.png").is_file()
+    for name in ("fake", "real", "new", "old"):
+        (tmp_path / name).symlink_to(tmp_path / "out/digits")
+    other = {"torch-fidelity": "mnist", "edm2": "mnist", "inception": "mnist", "fid": "fd"}
+    for words in evaluations:
+        done = CliRunner().invoke(erk, [other.get(word, word) for word in words])
+        assert done.exit_code == 0, (words, done.output)
+        assert words[0] == "make-reference" or "fd" in done.output
 
 
 def test_every_command_of_the_documents_has_known_options(monkeypatch):

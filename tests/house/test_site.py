@@ -1,20 +1,28 @@
 """The documentation builds without a warning, fetches nothing, and leaves no public name out."""
 
+import html
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
+import click
 import pytest
 import yaml
 
 import erk
 import metrics
-from erk.commands.main import SUBCOMMANDS
+from erk.commands.main import SUBCOMMANDS, main
 from erk.method.fields import fields
 
 ROOT = Path(__file__).parents[2]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 pytest.importorskip("mkdocs", reason="needs the extra [docs]")
 
 
@@ -36,6 +44,20 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.names.add(tag)
+
+
+class Links(HTMLParser):
+    """Collect the addresses of a page's links and the names that can be linked to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.addresses, self.names = [], {"", "__top"}
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.names |= {attrs[name] for name in ("id", "name") if attrs.get(name)}
+        self.addresses += [attrs["href"]] if tag == "a" and attrs.get("href") else []
 
 
 class Loads(HTMLParser):
@@ -69,8 +91,71 @@ def test_the_site_has_every_page(site):
     assert {page.with_suffix(".html") for page in pages} <= built
     generated = {"tour.html", "results.html", "changelog.html", "contributing.html"}
     assert generated <= {path.as_posix() for path in built}
-    commands = (site / "reference/commands.html").read_text("utf-8")
-    assert all(f"erk {name}" in commands for name in SUBCOMMANDS) and "--w-stiff" in commands
+
+
+def test_the_page_of_commands_has_every_option_with_its_default(site):  # N15
+    text = re.sub("<[^>]*>", "", (site / "reference/commands.html").read_text("utf-8"))
+    text = re.sub(r"\s+", " ", html.unescape(text))
+    with click.Context(main, info_name="erk") as parent:
+        for name in SUBCOMMANDS:
+            command = main.get_command(parent, name)
+            with command.context_class(command, info_name=name, parent=parent) as context:
+                assert f"erk {name}" in text
+                for option in command.params:
+                    words, default = option.opts[0], option.get_default(context)
+                    assert words in text or isinstance(option, click.Argument), (name, words)
+                    if isinstance(default, int | float) and not isinstance(default, bool):
+                        assert f"Default: {default}" in text, (name, words)
+
+
+def test_no_link_of_the_site_is_dead(site):
+    pages = {page.resolve(): Links(page) for page in site.rglob("*.html")}
+    dead = []
+    for page, links in pages.items():
+        for address in links.addresses:
+            file, _, name = address.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            if re.match("[a-z]+:", address) or (page.name == "404.html" and address[0] == "/"):
+                continue
+            known = pages[target].names if target in pages else {""}
+            if not target.is_file() or (unquote(name) not in known and target in pages):
+                dead.append((page.name, address))
+    assert len(pages) > 25 and dead == []
+
+
+def test_links_show_titles_not_file_names(site):
+    for page in (ROOT / "docs").rglob("*.md"):
+        texts = re.findall(r"\[([^\]]*)\]\([^)]*\)", page.read_text("utf-8"))
+        assert [text for text in texts if re.search(r"\.(md|html|py)\b", text)] == [], page.name
+
+
+def test_the_page_of_results_leads_back(site):
+    text = (site / "results.html").read_text("utf-8")
+    header = text.partition("<header")[2].partition("</header>")[0]
+    assert '<a href="index.html">' in header and '<a href="glossary.html">' in header
+
+
+def test_the_glossary_has_the_words_of_the_issue():
+    text = (ROOT / "docs/glossary.md").read_text("utf-8")
+    words = ("drift", "pair", "twin", "gate", "NFE", "w_con", "w_stiff", "stiffness", "card", "FD")
+    assert [word for word in words if f"**{word}**" not in text.replace(", ", "**\n**")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_no_page_is_wider_than_a_phone(site):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
+        phone = browser.new_page(viewport={"width": 360, "height": 740})
+        wide = []
+        for page in sorted(site.rglob("*.html")):
+            phone.goto(page.as_uri(), wait_until="load")
+            width = phone.evaluate("document.documentElement.scrollWidth")
+            wide += [(page.name, width)] if width > 360 else []
+        browser.close()
+    assert wide == []
 
 
 def test_no_page_fetches_anything_from_elsewhere(site):

@@ -49,10 +49,10 @@ def test_demo_rows(demo):
         (name, 2 * options["steps"] - 1) for name, options in SAMPLERS
     ]
     for row in rows:
-        for name in ("FD", "precision", "recall", "IS", "recognised"):
+        for name in ("FD", "precision", "recall", "IS", "accuracy"):
             assert math.isfinite(row[name]) and math.isfinite(row[f"{name}_se"]), (name, row)
         assert row["FD"] > 0 and 1 <= row["IS"] <= 10
-        assert all(0 <= row[name] <= 1 for name in ("precision", "recall", "recognised"))
+        assert all(0 <= row[name] <= 1 for name in ("precision", "recall", "accuracy"))
         change = row["change of FD"]
         assert (change is None) == (row is rows[0])
         assert change is None or change == pytest.approx(row["FD"] - rows[0]["FD"])
