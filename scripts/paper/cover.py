@@ -65,7 +65,8 @@ def draw(curves: Sequence[Sequence[Mapping[str, Any]]], columns: Mapping[str, np
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(10.4, 3.1), layout="constrained")
         FigureCanvasAgg(figure)
-        plots, sheet = figure.subfigures(1, 2, width_ratios=(6.4, 4.0))
+        parts: Any = figure.subfigures(1, 2, width_ratios=(6.4, 4.0))
+        plots, sheet = parts
         for axes, (key, title) in zip(plots.subplots(1, 2), TITLES.items(), strict=True):
             _draw_curves(axes, curves, key)
             axes.set_title(title)
