@@ -7,7 +7,6 @@ They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter (`erk
 import functools
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from erk.calibration.card import SAMPLER, Card, open_card
+from erk.calibration.card import Card, open_card
 from erk.io.atomic import write_file
 from erk.method.churn import Noise
 from erk.method.corrections import Correction
@@ -41,13 +40,10 @@ def _with_card(function: F) -> F:
         more = bound.pop("settings", {})
         check_names(more, function.__name__)
         given = {**bound, **more}
+        known = {k: v for k, v in given.items() if k in Settings.__dataclass_fields__}
         card = open_card(card)
-        card.check_given({k: v for k, v in given.items() if k in Settings.__dataclass_fields__})
         card.check(given.get("model"), given.get("guide_model"))
-        if card.warning:
-            warnings.warn(card.warning, stacklevel=2)
-        chosen = {name: getattr(card.settings, name) for name in (*SAMPLER, "erk")}
-        return function(**given | chosen)
+        return function(**given | card.sampler_for(known))
 
     return call  # type: ignore[return-value]
 
@@ -242,13 +238,8 @@ def _prepare(
     plan = Settings(**settings)
     drift = plan.drift(model, labels, guide_model, guide_labels)
     correction = plan.correction(plan.sigmas(model), model) if plan.erk == "auto" else None
-    if isinstance(correction, Correction) and not correction.acts:
-        warnings.warn(
-            f"erk='auto' finds no multiple that suits all data for the solver {plan.solver!r} at "
-            "these noise levels, so the samples are the plain solver's: take heun or dpm2, or "
-            "calibrate a card.",
-            stacklevel=4,
-        )
+    if isinstance(correction, Correction):
+        correction.warn_if_idle(repr(plan.solver), stacklevel=5)
     return drift, plan
 
 

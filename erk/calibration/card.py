@@ -6,7 +6,9 @@ Cards are shared files: nothing in one is used before it is validated.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,7 @@ SAMPLER = (*RECIPE, *WEIGHTS)
 """The settings that a card holds, beside its correction."""
 FREE = ("dtype",)
 """Settings that may be given beside a card."""
+UNKNOWN = "that is of no file"
 
 
 class Card(NamedTuple):
@@ -67,11 +70,22 @@ class Card(NamedTuple):
             "of the best published sampler."
         )
 
+    def sampler_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that this card decides; warn of a card without gain.
+
+        Raises ValueError for settings `given` that contradict them.
+        """
+        self.check_given(given)
+        if self.warning:
+            warnings.warn(self.warning, stacklevel=3)
+        return {name: getattr(self.settings, name) for name in (*SAMPLER, "erk")}
+
     def check(self, model: Any, guide_model: Any) -> None:
         """Raise ValueError unless the card is for these denoisers."""
         here = networks(model, guide_model, self.settings.guidance)
         pairs = [
-            f"{name} {_short(self.networks[name])} there, {_short(value)} here"
+            f"{name} {_short(self.networks[name] or UNKNOWN)} there, {_short(value or UNKNOWN)} "
+            "here"
             for name, value in here.items()
             if self.networks[name] != value
         ]
@@ -182,13 +196,19 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     """Read a card. Raises OSError, or ValueError if the file is not a valid card."""
     data = read_regular(path, MOST_BYTES)
     row = None
-    try:
+    with suppress(ValueError):  # refused below: it is no card
         row = parse_json(data)
+    return parse_card(row, path)
+
+
+def parse_card(row: Any, source: Any) -> Card:
+    """Return the card of a file's content, as JSON. Raises ValueError if it is not valid."""
+    try:
         content = CardFile.model_validate(row)
         settings = content.sampler()
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a card of erk calibrate ('{FORMAT}'): "
+            f"{source} is not a card of erk calibrate ('{FORMAT}'): "
             f"{'it is not JSON' if row is None else _reason(error)}; calibrate "
             "again, or give another file."
         ) from None
@@ -199,8 +219,13 @@ def read_card(path: str | os.PathLike[str]) -> Card:
 
 def write_card(path: str | os.PathLike[str], card: Card) -> None:
     """Write a card and its report to a JSON file, atomically. Raises OSError."""
+    write_file(Path(path), save_json(content_of(card)))
+
+
+def content_of(card: Card) -> dict[str, Any]:
+    """Return the content of a card's file."""
     correction = card.settings.erk
-    content = {
+    return {
         "format": FORMAT,
         "settings": sampler_of(card.settings),
         "correction": asdict(correction) if isinstance(correction, Correction) else None,
@@ -209,7 +234,6 @@ def write_card(path: str | os.PathLike[str], card: Card) -> None:
         "errors": card.errors,
         **card.report,
     }
-    write_file(Path(path), save_json(content))
 
 
 def sampler_of(settings: Settings) -> dict[str, Any]:
@@ -218,12 +242,14 @@ def sampler_of(settings: Settings) -> dict[str, Any]:
 
 
 def open_card(card: Any) -> Card:
-    """Return a card: one that is given, or that of a file.
+    """Return a card: one that is given, that of a file, or that of a file's content.
 
     Raises FileNotFoundError for a missing file, ValueError for what is no card.
     """
     if isinstance(card, Card):
         return card
+    if isinstance(card, Mapping):
+        return parse_card(parse_json(save_json(dict(card))), "this content")
     if not isinstance(card, str | os.PathLike):
         raise ValueError(f"card must be a Card or the path of one, not {_short(card)}.")
     if not Path(card).is_file():

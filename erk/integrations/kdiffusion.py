@@ -5,8 +5,9 @@
 `model(x, sigma, **extra_args)` returns the denoised x, where sigma [B] is the noise level of each
 sample; `sigmas` decrease, usually to 0. With w_stiff 0 these are k-diffusion's sample_heun and
 sample_dpm_2 without churn. As there, the state has the wider dtype of x and sigmas from the first
-step on. A flow model, whose levels are times t in 0..1, is refused with w_stiff above 0: in t the
-correction does not help.
+step on. A flow model, whose levels are times t in 0..1, is refused with ERK-Guid: in t the
+correction does not help. With a card, model guidance is compared to extra_args["cond_scale"] or to
+the cfg of ComfyUI's guider, and is 1 where there is neither.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from erk.method.guidance import ErkGuid
-from erk.method.point import Point, Solver
+from erk.calibration.card import open_card
+from erk.integrations.sampler import levels_of, settings_for
+from erk.method.corrections import Correction
+from erk.method.guidance import unguided
+from erk.method.point import Guidance, Point
 from erk.method.sampler import steps
-from erk.method.solvers import dpm2, heun
-from erk.method.values import number
+from erk.method.settings import Settings
+from erk.method.solvers import SOLVERS
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -34,8 +38,10 @@ def sample_erk_heun(
     extra_args: dict[str, Any] | None = None,
     callback: Callback | None = None,
     disable: bool | None = None,
-    w_stiff: float = 1.0,
-    w_con: float = 0.5,
+    w_stiff: float | None = None,
+    w_con: float | None = None,
+    erk: str | None = None,
+    card: Any = None,
 ) -> Tensor:
     """Sample by EDM's Heun method with ERK-Guid, two calls of the model per step.
 
@@ -43,13 +49,15 @@ def sample_erk_heun(
     ----------
     model : (x, sigma [B], **extra_args) -> denoised x.
     x : noise times sigmas[0], [B, ...].
-    sigmas : decreasing noise levels, [steps + 1].
+    sigmas : decreasing noise levels, [steps + 1]; with a card `card_sigmas(card)`.
     extra_args : keyword arguments of the model.
     callback : receives a dictionary in each step, after its first call of the model: x and denoised
         at its start, i, sigma and sigma_hat (equal). Changing x in place changes the run.
     disable : hides the progress bar.
-    w_stiff : scale of the correction; 0 is off.
-    w_con : stiffness above which a sample is corrected.
+    w_stiff : scale of the correction; 0 is off. Default: 1, and 0 with `erk` or a card.
+    w_con : stiffness above which a sample is corrected. Default: 0.5.
+    erk : "auto": a correction without weights.
+    card : the path of a card (erk calibrate) for this solver.
 
     Returns
     -------
@@ -57,9 +65,11 @@ def sample_erk_heun(
 
     Raises
     ------
-    ValueError for invalid weights, and for a flow model of ComfyUI with w_stiff above 0.
+    ValueError for invalid weights; for a card of another solver, network, guidance or other noise
+    levels, or one that the other arguments contradict; and for a flow model of ComfyUI with ERK-Guid.
     """
-    return _sample(heun, model, x, sigmas, extra_args, callback, disable, w_stiff, w_con)
+    erk_guid = (w_stiff, w_con, erk, card)
+    return _sample(("heun",), model, x, sigmas, extra_args, callback, disable, *erk_guid)
 
 
 @torch.no_grad()
@@ -70,36 +80,78 @@ def sample_erk_dpm2(
     extra_args: dict[str, Any] | None = None,
     callback: Callback | None = None,
     disable: bool | None = None,
-    w_stiff: float = 1.0,
-    w_con: float = 0.5,
+    w_stiff: float | None = None,
+    w_con: float | None = None,
+    erk: str | None = None,
+    card: Any = None,
 ) -> Tensor:
     """Sample by DPM-Solver-2 with ERK-Guid; see `sample_erk_heun`."""
-    return _sample(dpm2, model, x, sigmas, extra_args, callback, disable, w_stiff, w_con)
+    erk_guid = (w_stiff, w_con, erk, card)
+    return _sample(("dpm2",), model, x, sigmas, extra_args, callback, disable, *erk_guid)
+
+
+@torch.no_grad()
+def sample_erk_card(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    card: Any = None,
+) -> Tensor:
+    """Sample as a card of any solver says; see `sample_erk_heun`."""
+    if card is None:
+        raise ValueError("sample_erk_card needs a card: give card='FILE' of erk calibrate.")
+    return _sample(
+        tuple(SOLVERS), model, x, sigmas, extra_args, callback, disable, None, None, None, card
+    )
 
 
 SAMPLERS = {"erk_heun": sample_erk_heun, "erk_dpm2": sample_erk_dpm2}
 """Samplers by the names that user interfaces list."""
 
 
+def card_sigmas(card: Any) -> Tensor:
+    """Return the noise levels of a card, [steps + 1] float32. Raises ValueError for no card."""
+    return levels_of(open_card(card).settings).float()
+
+
 def _sample(
-    solver: Solver,
+    solvers: tuple[str, ...],
     model: Model,
     x: Tensor,
     sigmas: Tensor,
     extra_args: dict[str, Any] | None,
     callback: Callback | None,
     disable: bool | None,
-    w_stiff: float,
-    w_con: float,
+    w_stiff: float | None,
+    w_con: float | None,
+    erk: str | None,
+    card: Any,
 ) -> Tensor:
-    w_stiff = number("w_stiff", w_stiff, least=0)
-    w_con = number("w_con", w_con, least=0)
-    if w_stiff > 0 and _is_flow(model):
+    plain = erk is None and card is None
+    settings = settings_for(
+        f"this sampler ({', '.join(solvers)})", solvers, card, erk,
+        float(plain) if w_stiff is None else w_stiff, 0.5 if w_con is None else w_con,
+        _guidance(model, extra_args or {}),
+    )  # fmt: skip
+    if (settings.w_stiff > 0 or not plain) and _is_flow(model):
         raise ValueError(
-            "ERK-Guid does not help flow models in their time t: set w_stiff to 0, or sample with "
-            "erk.from_flow, which converts t to sigma."
+            "ERK-Guid does not help flow models in their time t: set w_stiff to 0 and leave erk "
+            "and card out, or sample with erk.from_flow, which converts t to sigma."
         )
-    ones, levels = x.new_ones([len(x)]), sigmas.detach().cpu()  # comparing costs no GPU sync
+    if card is not None:
+        open_card(card).check(model, None)
+        _check_levels(settings, sigmas)
+    levels = sigmas.detach().cpu()  # comparing costs no GPU sync
+    guidance: Guidance = unguided
+    if len(levels) > 1:
+        guidance = settings.correction(levels) or unguided
+    if erk is not None and isinstance(guidance, Correction):
+        guidance.warn_if_idle(solvers[0], stacklevel=5)
+    solver = settings.solver_for(levels, None)
+    ones = x.new_ones([len(x)])
     wide = torch.promote_types(x.dtype, sigmas.dtype)
     given, done, begun = x, 0, 0  # steps that are done and begun
 
@@ -108,17 +160,34 @@ def _sample(
         seen = x if begun else given  # the first call sees x as it was given
         denoised = model(seen, sigma * ones, **(extra_args or {}))
         f = (seen - denoised).to(wide) / sigma
-        if begun == done:
-            begun += 1
+        if begun <= done:
+            begun = done + 1
             if callback is not None:
-                level = {"sigma": sigmas[done], "sigma_hat": sigmas[done]}
+                level = {"sigma": sigma.to(sigmas.device), "sigma_hat": sigma.to(sigmas.device)}
                 callback({"x": seen, "i": done, "denoised": denoised, **level})
         return Point(seen.to(wide), f, sigma)
 
-    run = steps(drift, x.to(wide), levels, solver, ErkGuid(w_stiff, w_con))
+    run = steps(drift, x.to(wide), levels, solver, guidance)
     for answer, _ in tqdm(run, total=len(sigmas) - 1, disable=disable):
         x, done = answer, done + 1
     return x
+
+
+def _guidance(model: Any, extra_args: dict[str, Any]) -> float:
+    """Return the weight of model guidance: ComfyUI's guiders and k-diffusion's scripts name it."""
+    weight = getattr(getattr(model, "inner_model", None), "cfg", 1.0)
+    return float(extra_args.get("cond_scale", weight))
+
+
+def _check_levels(settings: Settings, sigmas: Tensor) -> None:
+    """Raise ValueError unless `sigmas` are the noise levels of a card's settings."""
+    card = levels_of(settings)
+    same = len(card) == len(sigmas)
+    if not (same and torch.allclose(card, sigmas.detach().cpu().double(), rtol=1e-4, atol=1e-6)):
+        raise ValueError(
+            f"the card sets {len(card)} noise levels from {card[0]:g} to {card[-1]:g}, which "
+            f"contradicts the {len(sigmas)} sigmas given: pass card_sigmas(card)."
+        )
 
 
 def _is_flow(model: Any) -> bool:

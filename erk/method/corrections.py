@@ -7,6 +7,7 @@ every answer. Its coefficients are computed from the solver and the noise levels
 fitted to a network (erk calibrate).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -101,6 +102,16 @@ class Correction:
     def acts(self) -> bool:
         """Whether any coefficient is not 0."""
         return any(map(any, self.weights))
+
+    def warn_if_idle(self, solver: str, stacklevel: int) -> None:
+        """Warn of a correction by `auto` that corrects nothing."""
+        if not self.acts:
+            warnings.warn(
+                f"erk='auto' finds no multiple that suits all data for the solver {solver} at "
+                "these noise levels, so the samples are the plain solver's: take heun or dpm2, or "
+                "calibrate a card.",
+                stacklevel=stacklevel,
+            )
 
     def check_levels(self, sigmas: Tensor) -> None:
         """Raise ValueError unless this correction is for the noise levels `sigmas` [N + 1]."""

@@ -1,0 +1,70 @@
+"""What every door applies: weights, `auto` or a card, as one `Settings`, and a card's levels.
+
+A door is a scheduler, a sampler or a node of another package. It knows its solver; it may know
+neither the network nor the weight of model guidance.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erk.calibration.card import open_card
+from erk.method.corrections import Correction
+from erk.method.fields import field
+from erk.method.settings import Settings
+
+ANY = "erk.sample(card=...)"
+
+
+def settings_for(
+    door: str,
+    solvers: tuple[str, ...],
+    card: Any = None,
+    erk: str | None = None,
+    w_stiff: float = 0.0,
+    w_con: float = 0.5,
+    guidance: float = 1.0,
+) -> Settings:
+    """Return the settings that a door applies.
+
+    Parameters
+    ----------
+    door : its name, for messages.
+    solvers : names of the solvers that it can run, the first without a card.
+    card : a `Card`, its content or its path.
+    erk, w_stiff, w_con : the correction without a card.
+    guidance : weight of the model guidance that the door works with.
+
+    Raises
+    ------
+    ValueError for invalid values, for a card of another solver or guidance, and for arguments that
+    contradict the card.
+    """
+    if card is None:
+        return Settings(solver=solvers[0], erk=erk, w_stiff=w_stiff, w_con=w_con)
+    card = open_card(card)
+    name = card.settings.solver
+    if name not in solvers:
+        raise ValueError(
+            f"the card is for the solver {name}, and {door} runs {' or '.join(solvers)}: calibrate "
+            f"with solver='{solvers[0]}' (--solver {solvers[0]}), or sample with {ANY}."
+        )
+    given: dict[str, Any] = {"erk": erk, "guidance": guidance}
+    for key, value in (("w_stiff", w_stiff), ("w_con", w_con)):
+        given[key] = None if value == field(key).default else value
+    return Settings(**card.sampler_for(given))
+
+
+def levels_of(settings: Settings, model: Any = None) -> Tensor:
+    """Return the noise levels of a card's settings, [N + 1] float64.
+
+    `model` limits the levels of a schedule that the card only names.
+    """
+    levels = settings.levels
+    if not isinstance(settings.erk, Correction):
+        return settings.sigmas(model).double()
+    listed = not isinstance(levels, str)
+    ends_at_zero = settings.denoise_to_zero or (levels[-1] == 0 if listed else levels == "edm")
+    known = [level for level in settings.erk.sigmas if level > 0]
+    return torch.tensor(known + [0.0] * ends_at_zero, dtype=torch.float64)
