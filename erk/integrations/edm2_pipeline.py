@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from erk.calibration.card import Card, open_card
 from erk.integrations.schedulers import ERKHeunScheduler
 from erk.io.download import is_offline
 from erk.method.drift import GuidedDrift, NonFiniteError
@@ -49,7 +50,7 @@ class EDM2Network(ModelMixin, ConfigMixin):
     architecture, encoder : {"class": ..., "kwargs": ...} as in the metadata of a checkpoint.
     stored_as : dtype of the parameters; EDM2's gains are divided in it.
     precision : of the network's computations, as in `erk.load_model`.
-    licence : of the weights.
+    licence, sha256 : of the weights and of the file that they are from, which cards name.
     """
 
     @register_to_config
@@ -60,6 +61,7 @@ class EDM2Network(ModelMixin, ConfigMixin):
         stored_as: str = "float32",
         precision: str = "auto",
         licence: str = "unknown",
+        sha256: str = "",
     ):
         super().__init__()
         source = "the config of EDM2Network"
@@ -100,7 +102,9 @@ class EDM2Network(ModelMixin, ConfigMixin):
         parts["stored_as"] = str(next(network.parameters()).dtype).removeprefix("torch.")
         licence = checkpoint.metadata.get("licence", "unknown")
         with torch.device("meta"):  # the weights are in memory already
-            model = cls(**parts, precision=precision, licence=licence)
+            model = cls(
+                **parts, precision=precision, licence=licence, sha256=checkpoint.sha256
+            )
         network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
         model.network, model.encoder = network, encoder
         model._set_offline(offline)
@@ -133,7 +137,9 @@ class EDM2Network(ModelMixin, ConfigMixin):
         if isinstance(self.network, Precond) and not self._is_folded:
             self.network.fold()
             self._is_folded = True
-        return Model(self.network, self.encoder, self.device)
+        model = Model(self.network, self.encoder, self.device)
+        model.sha256 = self.config.sha256
+        return model
 
     def forward(self, sample: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Denoise a sample: D(sample; sigma), as `erk.Model`."""
@@ -186,8 +192,14 @@ class EDM2Pipeline(DiffusionPipeline):
         w_con: float = 0.5,
         precision: str = "auto",
         offline: bool = False,
+        erk: str | None = None,
+        card: Any = None,
     ) -> "EDM2Pipeline":
-        """Load a preset with its guide and guidance weight, or a network from a path or URL."""
+        """Load a preset with its guide and guidance weight, or a network from a path or URL.
+
+        `w_stiff` and `w_con`, `erk="auto"` or a `card` are for ERKHeunScheduler. Raises ValueError
+        for a card of another solver, other networks or another guidance.
+        """
         net, scale = source, 1.0
         with suppress(ValueError):  # a path or URL is not a preset
             preset = find_preset(str(source))
@@ -195,21 +207,26 @@ class EDM2Pipeline(DiffusionPipeline):
         scale = scale if guidance_scale is None else guidance_scale
         network = EDM2Network.from_checkpoint(net, precision, offline)
         second = None if guide is None else EDM2Network.from_checkpoint(guide, precision, offline)
-        scheduler = ERKHeunScheduler(prediction_type="sample", w_stiff=w_stiff, w_con=w_con)
-        return cls(network, scheduler, second, scale)
+        scheduler = ERKHeunScheduler(
+            prediction_type="sample", w_stiff=w_stiff, w_con=w_con, erk=erk, card=card,
+            guidance=scale,
+        )  # fmt: skip
+        pipe = cls(network, scheduler, second, scale)
+        pipe._check_card(scale)
+        return pipe
 
     @torch.no_grad()
     def __call__(
         self,
         class_labels: int | Sequence[int] | Tensor | None = None,
-        num_inference_steps: int = 32,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         batch_size: int | None = None,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        rho: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
@@ -219,6 +236,7 @@ class EDM2Pipeline(DiffusionPipeline):
         ----------
         class_labels : classes [B], or one class for all `batch_size` images; None: without classes.
         num_inference_steps, sigma_min, sigma_max, rho : EDM's schedule; steps are intervals.
+            Default: 32, 0.002, 80 and 7, or those of the scheduler's card.
         guidance_scale : replaces that of the pipeline.
         generator : source of noise; a list has one per image.
         latents : unit noise [B, C, H, W] in place of the generator's.
@@ -235,9 +253,10 @@ class EDM2Pipeline(DiffusionPipeline):
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._check(output_type, scale)
         model, device = self.network.denoiser, self._execution_device
-        settings = Settings(
-            steps=num_inference_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
-        )
+        self._set_levels(
+            {"steps": num_inference_steps, "sigma_min": sigma_min, "sigma_max": sigma_max,
+             "rho": rho}, scale, device,
+        )  # fmt: skip
         labels, size = _labels(class_labels, model.label_dim, batch_size, latents)
         shape = (size, *model.sample_shape)
         _check_noise(shape, generator, latents)
@@ -245,15 +264,33 @@ class EDM2Pipeline(DiffusionPipeline):
         noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
         guide = None if scale == 1 else self.guide
         drift = GuidedDrift(self.network, labels, guide, scale)  # modules, whose hooks offload them
-        x0 = self._sample(drift, noise, settings.sigmas(model))
+        x0 = self._sample(drift, noise)
         self.maybe_free_model_hooks()
         images = x0 if output_type == "latent" else _converted(model.decode(x0), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _sample(self, drift: GuidedDrift, noise: Tensor, sigmas: Tensor) -> Tensor:
-        self.scheduler.set_timesteps(sigmas=sigmas, device=noise.device)
+    def _check_card(self, scale: float) -> Card | None:
+        """Return the scheduler's card, if any; ValueError unless it is for these networks."""
+        if self.scheduler.config.get("card") is None:
+            return None
+        guide = None if scale == 1 or self.guide is None else self.guide.denoiser
+        self.scheduler.check_card(self.network.denoiser, guide, scale)
+        return open_card(self.scheduler.config.card)
+
+    def _set_levels(self, given: dict[str, Any], scale: float, device: Any) -> None:
+        """Set the scheduler's noise levels: EDM's, or those of its card."""
+        card = self._check_card(scale)
+        if card is None:
+            known = {name: value for name, value in given.items() if value is not None}
+            sigmas = Settings(**known).sigmas(self.network.denoiser)
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            card.check_given(given)
+            self.scheduler.set_timesteps(device=device)
+
+    def _sample(self, drift: GuidedDrift, noise: Tensor) -> Tensor:
         self.scheduler.set_begin_index(0)  # levels beyond the scheduler's table share a timestep
-        x, sums = noise.to(torch.float32) * sigmas[0], []
+        x, sums = noise.to(torch.float32) * self.scheduler.sigmas[0], []
         for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             denoised, guide = drift.denoise(x, self.scheduler.sigmas[index])
             if guide is not None:

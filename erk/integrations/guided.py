@@ -141,10 +141,10 @@ class Guided(SchedulerMixin):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def check_card(self, model: Any, guide_model: Any = None, guidance: float = 1.0) -> None:
-        """Check the card against the denoisers that the pipeline calls, which a scheduler cannot see.
+        """Check the card against the denoisers of the pipeline, which a scheduler does not see.
 
-        Its noise levels are then limited and rounded as the denoiser's. Raises ValueError for other
-        networks or another guidance than the card's; does nothing without a card.
+        The card's noise levels are then limited and rounded as the denoiser's. Raises ValueError
+        for other networks or another guidance than the card's; does nothing without a card.
         """
         if self._has_card:
             card = open_card(self.config.card)

@@ -66,7 +66,7 @@ def sample_erk_heun(
     Raises
     ------
     ValueError for invalid weights; for a card of another solver, network, guidance or other noise
-    levels, or one that the other arguments contradict; and for a flow model of ComfyUI with ERK-Guid.
+    levels, or one that the other arguments contradict; for a flow model of ComfyUI with ERK-Guid.
     """
     erk_guid = (w_stiff, w_con, erk, card)
     return _sample(("heun",), model, x, sigmas, extra_args, callback, disable, *erk_guid)
@@ -138,8 +138,8 @@ def _sample(
     )  # fmt: skip
     if (settings.w_stiff > 0 or not plain) and _is_flow(model):
         raise ValueError(
-            "ERK-Guid does not help flow models in their time t: set w_stiff to 0 and leave erk "
-            "and card out, or sample with erk.from_flow, which converts t to sigma."
+            "ERK-Guid does not help flow models in their time t: leave erk and card out and set "
+            "w_stiff to 0, or sample with erk.from_flow, which converts t to sigma."
         )
     if card is not None:
         open_card(card).check(model, None)

@@ -15,7 +15,7 @@ from erk.method.point import Guidance, Point, Solver
 from erk.method.solvers import euler
 
 
-class _Wanted(Exception):
+class _Wanted(Exception):  # noqa: N818, no error
     """The evaluation at (x [B, ...], sigma []) that a solver asks for."""
 
     def __init__(self, x: Tensor, sigma: Tensor):

@@ -77,7 +77,7 @@ def test_the_model_and_the_callback_are_called_as_in_k_diffusion(name):
 def test_signature_and_ends(name):
     sampler = SAMPLERS[name]
     assert [*inspect.signature(sampler).parameters] == [
-        "model", "x", "sigmas", "extra_args", "callback", "disable", "w_stiff", "w_con"
+        "model", "x", "sigmas", "extra_args", "callback", "disable", "w_stiff", "w_con", "erk", "card"
     ]  # fmt: skip
     x = start()
     assert torch.equal(sampler(Gaussian(), x, NODES[:1], disable=True), x)  # no step to go
@@ -178,6 +178,8 @@ def test_flow_models_of_comfyui_are_refused(name, patched):
 
     with pytest.raises(ValueError, match="set w_stiff to 0, or sample with erk.from_flow"):
         SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True)
+    with pytest.raises(ValueError, match="leave erk and card out"):
+        SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True, erk="auto")
     assert SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True, w_stiff=0).isfinite().all()
 
 
@@ -223,7 +225,8 @@ def test_invalid_weights_are_refused(weights):
 
 def test_the_comfyui_folder_without_comfyui():
     node = loaded()
-    assert not node.register() and node.NODE_CLASS_MAPPINGS.keys() == {"ERKGuidSampler"}
+    names = {"ERKGuidSampler", "ERKGuidAuto", "ERKGuidCard"}
+    assert not node.register() and node.NODE_CLASS_MAPPINGS.keys() == names
     assert node.NODE_DISPLAY_NAME_MAPPINGS.keys() == node.NODE_CLASS_MAPPINGS.keys()
 
 
@@ -245,8 +248,8 @@ def test_the_comfyui_node_makes_a_sampler(comfy):
     inputs = node.INPUT_TYPES()["required"]
     assert inputs["solver"] == (["erk_heun", "erk_dpm2"],)
     defaults = {name: inputs[name][1]["default"] for name in ("w_stiff", "w_con")}
-    own = inspect.signature(sample_erk_heun).parameters
-    assert defaults == {name: own[name].default for name in defaults}
+    same = [sample_erk_heun(Gaussian(), start(), NODES, disable=True, **one) for one in ({}, defaults)]
+    assert torch.equal(*same)
     assert node.RETURN_TYPES == ("SAMPLER",)
     (sampler,) = getattr(node(), node.FUNCTION)(solver="erk_dpm2", w_stiff=0.5, w_con=0.3)
     written = sampler.sampler_function(

@@ -123,11 +123,11 @@ def test_tuples_and_arguments_are_the_parents(kind):
 
 
 @pytest.mark.parametrize("kind", PARENTS)
-def test_the_config_is_the_parents_with_two_weights(kind, tmp_path):
+def test_the_config_is_the_parents_with_those_of_erk(kind, tmp_path):
     stock = PARENTS[kind](num_train_timesteps=500, beta_schedule="scaled_linear")
-    assert set(kind().config) - set(PARENTS[kind]().config) == {"w_stiff", "w_con"}
+    ours = {"w_stiff": 0.0, "w_con": 0.5, "erk": None, "card": None, "guidance": 1.0}
     mine = dict(kind().config)
-    assert (mine.pop("w_stiff"), mine.pop("w_con")) == (0.0, 0.5)
+    assert {name: mine.pop(name) for name in ours} == ours
     wanted = dict(PARENTS[kind]().config)
     for config in (mine, wanted):
         config.pop("_use_default_values", None)
