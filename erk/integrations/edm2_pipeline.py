@@ -102,9 +102,7 @@ class EDM2Network(ModelMixin, ConfigMixin):
         parts["stored_as"] = str(next(network.parameters()).dtype).removeprefix("torch.")
         licence = checkpoint.metadata.get("licence", "unknown")
         with torch.device("meta"):  # the weights are in memory already
-            model = cls(
-                **parts, precision=precision, licence=licence, sha256=checkpoint.sha256
-            )
+            model = cls(**parts, precision=precision, licence=licence, sha256=checkpoint.sha256)
         network.compute_dtype = PRECISIONS[precision]  # type: ignore[assignment]
         model.network, model.encoder = network, encoder
         model._set_offline(offline)

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,  # noqa: F401, from_pretrained of pipelines looks for it here
+)
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
     FlowMatchHeunDiscreteSchedulerOutput,
 )

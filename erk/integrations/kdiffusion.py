@@ -51,8 +51,8 @@ def sample_erk_heun(
     x : noise times sigmas[0], [B, ...].
     sigmas : decreasing noise levels, [steps + 1]; with a card `card_sigmas(card)`.
     extra_args : keyword arguments of the model.
-    callback : receives a dictionary in each step, after its first call of the model: x and denoised
-        at its start, i, sigma and sigma_hat (equal). Changing x in place changes the run.
+    callback : receives a dictionary in each step that calls the model, after its first call: x and
+        denoised there, i, sigma and sigma_hat (equal). Changing x in place changes the run.
     disable : hides the progress bar.
     w_stiff : scale of the correction; 0 is off. Default: 1, and 0 with `erk` or a card.
     w_con : stiffness above which a sample is corrected. Default: 0.5.
@@ -157,7 +157,7 @@ def _sample(
 
     def drift(x: Tensor, sigma: Tensor) -> Point:
         nonlocal begun
-        seen = x if begun else given  # the first call sees x as it was given
+        seen = x if begun or done else given  # the first call sees x as it was given
         denoised = model(seen, sigma * ones, **(extra_args or {}))
         f = (seen - denoised).to(wide) / sigma
         if begun <= done:

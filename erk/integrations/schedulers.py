@@ -10,6 +10,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     HeunDiscreteScheduler,
+    SchedulerMixin,  # noqa: F401, from_pretrained of pipelines looks for it here
 )
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput

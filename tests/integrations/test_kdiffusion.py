@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,9 +11,16 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from cards import LEVELS, card_file
 
 import erk
-from erk.integrations.kdiffusion import SAMPLERS, sample_erk_dpm2, sample_erk_heun
+from erk.integrations.kdiffusion import (
+    SAMPLERS,
+    card_sigmas,
+    sample_erk_card,
+    sample_erk_dpm2,
+    sample_erk_heun,
+)
 
 STD = 0.3
 FOLDER = Path(erk.__file__).parent / "integrations/comfyui"
@@ -77,7 +85,8 @@ def test_the_model_and_the_callback_are_called_as_in_k_diffusion(name):
 def test_signature_and_ends(name):
     sampler = SAMPLERS[name]
     assert [*inspect.signature(sampler).parameters] == [
-        "model", "x", "sigmas", "extra_args", "callback", "disable", "w_stiff", "w_con", "erk", "card"
+        "model", "x", "sigmas", "extra_args", "callback", "disable", "w_stiff", "w_con", "erk",
+        "card",
     ]  # fmt: skip
     x = start()
     assert torch.equal(sampler(Gaussian(), x, NODES[:1], disable=True), x)  # no step to go
@@ -183,6 +192,85 @@ def test_flow_models_of_comfyui_are_refused(name, patched):
     assert SAMPLERS[name](Wrapped(), start(), NODES / 10, disable=True, w_stiff=0).isfinite().all()
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_auto_is_that_of_erk(name):
+    """M4: erk="auto", without weights."""
+    written = SAMPLERS[name](Gaussian(), start(), NODES, disable=True, erk="auto")
+    more = {"schedule": NODES.tolist(), "solver": SOLVERS[name], "erk": "auto"}
+    torch.testing.assert_close(
+        written, erk.sample(denoiser, start() / NODES[0], **more), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="leave w_stiff .* at 0"):
+        SAMPLERS[name](Gaussian(), start(), NODES, disable=True, erk="auto", w_stiff=1.0)
+
+
+@pytest.mark.parametrize("last", [[], [0.0]], ids=["above 0", "to 0"])
+@pytest.mark.parametrize("solver", ["heun", "dpm2", "deis", "unipc", "dpmpp", "euler"])
+def test_a_card_gives_the_samples_of_erk(solver, last, tmp_path):
+    """M4: sample_erk_card takes the card of every solver, the others that of theirs."""
+    path = card_file(tmp_path, solver, LEVELS[:-1] + last)
+    sigmas, seen = card_sigmas(path), []
+    noise = start() / NODES[0]
+    wanted = erk.sample(denoiser, noise, card=path)
+    how = {"disable": True, "card": path, "callback": seen.append}
+    written = sample_erk_card(Gaussian(), noise * sigmas[0], sigmas, **how)
+    torch.testing.assert_close(written, wanted, rtol=1e-5, atol=1e-5)
+    steps = [one["i"] for one in seen]  # one of unipc's only predicts
+    assert steps == [*range(len(sigmas) - 1)] or (solver == "unipc" and len(steps) > 2)
+    for name, theirs in SOLVERS.items():
+        if theirs == solver:
+            same = SAMPLERS[name](Gaussian(), noise * sigmas[0], sigmas, **how)
+            assert torch.equal(same, written)
+        else:
+            with pytest.raises(ValueError, match=f"for the solver {solver}, and this sampler"):
+                SAMPLERS[name](Gaussian(), noise, sigmas, **how)
+
+
+def test_an_analytic_first_step_of_a_card(tmp_path):
+    path = card_file(tmp_path, "euler", afs=True)
+    noise, seen = start() / NODES[0], []
+    written = sample_erk_card(
+        Gaussian(), noise * LEVELS[0], card_sigmas(path), callback=seen.append, disable=True,
+        card=path,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        written, erk.sample(denoiser, noise, card=path), rtol=1e-5, atol=1e-5
+    )
+    assert [one["i"] for one in seen] == [1, 2, 3, 4]  # the model is not called in the first
+
+
+def test_cards_for_something_else_are_refused(tmp_path):
+    path, sigmas = card_file(tmp_path), torch.tensor(LEVELS)
+
+    class Guided(Gaussian):
+        inner_model = SimpleNamespace(cfg=4.0)
+
+    class FromFile(Gaussian):
+        sha256 = "1" * 64
+
+    def run(model=None, sigmas=sigmas, **more):
+        sample_erk_heun(model or Gaussian(), start(), sigmas, disable=True, **more)
+
+    for message, more in {
+        "sets guidance to 1.0, which contradicts 4.0": {"model": Guided(), "card": path},
+        "sets guidance to 1.0, which contradicts 7.5": {
+            "card": path, "extra_args": {"cond_scale": 7.5},
+        },
+        "network that is of no file there, 111111111111 here": {"model": FromFile(), "card": path},
+        "sets 6 noise levels from 10 to 0, which contradicts the 8 sigmas": {
+            "sigmas": NODES, "card": path,
+        },
+        "sets w_stiff to 0.0, which contradicts 1.0": {"card": path, "w_stiff": 1.0},
+        "there is no card 'nowhere.json'": {"card": "nowhere.json"},
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            run(**more)
+    guided = card_file(tmp_path, networks=("", ""), guidance=4.0)
+    run(Guided(), card=guided)
+    with pytest.raises(ValueError, match="needs a card: give card='FILE'"):
+        sample_erk_card(Gaussian(), start(), sigmas)
+
+
 def loaded():
     """The node folder as ComfyUI loads it: from its place, under a name of its own."""
     spec = importlib.util.spec_from_file_location("custom_nodes/erk", FOLDER / "__init__.py")
@@ -248,7 +336,9 @@ def test_the_comfyui_node_makes_a_sampler(comfy):
     inputs = node.INPUT_TYPES()["required"]
     assert inputs["solver"] == (["erk_heun", "erk_dpm2"],)
     defaults = {name: inputs[name][1]["default"] for name in ("w_stiff", "w_con")}
-    same = [sample_erk_heun(Gaussian(), start(), NODES, disable=True, **one) for one in ({}, defaults)]
+    same = [
+        sample_erk_heun(Gaussian(), start(), NODES, disable=True, **one) for one in ({}, defaults)
+    ]
     assert torch.equal(*same)
     assert node.RETURN_TYPES == ("SAMPLER",)
     (sampler,) = getattr(node(), node.FUNCTION)(solver="erk_dpm2", w_stiff=0.5, w_con=0.3)
@@ -258,3 +348,71 @@ def test_the_comfyui_node_makes_a_sampler(comfy):
     )  # fmt: skip
     wanted = sample_erk_dpm2(Gaussian(), start(), NODES, disable=True, w_stiff=0.5, w_con=0.3)
     assert torch.equal(written, wanted)
+
+
+def test_the_comfyui_nodes_of_auto_and_cards(comfy, tmp_path):
+    """M4: what they return is what the functions give."""
+    nodes = loaded().NODE_CLASS_MAPPINGS
+    node = nodes["ERKGuidAuto"]
+    assert node.INPUT_TYPES()["required"] == {"solver": (["erk_heun", "erk_dpm2"],)}
+    (sampler,) = getattr(node(), node.FUNCTION)(solver="erk_heun")
+    arguments = {"extra_args": {}, "callback": None, "disable": True}
+    written = sampler.sampler_function(
+        Gaussian(), start(), NODES, **arguments, **sampler.extra_options
+    )
+    assert torch.equal(
+        written, sample_erk_heun(Gaussian(), start(), NODES, disable=True, erk="auto")
+    )
+    path, node = card_file(tmp_path, "deis"), nodes["ERKGuidCard"]
+    assert node.RETURN_TYPES == ("SAMPLER", "SIGMAS")
+    sampler, sigmas = getattr(node(), node.FUNCTION)(card=path)
+    assert sigmas.tolist() == pytest.approx(LEVELS) and sigmas.dtype == torch.float32
+    written = sampler.sampler_function(
+        Gaussian(), start(), sigmas, **arguments, **sampler.extra_options
+    )
+    assert torch.equal(
+        written, sample_erk_card(Gaussian(), start(), sigmas, disable=True, card=path)
+    )
+    with pytest.raises(ValueError, match="there is no card"):
+        node().get_sampler("nowhere.json")
+
+
+COMFYUI = {
+    "CheckpointLoaderSimple": ({}, ["MODEL", "CLIP", "VAE"], 1),
+    "CLIPTextEncode": ({"clip": "CLIP"}, ["CONDITIONING"], 1),
+    "EmptyLatentImage": ({}, ["LATENT"], 3),
+    "BasicScheduler": ({"model": "MODEL"}, ["SIGMAS"], 3),
+    "SamplerCustom": (
+        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING",
+         "sampler": "SAMPLER", "sigmas": "SIGMAS", "latent_image": "LATENT"},
+        ["LATENT", "LATENT"], 4,  # one of the four is the seed's control_after_generate
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"], 0),
+    "SaveImage": ({"images": "IMAGE"}, [], 1),
+}  # fmt: skip
+"""Inputs to link, outputs and number of widgets of ComfyUI's nodes, read in its nodes.py and
+comfy_extras/nodes_custom_sampler.py (065c1df)."""
+
+
+def test_the_workflow_names_only_nodes_that_exist():
+    graph = json.loads((FOLDER / "workflow.json").read_text())
+    ours = loaded().NODE_CLASS_MAPPINGS
+    nodes = {one["id"]: one for one in graph["nodes"]}
+    known = COMFYUI | {
+        name: ({}, [*kind.RETURN_TYPES], len(kind.INPUT_TYPES()["required"]))
+        for name, kind in ours.items()
+    }
+    for one in nodes.values():
+        inputs, outputs, widgets = known[one["type"]]
+        assert {i["name"]: i["type"] for i in one["inputs"]} == inputs
+        assert [o["type"] for o in one["outputs"]] == outputs
+        assert len(one["widgets_values"]) == widgets
+        assert all(i["link"] is not None for i in one["inputs"])
+    (mine,) = [one for one in nodes.values() if one["type"] in ours]
+    assert mine["type"] == "ERKGuidAuto" and mine["widgets_values"][0] in SAMPLERS
+    for number, source, out, target, into, kind in graph["links"]:
+        start, end = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert start["type"] == end["type"] == kind
+        assert number in start["links"] and end["link"] == number
+        assert nodes[source]["order"] < nodes[target]["order"]
+    assert graph["last_link_id"] == len(graph["links"]) and graph["last_node_id"] == len(nodes)

@@ -64,5 +64,3 @@ def test_mu_of_dynamic_shifting_reaches_the_parent():
         for one in (scheduler, plain):
             one.set_timesteps(5, mu=0.7)
         assert torch.equal(scheduler.sigmas, plain.sigmas)
-
-
