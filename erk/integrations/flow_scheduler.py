@@ -70,7 +70,8 @@ class ERKFlowMatchHeunScheduler(
         FlowMatchEulerDiscreteScheduler.set_timesteps(
             self, num_inference_steps, device, sigmas, mu, timesteps
         )
-        steps, last = self.timesteps, self.sigmas.cpu()  # comparing costs no GPU sync
+        steps: Tensor = self.timesteps  # type: ignore[has-type]
+        last: Tensor = self.sigmas.cpu()  # type: ignore[has-type]  # no GPU sync later
         self._nodes = _noise_level(last)
         self.timesteps = torch.cat([steps[:1], steps[1:].repeat_interleave(2)])
         self.sigmas = torch.cat([last[:1], last[1:-1].repeat_interleave(2), last[-1:]])

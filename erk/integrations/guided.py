@@ -62,7 +62,6 @@ def _init(
     self._parent.__init__(self, *args, **kwargs)
     if self.config.card is not None:  # the content, so that a saved config needs no other file
         self.register_to_config(card=content_of(open_card(self.config.card)))
-    self._model: Any = None  # the denoiser that `check_card` saw
     self._check()
     self._forget()
 
@@ -98,7 +97,8 @@ class Guided(SchedulerMixin):
     """The solvers of cards that this scheduler runs."""
     OUTPUT: Any = None  # the parent's
     _parent: Any
-    _settings: Settings | None = None  # until the parent is initialized
+    _chosen: Settings | None = None  # until the parent is initialized
+    _model: Any = None  # the denoiser that `check_card` saw
 
     def _forget(self) -> None:
         self._points: list[Point] = []  # evaluations of the current step
@@ -111,9 +111,14 @@ class Guided(SchedulerMixin):
     def _check(self) -> None:
         """Raise ValueError for invalid arguments, and for a parent's settings without ERK-Guid."""
         c = self.config
-        self._settings = settings_for(
+        self._chosen = settings_for(
             type(self).__name__, self.SOLVERS, c.card, c.erk, c.w_stiff, c.w_con, c.guidance
         )
+
+    @property
+    def _settings(self) -> Settings:
+        assert self._chosen is not None
+        return self._chosen
 
     @property
     def _acts(self) -> bool:
@@ -153,7 +158,7 @@ class Guided(SchedulerMixin):
             self._model = model
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        begun = self._settings is not None
+        begun = self._chosen is not None
         if begun:
             self._check()
             self._forget()
@@ -233,8 +238,9 @@ class Guided(SchedulerMixin):
         elif settings.erk is not None:
             self._guidance = self._rehearse(index)
         else:
-            weights = {"w_stiff": settings.w_stiff, "w_con": settings.w_con}
-            self._guidance = memoryless(functools.partial(erk_guid, **weights))
+            self._guidance = memoryless(
+                functools.partial(erk_guid, w_stiff=settings.w_stiff, w_con=settings.w_con)
+            )
 
     def _start_walk(self, levels: Tensor) -> None:
         solver = self._settings.solver_for(levels, self._model)

@@ -146,7 +146,7 @@ def test_cards_for_something_else_are_refused(message):
     ({"card": {"format": "erk-guid card 2"}}, "this content is not a card of erk calibrate"),
 ], ids=str)  # fmt: skip
 def test_arguments_beside_a_card(config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         HEUN.from_config(made_of(PARENTS[HEUN]).config, **({"card": card_of()} | config))
 
 
