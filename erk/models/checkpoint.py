@@ -123,6 +123,7 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
         _check_tensors(checkpoint.tensors)
         with without_weights(), limit_parameters(len(checkpoint.tensors)):
             network = NETWORKS[kind](**kwargs)
+        _check_numbers(network, checkpoint.tensors)
         network.load_state_dict(_as_computed(checkpoint), assign=True)
         _check_network(network)
         encoder: Encoder = ENCODERS[checkpoint.encoder.name](**checkpoint.encoder.kwargs)
@@ -133,6 +134,13 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
         reason = " ".join(f"{kind_of}{error}".split())[:300].rstrip(". ")
         raise ValueError(f"{name} does not fit the network '{kind}': {reason}.") from error
     return network.eval().requires_grad_(False), encoder
+
+
+def _check_numbers(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuse several values for a single number: PyTorch 2.8 would take the first."""
+    for name, x in network.state_dict().items():
+        if x.ndim == 0 and name in tensors and tensors[name].numel() != 1:
+            raise ValueError(f"size mismatch for {name}: {list(tensors[name].shape)}, not []")
 
 
 def check_parts(architecture: Part, encoder: Part, name: str) -> None:

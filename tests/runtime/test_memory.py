@@ -54,8 +54,7 @@ def test_signs_of_a_full_gpu(message):
 def test_compiled_networks_forget_the_shapes_that_did_not_fit():
     """Else PyTorch, which keeps 8 shapes of a function, refuses the next one."""
     counter = CompileCounter()  # a backend that counts graphs and does not optimize them
-    network = torch.nn.Linear(1, 1)
-    network.compile(fullgraph=True, dynamic=False, backend=counter)
+    network = torch.compile(lambda x: x + 1, fullgraph=True, dynamic=False, backend=counter)
 
     def work(batch):
         result = network(torch.ones(batch, 1))
@@ -64,8 +63,9 @@ def test_compiled_networks_forget_the_shapes_that_did_not_fit():
         return result
 
     batch = 1024
-    while (result := fitting(work, batch)) is None:
-        batch = halved(batch, "sampling")
+    with torch._dynamo.config.patch(recompile_limit=8):
+        while (result := fitting(work, batch)) is None:
+            batch = halved(batch, "sampling")
     assert len(result) == 1 and counter.frame_count == 11
     with pytest.raises(MemoryError, match="sampling does not fit into memory even with a batch of"):
         halved(batch, "sampling")
