@@ -34,7 +34,8 @@ COMMANDS = """# Commands
 
 One command, `erk`, has a subcommand for every task. `python -m erk` and, in several processes,
 `torchrun -m erk` run the same; `generate.py` and `evaluate.py` in the root of the repository are
-`erk generate` and `erk evaluate`. Options may be spelt with underscores, `--w_stiff`. Every command also has `--help` and `--version`.
+`erk generate` and `erk evaluate`. Options may be spelt with underscores, `--w_stiff`.
+Every command also has `--help` and `--version`.
 """
 SETTINGS = """# Settings
 
