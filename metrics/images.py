@@ -66,7 +66,7 @@ def fingerprint(source: ImageSource) -> str:
     return hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def open_images(path: str | Path) -> ImageSource:
+def open_images(path: str | Path, least: int = 2) -> ImageSource:
     """List the images of a folder (with its sub-folders, see `list_files`), a zip or an npz.
 
     A folder or zip holds 8-bit grey or RGB images (png, jpg); ``grid.png`` and files that are no
@@ -77,13 +77,14 @@ def open_images(path: str | Path) -> ImageSource:
     Parameters
     ----------
     path : folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn
+    least : the fewest images that serve: 2 to measure, 1 to look at
 
     Raises
     ------
     FileNotFoundError
         A path that does not exist.
     ValueError
-        Fewer than 2 images, or a file that cannot be read.
+        Fewer images, or a file that cannot be read.
     """
     if str(path).startswith(BUNDLED):
         return _open_bundled(str(path))
@@ -91,10 +92,11 @@ def open_images(path: str | Path) -> ImageSource:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a folder, a zip or an npz of images")
     source = _open(path)
-    if len(source.names) < 2:
+    if len(source.names) < least:
         count = "no images" if not source.names else "only one image"
         more = "".join(f" ({note})" for note in source.notes)
-        raise ValueError(f"{path} holds {count}{more}: at least 2 are needed to measure anything")
+        needed = "at least 2 are needed to measure anything" if least > 1 else "give another path"
+        raise ValueError(f"{path} holds {count}{more}: {needed}")
     return source
 
 
@@ -335,7 +337,7 @@ def image_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     A note counts images of formats that are not read.
     """
     files = [PurePosixPath(name) for name in names]
-    shown = [not any(part.startswith(".") for part in file.parts) for file in files]
+    shown = [not any(p.startswith(".") and p != ".." for p in file.parts) for file in files]
     suffixes = [
         file.suffix.lower() if keep else "" for file, keep in zip(files, shown, strict=True)
     ]

@@ -36,15 +36,14 @@ def plot_trace(traces: Trace | Mapping[str, Trace], w_con: float | None = None) 
     ValueError
         Arrays of another shape or type.
     """
-    named: Mapping[str, Trace] = (
-        {"trace": traces} if "stiffness" in traces else traces  # type: ignore[assignment, dict-item]
-    )
+    one = not all(isinstance(value, Mapping) for value in traces.values())
+    named: Mapping[str, Trace] = {"trace": traces} if one else traces  # type: ignore[assignment, dict-item]
     for name, trace in named.items():
         check_trace(trace, name)
     with panels(3, 3.0) as (figure, ((stiffness, gate, error),)):
         for i, (name, trace) in enumerate(named.items()):
             colour = look(i)["color"]
-            _curve(stiffness, trace, "stiffness", name, color=colour)
+            _curve(stiffness, trace, "stiffness", _plain(name), color=colour)
             known, share = ~np.isnan(trace["gate"]).any(1), trace["gate"].mean(1)
             gate.plot(trace["sigmas"][known], share[known], color=colour, marker=".",
                       label="corrected" if i == 0 else None)  # fmt: skip
@@ -85,12 +84,17 @@ def check_trace(trace: Trace, name: str) -> None:
         raise ValueError(f"{name} is no trace: {', '.join(COLUMNS)} differ in shape")
 
 
+def _plain(name: str) -> str:
+    """Return a label that a legend shows as it is: no formulas, none hidden for its "_"."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _curve(panel: Any, trace: Trace, name: str, label: str, **style: Any) -> None:
     """Draw median and quartiles; a logarithmic axis has no steps where all are 0 or NaN.
 
     A panel's legend names each label once.
     """
-    values = trace[name]
+    values = np.where(np.isfinite(trace[name]), trace[name], np.nan)
     known = (values > 0).any(1)
     sigmas, values = trace["sigmas"][known], values[known]
     if not len(sigmas):

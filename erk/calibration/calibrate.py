@@ -59,6 +59,7 @@ from erk.method.values import number
 
 VERSION = 2  # of the numbers of a calibration; raise it when they change
 FIRST_SEED = 900_000
+MOST_SEEDS, MOST_NFE = 100_000, 1000  # a plan of more takes hours and gigabytes before it starts
 ROLES = ("to fit", "to choose", "to report")
 CORRECTIONS = ("auto", "weights", "stepwise", "end-to-end")
 SEARCHED = ("auto", "stepwise", "end-to-end")
@@ -155,8 +156,8 @@ def plan_of(
     check_choice("directions", directions, tuple(DIRECTIONS))
     if not directions:
         raise ValueError(f"directions takes at least one of {', '.join(DIRECTIONS)}.")
-    seeds = number("seeds", seeds, int, least=FIRST)
-    nfe = number("nfe", nfe, int, least=1)
+    seeds = number("seeds", seeds, int, least=FIRST, most=MOST_SEEDS)
+    nfe = number("nfe", nfe, int, least=1, most=MOST_NFE)
     candidates = published(nfe, fixed, model)
     problem = problem_for(model, candidates[0], guide_model, draw, batch)
     plan = Plan(

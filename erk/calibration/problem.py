@@ -22,6 +22,7 @@ Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
 """seeds -> unit-variance noise [B, ...] and labels, as `erk.noise_and_labels`."""
 
 
+MOST_EVALUATIONS = 100_000
 LEAST_EVALUATIONS = 8
 """Of a reference path: with fewer its error is that of the solvers that are compared with it."""
 
@@ -131,7 +132,7 @@ def check_plain(settings: Settings, caller: str, honoured: Sequence[str] = ()) -
 
 def check_evaluations(evaluations: Any) -> int:
     """Return the evaluations of a reference path; ValueError for too few."""
-    return number("evaluations", evaluations, int, least=LEAST_EVALUATIONS)
+    return number("evaluations", evaluations, int, least=LEAST_EVALUATIONS, most=MOST_EVALUATIONS)
 
 
 def problem_for(

@@ -4,7 +4,6 @@ Intermediate results are kept beside the card until it is written, so a stopped 
 and writes the same card.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,8 @@ from erk.generation.options import DEFAULTS, labels_of, load_networks, networks_
 from erk.generation.sampling import draw_inputs
 from erk.io.atomic import check_target
 from erk.io.cache import digest
+from erk.io.files import read_regular
+from erk.io.untrusted import parse_json
 from erk.runtime.distributed import pick_device
 from erk.runtime.memory import fitting, load_fitting
 from erk.runtime.provenance import provenance
@@ -171,7 +172,7 @@ def is_done(path: Path, facts: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        same = json.loads(path.read_text("utf-8"))["calibration"]["key"] == facts["key"]
+        same = parse_json(read_regular(path))["calibration"]["key"] == facts["key"]
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

@@ -175,6 +175,12 @@ def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) ->
         raise ValueError(f"{option} {path} must end in {' or '.join(suffixes)}; rename it")
 
 
+def require_different(option: str, path: str | None, other: str, other_path: str | None) -> None:
+    """Raise ValueError if two options name one file to write."""
+    if path and other_path and os.path.realpath(path) == os.path.realpath(other_path):
+        raise ValueError(f"{option} and {other} are both {other_path}: give two files")
+
+
 def _fill_closed_handles() -> None:
     """Open the null device as stdin, stdout or stderr where these are closed.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import cloup
 
-from erk.commands.cli import command, require_suffix
+from erk.commands.cli import command, require_different, require_suffix
 
 
 @command(
@@ -34,13 +34,14 @@ def main(first: Path, second: Path, out: str, num: int, table: str | None) -> No
     from metrics.images import open_images
     from metrics.report import to_csv
 
+    require_different("--out", out, "--csv", table)
     for path in (out, *([table] if table else [])):
         check_target(path, first, second)
-    runs = open_images(first), open_images(second)
+    runs = open_images(first, least=1), open_images(second, least=1)
     pairs = list(differences(*runs))
     values = np.array([pair.difference for pair in pairs])
     largest = heapq.nlargest(num, pairs)
-    names = [first.name, second.name]
+    names = [path.resolve().name for path in (first, second)]
     written = [save_file(out, png_bytes(sheet(*runs, names, largest)))]
     if table is not None:
         rows = [{"seed": pair.seed, "difference": pair.difference} for pair in pairs]

@@ -53,16 +53,22 @@ def main(source: str | None, output: Path | None, everything: bool, overwrite: b
         raise ValueError("give SOURCE and OUTPUT.safetensors, or --all --dest DIR")
     require_suffix("the output", output, ".safetensors")
     refuse_existing_network(output, overwrite, "OUTPUT")
+    from erk.io.atomic import check_target
     from erk.models.convert import convert
 
+    check_target(output, source)
     click.echo(convert(source, output, offline))
 
 
 def _convert_all(
     dest: Path | None, only: tuple[str, ...], dry_run: bool, mirror: str | None, offline: bool
 ) -> None:
+    from erk.io.atomic import check_writable
+
     if dest is None and not dry_run:
         raise ValueError("--all needs --dest DIR, the folder to write to")
+    if dest is not None:
+        check_writable(dest)
     from erk.models.released import convert_all, released_files
 
     files = released_files(only, mirror)

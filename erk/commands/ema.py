@@ -44,16 +44,20 @@ def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | 
     The result is a sum of the snapshots with coefficients by least squares, a file like any other
     network.
     """
+    from erk.io.atomic import check_target
     from erk.models.ema import Profile, combine
     from erk.models.snapshots import find_snapshots, sums, until, write_sum
 
     outputs = _outputs(out, stds)
     for path in outputs.values():
         refuse_existing_network(path, overwrite, "--out")
-    snapshots = until(find_snapshots(sources), kimg)
+    stored = find_snapshots(sources)
+    for path in outputs.values():
+        check_target(path, *(snapshot.path for snapshot in stored))
+    snapshots = until(stored, kimg)
     time = max(snapshot.profile.time for snapshot in snapshots)
-    stored = [snapshot.profile for snapshot in snapshots]
-    plans = [combine(stored, Profile(std, time)) for std in stds]
+    profiles = [snapshot.profile for snapshot in snapshots]
+    plans = [combine(profiles, Profile(std, time)) for std in stds]
     for std, plan in zip(stds, plans, strict=True):
         _describe(std, plan, len(snapshots))
     for std, plan, total in zip(stds, plans, sums(snapshots, plans, dtype), strict=True):

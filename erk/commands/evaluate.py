@@ -7,7 +7,7 @@ import click
 import cloup
 
 from erk.commands import options as shared
-from erk.commands.cli import FiniteFloat, command
+from erk.commands.cli import FiniteFloat, command, require_different
 
 if TYPE_CHECKING:  # torch and the metrics load when the command runs: --help answers at once
     import torch
@@ -92,8 +92,7 @@ def main(**options: Any) -> None:
     for path in (options["json_path"] or "results/row", options["csv_path"]):
         if path is not None:
             check_target(path, *(options[name] for name in ("images", "paired", "real", "ref")))
-    if options["json_path"] and options["json_path"] == options["csv_path"]:
-        raise ValueError(f"--json and --csv are both {options['csv_path']}: give two files")
+    require_different("--json", options["json_path"], "--csv", options["csv_path"])
     device = pick_device(options["device"])
     shard = shard_of(options["shard"], {})
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -7,7 +7,7 @@ import click
 import cloup
 
 from erk.commands import options as shared
-from erk.commands.cli import command
+from erk.commands.cli import command, require_different, require_suffix
 
 
 def _list_presets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -105,6 +105,10 @@ def main(**options: Any) -> None:
     Every option may also be spelt with underscores, --w_stiff.
     """
     options["given"] = shared.check_needs(click.get_current_context())
+    if (trace := options["trace"]) is not None:
+        require_suffix("--trace", trace, ".npz")
+        archive = os.path.join(options["outdir"], "images.npz")
+        require_different("--trace", trace, "the archive of the run", archive)
     options = _with_seeds(options)
     reference, animation = options.pop("evaluate"), options.pop("animate")
     measuring = {name: options.pop(name) for name in ("real", "protocol", "json_path")}

@@ -32,13 +32,17 @@ def main(sources: tuple[str, ...], dest: str | None, overwrite: bool) -> None:
     if all(runs):
         _merge_runs(paths, dest)
     elif all(path.is_dir() for path in paths) and not any(runs):
+        from erk.io.atomic import check_writable
         from metrics.merging import merge_stores
 
+        check_writable(Path(str(dest)))
         added, existing = merge_stores(paths, Path(str(dest)))
         click.echo(f"{dest}: {added} files of features added, {existing} existed")
-    elif all(path.suffix == ".npz" for path in paths):
+    elif all(path.suffix.lower() == ".npz" for path in paths):
+        from erk.io.atomic import check_target
         from metrics.merging import merge_references
 
+        check_target(str(dest))
         shared.refuse_existing(Path(str(dest)), overwrite)
         click.echo(f"wrote {merge_references(paths, Path(str(dest)))}")
     else:
@@ -52,8 +56,8 @@ def _check_paths(paths: list[Path], dest: str | None) -> None:
     resolved = {path.resolve() for path in paths}
     if len(resolved) < len(paths):
         raise ValueError("a source is named twice: name each once")
-    if dest is not None and Path(dest).resolve() in resolved:
-        raise ValueError(f"--dest {dest} is one of the sources: choose another path")
+    if dest is not None and resolved & {(target := Path(dest).resolve()), *target.parents}:
+        raise ValueError(f"--dest {dest} is one of the sources or in one: choose another path")
 
 
 def _is_run(path: Path) -> bool:

@@ -53,20 +53,22 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     from erk.io.atomic import check_target, save_file
     from erk.runtime.distributed import pick_device
     from metrics.extractors import load_extractor
-    from metrics.images import open_images
+    from metrics.images import open_images, read_image
     from metrics.nearest import Pixels, feature_blocks, nearest
 
     check_target(out, run, train)
-    generated, target = open_images(run), str(pick_device(device))
+    generated, target = open_images(run, least=1), str(pick_device(device))
     total, blocks, read = _training_set(train, offline)
     if total < k:
         raise ValueError(f"{train} holds {total} images, fewer than --k {k}")
     extractor: Any = Pixels()
     if space != "pixels":
         extractor = load_extractor(space, target, None, offline)
+    if space == "pixels":
+        _check_shapes(run, read_image(generated, 0).transpose(2, 0, 1), train, read(0))
     queries = torch.cat([part for _, part in feature_blocks(generated, extractor, target)])
     neighbours = nearest(queries.to(target), blocks(extractor, target), k)
-    title = f"{run.name}, nearest in {train}, {space}; smallest {order} first"
+    title = f"{run.resolve().name}, nearest in {train}, {space}; smallest {order} first"
     page = _sheet(generated, read, neighbours, order, num, title)
     click.echo(_summary(neighbours, space))
     click.echo(f"wrote {save_file(out, png_bytes(page))}")
@@ -91,12 +93,21 @@ def _training_set(
             lambda extractor, device: iter([(0, extractor(images).features)]),
             lambda i: images[i].numpy(),
         )
-    real = open_images(train)
+    real = open_images(train, least=1)
     return (
         len(real.names),
         lambda extractor, device: feature_blocks(real, extractor, device),
         lambda i: read_image(real, i).transpose(2, 0, 1),
     )
+
+
+def _check_shapes(run: Path, first: "np.ndarray", train: str, second: "np.ndarray") -> None:
+    """Raise ValueError if images [C, H, W] whose pixels are compared differ in shape."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{run} holds images {list(first.shape)} but {train} {list(second.shape)} [channels, "
+            "height, width]: compare images of one size, or choose another --space"
+        )
 
 
 def _sheet(
@@ -125,10 +136,12 @@ def _sheet(
 
 
 def _summary(neighbours: "Nearest", space: str) -> str:
+    from numpy import median
+
     nearest = neighbours.distances[:, 0]
     equal = f", {int((nearest == 0).sum())} equal to one" if space == "pixels" else ""
     return (
-        f"{len(nearest)} images, distances in {space}: nearest {nearest.median():.4g} in the "
+        f"{len(nearest)} images, distances in {space}: nearest {median(nearest):.4g} in the "
         f"median, {nearest.min():.4g} at least; {int(neighbours.is_copy.sum())} copied (nearest "
         "less than 1/3 as far as the second nearest), smallest ratio "
         f"{neighbours.ratios.min():.3f}{equal}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 import cloup
 
-from erk.commands.cli import command, require_suffix
+from erk.commands.cli import FiniteFloat, command, require_suffix
 
 if TYPE_CHECKING:
     from erk.analysis.trace_plot import Trace
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 )
 @click.argument("traces", nargs=-1, required=True, metavar="FILE.npz...")
 @cloup.option("--out", required=True, metavar="FILE.png", help="The figure to write.")
-@cloup.option("--w-con", type=float, help="Draw this threshold of the stiffness.")
+@cloup.option("--w-con", type=FiniteFloat(0), help="Draw this threshold of the stiffness.")
 def main(traces: Sequence[str], out: str, w_con: float | None) -> None:
     """Plot the TRACES, files of erk generate --trace, into the same panels.
 
     Curves are medians over the seeds, bands reach from quartile to quartile.
     """
     require_suffix("--out", out, ".png")
-    if w_con is not None and not w_con > 0:
+    from erk.io.atomic import check_target, save_file
+    from erk.io.text import printable
+
+    check_target(out, *traces)
+    if w_con == 0:
         raise ValueError(f"--w-con {w_con:g} is not on a logarithmic axis; leave it out")
-    named = {Path(name).stem: read_trace(Path(name)) for name in traces}
+    named = {printable(Path(name).stem): read_trace(Path(name)) for name in traces}
     if len(named) < len(traces):
         raise ValueError("two traces have one name; rename one of them")
     from erk.analysis.trace_plot import plot_trace
-    from erk.io.atomic import save_file
 
     click.echo(f"wrote {save_file(out, plot_trace(named, w_con))}")
 

@@ -101,8 +101,8 @@ def check_labels(labels: Labels, label_dim: int, seeds: Sequence[int]) -> None:
         missing = next((seed for seed in seeds if seed not in labels), None)
         if missing is not None:
             raise ValueError(
-                f"the label file has no line for seed {missing}; add it, or name its seeds with "
-                "--seeds."
+                f"the label file has no line for seed {missing}; add it, or choose seeds that "
+                "have one."
             )
     classes = [labels] if isinstance(labels, int) else [labels[seed] for seed in seeds]
     wrong = next((c for c in classes if not 0 <= c < label_dim), None)

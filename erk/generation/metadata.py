@@ -7,6 +7,7 @@ from typing import Any
 
 from erk.generation.seeds import parse_seeds
 from erk.io.atomic import write_file, write_new_file
+from erk.io.files import read_regular
 from erk.io.untrusted import parse_json
 
 Metadata = dict[str, Any]
@@ -17,7 +18,7 @@ def read_metadata(folder: Path) -> Metadata | None:
     """Read run.json; None if it is missing. Raises ValueError if it is not that of a run."""
     path = folder / RUN
     try:
-        metadata = parse_json(path.read_bytes())
+        metadata = parse_json(read_regular(path))
         if _is_valid(metadata):
             parse_seeds(metadata["seeds"])
             return metadata
@@ -41,6 +42,12 @@ def _is_valid(metadata: Any) -> bool:
 
 def _is_network(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and isinstance(value.get("sha256"), str))
+
+
+def classes_of(metadata: Metadata) -> int:
+    """Return the number of classes of a run's network; 0 where it is not recorded."""
+    count = (metadata.get("network") or {}).get("classes", 0)
+    return count if type(count) is int else 0
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:

@@ -21,7 +21,7 @@ from erk.generation.images import IMAGE_NAME, image_files, png_bytes, read_png
 from erk.generation.job import Labels, class_of
 from erk.generation.locks import LOCK, FolderLocks
 from erk.generation.manifest import PARTS, ImageLog, ImageRecord, record_of
-from erk.generation.metadata import RUN, Metadata, claim, read_metadata, write_metadata
+from erk.generation.metadata import RUN, Metadata, claim, classes_of, read_metadata, write_metadata
 from erk.generation.reading import open_images
 from erk.generation.run_state import ALONE, RunState
 from erk.generation.sampling import ImageBatch
@@ -341,8 +341,8 @@ class RunFolder(RunState):
         self._tidy()
 
     def _write_grid(self) -> None:
-        seeds, network = self.seeds[:GRID_IMAGES], self.metadata.get("network", {})
-        classes = (class_of(self.labels, int(one), network.get("classes", 0)) for one in seeds)
+        seeds, count = self.seeds[:GRID_IMAGES], classes_of(self.metadata)
+        classes = (class_of(self.labels, int(one), count) for one in seeds)
         images = [read_png(self.files.path(int(one))) for one in seeds]
         write_file(self.path / GRID, png_bytes(grid(images, [*map(caption, seeds, classes)])))
 

@@ -210,23 +210,28 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: {path} {reason}; choose another folder.")
 
 
-READ = (".png", ".jpg", ".jpeg", ".npz", ".zip")  # suffixes of files that are read in folders
+IMAGES = (".png", ".jpg", ".jpeg")  # suffixes of files that a folder's readers would add
+READ = (*IMAGES, ".npz", ".zip", ".jsonl", ".safetensors", ".pkl")  # that are read in folders
+SIDE_FILES = ("run.json", "dataset.json")  # likewise
 
 
 def _holds(source: Path, target: Path) -> bool:
-    """Return whether writing `target` replaces `source`, or one of its files."""
-    if not target.is_file() or not source.exists():
+    """Return whether writing `target` replaces `source` or one of its files, or adds an image."""
+    if not source.exists():
         return False
-    if source.is_dir():
-        return target.suffix.lower() in READ and source.resolve() in target.resolve().parents
-    return source.samefile(target)
+    if not source.is_dir():
+        return target.is_file() and source.samefile(target)
+    suffix = target.suffix.lower()
+    is_read = target.is_file() and (suffix in READ or target.name in SIDE_FILES)
+    is_within = source.resolve() in target.resolve().parents
+    return is_within and (is_read or suffix in IMAGES)
 
 
 def check_target(path: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
     """Raise ValueError if a file cannot be written; for commands that work long before they do.
 
-    Nor may it replace one of the files `inputs`, or an image or archive in a folder among them;
-    names of inputs that are no paths are ignored.
+    Nor may it replace one of the files `inputs`, or what is read in a folder among them, where it
+    may add no image either; names of inputs that are no paths are ignored.
     """
     target = Path(path)
     for source in inputs:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from erk.io import pickles
-from erk.io.atomic import write_file
+from erk.io.atomic import replacing
 from erk.io.config import validated
 from erk.io.files import open_regular, read_hashed, read_regular
 from erk.io.untrusted import parse_json
@@ -237,7 +237,7 @@ def _check_network(network: Any) -> None:
 def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     """Write the tensors to `path`, then the metadata to the same name with .json.
 
-    Each file is written atomically; `read` refuses tensors without metadata. Raises OSError.
+    Both are on the disk before one is renamed, so an error leaves what was there. Raises OSError.
     """
     from safetensors.torch import save
 
@@ -255,8 +255,9 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     metadata = json.dumps(content | checkpoint.metadata | content, indent=1)  # in this order
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data)
-        write_file(path.with_suffix(".json"), f"{metadata}\n".encode())
+        with replacing(path) as tensors, replacing(path.with_suffix(".json")) as text:
+            tensors.write(data)
+            text.write(f"{metadata}\n".encode())
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}); choose another path.") from error
 

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from erk.io.atomic import write_file
 from erk.io.download import fetch
-from erk.io.files import sha256_of
+from erk.io.files import read_regular, sha256_of
+from erk.io.untrusted import parse_json
 from erk.models.checkpoint import NETWORKS, Part
 from erk.models.convert import convert
 from erk.models.presets import presets
@@ -157,8 +158,9 @@ def read_hashes(dest: Path) -> dict[str, dict[str, str]]:
     """Return the recorded {file: {"pickle": sha256, "safetensors": sha256}}; {} without records."""
     path = dest / HASHES
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
-        return {str(name): dict(hashes) for name, hashes in content.items()}
+        content: Any = parse_json(read_regular(path))
+        return {name: {kind: str(one) for kind, one in hashes.items()}
+                for name, hashes in content.items()}  # fmt: skip
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:

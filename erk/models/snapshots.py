@@ -6,6 +6,7 @@ coefficients of erk/models/ema.py.
 """
 
 import glob
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from erk.io.untrusted import parse_json
 from erk.models.checkpoint import Checkpoint, build, read, write_safetensors
-from erk.models.ema import Combination, Profile
+from erk.models.ema import MAX_STD, Combination, Profile
 
 SUFFIXES = (".pkl", ".safetensors")
 
@@ -53,7 +54,8 @@ def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
         if not networks:
             raise FileNotFoundError(f"--in {source} names no {' or '.join(SUFFIXES)} file")
         files += networks
-    snapshots = [_snapshot(path) for path in dict.fromkeys(files)]
+    distinct = {path.resolve(): path for path in files}  # one file may have several names
+    snapshots = [_snapshot(path) for path in distinct.values()]
     stored = [snapshot for snapshot in snapshots if snapshot is not None]
     if not stored:
         raise ValueError("--in names reconstructions only: give the snapshots of a training")
@@ -70,8 +72,7 @@ def _snapshot(path: Path) -> Snapshot | None:
                 return None
             training = content.get("training")
             if isinstance(training, dict) and {"images", "ema_std"} <= training.keys():
-                profile = Profile(float(training["ema_std"]), float(training["images"]))
-                return Snapshot(path, profile)
+                return _checked(path, float(training["ema_std"]), float(training["images"]))
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"{metadata} is not the metadata of a network: restore it") from None
     name = re.search(r"-(\d+)-(\d\.\d+)$", path.stem)
@@ -80,7 +81,17 @@ def _snapshot(path: Path) -> Snapshot | None:
             f"{path} does not say what it averages: name it ...-KIMG-STD{path.suffix}, such as "
             "net-0134217-0.050.pkl, or add training: {images, ema_std} to its .json file"
         )
-    return Snapshot(path, Profile(float(name[2]), _images_of(int(name[1]))))
+    return _checked(path, float(name[2]), _images_of(int(name[1])))
+
+
+def _checked(path: Path, std: float, images: float) -> Snapshot:
+    """Return a snapshot. Raises ValueError, naming the file, for an impossible width or time."""
+    if not (0 < std <= MAX_STD and 0 <= images < math.inf):
+        raise ValueError(
+            f"{path} averages std {std:g} at {images:g} images, but std must be above 0 and at "
+            f"most {MAX_STD:.4f}, images at least 0: correct its name or its .json file"
+        )
+    return Snapshot(path, Profile(std, images))
 
 
 def _images_of(kimg: int) -> int:
@@ -100,6 +111,8 @@ def until(snapshots: Sequence[Snapshot], kimg: float | None) -> list[Snapshot]:
     its name; None: the last one. Raises ValueError for any other.
     """
     times = sorted({s.profile.time for s in snapshots if s.profile.time > 0})
+    if not times:
+        raise ValueError("--in names snapshots of 0 images only: give those of a later time")
     fitting = times[-1:] if kimg is None else [t for t in times if t == round(kimg * 1000, 6)]
     fitting = fitting or [time for time in times if time // 1000 == kimg]
     if len(fitting) != 1:
@@ -141,6 +154,12 @@ def sums(
             name: tensor.to(getattr(torch, dtype) if dtype else first.tensors[name].dtype)
             for name, tensor in tensors.items()
         }
+        wrong = next((name for name, one in stored.items() if not one.isfinite().all()), None)
+        if wrong is not None:
+            raise ValueError(
+                f"the sum has NaN or infinity in {wrong}: a snapshot has, or the numbers are "
+                "beyond its type; look at the snapshots, or give --dtype float32"
+            )
         yield Sum(first._replace(tensors=stored), tuple(digests))
 
 

@@ -169,6 +169,10 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path):
         (["--preset", "toy", "--guidance", "2"], "the toy is exact"),
         (["--preset", "toy", "--class", "1"], "the toy has no classes"),
         (["--preset", "digits", "--class", "1", "--labels", "balanced"], "exclude"),
+        # siblings of H1: a dry run of such a plan took minutes and gigabytes
+        (["--preset", "toy", "--nfe", "1001"], "nfe must be an integer from 1 to 1000"),
+        (["--preset", "toy", "--seeds", "100001"], "seeds must be an integer from 8 to 100000"),
+        (["--preset", "toy", "--evaluations", "100001"], "evaluations must be an integer from 8"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch):
@@ -176,3 +180,12 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch):
     done = call(calibrate, *arguments)
     assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"null", b"\xff", b""])
+def test_a_file_that_is_no_card_is_kept(content, tmp_path):
+    """A sibling of H2: deeply nested JSON ended in a RecursionError."""
+    (path := tmp_path / "x.json").write_bytes(content)
+    done = call(calibrate, "--preset", "toy", "--out", path)
+    assert done.exit_code == 2 and "holds the result of other settings" in done.stderr
+    assert path.read_bytes() == content

@@ -83,10 +83,16 @@ def test_a_deleted_archive_is_sampled_again(out):
     assert (out / "images.zip").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_grid_shows_the_first_images(kind, out):
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [*((kind, {"network": NETWORK}) for kind in KINDS),
+     ("png", {"network": None}), ("png", {"network": NETWORK | {"classes": "ten"}})],
+)  # fmt: skip
+def test_a_grid_shows_the_first_images(kind, network, out):
+    """Also of a run whose network is unknown, where it ended in an AttributeError."""
     settings = SETTINGS | {"format": kind, "subdirs": False}
-    run = RunFolder(out, settings, [0, 1, 2], metadata([0, 1, 2]), grid=True)
+    run = RunFolder(out, settings, [0, 1, 2], metadata([0, 1, 2], **network), grid=True)
+    run.labels = "balanced"
     run.look()
     with run:
         run.write(batch([0, 1, 2]))

@@ -56,6 +56,14 @@ def test_folder_is_read_in_seed_order(folder):
     assert torch.equal(everything(folder)[:, 0], torch.from_numpy(GREY))
 
 
+def test_members_above_an_archive_are_not_hidden(tmp_path):
+    """Names that begin with .. were left out without a note."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("../b/1.png", "2.png", ".3.png", ".d/4.png"):
+            archive.writestr(name, png(GREY[0]))
+    assert open_images(tmp_path / "a.zip").names == ["2.png", "../b/1.png"]
+
+
 def test_other_results_below_a_run_are_not_its_images(folder):
     (folder / "demo").mkdir()
     (folder / "demo" / "demo.png").write_bytes(png(RGB[0]))

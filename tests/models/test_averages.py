@@ -280,6 +280,38 @@ def test_ema_refuses_in_one_sentence(training, tmp_path):
         assert reason in errors.splitlines()[-1] and not out.exists()
 
 
+def test_one_file_by_two_names_is_one_snapshot(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net-0000001-0.050.safetensors").touch()
+    (tmp_path / "link-0000001-0.050.safetensors").symlink_to("net-0000001-0.050.safetensors")
+    assert len(find_snapshots([".", str(tmp_path)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("net-0000000-0.050", "names snapshots of 0 images only"),  # it ended in a TypeError
+        ("net-0000001-0.500", "net-0000001-0.500.pkl averages std 0.5 at 1024 images, but std"),
+        ("net-0000001-0.000", "net-0000001-0.000.pkl averages std 0 at 1024 images, but std"),
+    ],
+)
+def test_impossible_averages_are_refused_by_the_name_of_their_file(tmp_path, name, reason):
+    (tmp_path / f"{name}.pkl").touch()
+    arguments = ["--in", str(tmp_path), "--std", "0.05", "--out", str(tmp_path / "x.safetensors")]
+    done = click.testing.CliRunner().invoke(ema.main, arguments)
+    assert done.exit_code == 2 and reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sums_with_nan_or_beyond_their_type_are_not_written(training, tmp_path):
+    """A sibling of F3: numbers that are none went into a file without a word."""
+    snapshots = find_snapshots([str(training[0][torch.float32])])[:2]
+    plan = combine([one.profile for one in snapshots], snapshots[0].profile)
+    for factor in (float("nan"), 1e9):
+        spoilt = plan._replace(coefficients=plan.coefficients * factor)
+        with pytest.raises(ValueError, match="the sum has NaN or infinity in .* --dtype float32"):
+            next(sums(snapshots, [spoilt], "float16"))
+
+
 def test_ema_keeps_an_existing_file(training, tmp_path):
     """It was replaced without a word."""
     out = tmp_path / "a-0.150.safetensors"

@@ -68,7 +68,7 @@ def test_convert_refuses_in_one_sentence(converted, tmp_path, monkeypatch):
         (("edm2-img512-x", out), "unknown preset 'edm2-img512-x'; did you mean edm2-img512-"),
         ((url, out, "--offline"), "is not in the cache"),
         (("edm2-img512-s", out, "--offline"), "is not in the cache"),
-        ((source, blocked / "out.safetensors"), "cannot be written"),
+        ((source, blocked / "out.safetensors"), "file is not a folder"),
     ]:
         code, output, errors = convert(*arguments)
         assert (code, output, errors.count("\n")) == (2, "", 1), errors
@@ -115,3 +115,13 @@ def test_convert_runs_from_any_folder(tmp_path):
         )
         assert done.returncode == code and "click" in done.stderr and "torch" not in done.stderr
     assert "must end in .safetensors" in done.stderr
+
+
+def test_a_network_and_its_metadata_are_both_written_or_neither(tmp_path):
+    """The second file could not be written, so the first one stays as it was."""
+    out = tmp_path / "a.safetensors"
+    out.write_text("mine")
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError, match="cannot be written"):
+        write_safetensors(out, read(pickle_paths("edm2_auto")[0]))
+    assert out.read_text() == "mine" and names(tmp_path) == ["a.json", "a.safetensors"]

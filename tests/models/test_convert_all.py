@@ -159,3 +159,19 @@ def test_refused_in_one_sentence(arguments, reason, tmp_path, monkeypatch):
     result = click.testing.CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and result.stdout == "" and reason in result.stderr
     assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": 5}', "[1]", "nan"])
+def test_records_that_are_none_are_refused(content, tmp_path):
+    """A sibling of H2: deeply nested JSON ended in a RecursionError."""
+    (tmp_path / "hashes.json").write_text(content)
+    code, _, errors = run("--dry-run", "--dest", tmp_path)
+    assert code == 2 and "is no record of hashes: restore or delete it" in errors
+
+
+def test_a_record_of_another_type_is_no_hash(tmp_path, monkeypatch):
+    """A number as a hash ended in an AttributeError."""
+    name = "edm2-img64-s-1073741-0.075.pkl"
+    (tmp_path / "hashes.json").write_text(json.dumps({name: {"pickle": 5}}))
+    code, _, errors = run("--dest", tmp_path, "--only", name, "--offline")
+    assert code == 2 and f"failed: {name}: " in errors and "Traceback" not in errors
