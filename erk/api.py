@@ -1,7 +1,6 @@
 """The public functions: a denoiser, noise and settings in, samples out.
 
-They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter (`erk.from_epsilon`,
-...) or a function of the user's.
+They work for any denoiser D(x, sigma, labels): an `erk.Model`, an adapter or a function.
 """
 
 import functools
@@ -16,14 +15,17 @@ from torch import Tensor
 
 from erk.calibration.card import Card, open_card
 from erk.io.atomic import write_file
+from erk.method.arguments import PATHS, require
 from erk.method.churn import Noise
 from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings, check_names
+from erk.method.values import number
 from erk.models.encoders import DecodeError, PixelEncoder
 
+ARRAYS = ("sigmas", "stiffness", "gate", "df", "push")  # of a trace that is plotted
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -60,7 +62,7 @@ def sample(
     sigma_max: float = 80.0,
     rho: float | None = None,
     guide_model: Denoiser | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     w_stiff: float = 0.0,
     w_con: float = 0.5,
@@ -95,8 +97,8 @@ def sample(
     sigma_min, sigma_max, rho
         Ends and exponent of a named schedule; rho None is that of the schedule.
     guide_model, guidance, guidance_interval
-        The guiding network of CFG or Autoguidance, its weight, and (lo, hi) in sigma within which
-        it acts: D = D_guide + guidance (D_main - D_guide).
+        The guiding network of CFG or Autoguidance, its weight (1, the default, is off), and
+        (lo, hi) in sigma within which it acts: D = D_guide + guidance (D_main - D_guide).
     w_stiff, w_con
         Strength of ERK-Guid (0: off) and the stiffness above which it acts (Eq. 17-20).
     erk
@@ -136,7 +138,8 @@ def sample(
         guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
         caller="sample", **settings,
     )  # fmt: skip
-    _check_inputs(drift, noise)
+    _check_inputs(drift, noise, randn_like)
+    require(callback is None or callable(callback), "callback", "a function", callback)
     with torch.no_grad():
         return solve(drift, noise, plan, randn_like, callback).to(dtype)
 
@@ -173,10 +176,9 @@ def trajectory(
     ValueError, NonFiniteError
         As `sample`; NonFiniteError after the last state.
     """
-    drift, plan = _prepare(
-        model, labels, guide_model, guide_labels, caller="trajectory", **settings
-    )
-    _check_inputs(drift, noise)
+    networks = (model, labels, guide_model, guide_labels)
+    drift, plan = _prepare(*networks, caller="trajectory", **settings)
+    _check_inputs(drift, noise, randn_like)
     return _states(drift, noise, plan, randn_like)
 
 
@@ -187,11 +189,11 @@ def _states(
     yield from integrate(drift, noise, plan, randn_like)
 
 
-def _check_inputs(drift: GuidedDrift, noise: Tensor) -> None:
+def _check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant."""
-    if not (isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()):
-        kind = f"{noise.dtype} {[*noise.shape]}" if isinstance(noise, Tensor) else type(noise)
-        raise ValueError(f"noise must be a tensor [B, ...] of floating-point numbers, not {kind}.")
+    is_noise = isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()
+    require(is_noise, "noise", "a tensor [B, ...] of floating-point numbers", noise)
+    require(callable(randn_like), "randn_like", "a function", randn_like)
     is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
     if is_same and drift.guidance != 1:
         raise ValueError(
@@ -270,6 +272,7 @@ def save_images(
     """
     from erk.generation.images import save_images as write_images
 
+    require(isinstance(folder, PATHS), "folder", "a path", folder)
     if isinstance(images, Tensor) and images.is_floating_point():
         try:
             images = PixelEncoder().decode(images)
@@ -311,8 +314,11 @@ def plot_trace(
     """
     from erk.analysis import trace_plot
 
+    require(path is None or isinstance(path, PATHS), "path", "a path", path)
+    w_con = None if w_con is None else number("w_con", w_con)
     if not isinstance(trace, Mapping):
         trace = _arrays(trace)
+    require({*ARRAYS} <= {*trace}, "trace", f"a dictionary of {', '.join(ARRAYS)}", trace)
     if not (trace["stiffness"] >= 0).any():
         raise ValueError("no step has a pair, so there is nothing to plot: take more steps.")
     image = trace_plot.plot_trace(trace, w_con)
@@ -325,11 +331,19 @@ def plot_trace(
 def _arrays(trace: Trace | Iterable[State]) -> dict[str, Any]:
     """Return the telemetry of a run as NumPy arrays, with the noise levels."""
     if not isinstance(trace, Trace):
-        states, trace = trace, Trace()
+        states, trace = _listed(trace, "trace", "a trace or the states of a run"), Trace()
         for state in states:
             trace(state)
     rows = {name: values.float().cpu().numpy() for name, values in trace.result().items()}
     return {"sigmas": trace.sigmas.float().numpy(), **rows}
+
+
+def _listed(states: Any, name: str, expected: str) -> list[State]:
+    """Return the states of a run; ValueError for anything else."""
+    is_run = isinstance(states, Iterable) and not isinstance(states, Tensor)
+    listed = list(states) if is_run else [states]
+    require(all(isinstance(one, State) for one in listed), name, expected, states)
+    return listed
 
 
 def animate(
@@ -365,9 +379,13 @@ def animate(
     from erk.generation.film import check_film, render_frames, write_frames
 
     check_film(str(path))
-    listed = list(states)
+    require(decode is None or callable(decode), "decode", "a function", decode)
+    listed = _listed(states, "states", "the states of erk.trajectory")
     if not listed:
         raise ValueError("a trajectory without states cannot be animated.")
-    captions = [str(i) for i in range(len(listed[0].x))] if captions is None else captions
+    count = len(listed[0].x)
+    captions = [*map(str, range(count))] if captions is None else captions
+    is_list = isinstance(captions, Sequence) and len(captions) == count
+    require(is_list, "captions", f"a list of {count} texts, one per sample", captions)
     write_frames(Path(path), render_frames(listed, decode or PixelEncoder().decode, captions))
     return Path(path)

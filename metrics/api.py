@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.runtime.distributed import World
 from metrics.chunks import Batches
 from metrics.evaluation import Evaluation
 from metrics.evaluator import Evaluator, Options, resolve, sizes_of, with_extractors
-from metrics.extractors import Extractor
+from metrics.extractors import Extractor, check_extractors
 from metrics.features import (
+    IMAGES,
     ExtractionPlan,
     Features,
     Images,
@@ -73,7 +75,9 @@ def evaluate(
     ValueError, OSError
         What is missing or does not fit: another image size, labels, networks or real images.
     """
-    chosen, known = _options(options), dict(extractors or {})
+    require(images is not None, "images", IMAGES, images)
+    chosen, known = _options(options), {} if extractors is None else extractors
+    check_extractors(known)
     again = real if _is_reference(reference) else reference
     if again is images and isinstance(images, Iterator):
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
+from erk.method.arguments import require, shown
 from metrics.statistics import (
     Moments,
     as_features,
@@ -66,7 +67,8 @@ def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | No
         )
     if factor is None:
         factor = covariance_factor(cov1)
-    elif factor.ndim != 2 or len(factor) != len(mean1):
+    elif getattr(factor, "ndim", 0) != 2 or len(factor) != len(mean1):
+        require(isinstance(factor, Tensor), "factor", "covariance_factor(cov)", factor)
         raise ValueError(
             f"a factor of shape {list(factor.shape)} does not belong to a covariance of "
             f"{len(mean1)} dimensions: use covariance_factor(cov)"
@@ -320,11 +322,14 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _has_moments(values: Any) -> TypeGuard[HasMoments]:
-    return hasattr(values, "cov")
+    return hasattr(values, "cov") and not isinstance(values, Tensor)  # which has a method cov
 
 
 def _gaussian(values: Gaussian, name: str) -> tuple[Tensor, Tensor]:
     pair: Any = (values.mean, values.cov) if _has_moments(values) else values
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    expected = "Moments, or (mean, covariance): of features [N, D], Moments(D).add(features)"
+    require(is_pair, name, expected, values)
     mean, cov = map(_float64, pair)
     if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
         raise ValueError(
@@ -360,4 +365,7 @@ def _float64(values: Any) -> Tensor:
         raise ValueError("a distance needs real numbers, not complex ones: give their real part")
     if isinstance(values, Tensor):  # Apple's GPU has no float64
         return values.detach().to("cpu" if values.device.type == "mps" else values.device).double()
-    return torch.from_numpy(np.array(values, dtype=np.float64))
+    try:
+        return torch.from_numpy(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"a distance needs an array of numbers, not {shown(values)}") from None

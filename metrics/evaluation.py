@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from metrics.distances import covariance_factor, frechet_distance
 from metrics.extractors import Outputs
 from metrics.extractors.weights import check_same_weights
@@ -166,6 +167,9 @@ def paired_differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
     ValueError for evaluations that differ in protocol, reference, extractors, number of images,
     groups or classes, as far as they know these.
     """
+    expected = "an Evaluation of metrics.evaluate"
+    require(isinstance(a, Evaluation), "a", expected, a)
+    require(isinstance(b, Evaluation), "b", expected, b)
     _check_pair(a, b)
     differences = {}
     for name, value in a.values.items():
@@ -242,6 +246,8 @@ def fd_floor(
         Statistics without features, n below 2 or, with labels, twice the classes, or fractions.
     """
     n, repeats = whole_number(n, "n"), whole_number(repeats, "repeats")
+    require(isinstance(real, Statistics), "real", "statistics of a reference", real)
+    require(isinstance(labels, Tensor | None), "labels", "a tensor int64 [N]", labels)
     if real.features is None or repeats < 2:
         raise ValueError(f"an FD floor needs real features and 2 repeats or more, not {repeats}")
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))

@@ -8,13 +8,13 @@ import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.runtime.distributed import World, check_device
 from metrics.caveats import (
     caveats_of_networks,
@@ -24,7 +24,7 @@ from metrics.caveats import (
 )
 from metrics.chunks import Chunks
 from metrics.evaluation import GROUPS, Evaluation, evaluate_features, floor_of
-from metrics.extractors import Extractor, load_extractor
+from metrics.extractors import Extractor, check_extractors, load_extractor
 from metrics.extractors.weights import check_same_weights, refuse_random, refuse_unused
 from metrics.features import (
     ExtractionPlan,
@@ -41,6 +41,7 @@ from metrics.reference_files import Reference
 from metrics.references import check_extractor, known_size, load_reference
 from metrics.selection import checked_labels, is_in_seed_order, labels_of
 from metrics.sizes import Size, check_same_size
+from metrics.statistics import whole_number
 from metrics.store import default_folder
 
 
@@ -74,15 +75,11 @@ class Options:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"batch": 1, "groups": 1, "memory": 2**20}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-            if value is not None and not (is_integer and value >= smallest):
-                raise ValueError(
-                    "the batch and the groups must be whole numbers of at least 1 and the memory "
-                    f"of at least 1 MiB, not {name}={value!r}"
-                )
+        require(isinstance(self.weights, Mapping), "weights", "a dictionary", self.weights)
+        require(isinstance(self.cache, str | Path | None), "cache", "a path", self.cache)
+        for name, least in {"batch": 1, "groups": 1, "memory": 2**20}.items():
+            if name != "memory" or self.memory is not None:
+                object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
         check_device(self.device)
         refuse_random(self.weights, self.allow_random)
 
@@ -274,8 +271,7 @@ class Evaluator:
 
     def _caveats(self, features: Features) -> list[str]:
         reference = self.reference
-        weights, precision = self._weights(features), precision_of(self.plan.extractors)
-        caveats = caveats_of_networks(weights, precision)
+        caveats = caveats_of_networks(self._weights(features), precision_of(self.plan.extractors))
         if reference is None or reference.protocol in (None, self.protocol.name):
             return caveats
         return [
@@ -308,7 +304,9 @@ def load_evaluator(
     ValueError, OSError
         What is missing or does not fit.
     """
-    options, known = options or Options(), extractors or {}
+    options, known = Options() if options is None else options, extractors or {}
+    require(isinstance(options, Options), "options", "metrics.evaluator.Options", options)
+    require(isinstance(real, ImageSource | str | Path | None), "real", "stored images", real)
     source = open_images(real) if isinstance(real, str | Path) else real
     rules, loaded = resolve(reference, protocol, metrics, source is not None, known, options)
     return with_extractors(rules, loaded, source, source is not None, known, options)
@@ -323,6 +321,9 @@ def resolve(
     options: Options,
 ) -> tuple[Protocol, Reference | None]:
     """Load the reference and find the protocol; ValueError if they do not fit together."""
+    require(isinstance(reference, str | Path | Reference | None), "reference", "a path", reference)
+    require(isinstance(protocol, str | Protocol | None), "protocol", "a name", protocol)
+    check_extractors(extractors)
     if isinstance(reference, str | Path):
         load = functools.cache(options.load_for_reference)
         reference = load_reference(reference, extractors, options.offline, load)
@@ -368,8 +369,7 @@ def with_extractors(
         for one in usable:
             if one.rule.needs_statistics and one.statistics == one.extractor:
                 check_extractor(reference, loaded[one.extractor])
-    sizes = sizes_of(reference, source, options.skip_corrupt)
-    check_same_size(sizes)
+    check_same_size(sizes := sizes_of(reference, source, options.skip_corrupt))
     size = next((one for one in sizes.values() if one is not None), None)
     plan = ExtractionPlan(
         loaded, wanted, options.folder, options.batch, options.skip_corrupt, options.device, size

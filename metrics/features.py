@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from erk.runtime.distributed import World, gather
+from erk.method.arguments import PATHS, require
+from erk.runtime.distributed import World, check_device, gather
 from erk.runtime.memory import fitting, halved
 from erk.runtime.progress import image_bar, within_batch
 from metrics.chunks import (
@@ -25,14 +26,23 @@ from metrics.chunks import (
     source_chunks,
     tensor_chunks,
 )
-from metrics.extractors import FIELDS, Extractor, Outputs, extractor_names, output_sizes
+from metrics.extractors import (
+    FIELDS,
+    Extractor,
+    Outputs,
+    check_extractors,
+    extractor_names,
+    output_sizes,
+)
 from metrics.images import ImageSource, first_shape, open_images
 from metrics.sizes import Size, check_same_size
-from metrics.statistics import check_finite
+from metrics.statistics import check_finite, whole_number
 from metrics.store import holds, load, save
 
 Images: TypeAlias = str | Path | ImageSource | Tensor | Iterable[Tensor]
 """A folder, zip or npz; uint8 images [N, C, H, W]; or batches of them."""
+
+IMAGES = "a folder, a zip, an npz, or uint8 tensors [N, C, H, W]"
 
 Report: TypeAlias = Callable[[int], None]
 """Called with the number of a chunk's images that a network has seen."""
@@ -81,8 +91,7 @@ class ExtractionPlan:
     image_size: Size | None = None  # that the images must have; None: any
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"a batch must hold at least 1 image, not {self.batch}")
+        whole_number(self.batch, "batch", least=1)
 
 
 def extract(
@@ -112,6 +121,9 @@ def extract(
         No images, broken images, NaN features or images that an extractor does not take.
     """
     images = opened(images)
+    check_extractors(extractors)
+    check_device(device)
+    require(cache is None or isinstance(cache, PATHS), "cache", "a path", cache)
     outputs = {name: default_outputs(name) for name in extractors}
     folder = None if cache is None else Path(cache)
     plan = ExtractionPlan(extractors, outputs, folder, batch, skip_corrupt, device)
@@ -139,6 +151,8 @@ def opened(images: Images) -> ImageSource | Batches:
     """Return images as a source or as batches. Raises what `open_images` and `Batches` raise."""
     if isinstance(images, str | Path):
         return open_images(images)
+    is_set = isinstance(images, Iterable) and getattr(images, "ndim", 1) > 0
+    require(is_set, "images", IMAGES, images)
     return images if isinstance(images, ImageSource | Batches) else Batches(images)
 
 

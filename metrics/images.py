@@ -28,6 +28,7 @@ from erk.io.untrusted import (
     read_image_file,
     read_member,
 )
+from erk.method.arguments import PATHS, require
 from metrics.npz import map_npz, read_npz
 from metrics.side_files import RUN, Read, is_class, read_beside, read_labels, read_run
 
@@ -86,6 +87,7 @@ def open_images(path: str | Path, least: int = 2) -> ImageSource:
     ValueError
         Fewer images, or a file that cannot be read.
     """
+    require(isinstance(path, PATHS), "path", "a folder, a zip or an npz of images", path)
     if str(path).startswith(BUNDLED):
         return _open_bundled(str(path))
     path = Path(path)

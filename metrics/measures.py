@@ -270,8 +270,7 @@ class Measure:
                 f"choose among {', '.join(sorted(self.rule.options))}"
             )
         for name in sorted({*COUNTS} & {*self.options}):
-            if whole_number(self.options[name], name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {self.options[name]}")
+            whole_number(self.options[name], name, least=1)
 
     @property
     def rule(self) -> Kind:

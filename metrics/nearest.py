@@ -88,8 +88,7 @@ def nearest(queries: Tensor, blocks: Iterator[tuple[int, Tensor]], k: int) -> Ne
     the others are those of the given numbers in float64. Of equal distances the first image counts.
     Raises ValueError if the features have different widths, or k is no number from 1 on.
     """
-    if whole_number(k, "k") < 1:
-        raise ValueError(f"k, the number of neighbours, must be at least 1, not {k}")
+    k = whole_number(k, "k", least=1)
     queries = queries.cpu() if queries.device.type == "mps" else queries  # which has no float64
     squares = queries.new_full((len(queries), k), torch.inf, dtype=torch.float64)
     best = Nearest(squares, torch.zeros_like(squares, dtype=torch.long))

@@ -23,7 +23,7 @@ from metrics.exact_distances import (
 )
 from metrics.jackknife import group_of
 from metrics.radii import squared_radii
-from metrics.statistics import as_features, check_same_dimension
+from metrics.statistics import as_features, check_same_dimension, whole_number
 
 CROWD = 32  # undecided pairs of a point, above which products in float64 are tried
 
@@ -91,7 +91,8 @@ def membership(
     samples of its set, also when a group is left out.
     """
     real, generated, group = _checked(real, generated, k, groups)
-    memory = memory or memory_of(real.device)
+    least = None if memory is None else whole_number(memory, "memory", least=1)
+    memory = least or memory_of(real.device)
     with tf32_only(NONE):
         centre, scale = centre_and_scale(real, generated)
         a = cloud_around(distinct(generated, group), centre, scale)
@@ -205,8 +206,7 @@ def _checked(
     real: Any, generated: Any, k: int, groups: int | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of one dtype on one device, and the group int64 [M] of every generated sample."""
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, not {k}")
+    k = whole_number(k, "k", least=1)
     real = as_features(real, "real", k + 1)
     real = real.cpu() if real.device.type == "mps" else real  # which has no float64
     generated = as_features(generated, "generated", k + 1)

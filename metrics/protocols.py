@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from erk.io.config import read_config
 from erk.io.resources import data
+from erk.method.arguments import require
 from metrics.measures import Measure
 
 
@@ -43,6 +44,7 @@ class Protocol:
             return self
         if isinstance(columns, str):
             columns = [name.strip() for name in columns.split(",")]
+        require(isinstance(columns, Sequence), "metrics", "a list of names, or fid,is", columns)
         unknown = [column for column in columns if column not in self.columns]
         if unknown or not columns:
             raise ValueError(
@@ -92,7 +94,7 @@ def known_protocols() -> dict[str, Protocol]:
 def find_protocol(name: str) -> Protocol:
     """Return a protocol by name. Raises ValueError."""
     protocols = known_protocols()
-    if name not in protocols:
+    if name not in [*protocols]:
         raise ValueError(f"there is no protocol {name!r}: choose one of {', '.join(protocols)}")
     return protocols[name]
 

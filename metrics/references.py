@@ -13,7 +13,8 @@ from torch import Tensor
 from erk.io.config import read_config
 from erk.io.download import fetch
 from erk.io.resources import data
-from metrics.extractors import Extractor, load_extractor
+from erk.method.arguments import PATHS, require
+from metrics.extractors import Extractor, check_extractors, load_extractor
 from metrics.extractors.weights import check_same_weights
 from metrics.features import extract
 from metrics.images import BUNDLED, load_images
@@ -79,7 +80,9 @@ def load_reference(
     ValueError
         An unknown name, a file that cannot be read, or statistics that do not fit.
     """
-    known, name = extractors or {}, str(source)
+    known, name = {} if extractors is None else extractors, str(source)
+    require(isinstance(source, PATHS), "source", "a name, an address or a path", source)
+    check_extractors(known)
     row = known_references().get(name)
     if row is None:
         reference = read_reference(_path(name, offline), known)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from metrics.images import ImageSource
 from metrics.jackknife import is_in_blocks
 from metrics.side_files import is_class
@@ -106,7 +107,8 @@ def checked_labels(
     Raises ValueError, naming the set of images, for another number of them or for one that is no
     class, an int from 0 on, or not among ``classes``, if that number is known.
     """
-    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
+    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels
+    require(isinstance(values, Sequence), "labels", "a list of classes, one per image", labels)
     values = [one.item() if isinstance(one, np.generic | Tensor) else one for one in values]
     if len(values) != count:
         raise ValueError(f"{name} holds {count} images, so give {count} labels, not {len(values)}")

@@ -1,12 +1,15 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
 
+import operator
 from collections.abc import Iterator, Sequence
-from numbers import Integral
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from erk.method.arguments import require, shown
 
 ROWS = 1024  # float64 rows multiplied at a time: fast, and memory stays flat
 FEW = 128  # rows checked at a time
@@ -36,14 +39,23 @@ class Moments:
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        dim = whole_number(dim, "dim", least=1)
+        require(isinstance(device, str | torch.device), "device", "a device such as cpu", device)
         self.n = 0
         self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter = self._mean.new_zeros(dim, dim)  # sum of (x - mean)(x - mean)^T
 
     @classmethod
     def from_mean_cov(cls, mean: Tensor, cov: Tensor, n: int) -> "Moments":
-        """Rebuild the moments from mean [D], covariance [D, D] (divisor n - 1) and n."""
-        moments = cls(len(mean))
+        """Rebuild the moments from mean [D], covariance [D, D] (divisor n - 1) and n.
+
+        Raises ValueError for shapes that do not fit, and for n below 2.
+        """
+        n = whole_number(n, "n", least=2)
+        require(isinstance(mean, Tensor) and mean.ndim == 1, "mean", "a tensor [D]", mean)
+        is_square = isinstance(cov, Tensor) and [*cov.shape] == [len(mean)] * 2
+        require(is_square, "cov", f"a tensor {[len(mean)] * 2}", cov)
+        moments = cls(len(mean), mean.device)
         moments.n, moments._mean, moments._scatter = n, mean.double(), cov.double() * (n - 1)
         return moments
 
@@ -81,6 +93,7 @@ class Moments:
 
     def merge(self, other: "Moments") -> "Moments":
         """Add the samples that ``other`` has seen and return self."""
+        require(isinstance(other, Moments), "other", "Moments", other)
         if other.dim != self.dim:
             raise ValueError(
                 f"moments of dimension {other.dim} cannot be merged into {self.dim}: use one "
@@ -190,11 +203,19 @@ def check_same_dimension(real: Tensor, generated: Tensor) -> None:
         )
 
 
-def whole_number(value: Any, name: str) -> int:
-    """Return a number of any integer type as an int. Raises ValueError for other values."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    raise ValueError(f"{name} must be a whole number, not {str(value)[:60]!r}")
+def whole_number(value: Any, name: str, least: int | None = None) -> int:
+    """Return a number of any integer type as an int.
+
+    Raises ValueError for other values, and for less than ``least``.
+    """
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    number = None
+    with suppress(TypeError):
+        number = None if is_bool else operator.index(value)
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name} must be a whole number{bound}, not {shown(value)}")
+    return number
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -152,6 +152,47 @@ def test_wrong_inputs_are_refused_before_the_first_evaluation(function, noise, m
         function(erk.from_denoiser(never, sample_shape=(3, 8, 8)), noise, **more)
 
 
+X = torch.zeros(2, 3, 8, 8)
+LEVELS = [0.9, 0.1]
+DOORS = [
+    (lambda bad: erk.sample(bad, X), "model"),
+    (lambda bad: erk.sample(gaussian, bad), "noise"),
+    (lambda bad: erk.sample(gaussian, X, callback=bad or 3), "callback"),
+    (lambda bad: erk.sample(gaussian, X, randn_like=bad), "randn_like"),
+    (lambda bad: erk.sample(gaussian, X, solver=bad or 3), "solver"),
+    (lambda bad: erk.trajectory(bad, X), "model"),
+    (lambda bad: erk.Trace()(bad), "state"),
+    (lambda bad: erk.from_epsilon(gaussian, bad), "alphas_cumprod"),
+    (lambda bad: erk.from_v(bad, LEVELS), "model"),
+    (lambda bad: erk.from_flow(gaussian, sample_shape=bad or 3), "sample_shape"),
+    (lambda bad: erk.from_denoiser(gaussian, bad and "x"), "sigma_min"),
+    (lambda bad: erk.from_denoiser(gaussian, label_dim=bad), "label_dim"),
+    (lambda bad: erk.save_images(X, bad), "folder"),
+    (lambda bad: erk.plot_trace(bad), "trace"),
+    (lambda bad: erk.plot_trace([], bad or 3), "path"),
+    (lambda bad: erk.animate(bad, "a.gif"), "states"),
+    (lambda bad: erk.animate([], "a.gif", bad or 3), "decode"),
+    (lambda bad: erk.calibrate(gaussian, corrections=bad), "corrections"),
+    (lambda bad: erk.calibrate(gaussian, bad), "nfe"),
+]
+
+
+@pytest.mark.parametrize(("door", "name"), DOORS, ids=[f"{i}-{d[1]}" for i, d in enumerate(DOORS)])
+@pytest.mark.parametrize("bad", [None, 2.5])
+def test_a_wrong_type_is_refused_by_the_name_of_the_argument(door, name, bad):
+    """J: tracebacks of the inside."""
+    with pytest.raises(ValueError, match=f"^{name} (must be|takes different ones of) "):
+        door(bad)
+
+
+def test_devices_and_precisions_of_any_type_are_looked_up():
+    for bad in ([], None, 2.5):
+        with pytest.raises(ValueError, match="is no device: give cpu"):
+            adapter(device=bad)
+        with pytest.raises(ValueError, match="unknown precision"):
+            erk.load_model("digits", precision=bad)
+
+
 @pytest.mark.parametrize("name", ["labels", "guide_labels"])
 def test_labels_of_a_network_with_classes_are_tensors(digits, name):
     """Finding 22: an AttributeError for a list."""

@@ -169,7 +169,8 @@ def plan_of(
 
 def check_choice(name: str, values: Sequence[str], known: Sequence[str]) -> None:
     """Raise ValueError for an unknown or a repeated value."""
-    if isinstance(values, str) or {*values} - {*known} or len({*values}) < len(values):
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or {*values} - {*known} or len({*values}) < len(values):
         raise ValueError(f"{name} takes different ones of {', '.join(known)}, not {values!r}.")
 
 

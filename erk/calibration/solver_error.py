@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Point, norm, to_double
 from erk.method.sampler import finite, solve, steps
 from erk.method.schedule import polynomial
 from erk.method.settings import Settings
 from erk.method.solvers import make_solver
+from erk.method.values import number
 
 EVALUATIONS = 128
 """Network evaluations on a reference path. On digits its error is 1e-4, the best 15-step solver's
@@ -60,6 +62,10 @@ def reference_path(
     NonFiniteError
         If a network produces NaN or infinity.
     """
+    require(callable(drift), "drift", "a GuidedDrift", drift)
+    require(isinstance(noise, Tensor), "noise", "a tensor [B, ...]", noise)
+    require(isinstance(sigmas, Tensor), "sigmas", "a tensor [N + 1]", sigmas)
+    evaluations = number("evaluations", evaluations, int, least=2)
     levels = sigmas.to(noise.dtype).double()
     waiting = levels[levels > 0].tolist()
     states, previous, end = [], None, noise
@@ -142,6 +148,8 @@ def converged(
     Every convergent solver tends to it between the first and last noise levels of `settings`, with
     their model guidance. Nothing else of `settings` matters.
     """
+    require(isinstance(settings, Settings), "settings", "an erk.Settings", settings)
+    require(isinstance(noise, Tensor), "noise", "a tensor [B, ...]", noise)
     drift = GuidedDrift(model, labels, guide_model, settings.guidance, settings.guidance_interval)
     levels = ends(settings.sigmas(model))
     return reference_path(drift, noise.to(settings.dtype), levels, evaluations)[-1]

@@ -231,7 +231,7 @@ def settings_of(options: dict[str, Any], guidance: float) -> Settings:
         schedule = tuple(_numbers("--schedule", schedule))
     return Settings(
         schedule=schedule,
-        guidance=guidance,
+        guidance=None if options["guidance"] is None and guidance == 1 else guidance,  # type: ignore[arg-type]
         guidance_interval=_interval(options["guidance_interval"]),
         pc_stochastic=not options["pc_deterministic"],
         solver_options=_solver_options(options["solver_option"]),

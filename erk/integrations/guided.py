@@ -23,10 +23,12 @@ from torch import Tensor
 from erk.calibration.card import content_of, open_card
 from erk.integrations.sampler import levels_of, settings_for
 from erk.integrations.walk import Walk, evaluations
+from erk.method.arguments import require
 from erk.method.corrections import auto
 from erk.method.guidance import erk_guid, memoryless, unguided
 from erk.method.point import Guidance, Point, Solver
 from erk.method.settings import Settings
+from erk.method.values import number
 
 LEVELS = (
     "algorithm_type", "euler_at_final", "final_sigmas_type", "flow_shift", "lower_order_final",
@@ -158,6 +160,9 @@ class Guided(SchedulerMixin):
             self._model = model
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        steps = args[0] if args else kwargs.get("num_inference_steps")
+        if steps is not None:
+            number("num_inference_steps", steps, int, least=1)
         begun = self._chosen is not None
         if begun:
             self._check()
@@ -208,6 +213,8 @@ class Guided(SchedulerMixin):
         if not self._acts or self._is_parents(self.step_index):
             return super().step(model_output, timestep, sample, *args, **kwargs)
         index = self.step_index
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            require(isinstance(value, Tensor), name, "a tensor [B, ...]", value)
         wide = torch.promote_types(sample.dtype, torch.float32)  # for differences
         point = self._point(model_output.to(wide), sample.to(wide), index)
         if self._guidance is None:

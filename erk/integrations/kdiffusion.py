@@ -10,7 +10,7 @@ correction does not help. With a card, model guidance is compared to extra_args[
 the cfg of ComfyUI's guider, and is 1 where there is neither.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from erk.calibration.card import open_card
 from erk.integrations.sampler import levels_of, settings_for
+from erk.method.arguments import require
 from erk.method.corrections import Correction
 from erk.method.guidance import unguided
 from erk.method.point import Guidance, Point
@@ -117,6 +118,16 @@ def card_sigmas(card: Any) -> Tensor:
     return levels_of(open_card(card).settings).float()
 
 
+def _check(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any) -> None:
+    """Raise ValueError for arguments of a wrong type."""
+    require(callable(model), "model", "a function (x, sigma, **extra_args)", model)
+    require(isinstance(x, Tensor) and x.ndim > 0, "x", "a tensor [B, ...]", x)
+    is_list = isinstance(sigmas, Tensor) and sigmas.ndim == 1
+    require(is_list, "sigmas", "a tensor [steps + 1]", sigmas)
+    require(isinstance(extra_args, Mapping | None), "extra_args", "a dictionary", extra_args)
+    require(callback is None or callable(callback), "callback", "a function", callback)
+
+
 def _sample(
     solvers: tuple[str, ...],
     model: Model,
@@ -130,6 +141,7 @@ def _sample(
     erk: str | None,
     card: Any,
 ) -> Tensor:
+    _check(model, x, sigmas, extra_args, callback)
     plain = erk is None and card is None
     settings = settings_for(
         f"this sampler ({', '.join(solvers)})", solvers, card, erk,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.drift import GuidedDrift
 from erk.method.point import Drift, Point, Solver, Step, norm
 from erk.method.solvers import euler, heun, heun_from
@@ -61,6 +62,9 @@ def adaptive_heun(
     mates; `drift.nfe` becomes [B], the evaluations that each sample needs (a halved interval
     costs 4 in place of 2). Yields as `sampler.steps` does.
     """
+    require(callable(drift), "drift", "a GuidedDrift", drift)
+    require(isinstance(x, Tensor), "x", "a tensor [B, ...]", x)
+    require(isinstance(sigmas, Tensor) and sigmas.ndim == 1, "sigmas", "a tensor [N + 1]", sigmas)
     twin: Point | None = None
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         if sigma_next == 0:

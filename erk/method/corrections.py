@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.guidance import erk_push, unguided
 from erk.method.point import Guidance, Point, Solver, Step
 
@@ -154,6 +155,8 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     Correction
         One coefficient per step. Deterministic; takes some ten milliseconds.
     """
+    require(callable(solver), "solver", "a function (Settings.solver_for)", solver)
+    require(isinstance(sigmas, Tensor), "sigmas", "a tensor [N + 1]", sigmas)
     levels, priors = sigmas[sigmas > 0].double(), _priors()
     weights, memory = [], None
     for sigma, sigma_next in pairwise(levels):

@@ -1,10 +1,12 @@
 """The drift f(x; sigma) = (x - D(x; sigma)) / sigma, with model guidance inside, counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from erk.method.arguments import require
 from erk.method.point import Point, dot
 from erk.method.stiffness import Stiffness, stiffness
 
@@ -90,6 +92,12 @@ class GuidedDrift:
         interval: tuple[float, float] | None = None,
         guide_labels: Tensor | None = None,
     ):
+        for name, network in (("model", model), ("guide_model", guide_model)):
+            known = callable(network) or (network is None and name == "guide_model")
+            require(known, name, "a network or a function (x, sigma, labels)", network)
+        require(isinstance(guidance, Real | Tensor), "guidance", "a number", guidance)
+        is_pair = isinstance(interval, Sequence) and len(interval) == 2
+        require(interval is None or is_pair, "interval", "(lo, hi)", interval)
         if guidance != 1 and guide_model is None:
             raise ValueError(
                 f"guidance {guidance:g} needs a guiding network: give guide_model (--gnet), or "

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.point import Guidance, Step, dot, norm
 from erk.method.stiffness import Stiffness, stiffness
 
@@ -41,6 +43,10 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 
     There is none while the step has no pair, and for a step of length 0.
     """
+    require(isinstance(step, Step), "step", "an erk.Step", step)
+    require(isinstance(w_stiff, Real | Tensor), "w_stiff", "a number", w_stiff)
+    require(isinstance(w_con, Real | Tensor), "w_con", "a number", w_con)
+    require(scale in tuple(SCALES), "scale", " or ".join(SCALES), scale)
     if step.twin is None or step.h is None or step.sigma_next == step.start.sigma:
         return None
     estimate = stiffness(step.start, step.twin)
@@ -121,8 +127,8 @@ def telemetry(
     stiffness: rho; gate: 1 where corrected; z; slope: `<f, v>`; dx, df: norms of the pair's
     differences; cosine: cos(f, v); push: norm of the applied correction.
     """
-    batch = step.x.shape[0]
     correction = erk_push(step, w_stiff, w_con, scale)
+    batch = step.x.shape[0]
     if correction is None:
         missing = torch.full((batch,), torch.nan, dtype=step.x.dtype, device=step.x.device)
         return {name: missing for name in TELEMETRY}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import WIDE, error_ratio
@@ -49,6 +50,12 @@ def steps(
     tuple[Tensor, Step]
         The state that the run goes on from, [B, ...], and the step, for each of N intervals.
     """
+    require(isinstance(x, Tensor), "x", "a tensor [B, ...]", x)
+    require(isinstance(sigmas, Tensor) and sigmas.ndim == 1, "sigmas", "a tensor [N + 1]", sigmas)
+    functions: dict[str, Any] = {"drift": drift, "solver": solver, "guidance": guidance}
+    functions |= {} if churn is None else {"churn": churn}
+    for name, function in functions.items():
+        require(callable(function), name, "a function", function)
     memory, kept = None, None
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         if churn is not None:
@@ -246,6 +253,7 @@ class Trace:
 
     def __call__(self, state: State) -> None:
         """Append the telemetry of one step."""
+        require(isinstance(state, State), "state", "an erk.State", state)
         self.levels.append(state.sigma)
         self.rows.append(state.telemetry)
 

@@ -5,11 +5,14 @@ the others end at sigma_min, i.e. they have diff-sampler's num_steps = steps + 1
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.coefficients import EPSILON, vp_sigma
 from erk.method.fields import HIGHEST, LOWEST
 
@@ -89,6 +92,10 @@ def check_schedule(
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
     _, default_rho, fewest = SCHEDULES[schedule]
+    numbers = {"steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    numbers |= {} if rho is None else {"rho": rho}
+    for name, value in numbers.items():
+        require(isinstance(value, Real | Tensor), name, "a number", value)
     if steps < fewest:
         raise ValueError(f"the '{schedule}' schedule needs at least {fewest} steps, not {steps}.")
     if not 0 < sigma_min < sigma_max < float("inf"):
@@ -156,6 +163,8 @@ def make_schedule(
 
 
 def _explicit(levels: Sequence[float] | Tensor) -> Tensor:
+    known = isinstance(levels, Sequence | Tensor | np.ndarray)
+    require(known, "schedule", "a name or a list of noise levels", levels)
     sigmas = torch.as_tensor(levels, dtype=torch.float64).cpu()
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError("an explicit schedule needs at least two noise levels in one list.")

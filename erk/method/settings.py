@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erk.method.arguments import shown
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import Correction, auto
 from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
@@ -29,7 +30,7 @@ from erk.method.solvers import (
     make_solver,
     published_schedule,
 )
-from erk.method.values import checked, plain, shown
+from erk.method.values import checked, plain
 
 __all__ = ["RECIPE", "Settings", "Twin", "check_names", "fields"]
 
@@ -68,7 +69,7 @@ class Settings:
     sigma_min: float = _setting("sigma_min")
     sigma_max: float = _setting("sigma_max")
     rho: float | None = _setting("rho")
-    guidance: float = _setting("guidance")
+    guidance: float = _setting("guidance")  # None: not given, becomes 1
     guidance_interval: tuple[float, float] | None = _setting("guidance_interval")
     w_stiff: float = _setting("w_stiff")
     w_con: float = _setting("w_con")
@@ -92,6 +93,8 @@ class Settings:
     def __post_init__(self) -> None:
         for one in FIELDS:
             object.__setattr__(self, one.name, checked(one, getattr(self, one.name)))
+        if self.guidance is None:
+            self._leave_out_guidance()
         ends = (self.sigma_min, self.sigma_max)
         check_schedule(self.levels, self.steps, *ends, self.rho)
         if self.levels != "discrete":  # that one needs the network
@@ -104,6 +107,20 @@ class Settings:
                 raise ValueError(sentence)
         if self.erk is not None:
             self._check_erk()
+
+    def _leave_out_guidance(self) -> None:
+        """Set guidance, which was not given, to 1; ValueError for what works on it alone.
+
+        A guidance of 1 that was given is one of several weights: there these do nothing.
+        """
+        alone = {"guidance_interval (--guidance-interval)": self.guidance_interval is not None}
+        alone |= {"erk_proj (--erk-proj)": self.erk_proj}
+        for name, is_given in alone.items():
+            if is_given:
+                raise ValueError(
+                    f"{name} needs model guidance: give guidance and a guide, or leave it out."
+                )
+        object.__setattr__(self, "guidance", 1.0)
 
     def _check_erk(self) -> None:
         for name in ("w_stiff", "w_con", "erk_scale"):
@@ -220,6 +237,8 @@ class Settings:
         Raises ValueError for a function that no module names: another one would look the same.
         """
         values = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
+        if self.guidance == 1:
+            values["guidance_interval"] = None
         if self.S_churn == 0:
             del values["churn_rule"]
         return values | {"schedule": _plain(self.levels)}
@@ -233,6 +252,8 @@ class Settings:
         if callable(self.solver):
             raise ValueError("a card knows solvers by name: give a solver of docs/solvers.md.")
         values = {name: _plain(getattr(self, name)) for name in RECIPE}
+        if self.guidance == 1:
+            values["guidance_interval"] = None
         values["solver_options"] = default_options(self.solver) | self.solver_options
         schedule = values["schedule"] = _plain(self.levels)
         if not isinstance(schedule, str):
@@ -270,13 +291,8 @@ CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         f"there were none: take {', '.join(ONE_STEP[:-1])} or {ONE_STEP[-1]}, or set S_churn to 0.",
     ),
     (
-        lambda s: s.guidance_interval is not None and s.guidance == 1,
-        "guidance_interval (--guidance-interval) needs model guidance: give guidance and a guide, "
-        "or leave it out.",
-    ),
-    (
-        lambda s: s.erk_proj and (s.guidance == 1 or s.w_stiff == 0),
-        "ERK-Proj works on model guidance: give guidance and w_stiff > 0.",
+        lambda s: s.erk_proj and s.w_stiff == 0,
+        "ERK-Proj (erk_proj) has no effect with w_stiff 0: give w_stiff > 0.",
     ),
     (
         lambda s: s.w_stiff > 0 and (s.pc_snr > 0 or s.adaptive_tau is not None),

@@ -11,7 +11,7 @@ x alone.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.coefficients import (
     ADAMS_BASHFORTH,
     ipndm_v_weights,
@@ -361,15 +362,15 @@ def make_solver(
     ValueError
         For an unknown name, an option that the solver does not take, or a value out of range.
     """
-    keywords, known = _keywords(name), [*default_options(name)]
-    for key, value in (options or {}).items():
+    keywords, known, options = _keywords(name), [*default_options(name)], options or {}
+    require(isinstance(options, Mapping), "options", "a dictionary", options)
+    for key, value in options.items():
         if key not in known:
             choice = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"the solver '{name}' has no option '{key}'; {choice}.")
         _check_option(name, key, value, keywords[key])
-    bound = {"sigmas": sigmas, "ends": ends}
-    filled = {key: value for key, value in bound.items() if key in keywords}
-    return partial(SOLVERS[name], **filled, **(options or {}))
+    filled = {k: v for k, v in {"sigmas": sigmas, "ends": ends}.items() if k in keywords}
+    return partial(SOLVERS[name], **filled, **options)
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -378,7 +379,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def _keywords(name: str) -> dict[str, Any]:
-    if name not in SOLVERS:
+    if name not in [*SOLVERS]:
         raise ValueError(f"unknown solver '{name}'; choose one of {', '.join(SOLVERS)}.")
     return {
         key: parameter.default
@@ -396,5 +397,4 @@ def _check_option(solver: str, key: str, value: Any, default: Any) -> None:
         ok, expected = value in CHOICES[key], " or ".join(CHOICES[key])
     else:
         ok, expected = isinstance(value, bool), "true or false"
-    if not ok:
-        raise ValueError(f"{key} of the solver '{solver}' must be {expected}, not {value!r}.")
+    require(ok, f"{key} of the solver '{solver}'", expected, value)

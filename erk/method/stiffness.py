@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.point import Point, norm
 
 
@@ -24,6 +25,8 @@ def stiffness(a: Point, b: Point) -> Stiffness:
     states have rho = 0, two equal drifts v = 0: dividing by infinity says so without the additive
     epsilon that would spoil the order of convergence at small steps.
     """
+    require(isinstance(a, Point), "a", "an erk.Point", a)
+    require(isinstance(b, Point), "b", "an erk.Point", b)
     difference = a.f - b.f
     dx, df = norm(a.x - b.x), norm(difference)
     return Stiffness(df / _or_infinity(dx), difference / _or_infinity(df), dx, df)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from erk.method.arguments import require, shown
 from erk.method.corrections import Correction
 from erk.method.fields import Field
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-LONGEST = 80  # characters of a value in a message
 
 
 def checked(one: Field, value: Any) -> Any:
@@ -47,20 +47,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def shown(value: Any) -> str:
-    """Return the repr of a value on one line, shortened."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
 def _value(one: Field, value: Any) -> Any:
     if one.kind in (int, float):
         return _number(one, value)
     value = plain(value)
-    if one.kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{one.name} must be True or False, not {shown(value)}.")
-    if one.kind is str and value not in one.choices:
-        raise ValueError(f"{one.name} must be {' or '.join(one.choices)}, not {shown(value)}.")
+    is_bool, is_choice = isinstance(value, bool), one.kind is bool or value in one.choices
+    require(is_bool or one.kind is not bool, one.name, "True or False", value)
+    require(is_choice, one.name, " or ".join(one.choices), value)
     return value
 
 
@@ -105,10 +98,8 @@ def _expected(one: Field) -> str:
 
 
 def _solver(one: Field, value: Any) -> Any:
-    if not (isinstance(value, str) or callable(value)):
-        raise ValueError(
-            f"solver must be {', '.join(one.choices)} or a function, not {shown(value)}."
-        )
+    known = isinstance(value, str) or callable(value)
+    require(known, "solver", f"{', '.join(one.choices)} or a function", value)
     return plain(value)
 
 
@@ -117,8 +108,7 @@ def _schedule(one: Field, value: Any) -> Any:
     if isinstance(value, str):
         return plain(value)
     levels = plain(value)
-    if not isinstance(levels, tuple):
-        raise ValueError(f"schedule must be a name or a list of noise levels, not {shown(value)}.")
+    require(isinstance(levels, tuple), "schedule", "a name or a list of noise levels", value)
     entry = one._replace(kind=float, name="a noise level of schedule", finite=True)
     return tuple(_number(entry, level) for level in levels)
 
@@ -136,16 +126,13 @@ def _interval(one: Field, value: Any) -> tuple[float, float]:
 
 
 def _options(one: Field, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(
-            f"solver_options must be a dictionary such as {{'order': 3}}, not {shown(value)}."
-        )
+    known = isinstance(value, Mapping)
+    require(known, "solver_options", "a dictionary such as {'order': 3}", value)
     return {key: plain(item) for key, item in value.items()}
 
 
 def _function(one: Field, value: Any) -> Any:
-    if not callable(value):
-        raise ValueError(f"{one.name} must be a function, not {shown(value)}.")
+    require(callable(value), one.name, "a function", value)
     return value
 
 
@@ -157,8 +144,8 @@ def _correction(one: Field, value: Any) -> Any:
 
 
 def _dtype(one: Field, value: Any) -> torch.dtype:
-    if not isinstance(value, torch.dtype) or value not in DTYPES:
-        raise ValueError(f"dtype must be {' or '.join(map(str, DTYPES))}, not {shown(value)}.")
+    known = isinstance(value, torch.dtype) and value in DTYPES
+    require(known, "dtype", " or ".join(map(str, DTYPES)), value)
     return value
 
 

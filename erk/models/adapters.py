@@ -13,8 +13,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.method.point import level_for
+from erk.method.values import number
 from erk.models.encoders import PixelEncoder
+from erk.runtime.distributed import check_device
 
 Network = Callable[..., Tensor]
 """(state [B, ...], time [B] float) or (state, time, labels), where there are any -> [B, ...]."""
@@ -65,12 +68,17 @@ class Adapter:
         denoised: Prediction,
         **data: Unpack[Data],
     ):
+        require(callable(model), "model", "a network or a function (x, time)", model)
+        shape, device = data.get("sample_shape"), data.get("device", "cpu")
+        is_shape = shape is None or isinstance(shape, Sequence) and all(map(_is_size, shape))
+        require(is_shape, "sample_shape", "sizes such as (3, 32, 32)", shape)
+        check_device(device)
         self.model, self._scale, self._denoised = model, scale, denoised
         self.sigma, self.sigma_inv = times.to, times.of
         self.sigma_min, self.sigma_max = times.sigma_min, times.sigma_max
-        self.sample_shape = data.get("sample_shape")
-        self.label_dim = data.get("label_dim", 0)
-        self.device = torch.device(data.get("device", "cpu"))
+        self.sample_shape = shape
+        self.label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
+        self.device = torch.device(device)
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return D(x; sigma), [B, ...]; ValueError if the network answers in another shape."""
@@ -178,13 +186,18 @@ def from_denoiser(
     **data
         As for `from_epsilon`.
     """
+    sigma_min = number("sigma_min", sigma_min, least=0, finite=False)
+    sigma_max = number("sigma_max", sigma_max, least=0, finite=False)
     times = Times(_same, _same, sigma_min, sigma_max)
     return Adapter(model, times, torch.ones_like, PREDICTIONS["sample"], **data)
 
 
 def discrete_times(alphas_cumprod: Sequence[float] | Tensor) -> Times:
     """Return the steps 0, 1, ... of a variance-preserving process, continuous in between."""
-    a = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
+    try:
+        a = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError):
+        a = torch.empty(0)
     if a.ndim != 1 or len(a) < 2 or not (a[-1] > 0 and a[0] < 1 and (a.diff() < 0).all()):
         raise ValueError(
             "alphas_cumprod must be a list of numbers that fall from below 1 to above 0."
@@ -210,6 +223,10 @@ def _interpolate(points: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _vp_scale(sigma: Tensor) -> Tensor:
     return 1 / (1 + sigma**2) ** 0.5
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _same(sigma: Any) -> Any:

@@ -178,7 +178,7 @@ def load_model(
     OSError if a file is unavailable; ValueError for an unknown name or an unsupported file.
     """
     for name in (precision, vae_precision):
-        if name not in PRECISIONS:
+        if name not in tuple(PRECISIONS):
             raise ValueError(f"unknown precision '{name}'; choose one of {', '.join(PRECISIONS)}.")
     check_device(device)
     if compiled:

@@ -65,7 +65,7 @@ def check_device(device: torch.device | str) -> None:
     """Raise ValueError for a name of no device, such as "auto", or one that this machine lacks."""
     try:
         kind = torch.device(device).type
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(
             f"{str(device)[:40]!r} is no device: give cpu, cuda, cuda:N or mps."
         ) from None

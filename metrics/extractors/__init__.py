@@ -1,12 +1,14 @@
 """Feature extractors by name: each brings its input format, its weights and their hash."""
 
 import functools
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from erk.method.arguments import require
 from erk.runtime.distributed import check_device
 
 _NETWORKS = {  # name -> module with OUTPUTS, url() and load(name, device, weights, offline)
@@ -40,6 +42,12 @@ class Extractor(Protocol):
     def precision(self) -> str: ...  # of products and convolutions: one of ``PRECISIONS``
 
     def __call__(self, images: Tensor) -> Outputs: ...
+
+
+def check_extractors(extractors: Any) -> None:
+    """Raise ValueError unless these are extractors by name."""
+    is_known = isinstance(extractors, Mapping) and all(map(callable, extractors.values()))
+    require(is_known, "extractors", "a dictionary, name -> load_extractor(name)", extractors)
 
 
 def extractor_names() -> tuple[str, ...]:
@@ -106,6 +114,7 @@ def main_extractors() -> dict[int, str]:
 
 
 def _module(name: str) -> ModuleType:
+    require(isinstance(name, str), "name", "the name of an extractor", name)
     if name in _NETWORKS:
         return import_module(_NETWORKS[name])
     if name not in extractor_names():

@@ -226,7 +226,10 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--images", "nowhere", "--ref", "digits"], "nowhere does not exist"),
         (["--ref", "imagenet99"], "imagenet99"),
         (["--ref", "digits", "--batch", "0"], "0 is not in the range 1<=x"),
-        (["--ref", "digits", "--groups", "0"], "of at least 1 MiB, not groups=0"),
+        (
+            ["--ref", "digits", "--groups", "0"],
+            "groups must be a whole number of at least 1, not 0",
+        ),
         (["--ref", "digits", "--json", "out/000000.png/row.json"], "000000.png"),
         (["--ref", "digits", "--protocol", "edm"], "needs inception: choose another"),
         (["--ref", "digits", "--protocol", "fid"], "there is no protocol 'fid'"),

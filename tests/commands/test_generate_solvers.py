@@ -104,7 +104,7 @@ BAD = {
     ],
     "guidance_interval (--guidance-interval) needs model guidance": ["--guidance-interval", "0,1"],
     "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
-    "works on model guidance": ["--erk-proj", "--w-stiff", "1"],
+    "erk_proj (--erk-proj) needs model guidance": ["--erk-proj", "--w-stiff", "1"],
     "a discrete time": ["--schedule", "discrete"],
     "ends at 0 already": ["--denoise-to-zero"],
 }  # fmt: skip

@@ -112,7 +112,7 @@ def test_a_reference_is_replaced_only_if_asked(make):
 
 def test_plans_refuse_an_empty_batch():
     """R11: from Python, too"""
-    with pytest.raises(ValueError, match="a batch must hold at least 1 image, not 0"):
+    with pytest.raises(ValueError, match="batch must be a whole number of at least 1, not 0"):
         extraction_plan(["digits"], {}, torch.device("cpu"), batch=0)
 
 

@@ -1,11 +1,14 @@
 """The tables and names in the documents are those of the code."""
 
 import inspect
+import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 from documents import PAGES, ROOT
 
 from erk.commands.main import SUBCOMMANDS
@@ -14,6 +17,7 @@ from metrics.protocols import known_protocols
 
 PATH = re.compile(r"`((?:docs|erk|metrics|scripts|tests|configs|checkpoints)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)")
+QUARTILES = ("Q0-25", "Q25-50", "Q50-75", "Q75-100")
 MODULE = re.compile(r"python -m ((?:erk|metrics|scripts)[\w.]*)")
 
 
@@ -158,3 +162,73 @@ def test_every_test_that_the_documents_name_exists():
     names = set(re.findall(r"`(test_\w+)`", text))
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(names) > 25 and {n for n in names if f"def {n}(" not in sources} == set()
+
+
+def test_no_two_pages_have_one_title():  # N14
+    titles = [page.read_text("utf-8").partition("\n")[0].lower() for page in PAGES[2:]]
+    assert all(title.startswith("# ") for title in titles) and len({*titles}) == len(titles)
+
+
+def test_every_extra_that_the_documents_install_exists():  # N18
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    named = {
+        name
+        for page in PAGES
+        for text in re.findall(r"pip install [^\n]*\[([\w,-]+)\]", page.read_text("utf-8"))
+        for name in text.split(",")
+    }
+    assert named and named <= {*extras}
+
+
+def test_the_swap_of_precision_and_recall_has_its_commit():  # S2
+    for page in ("docs/paper.md", "docs/evaluation.md", "docs/faq.md"):
+        assert re.search(r"commit\s+5e3be6a\s+(of |\()2026-02-16", read(page)), page
+
+
+def test_the_page_of_the_paper_shows_figure_2c():  # S4
+    """Median |cos| with the dominant eigenvector, and that ours is not the nearest everywhere."""
+    rows = {
+        row["quantity"]: [round(row[quartile], 2) for quartile in QUARTILES]
+        for row in json.loads(read("results/figure2.json"))["rows"]
+        if row["median"] == "|cos|"
+    }
+    section = read("docs/paper.md").partition("**Fig. 2c: ")[2].partition("\n\n**")[0]
+    assert 'alignment … across all stiffness quantiles" does not hold on our toy' in section
+    shown = re.findall(r"^\| (\w[^|]*) \|" + r" (\d\.\d\d) \|" * 4, section, re.M)
+    shown = {name: [*map(float, values)] for name, *values in shown}
+    assert shown == {
+        "ERK-Guid (drift difference)": rows["ERK drift difference"],
+        "CFG": rows["CFG"], "Autoguidance": rows["Autoguidance"],
+    }  # fmt: skip
+    lowest, highest = (max(shown, key=lambda name: shown[name][i]) for i in (0, 3))
+    assert lowest == "CFG" and highest.startswith("ERK-Guid")
+
+
+def test_the_rivals_that_table_4_leaves_out_are_shown():  # S6
+    """They beat every row of FFHQ-64 at 8 and 10 evaluations; the best rows are the paper's."""
+    config = yaml.safe_load(read("configs/table4.yaml"))
+    section = read("docs/paper.md").partition("## Table 4's missing rivals")[2]
+    lines = [one for one in section.splitlines() if one.startswith("| ")][2:8]
+    cells = [[float(x.strip("* ")) for x in line.split("|")[3:6]] for line in lines]
+    best = {
+        preset: [
+            min(row["published"]["fid"] for row in config["rows"]
+                if row["settings"]["preset"] == preset and row["published"]["nfe"] == nfe)
+            for nfe in (6, 8, 10)
+        ]
+        for preset in ("edm-ffhq-64x64-uncond-vp", "edm-imagenet-64x64-cond-adm")
+    }  # fmt: skip
+    assert [cells[0], cells[3]] == list(best.values())
+    assert cells[1:3] == [[10.03, 5.52, 3.98], [12.85, 5.5, 3.84]]
+    assert cells[4:6] == [[12.92, 7.2, 5.11], [14.3, 7.52, 5.53]]
+    assert all(max(cells[1][i], cells[2][i]) < cells[0][i] for i in (1, 2))
+    for row in (cells[1], cells[2], cells[4], cells[5]):
+        assert all(f"{value:.2f}" in config["notes"][0] for value in row)
+
+
+def test_every_citation_has_year_and_number():  # S7
+    card = yaml.safe_load(read("CITATION.cff"))["preferred-citation"]
+    assert card["year"] == 2026 and card["identifiers"][0]["value"] == "arXiv:2603.03692"
+    for page in ("README.md", "docs/paper.md"):
+        text = read(page)
+        assert "2603.03692" in text and "ICLR 2026" in text and card["title"] in text

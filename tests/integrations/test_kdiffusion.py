@@ -274,3 +274,11 @@ def test_invalid_weights_are_refused(weights):
     (name,) = weights
     with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, not"):
         sample_erk_heun(lambda x, sigma: x, torch.ones(1, 2), torch.tensor([2.0, 1.0]), **weights)
+
+
+@pytest.mark.parametrize("name", ["model", "x", "sigmas", "extra_args", "callback"])
+def test_a_wrong_type_is_refused_by_the_name_of_the_argument(name):
+    """J: tracebacks of the inside."""
+    given = dict(model=Gaussian(), x=start(), sigmas=NODES, disable=True)
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        sample_erk_heun(**{**given, name: 2.5})

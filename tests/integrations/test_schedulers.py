@@ -87,7 +87,7 @@ def test_heun_on_levels_of_ones_own():
     close(x, erk.sample(model, draw(), steps=9, **WEIGHTS))
     inside = [9.0, 2.0, 0.5, 0.0]
     scheduler.set_timesteps(sigmas=inside)
-    known = erk.from_epsilon(None, scheduler.alphas_cumprod).sigma_inv(torch.tensor(inside[:3]))
+    known = erk.from_epsilon(print, scheduler.alphas_cumprod).sigma_inv(torch.tensor(inside[:3]))
     close(scheduler.timesteps[[0, 1, 3]], known.float())
     for message, how in {
         "only one of": {"sigmas": inside, "num_inference_steps": 3},
@@ -286,3 +286,17 @@ def test_guidance_lowers_the_error(kind):
         return (seen[-2] / alpha - exact).norm().item()
 
     assert error(0.6) < 0.5 * error(0.0)
+
+
+@pytest.mark.parametrize("kind", [HEUN, SINGLE, MULTI])
+def test_wrong_types_are_refused_by_the_name_of_the_argument(kind):
+    """J: tracebacks of diffusers' inside."""
+    scheduler = made_of(kind, w_stiff=0.5)
+    for bad in (2.5, "4", -1, [], True):
+        with pytest.raises(ValueError, match="num_inference_steps must be an integer of at least"):
+            scheduler.set_timesteps(bad)
+    scheduler.set_timesteps(torch.tensor(4))
+    for name in ("model_output", "sample"):
+        given = {"model_output": draw(), "sample": draw(), name: 3}
+        with pytest.raises(ValueError, match=f"^{name} must be a tensor"):
+            scheduler.step(timestep=scheduler.timesteps[0], **given)

@@ -35,7 +35,9 @@ BAD = {
     "r of the solver 'dpm2' must be": dict(solver="dpm2", solver_options={"r": 0}),
     "must be tab or rhoab": dict(solver="deis", solver_options={"mode": "x"}),
     "must be true or false": dict(solver="dpmpp", solver_options={"predict_x0": 1}),
-    "ERK-Proj works on model guidance": dict(erk_proj=True),
+    "erk_proj (--erk-proj) needs model guidance": dict(erk_proj=True),
+    "ERK-Proj (erk_proj) has no effect": dict(erk_proj=True, guidance=2.0),
+    "guidance_interval (--guidance-interval) needs": dict(guidance_interval=(0, 1)),
     "exclude each other": dict(w_stiff=1.0, pc_snr=0.1),
     "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),
     "leave out afs": dict(afs=True, adaptive_tau=1.0),
@@ -62,7 +64,8 @@ def test_bad_settings_are_refused_with_one_sentence(message, settings):
 
 def test_every_field_is_declared_once():
     """`Settings` has the declared fields, in order, with their defaults."""
-    declared = {one.name: one.default for one in fields()} | {"dtype": torch.float32}
+    declared = {one.name: one.default for one in fields()}
+    declared |= {"dtype": torch.float32, "guidance": 1.0}  # None is "not given"
     settings = Settings()
     assert [one.name for one in dataclasses.fields(Settings)] == list(declared)
     assert {name: getattr(settings, name) for name in declared} == declared
@@ -194,3 +197,23 @@ def test_levels_stay_within_what_the_model_knows(dtype):
     sigmas = Settings(steps=40, dtype=dtype).sigmas(Model())
     assert sigmas.dtype == dtype and sigmas[0] == 20 and sigmas[-1] == 0
     assert len(sigmas) < 41 and (sigmas.diff() < 0).all()  # equal after rounding: one level
+
+
+def test_a_sweep_over_guidance_may_reach_one():
+    """J: there the interval and ERK-Proj do nothing; without a guidance they are a mistake."""
+    more = dict(steps=4, guidance_interval=(0.1, 10.0))
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    plain = erk.sample(linear(1.0), noise, steps=4)
+    for given in (more, {**more, "erk_proj": True, "w_stiff": 1.0}):
+        x0 = {
+            w: erk.sample(linear(1.0), noise, guide_model=linear(0.5), guidance=w, **given)
+            for w in (1, 1.5)
+        }
+        assert torch.equal(x0[1], plain) and not torch.equal(x0[1.5], plain)
+        with pytest.raises(ValueError, match="guidance_interval .* needs model guidance"):
+            erk.sample(linear(1.0), noise, guide_model=linear(0.5), **given)
+    one, two = (Settings(guidance=w, **more) for w in (1, 2))
+    assert dataclasses.replace(two, guidance=1) == one != two
+    assert dataclasses.replace(one, guidance=2) == two
+    assert one.identity() == Settings(steps=4).identity() != two.identity()
+    assert one.recipe() == Settings(steps=4).recipe() and Settings().guidance == 1

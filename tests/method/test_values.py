@@ -23,7 +23,7 @@ REFUSED = {
     "sigma_max must be a finite number from 1e-12 to 1e\\+12, not": [1e160, "80", math.inf],
     "rho must be a finite number above 0, not": [0.0, -1, "7", math.inf, [7]],
     "guidance must be a finite number from -1e\\+06 to 1e\\+06, not": [
-        math.nan, -math.inf, "2", None, 1j, True, 10**400, 1e308,
+        math.nan, -math.inf, "2", [], 1j, True, 10**400, 1e308,
     ],
     "guidance_interval must be \\(lo, hi\\) in sigma with 0 <= lo < hi, not": [
         (0.1,), ("a", "b", "c"), (2.0, 1.0), (-1.0, 1.0), 0.1, "0.1,1",

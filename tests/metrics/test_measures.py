@@ -65,9 +65,9 @@ def test_a_measure_names_what_is_missing():
     [
         ("fdd", {}, "there is no kind 'fdd': choose one of fd, fd_infinity, is, kid"),
         ("neighbours", {"n": 3}, "neighbours has no option 'n': choose among k, output, reduced"),
-        ("neighbours", {"k": 0}, "k must be at least 1, not 0"),
-        ("is", {"splits": 2.5}, "splits must be a whole number, not '2.5'"),  # J
-        ("kid", {"subset_size": "9"}, "subset_size must be a whole number, not '9'"),
+        ("neighbours", {"k": 0}, "k must be a whole number of at least 1, not 0"),
+        ("is", {"splits": 2.5}, "splits must be a whole number of at least 1, not 2.5"),  # J
+        ("kid", {"subset_size": "9"}, "subset_size must be a whole number of at least 1, not '9'"),
     ],
 )
 def test_a_measure_refuses_what_no_kind_knows(kind, options, message):

@@ -72,7 +72,8 @@ def test_units_do_not_matter(scale):
 
 
 @pytest.mark.parametrize(
-    ("k", "message"), [(0, "must be at least 1, not 0"), (1.5, "k must be a whole number, not")]
+    ("k", "message"),
+    [(0, "k must be a whole number of at least 1, not 0"), (1.5, "at least 1, not 1.5")],
 )
 def test_a_number_of_neighbours_that_is_none(k, message):
     """J: an IndexError of 0, a TypeError of 1.5."""

@@ -129,3 +129,9 @@ def test_every_checkpoint_has_its_card():
         )
     named = {path.stem for path in CHECKPOINTS.iterdir()}
     assert named == {path.stem for path in weights}
+
+
+def test_the_demo_writes_no_tracked_file():  # N9: every later commit said -dirty
+    (folder,) = [one.default for one in demo_script.main.params if one.name == "results"]
+    assert Path(folder).relative_to(demo_script.ROOT).as_posix() == "out/demo"
+    assert "/out*/" in (demo_script.ROOT / ".gitignore").read_text("utf-8").splitlines()

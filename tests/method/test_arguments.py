@@ -1,0 +1,94 @@
+"""Wrong types at the doors of the method: one sentence that names the argument (J)."""
+
+import numpy as np
+import pytest
+import torch
+
+import erk
+from erk.calibration.solver_error import converged, reference_path
+from erk.method.arguments import require, shown
+from erk.method.baselines import adaptive_heun
+from erk.method.corrections import auto
+from erk.method.drift import GuidedDrift
+from erk.method.guidance import ErkGuid, erk_guid, telemetry
+from erk.method.sampler import steps
+from erk.method.schedule import make_schedule
+from erk.method.solvers import heun, make_solver
+from erk.method.stiffness import stiffness
+
+LEVELS, X = torch.tensor([2.0, 1.0]), torch.ones(2, 3)
+
+
+def denoiser(x, sigma, labels=None):
+    return x / (1 + sigma**2)
+
+
+def step_of():
+    return heun(GuidedDrift(denoiser), X, LEVELS[0], LEVELS[1], None)
+
+
+DRIFT = GuidedDrift(denoiser)
+DOORS = [
+    (lambda bad: GuidedDrift(bad), "model"),
+    (lambda bad: GuidedDrift(denoiser, guide_model=bad or 3, guidance=2.0), "guide_model"),
+    (lambda bad: GuidedDrift(denoiser, guide_model=denoiser, guidance=bad), "guidance"),
+    (lambda bad: GuidedDrift(denoiser, interval=bad or 3), "interval"),
+    (lambda bad: stiffness(bad, DRIFT(X, LEVELS[0])), "a"),
+    (lambda bad: stiffness(DRIFT(X, LEVELS[0]), bad), "b"),
+    (lambda bad: erk_guid(bad, 0.5, 0.5), "step"),
+    (lambda bad: erk_guid(step_of(), bad, 0.5), "w_stiff"),
+    (lambda bad: ErkGuid(0.5, bad)(step_of()), "w_con"),
+    (lambda bad: telemetry(step_of(), 0.5, 0.5, bad), "scale"),
+    (lambda bad: next(steps(bad, X, LEVELS, heun)), "drift"),
+    (lambda bad: next(steps(DRIFT, bad, LEVELS, heun)), "x"),
+    (lambda bad: next(steps(DRIFT, X, bad, heun)), "sigmas"),
+    (lambda bad: next(steps(DRIFT, X, LEVELS, bad)), "solver"),
+    (lambda bad: next(steps(DRIFT, X, LEVELS, heun, bad)), "guidance"),
+    (lambda bad: next(steps(DRIFT, X, LEVELS, heun, churn=bad or 3)), "churn"),
+    (lambda bad: next(adaptive_heun(bad, X, LEVELS, 0.5)), "drift"),
+    (lambda bad: next(adaptive_heun(DRIFT, X, bad, 0.5)), "sigmas"),
+    (lambda bad: make_schedule(bad or {}), "schedule"),
+    (lambda bad: make_schedule("edm", bad), "steps"),
+    (lambda bad: make_schedule("edm", 4, sigma_max=bad), "sigma_max"),
+    (lambda bad: make_schedule("edm", 4, rho=bad or {}), "rho"),
+    (lambda bad: make_solver("dpmpp", bad or 3), "options"),
+    (lambda bad: auto(bad, LEVELS), "solver"),
+    (lambda bad: auto(heun, bad), "sigmas"),
+    (lambda bad: converged(bad, denoiser, X), "settings"),
+    (lambda bad: converged(erk.Settings(), denoiser, bad), "noise"),
+    (lambda bad: reference_path(DRIFT, X, LEVELS, bad), "evaluations"),
+    (lambda bad: reference_path(DRIFT, X, bad), "sigmas"),
+]
+
+
+@pytest.mark.parametrize(("door", "name"), DOORS, ids=[f"{i}-{d[1]}" for i, d in enumerate(DOORS)])
+@pytest.mark.parametrize("bad", [None, "x"])
+def test_a_wrong_type_is_refused_by_the_name_of_the_argument(door, name, bad):
+    bad = 3 if bad == "x" and name in ("schedule", "drift", "interval") else bad
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not .*"):
+        door(bad)
+
+
+def test_an_unknown_solver_may_be_of_any_type():
+    with pytest.raises(ValueError, match=r"unknown solver '\[\]'"):
+        make_solver([])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "None"),
+        ("a\nb", r"'a\\nb'"),
+        ("x" * 99, f"'{'x' * 79}..."),
+        (torch.zeros(2, 3), "torch.float32 [2, 3]"),
+        (np.zeros(4, np.int8), "int8 [4]"),
+        (torch.tensor(3), "tensor(3)"),
+        ([[1], 2], "[[1], 2]"),
+    ],
+)
+def test_values_are_shown_on_one_short_line(value, text):
+    assert shown(value) == text.replace("\\\\", "\\")
+    require(True, "a", "b", value)
+    with pytest.raises(ValueError) as caught:
+        require(False, "a", "b", value)
+    assert str(caught.value) == f"a must be b, not {shown(value)}."
