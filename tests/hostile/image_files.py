@@ -266,11 +266,8 @@ def runs():
         ),
         "rows that are compressed": (  # M26: reading them in another order took quadratic time
             run_folder("npz")
-            | {
-                "run/images.npz": npz(
-                    True, arr_0=np.zeros((3, 4, 3, 1), np.uint8), seeds=np.arange(3)[::-1]
-                )
-            },
+            | {"run/images.npz": npz(True, arr_0=np.zeros((3, 4, 3, 1), np.uint8),
+                                     seeds=np.arange(3)[::-1])},
             "is damaged",
         ),
         "rows of another type": (

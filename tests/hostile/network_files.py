@@ -384,22 +384,13 @@ def weights():
         "a storage of no member": (torch_pickle(persistent(const("9"))), "has no archive/data/9"),
         "an old storage of a tebibyte": (old_file(persistent(const("0"), 1 << 40)), "truncated"),
         "old storages that add up": (
-            old_file(
-                b"(" + b"".join(persistent(const(str(i)), 250_000) for i in range(99)) + b"t",
-                bytes(10**6),
-            ),
+            old_file(b"(" + b"".join(persistent(const(str(i)), 250_000) for i in range(99)) + b"t",
+                     bytes(10**6)),
             "truncated",
         ),
         "a tensor of a tebibyte": (
-            torch_pickle(
-                call(
-                    "torch._utils._rebuild_tensor_v2",
-                    persistent(const("0"), 6),
-                    const(0),
-                    const((1 << 20, 1 << 20)),
-                    const((0, 0)),
-                )
-            ),
+            torch_pickle(call("torch._utils._rebuild_tensor_v2", persistent(const("0"), 6),
+                              const(0), const((1 << 20, 1 << 20)), const((0, 0)))),
             "larger than its storage",
         ),
         "members that overlap": (overlapping_weights(), "overlaps with another member"),  # H5

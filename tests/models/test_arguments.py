@@ -56,7 +56,9 @@ def test_networks_with_skips_of_the_image(encoder, decoder, dtype, values):  # M
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
     network, _ = stored("EDMPrecond", kwargs, state)
     D = network(ruled_input("skip", [2, 3, 16, 16], 0.8), torch.tensor(0.8))
-    torch.testing.assert_close(D.flatten()[[0, 700, 1535]], torch.tensor(values), rtol=0, atol=3e-6)
+    torch.testing.assert_close(
+        D.flatten()[[0, 700, 1535]], torch.tensor(values), rtol=0, atol=3e-6
+    )
 
 
 def test_an_infinite_sigma_max_is_the_default(tmp_path):  # M20: JSON has no infinity

@@ -1,5 +1,6 @@
 """Networks in files: what is stored, and what is refused in a sentence."""
 
+
 import pytest
 import torch
 from golden_data import manifest, pickle_paths
