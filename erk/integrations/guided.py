@@ -162,7 +162,9 @@ class Guided(SchedulerMixin):
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         steps = args[0] if args else kwargs.get("num_inference_steps")
         if steps is not None:
-            number("num_inference_steps", steps, int, least=1)
+            kwargs["num_inference_steps"] = number("num_inference_steps", steps, int, least=1)
+            if args:
+                args = (kwargs.pop("num_inference_steps"), *args[1:])
         begun = self._chosen is not None
         if begun:
             self._check()
