@@ -25,6 +25,7 @@ from erk.integrations.sampler import levels_of, settings_for
 from erk.integrations.walk import Walk, evaluations
 from erk.method.arguments import require
 from erk.method.corrections import auto
+from erk.method.fields import field
 from erk.method.guidance import erk_guid, memoryless, unguided
 from erk.method.point import Guidance, Point, Solver
 from erk.method.settings import Settings
@@ -136,8 +137,13 @@ class Guided(SchedulerMixin):
     ) -> Any:
         """Create a scheduler from a config, as the parent class does.
 
-        Raises ValueError for arguments beside `card` that contradict it.
+        `w_stiff`, `erk` or `card` replaces that of the three that the config has. Raises ValueError
+        for arguments beside `card` that contradict it.
         """
+        if {*kwargs} & {"w_stiff", "erk", "card"}:
+            kwargs = {"w_stiff": 0.0, "erk": None, "card": None} | kwargs
+            if kwargs["w_stiff"] == 0:
+                kwargs.setdefault("w_con", field("w_con").default)
         if kwargs.get("card") is not None:
             for name in LEVELS:
                 if name in kwargs:

@@ -8,6 +8,7 @@ import click
 import nbformat
 import pytest
 import torch
+from cards import LEVELS, card_of
 from click.exceptions import Exit
 from click.testing import CliRunner
 from documents import PAGES, ROOT, commands, execute, python_blocks, run_commands, run_page, same
@@ -15,7 +16,9 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from PIL import Image
 
-from erk.commands.main import main as erk
+import erk
+from erk.calibration.card import write_card
+from erk.commands.main import main
 
 NOTEBOOK = ROOT / "docs/tour.ipynb"
 
@@ -59,7 +62,7 @@ def test_the_page_on_guidance():
 
 
 class Pipeline:
-    """A diffusers pipeline whose network is exact for Gaussian data."""
+    """A diffusers pipeline whose network is exact for Gaussian data of deviation 1."""
 
     def __init__(self):
         from diffusers import DPMSolverMultistepScheduler
@@ -67,12 +70,37 @@ class Pipeline:
         self.scheduler = DPMSolverMultistepScheduler()
 
     def __call__(self, prompt, num_inference_steps):
-        table = self.scheduler.alphas_cumprod
-        self.scheduler.set_timesteps(num_inference_steps)
+        scheduler = self.scheduler
+        times = erk.from_epsilon(None, scheduler.alphas_cumprod)
+        scheduler.set_timesteps(num_inference_steps)
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        for t in self.scheduler.timesteps:
-            noise = x * (1 - table[t]).sqrt()  # data of deviation 1
-            x = self.scheduler.step(noise, t, x).prev_sample
+        x = x * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            sigma = times.sigma(t.double()).float()
+            noise = scheduler.scale_model_input(x, t) * sigma / (1 + sigma**2).sqrt()
+            x = scheduler.step(noise, t, x).prev_sample
+        return SimpleNamespace(images=[x])
+
+
+class FlowPipeline:
+    """The same for a flow; it gives sigmas and mu as FLUX does."""
+
+    def __init__(self):
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        self.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+    def __call__(self, prompt, num_inference_steps):
+        scheduler = self.scheduler
+        levels = {"sigmas": torch.linspace(1, 1 / num_inference_steps, num_inference_steps)}
+        if scheduler.config.get("use_flow_sigmas"):
+            levels = {"num_inference_steps": num_inference_steps}
+        scheduler.set_timesteps(**levels, mu=0.8)
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            s = t / 1000
+            clean = (1 - s) * x / ((1 - s) ** 2 + s**2)
+            x = scheduler.step((x - clean) / s, t, x).prev_sample
         return SimpleNamespace(images=[x])
 
 
@@ -80,22 +108,35 @@ def test_the_page_on_integrations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(run_commands("docs/integrations.md")) == 2 and not [*tmp_path.iterdir()]
     page = "docs/integrations.md"
-    diffusers, edm2, k_diffusion, any_model = python_blocks(page)
-    space = {"pipe": Pipeline()}
-    execute(diffusers, page, space)
+    digits = erk.load_model("digits").sha256
+    for name, networks in (("card", ("", None)), ("digits.card", (digits, None))):
+        write_card(f"{name}.json", card_of(networks=networks))
+    write_card("flow.card.json", card_of(levels=[80.0, *LEVELS]))
+    weights, auto, flow, edm2, card, k_diffusion, cards, any_model, calibrate = python_blocks(page)
+    space = {"pipe": Pipeline(), "flow": FlowPipeline()}
+    execute(weights, page, space)
     assert space["pipe"].scheduler.config.w_stiff == 1 and space["image"].isfinite().all()
-    execute(edm2, page, space)
-    assert len(space["images"]) == 3 and (tmp_path / "out/digits-pipeline").is_dir()
+    for block in (auto, flow):
+        execute(block, page, space)
+        assert space["image"].isfinite().all()
+    assert space["flow"].scheduler.num_inference_steps == 6
+    for block in (edm2, card):
+        execute(block, page, space)
+        assert len(space["images"]) == 3 and (tmp_path / "out/digits-pipeline").is_dir()
     noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     space = {"noise": noise, "sigmas": torch.tensor([5.0, 1.0, 0.3, 0.0])}
     space["model"] = lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2)
-    execute(k_diffusion, page, space)
-    assert space["x0"].isfinite().all()
+    for block in (k_diffusion, cards):
+        execute(block, page, space)
+        assert space["x0"].isfinite().all()
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     space |= {"alphas_cumprod": table, "labels": torch.ones(2, 1), "no_labels": torch.zeros(2, 1)}
     space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt()[:, None]
     execute(any_model, page, space)
     assert space["x0"].isfinite().all()
+    space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt().reshape(-1, 1, 1, 1)
+    execute(calibrate, page, space)
+    assert (tmp_path / "heun-9.card.json").is_file() and space["card"].settings.solver == "heun"
 
 
 def test_the_page_on_images_and_traces(tmp_path, monkeypatch):
@@ -148,13 +189,13 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
     generate, *evaluations = commands("README.md")
-    assert CliRunner().invoke(erk, generate).exit_code == 0
+    assert CliRunner().invoke(main, generate).exit_code == 0
     assert (tmp_path / "out/digits/grid.png").is_file()
     for name in ("fake", "real", "new", "old"):
         (tmp_path / name).symlink_to(tmp_path / "out/digits")
     other = {"torch-fidelity": "mnist", "edm2": "mnist", "inception": "mnist", "fid": "fd"}
     for words in evaluations:
-        done = CliRunner().invoke(erk, [other.get(word, word) for word in words])
+        done = CliRunner().invoke(main, [other.get(word, word) for word in words])
         assert done.exit_code == 0, (words, done.output)
         assert words[0] == "make-reference" or "fd" in done.output
 
@@ -166,8 +207,8 @@ def test_every_command_of_the_documents_has_known_options(monkeypatch):
             if not words or words[0].startswith("-"):  # erk --help
                 continue
             name, *given = words
-            with click.Context(erk) as parent:
-                command = erk.get_command(parent, name)
+            with click.Context(main) as parent:
+                command = main.get_command(parent, name)
             assert command is not None, (page, name)
             for option in command.params:
                 if "..." in given or "$job" in given:  # the reader's own options

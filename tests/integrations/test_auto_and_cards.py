@@ -150,6 +150,20 @@ def test_arguments_beside_a_card(config, message):
         HEUN.from_config(made_of(PARENTS[HEUN]).config, **({"card": card_of()} | config))
 
 
+def test_what_is_given_replaces_that_of_the_config():
+    first = HEUN.from_config(made_of(PARENTS[HEUN]).config, w_stiff=1.0, w_con=0.2)
+    auto = HEUN.from_config(first.config, erk="auto")
+    card = HEUN.from_config(auto.config, card=card_of())
+    weights = HEUN.from_config(card.config, w_stiff=0.3)
+    seen = [
+        (one.config.w_stiff, one.config.erk, one.config.card is not None)
+        for one in (first, auto, card, weights)
+    ]
+    assert seen == [
+        (1.0, None, False), (0.0, "auto", False), (0.0, None, True), (0.3, None, False)
+    ]  # fmt: skip
+
+
 def test_timesteps_beside_a_card():
     scheduler = HEUN(**SD, card=card_of())
     for given, message in (
