@@ -182,7 +182,8 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
 
     def formula(match: re.Match[str]) -> str:
         display = "inline" if match[2] == "(" else "block"
-        return convert(html.unescape(match[3]).strip(), display=display)
+        text = convert(html.unescape(match[3]).strip(), display=display)
+        return text if display == "inline" else f'<div class="formula">{text}</div>'
 
     if page.file.src_uri.endswith(".ipynb"):
         content = re.sub(r'(href="[\w/-]+)\.md(["#])', r"\1.html\2", content)
