@@ -21,8 +21,10 @@ from erk.calibration.card import Card, open_card
 from erk.integrations.schedulers import ERKHeunScheduler
 from erk.io.download import is_offline
 from erk.method.drift import GuidedDrift, NonFiniteError
+from erk.method.fields import field
 from erk.method.sampler import sums_of
 from erk.method.settings import Settings
+from erk.method.values import checked, number, shown
 from erk.models.checkpoint import (
     DTYPES,
     ENCODERS,
@@ -249,6 +251,7 @@ class EDM2Pipeline(DiffusionPipeline):
         produces NaN or infinity.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        scale = checked(field("guidance"), scale)
         self._check(output_type, scale)
         model, device = self.network.denoiser, self._execution_device
         self._set_levels(
@@ -257,6 +260,7 @@ class EDM2Pipeline(DiffusionPipeline):
         )  # fmt: skip
         labels, size = _labels(class_labels, model.label_dim, batch_size, latents)
         shape = (size, *model.sample_shape)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         _check_noise(shape, generator, latents)
         labels = None if labels is None else labels.to(device)
         noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
@@ -319,9 +323,11 @@ def _labels(
     classes: Any, label_dim: int, batch_size: int | None, latents: Tensor | None
 ) -> tuple[Tensor | None, int]:
     """Return the classes [B] or None, and B; ValueError unless they fit together."""
+    if latents is not None and not (isinstance(latents, Tensor) and latents.ndim and len(latents)):
+        raise ValueError(f"latents must be a tensor [B, C, H, W], not {shown(latents)}.")
+    if batch_size is not None:
+        batch_size = number("batch_size", batch_size, int, least=1)
     size = batch_size or (1 if latents is None else len(latents))
-    if batch_size is not None and not (type(batch_size) is int and batch_size > 0):
-        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}.")
     if classes is None:
         return None, size
     try:
@@ -335,7 +341,10 @@ def _labels(
         or labels.is_complex()
         or not labels.numel()
     ):
-        raise ValueError(f"class_labels must be an integer or a list of integers, not {classes!r}.")
+        raise ValueError(
+            f"class_labels must be an integer or a list of integers, not {shown(classes)}."
+        )
+    labels = labels.long()
     if label_dim and not 0 <= labels.min() <= labels.max() < label_dim:
         raise ValueError(f"class_labels are 0 to {label_dim - 1}, not {labels.tolist()}.")
     if labels.ndim == 0:
@@ -349,7 +358,10 @@ def _labels(
 
 def _check_noise(shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> None:
     """Raise ValueError unless there is one generator per image and latents have this shape."""
-    if isinstance(generator, list | tuple) and len(generator) != shape[0]:
+    many = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in many):
+        raise ValueError(f"generator must be a torch.Generator or a list, not {shown(generator)}.")
+    if isinstance(generator, list) and len(generator) != shape[0]:
         raise ValueError(
             f"{len(generator)} generators do not fit {shape[0]} images: give one per image, or one "
             "for all."

@@ -168,12 +168,30 @@ def test_mistakes_have_one_sentence():
     ("an integer or a list of integers, not", dict(class_labels=[])),
     ("an integer or a list of integers, not", dict(class_labels=[[1, 2]])),
     (r"class_labels are 0 to 9, not \[-1, 2\]", dict(class_labels=[-1, 2])),
-    ("batch_size must be a positive integer, not 0", dict(batch_size=0)),
+    ("batch_size must be an integer of at least 1, not 0", dict(batch_size=0)),
+    # what was neither an int nor a tensor ended in an error of torch's
+    ("latents must be a tensor", dict(latents=np.zeros((2, 1, 8, 8)))),
+    ("latents must be a tensor", dict(latents=torch.zeros(0, 1, 8, 8))),
+    ("generator must be a torch.Generator or a list, not 0", dict(generator=0)),
+    ("generator must be a torch.Generator or a list", dict(generator=[None, None], batch_size=2)),
+    ("guidance must be a finite number", dict(guidance_scale=float("nan"))),
+    ("guidance must be a finite number", dict(guidance_scale="2")),
 ])  # fmt: skip
 def test_inputs_that_do_not_fit_together(message, arguments):
     """F12: one sentence each, before the network is called."""
     with pytest.raises(ValueError, match=message):
         quiet(EDM2Pipeline.from_checkpoint("digits"))(num_inference_steps=2, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint64, np.int8])
+def test_integers_of_any_type_are_classes_and_sizes(dtype):
+    """F12: of uint16 and uint64 torch compares none; a tuple of generators is a list of them."""
+    pipe = quiet(EDM2Pipeline.from_checkpoint("digits"))
+    arguments = dict(num_inference_steps=2, output_type="latent")
+    expected = pipe([1, 2], generator=generators(2), **arguments).images
+    classes, seeds = np.array([1, 2], dtype), tuple(generators(2))
+    assert torch.equal(pipe(classes, generator=seeds, **arguments).images, expected)
+    assert len(pipe(1, batch_size=dtype(2), **arguments).images) == 2
 
 
 def test_one_class_for_a_batch_and_latents_give_its_size(digits):
