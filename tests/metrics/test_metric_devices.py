@@ -175,7 +175,7 @@ def test_layouts_are_those_of_the_table():
 
 def test_layouts_are_the_faster_ones_of_the_record():
     """On a GPU as well, as soon as one has measured: then the table follows the record."""
-    records = [*ROOT.glob("results/bench/layouts/evaluator.json"),
+    records = [ROOT / "results/bench/layouts/evaluator.json",
                *ROOT.glob("results/bench/cuda/evaluator/evaluator.json")]  # fmt: skip
     for path in records:
         record = json.loads(path.read_text("utf-8"))
