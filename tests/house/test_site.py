@@ -150,6 +150,7 @@ def test_no_page_is_wider_than_a_phone(site):
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
         phone = browser.new_page(viewport={"width": 360, "height": 740})
+        phone.set_default_timeout(300_000)
         wide = []
         for page in sorted(site.rglob("*.html")):
             phone.goto(page.as_uri(), wait_until="load")
