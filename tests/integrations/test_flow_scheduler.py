@@ -72,6 +72,10 @@ def test_the_contract_of_pipelines(tmp_path):
     assert (len(timesteps), count) == (7, 7) and scheduler.config.shift == 3.0
     assert isinstance(scheduler, TIMES) and isinstance(scheduler, PARENT)
     assert inspect.signature(Flow.step) == inspect.signature(PARENT.step)
+    for name in ("set_timesteps", "scale_noise", "set_shift", "time_shift"):
+        assert inspect.signature(getattr(Flow, name)) == inspect.signature(getattr(TIMES, name))
+    added = {*Flow().config} - {*TIMES().config}
+    assert added == {"w_stiff", "w_con", "erk", "card", "guidance"}
     x, noise, at = draw(), draw(seed=1), scheduler.timesteps[3:4].repeat(3)
     share = scheduler.sigmas[3]
     close(scheduler.scale_noise(x, at, noise), share * noise + (1 - share) * x)

@@ -10,8 +10,6 @@ import functools
 import inspect
 import os
 
-import diffusers
-
 from erk.integrations import diffusers as ours
 
 KIND = os.environ["PEERS_KIND"]  # parent, or a value of w_stiff
@@ -52,12 +50,8 @@ def pytest_collection_modifyitems(config, items):
     if KIND == "parent":
         return
     w_stiff = float(KIND)
-    swap = {
-        getattr(diffusers, name.removeprefix("ERK"), None)
-        or diffusers.HeunDiscreteScheduler: guided(getattr(ours, name), w_stiff)
-        for name in ours.__all__
-        if name.endswith("Scheduler")
-    }
+    kinds = [getattr(ours, name) for name in ours.__all__ if name.endswith("Scheduler")]
+    swap = {kind._parent: guided(kind, w_stiff) for kind in kinds}
     for module in {item.module for item in items}:
         for name, value in list(vars(module).items()):
             if inspect.isclass(value) and value in swap:
