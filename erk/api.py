@@ -115,9 +115,9 @@ def sample(
         A card of `erk.calibrate` or the path of one: it sets solver, noise levels, corrections and
         guidance weight, and an argument that contradicts it is an error.
     **settings
-        The other fields of `erk.Settings`: solver_options, erk_scale, erk_proj, twin, S_churn,
-        S_min, S_max, S_noise, churn_rule, afs, denoise_to_zero, adaptive_tau, pc_snr,
-        pc_stochastic.
+        The other fields of `erk.Settings`: solver_options, guidance_kind, apg_eta, apg_threshold,
+        apg_momentum, erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, churn_rule, afs,
+        denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic.
 
     Returns
     -------

@@ -53,8 +53,7 @@ class Problem(NamedTuple):
 
     def exact_drift(self, labels: Tensor | None) -> GuidedDrift:
         """Return the drift with model guidance and nothing else: the right side of the ODE."""
-        s = self.settings
-        return GuidedDrift(self.model, labels, self.guide_model, s.guidance, s.guidance_interval)
+        return self.settings.exact_drift(self.model, labels, self.guide_model)
 
     def batches(self, seeds: Sequence[int]) -> list[Sequence[int]]:
         """Split the seeds into batches."""
@@ -118,7 +117,7 @@ def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | N
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",
-             "pc_snr")  # fmt: skip
+             "pc_snr", "guidance_kind")  # fmt: skip
 """Settings that would change what a calibration measures: the plain, deterministic solver."""
 
 

@@ -146,11 +146,12 @@ def converged(
     """Compute the converged solution from unit-variance noise [B, ...], [B, ...].
 
     Every convergent solver tends to it between the first and last noise levels of `settings`, with
-    their model guidance. Nothing else of `settings` matters.
+    their model guidance. Nothing else of `settings` matters. Raises ValueError for guidance that
+    depends on the steps.
     """
     require(isinstance(settings, Settings), "settings", "an erk.Settings", settings)
     require(isinstance(noise, Tensor), "noise", "a tensor [B, ...]", noise)
-    drift = GuidedDrift(model, labels, guide_model, settings.guidance, settings.guidance_interval)
+    drift = settings.exact_drift(model, labels, guide_model)
     levels = ends(settings.sigmas(model))
     return reference_path(drift, noise.to(settings.dtype), levels, evaluations)[-1]
 

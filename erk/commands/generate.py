@@ -38,6 +38,7 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
     "torchrun --nproc-per-node 8 -m erk generate --preset edm2-img512-s --w-stiff 1.0",
 )
 @shared.network_options(
+    *map(shared.setting, ("guidance_kind", "apg_eta", "apg_threshold", "apg_momentum")),
     cloup.option("--list-presets", is_flag=True, is_eager=True, expose_value=False,
                  callback=_list_presets, help="The same as erk presets."),
     cloup.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models."),

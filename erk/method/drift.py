@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from erk.method.arguments import require
-from erk.method.point import Point, dot
+from erk.method.point import Point, dot, norm
 from erk.method.stiffness import Stiffness, stiffness
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -120,8 +121,15 @@ class GuidedDrift:
     def __call__(self, x: Tensor, sigma: Tensor) -> Point:
         """Evaluate the ODE at x [B, ...] and sigma []."""
         main, guide = self.denoise(x, sigma)
-        denoised = main if guide is None else guide.lerp(main, self.guidance)
+        denoised = main if guide is None else self.combine(main, guide, sigma)
         return Point(x, (x - denoised) / sigma, sigma)  # Eq. 1
+
+    def restart(self) -> None:
+        """Forget earlier evaluations, for a run from the first noise level."""
+
+    def combine(self, main: Tensor, guide: Tensor, sigma: Tensor) -> Tensor:
+        """Return the guided D(x; sigma) of those of the network and its guide, [B, ...]."""
+        return guide.lerp(main, self.guidance)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return D(x; sigma) of the main network and of the guide (None where it does not act).
@@ -213,6 +221,10 @@ class ProjectedDrift(GuidedDrift):
     ):
         super().__init__(model, labels, guide_model, guidance, interval, guide_labels)
         self.w_stiff, self.embedded = w_stiff, embedded
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the pair, for a run from the first noise level."""
         self.last: Point | None = None
         self.estimate: Stiffness | None = None
 
@@ -231,3 +243,77 @@ class ProjectedDrift(GuidedDrift):
             eta = torch.exp(-self.w_stiff * rho)
             g = eta * g + (1 - eta) * dot(g, v) * v
         return Point(x, here.f + (self.guidance - 1) * g, sigma)
+
+
+class ApgDrift(GuidedDrift):
+    """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416, Alg. 1).
+
+    CFG is D = D_main + (guidance - 1) g with g = D_main - D_guide. Here g becomes, in this order,
+    g + momentum (the g of the evaluation before); g min(1, threshold / |g|); and
+    g - (1 - eta) <g, v> v with v = D_main / |D_main|, which removes what raises the contrast.
+    With eta 1, no threshold and no momentum all bits are those of CFG.
+
+    Parameters
+    ----------
+    *shared
+        Arguments of `GuidedDrift`, in its order.
+    eta
+        Weight of the part of g along D_main.
+    threshold
+        Largest norm of g over a sample, in units of the data; 0 is no limit.
+    momentum
+        Weight of earlier g, usually negative. Only for solvers of one evaluation per step: others
+        would count a step several times.
+    """
+
+    def __init__(
+        self, *shared: Any, eta: float = 0.0, threshold: float = 0.0, momentum: float = 0.0
+    ):
+        super().__init__(*shared)
+        self.eta, self.threshold, self.momentum = eta, threshold, momentum
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the earlier g, for a run from the first noise level."""
+        self.average: Tensor | None = None
+
+    def combine(self, main: Tensor, guide: Tensor, sigma: Tensor) -> Tensor:
+        """Return the guided D(x; sigma), [B, ...]."""
+        plain = g = main - guide
+        if self.momentum != 0:
+            if self.average is not None:
+                g = g + self.momentum * self.average
+            self.average = g
+        if self.threshold > 0:
+            g = g * (self.threshold / norm(g)).clamp(max=1)
+        v = main / norm(main).clamp(min=torch.finfo(main.dtype).tiny)  # 0 where main is 0
+        g = g - (1 - self.eta) * dot(g, v) * v
+        return (guide + (plain - g)).lerp(main, self.guidance)  # as CFG computes it
+
+
+class CfgPlusPlusDrift(GuidedDrift):
+    """CFG++ (Chung et al. 2024, arXiv 2406.08070): noise is added back as the guide predicts it.
+
+    With D = D_guide + guidance (D_main - D_guide) a step of CFG++ is
+    x_{i+1} = D + sigma_{i+1} (x_i - D_guide) / sigma_i. This is Euler's step of CFG with the weight
+    guidance sigma_i / (sigma_i - sigma_{i+1}), which is the drift here, for
+    sigma_{i+1} < sigma <= sigma_i; other solvers than Euler's integrate the same drift. The
+    weight grows with the number of steps, so there is no ODE that finer steps approach.
+
+    Parameters
+    ----------
+    *shared
+        Arguments of `GuidedDrift`, in its order; guidance from 0 to 1.
+    sigmas
+        Noise levels of the run, [N + 1] on the CPU.
+    """
+
+    def __init__(self, *shared: Any, sigmas: Tensor):
+        super().__init__(*shared)
+        self.sigmas = sigmas
+
+    def combine(self, main: Tensor, guide: Tensor, sigma: Tensor) -> Tensor:
+        """Return D(x; sigma) with the weight of the interval of sigma, [B, ...]."""
+        index = int((self.sigmas[1:-1] >= sigma).sum())
+        start, end = self.sigmas[index : index + 2].tolist()
+        return guide.lerp(main, self.guidance * start / (start - end))

@@ -22,6 +22,7 @@ PUBLISHED_SCHEDULES = {
 """The schedule that each solver is published with."""
 SCHEDULE_NAMES = ("edm", "polynomial", "logsnr", "time_uniform", "discrete")
 SCALE_NAMES = ("quadratic", "abs", "alpha")
+GUIDANCE_KINDS = ("cfg", "apg", "cfg++")
 CHURN_RULES = ("edm", "edm2")
 """edm: float64 state and noise, drawn at every step; edm2: drawn only in [S_min, S_max]."""
 
@@ -80,6 +81,14 @@ FIELDS = (
           MODEL_GUIDANCE, symbol="w", note="1", least=-1e6, most=1e6),
     Field("guidance_interval", None, "Apply model guidance only for LO < sigma <= HI.",
           MODEL_GUIDANCE, str, unit="sigma", metavar="LO,HI", form="interval"),
+    Field("guidance_kind", "cfg", "Rule of model guidance: CFG's, adaptive projected guidance, or "
+          "CFG++ with a weight from 0 to 1.", MODEL_GUIDANCE, str, choices=GUIDANCE_KINDS),
+    Field("apg_eta", 0.0, "APG: weight of guidance along the denoised sample; 1 is CFG's.",
+          MODEL_GUIDANCE, symbol="eta", least=-1e6, most=1e6),
+    Field("apg_threshold", 0.0, "APG: largest norm of the guidance per sample; 0 is no limit.",
+          MODEL_GUIDANCE, symbol="r", unit="data", least=0),
+    Field("apg_momentum", 0.0, "APG: weight of the guidance of earlier steps, such as -0.5.",
+          MODEL_GUIDANCE, symbol="beta", least=-1, most=1),
     Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff", least=0),
     Field("w_con", 0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con",
           unit="rho", least=0),

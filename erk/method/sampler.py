@@ -90,6 +90,7 @@ def loop(
     guidance
         Replaces the guidance of the settings.
     """
+    drift.restart()
     if settings.adaptive_tau is not None:
         return adaptive_heun(drift, x, sigmas, settings.adaptive_tau)
     solver = settings.solver_for(sigmas, drift.model)

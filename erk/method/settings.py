@@ -8,7 +8,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,17 +16,22 @@ from torch import Tensor
 
 from erk.method.arguments import shown
 from erk.method.churn import Churn, Noise
+from erk.method.conflicts import CONFLICTS
 from erk.method.corrections import Correction, auto
-from erk.method.drift import Denoiser, GuidedDrift, ProjectedDrift
+from erk.method.drift import (
+    ApgDrift,
+    CfgPlusPlusDrift,
+    Denoiser,
+    GuidedDrift,
+    ProjectedDrift,
+)
 from erk.method.fields import FIELDS, check_names, field, fields
 from erk.method.guidance import ErkGuid
 from erk.method.point import NO_DOUBLE, Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
 from erk.method.solvers import (
-    ONE_STEP,
     analytic_first,
     default_options,
-    is_one_step,
     make_solver,
     published_schedule,
 )
@@ -42,6 +47,8 @@ RECIPE = (
     "solver_options", "schedule", "rho", "guidance_interval",
 )  # fmt: skip
 """The settings that a correction depends on."""
+GUIDANCE = ("guidance_kind", "apg_eta", "apg_threshold", "apg_momentum")
+"""The rule of model guidance, of which an identity names what is used."""
 
 
 def _setting(name: str) -> Any:
@@ -71,6 +78,10 @@ class Settings:
     rho: float | None = _setting("rho")
     guidance: float = _setting("guidance")  # None: not given, becomes 1
     guidance_interval: tuple[float, float] | None = _setting("guidance_interval")
+    guidance_kind: str = _setting("guidance_kind")
+    apg_eta: float = _setting("apg_eta")
+    apg_threshold: float = _setting("apg_threshold")
+    apg_momentum: float = _setting("apg_momentum")
     w_stiff: float = _setting("w_stiff")
     w_con: float = _setting("w_con")
     erk_scale: str = _setting("erk_scale")
@@ -115,6 +126,7 @@ class Settings:
         """
         alone = {"guidance_interval (--guidance-interval)": self.guidance_interval is not None}
         alone |= {"erk_proj (--erk-proj)": self.erk_proj}
+        alone |= {"guidance_kind (--guidance-kind)": self.guidance_kind != "cfg"}
         for name, is_given in alone.items():
             if is_given:
                 raise ValueError(
@@ -181,7 +193,26 @@ class Settings:
         shared = (model, labels, guide_model, self.guidance, self.guidance_interval, guide_labels)
         if self.erk_proj:
             return ProjectedDrift(*shared, w_stiff=self.w_stiff, embedded=self.solver == "heun")
+        if self.guidance_kind == "apg":
+            apg = {name: getattr(self, f"apg_{name}") for name in ("eta", "threshold", "momentum")}
+            return ApgDrift(*shared, **apg)
+        if self.guidance_kind == "cfg++":
+            return CfgPlusPlusDrift(*shared, sigmas=self.sigmas(model))
         return GuidedDrift(*shared)
+
+    def exact_drift(
+        self, model: Denoiser, labels: Tensor | None, guide_model: Denoiser | None
+    ) -> GuidedDrift:
+        """Return the drift with model guidance and nothing else: the right side of the ODE.
+
+        Raises ValueError for guidance whose drift depends on the steps.
+        """
+        if self.guidance != 1 and (self.guidance_kind == "cfg++" or self.apg_momentum != 0):
+            raise ValueError(
+                "with guidance_kind 'cfg++' or apg_momentum the drift depends on the steps, so "
+                "there is no converged solution: take 'cfg', or 'apg' without momentum."
+            )
+        return replace(self, erk_proj=False).drift(model, labels, guide_model)
 
     def correction(self, sigmas: Tensor, model: Any = None) -> ErkGuid | Correction | None:
         """Return what corrects the solver's answers; None without ERK-Guid or with ERK-Proj.
@@ -239,8 +270,10 @@ class Settings:
         values = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
         if self.guidance == 1:
             values["guidance_interval"] = None
-        if self.S_churn == 0:
-            del values["churn_rule"]
+        kind = "cfg" if self.guidance == 1 else self.guidance_kind
+        unused = {"cfg": GUIDANCE, "cfg++": GUIDANCE[1:], "apg": ()}[kind]
+        for name in (*unused, *(("churn_rule",) if self.S_churn == 0 else ())):
+            del values[name]
         return values | {"schedule": _plain(self.levels)}
 
     def recipe(self) -> dict[str, Any]:
@@ -278,53 +311,6 @@ def check_double(dtype: torch.dtype, device: Any) -> None:
             f"{kind} has no float64, which dtype=torch.float64 and noise injected as in EDM need: "
             "take torch.float32 and churn_rule='edm2' (--churn-rule edm2), or the CPU."
         )
-
-
-CONFLICTS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
-    (
-        lambda s: s.w_stiff > 0 and s.S_churn > 0,
-        "ERK-Guid (w_stiff > 0) needs a deterministic step: set S_churn to 0.",
-    ),
-    (
-        lambda s: s.S_churn > 0 and not is_one_step(s.solver),
-        "S_churn adds noise between the steps, and this solver continues its earlier steps as if "
-        f"there were none: take {', '.join(ONE_STEP[:-1])} or {ONE_STEP[-1]}, or set S_churn to 0.",
-    ),
-    (
-        lambda s: s.erk_proj and s.w_stiff == 0,
-        "ERK-Proj (erk_proj) has no effect with w_stiff 0: give w_stiff > 0.",
-    ),
-    (
-        lambda s: s.w_stiff > 0 and (s.pc_snr > 0 or s.adaptive_tau is not None),
-        "ERK-Guid, adaptive steps and the Langevin corrector exclude each other: set w_stiff to 0.",
-    ),
-    (
-        lambda s: (
-            s.adaptive_tau is not None and not (s.solver == "heun" and s.S_churn == s.pc_snr == 0)
-        ),
-        "adaptive steps (adaptive_tau > 0) are defined for the plain heun solver.",
-    ),
-    (
-        lambda s: s.afs and s.adaptive_tau is not None,
-        "adaptive steps begin with an evaluation of the network: leave out afs.",
-    ),
-    (
-        lambda s: s.denoise_to_zero and s.levels == "edm",
-        "the 'edm' schedule ends at 0 already: leave out denoise_to_zero.",
-    ),
-    (
-        lambda s: s.erk is not None and s.twin is not None,
-        "erk is computed for the solver's pair: leave out twin.",
-    ),
-    (
-        lambda s: (
-            s.erk is not None and (s.S_churn > 0 or s.pc_snr > 0 or s.adaptive_tau is not None)
-        ),
-        "erk needs the plain, deterministic steps that its coefficients are for: leave out "
-        "S_churn, the Langevin corrector and adaptive_tau.",
-    ),
-)
-"""Combinations that are refused, each with its sentence."""
 
 
 def _plain(value: Any) -> Any:

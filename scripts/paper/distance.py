@@ -66,10 +66,11 @@ def _distances(job: Job, seeds: Sequence[int]) -> Tensor:
 def _converged(job: Job, seeds: Sequence[int], noise: Tensor, labels: Tensor | None) -> Tensor:
     """Return the converged solutions of seeds, [B, ...], from the cache where they are there."""
     settings = job.settings
+    rule = [settings.apg_eta, settings.apg_threshold] if settings.guidance_kind == "apg" else []
     key = [
         "converged solutions",
         [job.model.sha256, job.guide and job.guide.sha256],
-        [settings.guidance, settings.guidance_interval, str(settings.dtype)],
+        [settings.guidance, settings.guidance_interval, str(settings.dtype), *rule],
         ends(settings.sigmas(job.model)).tolist(),
         [list(seeds), job.identity["labels"], job.identity["class"], job.identity["noise"]],
         [job.identity["precision"], EVALUATIONS, computation()],

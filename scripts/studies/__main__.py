@@ -14,6 +14,7 @@ STUDIES = {
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
     "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
     "quality": "solver error against FD over w_stiff; results/quality.md",
+    "rules": "ERK-Guid with CFG, APG and CFG++; results/rules.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",
     "local-errors": "which weights remove a local error; the first table of docs/theory.md",
     "signs": "which sign of h lowers the global error; the second table of docs/theory.md",

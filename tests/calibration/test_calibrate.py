@@ -173,6 +173,7 @@ def test_data_far_from_sigma_data_are_named():
         ({"corrections": "auto"}, "corrections takes different ones"),
         ({"solver": "heum"}, "heum"),
         ({"guidance": 2.0}, "guiding network"),
+        ({"guidance": 0.5, "guidance_kind": "cfg++"}, "calibrate measures .* guidance_kind at cfg"),
         ({"erk": "auto"}, "calibrate measures the plain solver: leave erk at None"),
         ({"w_stiff": 1.0}, "leave w_stiff at 0.0"),
         ({"w_con": 0.3}, "leave w_con at 0.5"),

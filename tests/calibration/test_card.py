@@ -90,6 +90,7 @@ def test_arguments_that_agree_with_the_card_may_be_given(tmp_path):
         ({"schedule": [80.0, 1.0, 0.1]}, "sets schedule to edm"),
         ({"afs": True}, "sets afs to False"),
         ({"guidance": 2.0}, "sets guidance to 1.0"),
+        ({"guidance_kind": "apg"}, "sets guidance_kind to cfg"),
         ({"erk": "auto"}, "sets erk to a correction"),
         ({"solver_options": {"r": 0.3}}, "sets solver_options"),
     ],
@@ -120,6 +121,7 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
         ("[]", "content"),
         ("[" * 100_000, "not JSON"),
         (content(format="erk-guid card 1"), "format"),
+        (setting(guidance_kind="apg"), "unknown: guidance_kind"),  # M5: of another rule
         (correction(weights=[[0.1, 0.1]]), "2 rows of 2"),
         (correction(weights=[[0.1], [0.1]]), "2 rows of 2"),
         (correction(weights=[[0.1, "0.1"], [0.0, 0.0]]), "weights.0.1"),

@@ -172,6 +172,29 @@ def test_guides_and_their_interval(generate):
     assert len({files(Path(name))["000000.png"] for name in "bcd"}) == 3
 
 
+def test_rules_of_guidance(generate):
+    """M5: the options reach the samples and the metadata, and a run goes on with the same ones."""
+    some = ["--preset", "digits-cfg", "--seeds", "0-1", "--steps", "4", "--device", "cpu"]
+    rules = {
+        "cfg": [],
+        "apg": ["--guidance-kind", "apg", "--apg-eta", "0.5", "--apg-threshold", "2"],
+        "same": ["--guidance-kind", "apg", "--apg-eta", "1"],
+        "cfg++": ["--guidance-kind", "cfg++", "--guidance", "0.6"],
+    }
+    for name, options in rules.items():
+        done = generate(*some, *options, "--outdir", name)
+        assert done.exit_code == 0, done.output
+    settings = record(Path("apg"))["settings"]
+    assert [settings[name] for name in ("guidance_kind", "apg_eta", "apg_threshold")] == [
+        "apg", 0.5, 2.0
+    ]  # fmt: skip
+    assert "guidance_kind" not in record(Path("cfg"))["settings"]
+    images = {name: files(Path(name))["000000.png"] for name in rules}
+    assert images["cfg"] == images["same"] and len({*images.values()}) == 3
+    refused = generate(*some, "--outdir", "apg")
+    assert refused.exit_code == 2 and "guidance_kind" in refused.output
+
+
 def test_labels(generate):
     Path("labels.txt").write_text("0 7\n1,7\n2 3\n9 9\n")
     runs = {"file": ["--labels", "labels.txt"], "class": ["--class", "7"],

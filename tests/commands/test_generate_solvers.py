@@ -103,6 +103,7 @@ BAD = {
         "--solver", "deis", "--solver-option", "order=2", "--solver-option", "order=3"
     ],
     "guidance_interval (--guidance-interval) needs model guidance": ["--guidance-interval", "0,1"],
+    "guidance_kind (--guidance-kind) needs model guidance": ["--guidance-kind", "cfg++"],
     "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
     "erk_proj (--erk-proj) needs model guidance": ["--erk-proj", "--w-stiff", "1"],
     "a discrete time": ["--schedule", "discrete"],

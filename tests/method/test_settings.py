@@ -17,9 +17,10 @@ import erk
 from erk.method.corrections import Correction, auto
 from erk.method.fields import field, fields
 from erk.method.guidance import ErkGuid
-from erk.method.settings import RECIPE, Settings
+from erk.method.settings import GUIDANCE, RECIPE, Settings
 from erk.method.solvers import dpm2, heun
 
+APG = dict(guidance=2.0, guidance_kind="apg")
 BAD = {
     "unknown solver 'heum'; choose one of euler, heun, dpm2": dict(solver="heum"),
     "unknown schedule 'edn'": dict(schedule="edn"),
@@ -52,6 +53,13 @@ BAD = {
     "deterministic steps": dict(erk="auto", S_churn=1.0),
     "the Langevin corrector": dict(erk="auto", pc_snr=0.1),
     "the Langevin corrector and adaptive_tau": dict(erk="auto", adaptive_tau=1.0),
+    "guidance_kind (--guidance-kind) needs model guidance": dict(guidance_kind="apg"),
+    "are for guidance_kind 'apg'": dict(guidance=2.0, apg_eta=0.5),
+    "take euler, ipndm, ipndm_v, deis, dpmpp or unipc": dict(APG, apg_momentum=-0.5),
+    "or set apg_momentum to 0": dict(APG, solver="euler", apg_momentum=-0.5, pc_snr=0.1),
+    "takes a guidance from 0 to 1": dict(guidance_kind="cfg++", guidance=7.5),
+    "defined for steps along the schedule": dict(guidance_kind="cfg++", guidance=0.6, S_churn=1),
+    "two rules of model guidance": dict(APG, erk_proj=True, w_stiff=1.0),
 }
 
 
@@ -94,13 +102,25 @@ def test_construction_reads_no_file(monkeypatch):
 
 
 def test_the_identity_is_plain_and_names_the_schedule():
-    guided = dict(solver="deis", guidance=2.0, guidance_interval=(0.1, 1.0))
+    guided = dict(solver="deis", guidance_interval=(0.1, 1.0), **APG)
     identity = Settings(**guided).identity()
     assert json.loads(json.dumps(identity)) == identity
     assert list(identity) == [one.name for one in fields() if one.name != "churn_rule"]
     assert identity["schedule"] == "time_uniform" and identity["S_max"] == "inf"
     assert identity == Settings(schedule="time_uniform", **guided).identity()
     assert identity != Settings(solver="deis").identity()
+
+
+def test_the_identity_names_the_rule_of_guidance_that_is_used():
+    """M5: what a run with CFG says is what it said before there were other rules."""
+    eta = Settings(**APG, apg_eta=0.5).identity()
+    assert {name: value for name, value in eta.items() if name in GUIDANCE} == {
+        "guidance_kind": "apg", "apg_eta": 0.5, "apg_threshold": 0.0, "apg_momentum": 0.0
+    }  # fmt: skip
+    plus = Settings(guidance=0.5, guidance_kind="cfg++").identity()
+    assert [name for name in plus if name in GUIDANCE] == ["guidance_kind"]
+    assert not {*Settings(guidance=2.0).identity()} & {*GUIDANCE}
+    assert eta != Settings(**APG).identity()
 
 
 def test_the_identity_tells_corrections_apart():

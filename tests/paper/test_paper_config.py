@@ -8,6 +8,7 @@ import erk
 from erk.calibration.problem import count_nfe
 from erk.generation.options import DEFAULTS, networks_of, settings_of
 from erk.method.sampler import loop
+from erk.method.settings import Settings
 from erk.models.presets import find_preset
 from metrics.protocols import find_protocol
 from metrics.references import known_references, reference_names
@@ -206,6 +207,17 @@ def test_a_good_file(load):
     assert config.name == "some1" and config.rows[0].settings == {"steps": 8, "w_stiff": 0.5}
     assert config.rows[1].settings == {"steps": 8} and config.rows[1].against == "a"
     assert config.columns == ["fid"] and config.notes == []
+
+
+def test_a_row_with_a_rule_of_guidance(load):
+    """M5: the options of APG and CFG++ are settings of a row too."""
+    given = "{guidance_kind: apg, apg_eta: 0.5, apg_threshold: 2.0, guidance: 2.0}"
+    settings = load(GOOD.replace("{w_stiff: 0.5}", given)).rows[0].settings
+    assert Settings(**settings) == Settings(
+        steps=8, guidance_kind="apg", apg_eta=0.5, apg_threshold=2.0, guidance=2.0
+    )
+    with pytest.raises(ValueError, match="guidance_kind"):
+        load(GOOD.replace("w_stiff: 0.5", "guidance_kind: apg+"))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ def test_solvers(cuda, solver, chosen, guided):
         {"pc_snr": 0.1},
         {"afs": True, "w_stiff": 1.0, "erk_scale": "alpha"},
         {"w_stiff": 1.0, "erk_proj": True},
+        {"solver": "deis", "guidance_kind": "apg", "apg_threshold": 1.0, "apg_momentum": -0.5},
+        {"guidance": 0.5, "guidance_kind": "cfg++", "w_stiff": 1.0},
         {"solver": "dpmpp", "solver_options": {"dynamic_thresholding": True}},
         {"solver": "dpm2", "solver_options": {"predict_x0": True}, "schedule": "polynomial",
          "denoise_to_zero": True},
@@ -177,7 +179,7 @@ def test_solvers(cuda, solver, chosen, guided):
     ids=str,
 )  # fmt: skip
 def test_settings(cuda, chosen):
-    settings = Settings(steps=4, guidance=2.0, **chosen)
+    settings = Settings(steps=4, **{"guidance": 2.0, **chosen})
     x = last_state(settings, edm2_network(unet=SMALLEST), edm2_network(unet=SMALLEST))
     assert x.dtype == chosen.get("dtype", torch.float32)
 
