@@ -108,7 +108,7 @@ GUIDE = torch.tensor([[2.0, 2.0], [-3.0, -4.0]])  # so g = (1, 2) and (3, 4)
 
 
 def apg(weight=3.0, **parts):
-    return ApgDrift(None, None, linear(0.1), weight, **parts)
+    return ApgDrift(gaussian, None, linear(0.1), weight, **parts)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_euler_with_cfg_plus_plus_is_the_published_step(schedule):
 
 def test_cfg_plus_plus_weights_an_interval_by_its_length():
     drift = CfgPlusPlusDrift(
-        None, None, linear(0.1), 0.5, sigmas=torch.tensor([8.0, 4.0, 1.0, 0.0])
+        gaussian, None, linear(0.1), 0.5, sigmas=torch.tensor([8.0, 4.0, 1.0, 0.0])
     )
     main, guide = torch.ones(1, 1), torch.zeros(1, 1)
     for sigma, weight in {8.0: 1.0, 5.0: 1.0, 4.0: 2 / 3, 2.0: 2 / 3, 1.0: 0.5, 0.5: 0.5}.items():
