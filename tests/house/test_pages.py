@@ -19,6 +19,7 @@ from PIL import Image
 import erk
 from erk.calibration.card import write_card
 from erk.commands.main import main
+from erk.models.adapters import discrete_times
 
 NOTEBOOK = ROOT / "docs/tour.ipynb"
 
@@ -71,12 +72,12 @@ class Pipeline:
 
     def __call__(self, prompt, num_inference_steps):
         scheduler = self.scheduler
-        times = erk.from_epsilon(None, scheduler.alphas_cumprod)
+        times = discrete_times(scheduler.alphas_cumprod)
         scheduler.set_timesteps(num_inference_steps)
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         x = x * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            sigma = times.sigma(t.double()).float()
+            sigma = times.to(t).float()
             noise = scheduler.scale_model_input(x, t) * sigma / (1 + sigma**2).sqrt()
             x = scheduler.step(noise, t, x).prev_sample
         return SimpleNamespace(images=[x])

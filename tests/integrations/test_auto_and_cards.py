@@ -27,6 +27,7 @@ from scheduler_loop import (
 import erk
 from erk.integrations.diffusers import EDM2Pipeline
 from erk.method.settings import Settings
+from erk.models.adapters import discrete_times
 
 CARDS = [
     (HEUN, "heun", {}),
@@ -40,10 +41,10 @@ CARDS = [
 
 def exact(table):
     """A network for every fractional timestep: the noise in data N(0, STD^2)."""
-    times = erk.from_epsilon(None, table)
+    times = discrete_times(table)
 
     def predict(x, t):
-        sigma = times.sigma(torch.as_tensor(t).double()).reshape(-1, 1, 1, 1)
+        sigma = times.to(torch.as_tensor(t)).reshape(-1, 1, 1, 1)
         scale = (1 + sigma**2).sqrt()
         return (sigma * x * scale / (STD**2 + sigma**2)).to(x.dtype)
 
