@@ -144,18 +144,19 @@ def test_the_glossary_has_the_words_of_the_issue():
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-def test_no_page_is_wider_than_a_phone(site):
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_page_is_wider_than_the_screen(site, width):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
-        phone = browser.new_page(viewport={"width": 360, "height": 740})
-        phone.set_default_timeout(300_000)
+        screen = browser.new_page(viewport={"width": width, "height": 740})
+        screen.set_default_timeout(300_000)
         wide = []
         for page in sorted(site.rglob("*.html")):
-            phone.goto(page.as_uri(), wait_until="load")
-            width = phone.evaluate("document.documentElement.scrollWidth")
-            wide += [(page.name, width)] if width > 360 else []
+            screen.goto(page.as_uri(), wait_until="load")
+            needed = screen.evaluate("document.documentElement.scrollWidth")
+            wide += [(page.name, needed)] if needed > width else []
         browser.close()
     assert wide == []
 
