@@ -25,6 +25,7 @@ from scripts.studies.quality_plan import (
     SEEDS_OF_TRAINING,
     SHARPENED,
     W_CON,
+    WEIGHTS,
     experiment,
     plain_name,
     restricted,
@@ -176,10 +177,18 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
         assert distance(network, "32 steps, w_stiff 2", "32 steps") > 10
         assert fd(network, "converged", "8 steps") < fd(network, "8 steps, auto", "8 steps") < -16
         assert fd(network, "8 steps, w_stiff 0.5", "8 steps") > 0
+    first = SEEDS_OF_TRAINING[0]
+    at = {w: distance(first, weight_name(32, w), "32 steps") for w in WEIGHTS}
+    assert min(at, key=at.__getitem__) == 0.5 and at[OPTIMUM] < 0.45
+    for w in (0.25, OPTIMUM):
+        assert -2.5 < fd(first, weight_name(8, w), "8 steps") < -0.9
+        assert distance(first, weight_name(6, w), "6 steps") < 0.9
+    assert all(fd(first, weight_name(8, w), "8 steps") > 50 for w in WEIGHTS if w >= 1)
+    assert all(fd(first, weight_name(6, w), "6 steps") > 5 for w in WEIGHTS)
     said = {2.0: ("10.17", "10.27"), 1.0: ("3.17", "3.93")}  # with ERK-Guid, sharpening alone
     for w, numbers in said.items():
         for name, number in zip((weight_name(32, w), sharp_name(32, w)), numbers, strict=True):
-            assert f"{-fd(SEEDS_OF_TRAINING[0], name, '32 steps'):.2f}" == number
+            assert f"{-fd(first, name, '32 steps'):.2f}" == number
             assert f"{number} ±" in PAGE.read_text("utf-8")
     assert distance("mnist", "32 steps, w_stiff 0.5", "32 steps") > 0.9
     assert distance("mnist", "32 steps, halved", "32 steps") < 0.3
