@@ -185,6 +185,8 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
         assert distance(first, weight_name(6, w), "6 steps") < 0.9
     assert all(fd(first, weight_name(8, w), "8 steps") > 50 for w in WEIGHTS if w >= 1)
     assert all(fd(first, weight_name(6, w), "6 steps") > 5 for w in WEIGHTS)
+    at_16 = {w: fd(first, weight_name(16, w), "16 steps") for w in WEIGHTS}
+    assert min(at_16, key=at_16.__getitem__) == 1.5 and at_16[2.5] > 0
     said = {2.0: ("10.17", "10.27"), 1.0: ("3.17", "3.93")}  # with ERK-Guid, sharpening alone
     for w, numbers in said.items():
         for name, number in zip((weight_name(32, w), sharp_name(32, w)), numbers, strict=True):
