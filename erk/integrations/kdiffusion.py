@@ -169,7 +169,8 @@ def _sample(
 
     def drift(x: Tensor, sigma: Tensor) -> Point:
         nonlocal begun
-        seen = x if begun or done else given  # the first call sees x as it was given
+        is_start = not (begun or done) and sigma == levels[0]  # not with an analytic first step
+        seen = given if is_start else x  # the first call sees x as it was given
         denoised = model(seen, sigma * ones, **(extra_args or {}))
         f = (seen - denoised).to(wide) / sigma
         if begun <= done:

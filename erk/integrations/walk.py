@@ -35,6 +35,7 @@ class Walk:
         self.solver, self.sigmas, self.guidance = solver, sigmas, guidance
         self.index = 0  # of the interval
         self._x: Tensor | None = None  # where it starts
+        self._wanted = sigmas[0]  # the level of the next evaluation
         self._points: list[Point] = []  # its evaluations
         self._memory: Any = None  # the solver's
         self._kept: Any = None  # the guidance's
@@ -47,15 +48,18 @@ class Walk:
     def __call__(self, point: Point) -> tuple[Tensor, Tensor]:
         """Take an evaluation; return the state [B, ...] to evaluate next and its level [].
 
-        At the end these are the last state and the last level.
+        At the end these are the last state and the last level. A state that the caller changed
+        between two steps, as pipelines for inpainting do, is what the next step starts from.
         """
         self._points.append(point)
-        x = point.x if self._x is None else self._x
+        x = self._x
+        if x is None or self._wanted == self.sigmas[self.index]:
+            x = point.x
         try:
             while not self.is_done:
                 x = self._x = self._interval(x)
         except _Wanted as wanted:
-            self._x = x
+            self._x, self._wanted = x, wanted.sigma
             return wanted.x, wanted.sigma
         return x, self.sigmas[-1]
 

@@ -26,6 +26,8 @@ from scheduler_loop import (
 
 import erk
 from erk.integrations.diffusers import EDM2Pipeline
+from erk.integrations.walk import Walk
+from erk.method.point import Point
 from erk.method.settings import Settings
 from erk.models.adapters import discrete_times
 
@@ -71,6 +73,21 @@ def test_a_card_gives_the_samples_of_erk(kind, solver, options, last, tmp_path):
     close(written, erk.sample(model, draw(), card=card) * scale(scheduler, -1)[0])
     for result in (scheduler.set_timesteps(), scheduler.set_timesteps(device="cpu")):
         assert result is None and len(scheduler.timesteps) >= len(nodes) - 1
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"), [("heun", {}), ("dpm2", {}), ("dpmpp", {"order": 1})]
+)
+def test_a_state_that_the_pipeline_changes_is_where_the_next_step_starts(solver, options):
+    """Pipelines for inpainting replace latents between steps; without drift they stay."""
+    sigmas = torch.tensor(LEVELS)
+    settings = Settings(solver=solver, solver_options=options)
+    walk = Walk(settings.solver_for(sigmas, None), sigmas)
+    x, sigma = torch.zeros(2, 3), sigmas[0]
+    while not walk.is_done:
+        x = torch.ones_like(x) if walk.index == 2 else x
+        x, sigma = walk(Point(x, torch.zeros_like(x), sigma))
+    assert torch.allclose(x, torch.ones_like(x))
 
 
 def test_auto_is_that_of_erk():
