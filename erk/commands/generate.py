@@ -30,7 +30,7 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
         click.echo(f"{text}; --seeds chooses others. The bar shows the time left.", err=True)
     if not few:
         return options | {"seeds": "0-49999"}
-    return options | {"seeds": "0-63", "grid": options["evaluate"] is None}
+    return options | {"seeds": "0-63", "grid": options["grid"] or options["evaluate"] is None}
 
 
 @command(

@@ -7,7 +7,7 @@ answers differ: beyond Euler's answer, the mean of two slopes moves x_s along th
 noise, (noise_2 - noise_1) (s' - s) / 2, times 1 / (1 - s') in s and 1 / (1 - s) in sigma.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,15 @@ class ERKFlowMatchHeunScheduler(
     SOLVERS = ("heun",)
     OUTPUT = FlowMatchHeunDiscreteSchedulerOutput
     scale_noise = FlowMatchEulerDiscreteScheduler.scale_noise  # takes a batch of timesteps
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Create a scheduler from a config; `use_flow_sigmas` in it is that of an earlier card."""
+        if isinstance(config, Mapping):
+            config = {name: config[name] for name in config if name != "use_flow_sigmas"}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _check(self) -> None:
         super()._check()

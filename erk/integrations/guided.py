@@ -113,9 +113,12 @@ class Guided(SchedulerMixin):
 
     def _check(self) -> None:
         """Raise ValueError for invalid arguments, and for a parent's settings without ERK-Guid."""
-        c = self.config
+        c, weights = self.config, {}
+        for name in ("w_stiff", "w_con"):
+            value = number(name, c[name], least=0)
+            weights[name] = None if value == field(name).default else value
         self._chosen = settings_for(
-            type(self).__name__, self.SOLVERS, c.card, c.erk, c.w_stiff, c.w_con, c.guidance
+            type(self).__name__, self.SOLVERS, c.card, c.erk, **weights, guidance=c.guidance
         )
 
     @property

@@ -145,8 +145,8 @@ def _sample(
     plain = erk is None and card is None
     settings = settings_for(
         f"this sampler ({', '.join(solvers)})", solvers, card, erk,
-        float(plain) if w_stiff is None else w_stiff, 0.5 if w_con is None else w_con,
-        _guidance(model, extra_args or {}),
+        1.0 if w_stiff is None and plain else w_stiff, w_con,
+        1.0 if card is None else _guidance(model, extra_args or {}),
     )  # fmt: skip
     if (settings.w_stiff > 0 or not plain) and _is_flow(model):
         raise ValueError(

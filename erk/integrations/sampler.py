@@ -11,7 +11,6 @@ from torch import Tensor
 
 from erk.calibration.card import open_card
 from erk.method.corrections import Correction
-from erk.method.fields import field
 from erk.method.settings import Settings
 
 ANY = "erk.sample(card=...)"
@@ -22,8 +21,8 @@ def settings_for(
     solvers: tuple[str, ...],
     card: Any = None,
     erk: str | None = None,
-    w_stiff: float = 0.0,
-    w_con: float = 0.5,
+    w_stiff: float | None = None,
+    w_con: float | None = None,
     guidance: float = 1.0,
 ) -> Settings:
     """Return the settings that a door applies.
@@ -33,7 +32,7 @@ def settings_for(
     door : its name, for messages.
     solvers : names of the solvers that it can run, the first without a card.
     card : a `Card`, its content or its path.
-    erk, w_stiff, w_con : the correction without a card.
+    erk, w_stiff, w_con : the correction without a card; None: not given.
     guidance : weight of the model guidance that the door works with.
 
     Raises
@@ -41,8 +40,10 @@ def settings_for(
     ValueError for invalid values, for a card of another solver or guidance, and for arguments that
     contradict the card.
     """
+    weights: dict[str, Any] = {"w_stiff": w_stiff, "w_con": w_con}
     if card is None:
-        return Settings(solver=solvers[0], erk=erk, w_stiff=w_stiff, w_con=w_con)
+        given = {key: value for key, value in weights.items() if value is not None}
+        return Settings(solver=solvers[0], erk=erk, **given)
     card = open_card(card)
     name = card.settings.solver
     if name not in solvers:
@@ -50,10 +51,7 @@ def settings_for(
             f"the card is for the solver {name}, and {door} runs {' or '.join(solvers)}: calibrate "
             f"with solver='{solvers[0]}' (--solver {solvers[0]}), or sample with {ANY}."
         )
-    given: dict[str, Any] = {"erk": erk, "guidance": guidance}
-    for key, value in (("w_stiff", w_stiff), ("w_con", w_con)):
-        given[key] = None if value == field(key).default else value
-    return Settings(**card.sampler_for(given))
+    return Settings(**card.sampler_for({"erk": erk, "guidance": guidance, **weights}))
 
 
 def levels_of(settings: Settings, model: Any = None) -> Tensor:

@@ -225,6 +225,8 @@ def test_the_default_seeds_are_64_of_an_embedded_network(
     assert (seen[0]["seeds"], seen[0]["grid"]) == (seeds, grid)
     quiet = generate("--preset", preset, "--seeds", "0-1")
     assert quiet.stderr == "" and (seen[1]["seeds"], seen[1]["grid"]) == ("0-1", False)
+    refused = generate("--preset", preset, "--grid", "--evaluate", "digits")
+    assert refused.exit_code == 2 and "--grid needs images on the disk" in refused.stderr
 
 
 def test_a_grid_names_seeds_and_classes(generate, monkeypatch):

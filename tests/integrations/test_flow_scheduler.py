@@ -164,6 +164,7 @@ def test_a_card_gives_the_samples_of_erk(last):
     scheduler = Flow(shift=3.0, use_dynamic_shifting=True, card=card_of(levels=nodes))
     scheduler.set_timesteps(len(nodes) - 1, mu=0.9)
     assert scheduler.config.use_flow_sigmas  # FLUX then gives no sigmas
+    assert "use_flow_sigmas" not in Flow.from_config(scheduler.config, erk="auto").config
     end = follow(scheduler, draw() * scheduler.sigmas[0])[-1]
     wanted = erk.sample(erk.from_flow(velocity), draw(), card=card_of(levels=nodes))
     close(end, wanted / (1 + nodes[-1]))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cards import LEVELS, card_file
+from cards import LEVELS, card_file, card_of
 
 import erk
 from erk.integrations.kdiffusion import (
@@ -17,6 +17,7 @@ from erk.integrations.kdiffusion import (
     sample_erk_dpm2,
     sample_erk_heun,
 )
+from erk.method.settings import Settings
 
 STD = 0.3
 NODES = torch.tensor([10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.15, 0.0])
@@ -238,6 +239,8 @@ def test_an_analytic_first_step_of_a_card(solver, tmp_path):
 
 def test_cards_for_something_else_are_refused(tmp_path):
     path, sigmas = card_file(tmp_path), torch.tensor(LEVELS)
+    settings = Settings(schedule=LEVELS, w_stiff=0.4, w_con=0.1)
+    weights = card_of()._replace(settings=settings)
 
     class Guided(Gaussian):
         inner_model = SimpleNamespace(cfg=4.0)
@@ -258,6 +261,8 @@ def test_cards_for_something_else_are_refused(tmp_path):
             "sigmas": NODES, "card": path,
         },
         "sets w_stiff to 0.0, which contradicts 1.0": {"card": path, "w_stiff": 1.0},
+        "sets w_stiff to 0.4, which contradicts 0.0": {"card": weights, "w_stiff": 0.0},
+        "sets w_con to 0.1, which contradicts 0.5": {"card": weights, "w_con": 0.5},
         "there is no card 'nowhere.json'": {"card": "nowhere.json"},
     }.items():  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=message):
