@@ -64,7 +64,7 @@ def find_snapshots(sources: Sequence[str]) -> list[Snapshot]:
 
 def _snapshot(path: Path) -> Snapshot | None:
     """Return what a file averages, by its metadata, else by its name; None for a reconstruction."""
-    metadata = path.with_suffix(".json")
+    metadata, facts = path.with_suffix(".json"), None
     if path.suffix == ".safetensors" and metadata.is_file():
         try:
             content = parse_json(metadata.read_bytes())
@@ -72,9 +72,11 @@ def _snapshot(path: Path) -> Snapshot | None:
                 return None
             training = content.get("training")
             if isinstance(training, dict) and {"images", "ema_std"} <= training.keys():
-                return _checked(path, float(training["ema_std"]), float(training["images"]))
+                facts = float(training["ema_std"]), float(training["images"])
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"{metadata} is not the metadata of a network: restore it") from None
+    if facts is not None:
+        return _checked(path, *facts)
     name = re.search(r"-(\d+)-(\d\.\d+)$", path.stem)
     if name is None:
         raise ValueError(

@@ -302,6 +302,15 @@ def test_impossible_averages_are_refused_by_the_name_of_their_file(tmp_path, nam
     assert done.exit_code == 2 and reason in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_impossible_averages_of_metadata_are_refused_by_their_numbers(tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.touch()
+    facts = {"training": {"images": -1, "ema_std": 0.05}}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="averages std 0.05 at -1 images, but std"):
+        find_snapshots([str(path)])
+
+
 def test_sums_with_nan_or_beyond_their_type_are_not_written(training, tmp_path):
     """A sibling of F3: numbers that are none went into a file without a word."""
     snapshots = find_snapshots([str(training[0][torch.float32])])[:2]
