@@ -53,6 +53,21 @@ class Card(NamedTuple):
     errors: dict[str, dict[str, float]]  # heun, published, card, ratio: value and standard error
     report: dict[str, Any] = {}  # the computation, as JSON; not used in sampling
 
+    def __str__(self) -> str:
+        """The sampler and its errors in a few lines, with the warning if there is no gain."""
+        s, errors = self.settings, self.errors
+        options = ", ".join(f"{name} {value}" for name, value in s.solver_options.items())
+        levels = s.levels if isinstance(s.levels, str) else f"{len(s.levels)} noise levels"
+        first = ", analytic first step" if s.afs else ""
+        rows = [f"{s.solver}{f' ({options})' if options else ''}, {levels}{first}"]
+        names = {"heun": "Heun, EDM's schedule", "published": "best published sampler",
+                 "card": "this card", "ratio": "ratio of the last two"}  # fmt: skip
+        for name, text in names.items():
+            if name in errors:
+                one = errors[name]
+                rows.append(f"{text:24} {one['value']:.4g} +- {one['error']:.2g}")
+        return "\n".join([*rows, *([self.warning.capitalize()] if self.warning else [])])
+
     @property
     def key(self) -> str:
         """SHA-256 of all that decides samples: settings, coefficients, networks."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from erk.analysis.toy import ExactToy
 from erk.calibration import calibrate as calibration
-from erk.calibration.card import Card, write_card
+from erk.calibration.card import write_card
 from erk.calibration.contest import Plan
 from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
@@ -154,7 +154,7 @@ def run_calibration(options: dict[str, Any]) -> None:
         card = card._replace(report={"calibration": facts, **card.report, **origin})
         write_card(path, card)
         parts.remove()
-    click.echo(f"{describe_card(card)}\nwrote {path}")
+    click.echo(f"{card}\nwrote {path}")
 
 
 @contextmanager
@@ -198,19 +198,3 @@ def describe_cost(cost: int, seconds: float, plan: Plan, guided: bool) -> str:
         f"{cost * seconds:,.0f} s here, as much as sampling {cost // plan.nfe:,} images at "
         f"{plan.nfe} each"
     )
-
-
-def describe_card(card: Card) -> str:
-    """Describe the sampler and its errors, and warn if there is no gain."""
-    s, errors = card.settings, card.errors
-    options = ", ".join(f"{name} {value}" for name, value in s.solver_options.items())
-    levels = s.levels if isinstance(s.levels, str) else f"{len(s.levels)} noise levels"
-    first = ", analytic first step" if s.afs else ""
-    rows = [f"{s.solver}{f' ({options})' if options else ''}, {levels}{first}"]
-    names = {"heun": "Heun, EDM's schedule", "published": "best published sampler",
-             "card": "this card", "ratio": "ratio of the last two"}  # fmt: skip
-    for name, text in names.items():
-        if name in errors:
-            one = errors[name]
-            rows.append(f"{text:24} {one['value']:.4g} +- {one['error']:.2g}")
-    return "\n".join([*rows, *([card.warning.capitalize()] if card.warning else [])])

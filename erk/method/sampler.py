@@ -241,7 +241,7 @@ def _warn_if_wide(drift: GuidedDrift, x0: Tensor, settings: Settings) -> None:
             f"the samples have standard deviation {scale:.3g}, and on Gaussian data that wide "
             f"erk='auto' multiplies the error of this solver and schedule by {ratio:.3g}: scale "
             "the data to about 0.5, raise sigma_max, or leave erk out.",
-            stacklevel=3,
+            stacklevel=5,  # the caller of erk.sample
         )
 
 

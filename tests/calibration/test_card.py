@@ -178,7 +178,10 @@ def test_a_card_without_gain_warns_when_it_is_used(tmp_path):
     bad = {"ratio": {"value": 0.99, "error": 0.02}}
     with pytest.warns(UserWarning, match=r"no gain: .* 0.990 \+- 0.020"):
         erk.sample(*start(1), card=written(tmp_path, content(errors=bad)))
-    assert read_card(written(tmp_path, content())).warning == ""
+    good = read_card(written(tmp_path, content()))
+    assert good.warning == ""
+    assert f"{good}".startswith(good.settings.solver) and "No gain" not in f"{good}"
+    assert "\nNo gain: on fresh seeds" in f"{read_card(written(tmp_path, content(errors=bad)))}"
 
 
 def test_a_correction_for_other_levels_is_refused_when_it_is_used(tmp_path):

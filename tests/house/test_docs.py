@@ -49,6 +49,15 @@ def test_every_link_of_the_documents_leads_to_a_file():
     links = [(page, link) for page in pages for link in LINK.findall(page.read_text("utf-8"))]
     broken = [(page.name, link) for page, link in links if not (page.parent / link).exists()]
     assert len(links) > 50 and broken == []
+    if (ROOT / ".git").exists():  # to what a clone has, not to a file that git ignores
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
+            text=True, check=True,
+        ).stdout.splitlines()  # fmt: skip
+        files = {ROOT / name for name in listed}
+        known = files | {folder for file in files for folder in file.parents}
+        ignored = [link for page, link in links if (page.parent / link).resolve() not in known]
+        assert ignored == []
 
 
 def test_every_subcommand_in_the_documents_exists():

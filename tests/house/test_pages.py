@@ -181,7 +181,7 @@ def test_the_readme(tmp_path, monkeypatch):
     execute(loop, "README.md", space)  # now with a twin
     assert space["x"].shape == (2, 3)
     execute(scheduler, "README.md", space)
-    assert space["pipe"].scheduler.config.w_stiff == 1
+    assert space["pipe"].scheduler.config.erk == "auto"
     assert space["pipe"]("a fox", 5).images[0].isfinite().all()
 
 

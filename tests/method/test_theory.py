@@ -202,6 +202,7 @@ def test_auto_warns_of_data_that_are_too_wide(recwarn, scale, least):
         assert not texts and auto_error < plain_error
         return
     assert len(texts) == 1 and "erk='auto' multiplies the error of this solver" in texts[0]
+    assert recwarn.list[0].filename == __file__
     settings = Settings(**chosen)
     sigmas = settings.sigmas()
     predicted = error_ratio(settings.solver_for(sigmas, None), sigmas, scale)
