@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -385,7 +386,7 @@ def animate(
         raise ValueError("a trajectory without states cannot be animated.")
     count = len(listed[0].x)
     captions = [*map(str, range(count))] if captions is None else captions
-    is_list = isinstance(captions, Sequence) and len(captions) == count
+    is_list = isinstance(captions, Sequence | np.ndarray) and len(captions) == count
     require(is_list, "captions", f"a list of {count} texts, one per sample", captions)
     write_frames(Path(path), render_frames(listed, decode or PixelEncoder().decode, captions))
     return Path(path)

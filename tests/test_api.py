@@ -330,8 +330,9 @@ def test_a_trajectory_is_animated(tmp_path, suffix, digits):
     states = erk.trajectory(model, noise, labels, steps=4)
     assert erk.animate(states, path, model.decode) == path
     assert Image.open(path).n_frames == 5
-    states = erk.trajectory(adapter(), torch.randn(2, 3, 8, 8), steps=3)
+    states = [*erk.trajectory(adapter(), torch.randn(2, 3, 8, 8), steps=3)]
     erk.animate(states, path)
+    erk.animate(states, path, captions=np.array(["a"] * len(states[0].x)))
     with pytest.raises(ValueError, match=".gif or .webp"):
         erk.animate(states, tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="without states"):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from erk.integrations.guided import Guided, extends
 from erk.method.point import Point
+from erk.method.values import number
 
 
 @extends(FlowMatchEulerDiscreteScheduler, step=FlowMatchHeunDiscreteScheduler.step)
@@ -74,6 +75,8 @@ class ERKFlowMatchHeunScheduler(
         if self._has_card:
             Guided.set_timesteps(self, num_inference_steps, device, sigmas, mu, timesteps)
             return
+        if num_inference_steps is not None:
+            num_inference_steps = number("num_inference_steps", num_inference_steps, int, least=1)
         self._check()
         self._forget()
         FlowMatchEulerDiscreteScheduler.set_timesteps(

@@ -268,6 +268,8 @@ class Guided(SchedulerMixin):
     def _walked(self, point: Point, dtype: torch.dtype, given: dict[str, Any]) -> Any:
         """Return the parent's kind of answer, with the state that the card's solver asks for."""
         assert self._walk is not None
+        if given.get("s_churn"):
+            raise ValueError("ERK-Guid needs a deterministic step: leave s_churn out.")
         x, sigma = self._walk(point)
         self._step_index += 1
         values = {"prev_sample": (self._scale(sigma) * x).to(dtype)}

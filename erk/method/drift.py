@@ -1,9 +1,10 @@
 """The drift f(x; sigma) = (x - D(x; sigma)) / sigma, with model guidance inside, counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,8 +98,8 @@ class GuidedDrift:
             known = callable(network) or (network is None and name == "guide_model")
             require(known, name, "a network or a function (x, sigma, labels)", network)
         require(isinstance(guidance, Real | Tensor), "guidance", "a number", guidance)
-        is_pair = isinstance(interval, Sequence) and len(interval) == 2
-        require(interval is None or is_pair, "interval", "(lo, hi)", interval)
+        is_pair = interval is None or np.shape(interval) == (2,)
+        require(is_pair, "interval", "(lo, hi)", interval)
         if guidance != 1 and guide_model is None:
             raise ValueError(
                 f"guidance {guidance:g} needs a guiding network: give guide_model (--gnet), or "

@@ -8,6 +8,7 @@ solver and every correction applies.
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
@@ -226,7 +227,7 @@ def _vp_scale(sigma: Tensor) -> Tensor:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def _same(sigma: Any) -> Any:

@@ -174,6 +174,15 @@ def test_a_card_gives_the_samples_of_erk(last):
         Flow.from_config(scheduler.config, card=card_of(levels=nodes), shift=2.0)
 
 
+def test_arguments_that_have_no_effect_or_no_meaning_are_refused():
+    scheduler = Flow(w_stiff=0.5)
+    with pytest.raises(ValueError, match="num_inference_steps must be an integer of at least 1"):
+        scheduler.set_timesteps(2.5)
+    scheduler.set_timesteps(sigmas=[0.9, 0.5])
+    with pytest.raises(ValueError, match="deterministic step: leave s_churn out"):
+        scheduler.step(draw(), scheduler.timesteps[0], draw(), s_churn=1.0)
+
+
 def test_half_precision():
     scheduler = Flow(erk="auto")
     scheduler.set_timesteps(6)

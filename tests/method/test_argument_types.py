@@ -69,6 +69,12 @@ def test_a_wrong_type_is_refused_by_the_name_of_the_argument(door, name, bad):
         door(bad)
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_an_interval_may_be_any_pair(kind):
+    drift = GuidedDrift(denoiser, None, denoiser, 2.0, kind([0.5, 1.0]))
+    assert [drift.denoise(X, level)[1] is None for level in LEVELS] == [True, False]
+
+
 def test_an_unknown_solver_may_be_of_any_type():
     with pytest.raises(ValueError, match=r"unknown solver '\[\]'"):
         make_solver([])
