@@ -211,8 +211,8 @@ def networks_of(options: dict[str, Any]) -> tuple[str, str | None, float]:
         guidance = preset.guidance if guidance is None else guidance
     if net is None:
         raise ValueError(
-            "no network: give --preset NAME or --net FILE (a first try: --preset digits "
-            "--seeds 0-63; all names: erk presets)."
+            "no network: give --preset NAME or --net FILE (a first try: --preset digits; "
+            "all names: erk presets)."
         )
     guidance = 1.0 if guidance is None else guidance
     if options["gnet"] is not None and guidance == 1 and options["guidance"] is None:
