@@ -5,9 +5,11 @@ import os
 import re
 import secrets
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -133,14 +135,21 @@ def attach_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise Stopped on SIGINT or SIGTERM inside the block (main thread only)."""
+    """Raise Stopped on SIGINT or SIGTERM inside the block (main thread only).
+
+    Where Python ignores what is raised, in __del__ and callbacks of weak references, the signal is
+    sent again a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_send_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -170,6 +179,13 @@ def uninterrupted() -> Iterator[None]:
         if _Deferred.depth == 0 and _Deferred.signum is not None:
             signum, _Deferred.signum = _Deferred.signum, None
             signal.raise_signal(signum)
+
+
+def _send_again(hook: Callable[[Any], Any], ignored: Any) -> None:
+    if isinstance(ignored.exc_value, Stopped):
+        threading.Timer(0.01, signal.raise_signal, [ignored.exc_value.signum]).start()
+    else:
+        hook(ignored)
 
 
 def _stop(signum: int, _: Any) -> None:

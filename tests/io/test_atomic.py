@@ -3,7 +3,10 @@
 import errno
 import os
 import signal
+import sys
 import threading
+import time
+import weakref
 from unittest.mock import Mock
 
 import pytest
@@ -113,6 +116,23 @@ def test_signals_wait_for_the_end_of_nested_blocks():
         done.append("outer")
     assert done == ["inner", "outer"] and caught.value.signum == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Thing:
+    """What a weak reference can be made of."""
+
+
+def test_a_signal_that_python_ignores_comes_again():
+    """What a callback of a weak reference raises is ignored; a run must end all the same."""
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped) as caught, stoppable():
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        del thing
+        assert reference() is None
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert caught.value.signum == signal.SIGTERM and sys.unraisablehook is hook
 
 
 def test_outside_such_a_block_a_signal_stops_at_once():
