@@ -269,7 +269,10 @@ def _shortage(error: BaseException | None) -> BaseException | None:
 def _without_memory(error: BaseException) -> str:
     """Return the sentence of a lack of memory; this project's errors have theirs."""
     if NO_THREAD in str(error):
-        return "no thread can be started: end other programs, or raise the limit (ulimit -u)"
+        return (
+            "no thread can be started, for lack of memory or of processes: end other programs, or "
+            "raise the limits (ulimit -v, ulimit -u)"
+        )
     if type(error) is MemoryError and ": " in str(error):
         return str(error)
     context = click.get_current_context(silent=True)

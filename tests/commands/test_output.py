@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import resource
 import shutil
 import sys
@@ -56,7 +57,7 @@ SHORTAGES = {
     np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("u1")):
         "memory ran out (1.00 TiB could not be allocated): end other programs, or ",
     MemoryError(): "memory ran out: end other programs, or ",
-    RuntimeError("can't start new thread"): "no thread can be started: end other programs",
+    RuntimeError("can't start new thread"): "no thread can be started, for lack of memory",
 }  # fmt: skip
 
 
@@ -109,18 +110,19 @@ def with_little_memory(arguments):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
 def test_the_memory_really_is_short(tmp_path):
-    """J2: pixels of float32 take four times the bytes of the images."""
+    """J2: pixels of float32 take four times the bytes of the images. What needs memory first, an
+    array or a thread, depends on the libraries of the process."""
     np.savez(tmp_path / "large.npz", images=np.zeros((24, 1024, 1024, 3), np.uint8))
     words = ["nearest", "large.npz", "--train", "large.npz", "--out", "a.png", "--device", "cpu"]
     log = tmp_path / "log"
     assert ended(start(with_little_memory, words, cwd=tmp_path, log=log)) == 2, log.read_text()
-    assert log.read_text().startswith("Error: memory ran out")
+    assert re.match("Error: (memory ran out|no thread can be started, for)", log.read_text())
     assert len(log.read_text().splitlines()) == 1 and not (tmp_path / "a.png").exists()
 
 
 JOBS = {
-    "calibrate": ["--preset", "digits", "--schedule", "edm", "--steps", "2", "--seeds", "50-53",
-                  "--held-out", "80-83", "--batch", "4", "--evaluations", "8",
+    "calibrate": ["--preset", "digits", "--solver", "heun", "--schedule", "edm", "--nfe", "5",
+                  "--seeds", "8", "--evaluations", "16", "--correction", "stepwise",
                   "--out", "out/a.card.json"],
     "evaluate": ["--images", "few.npz", "--ref", "digits", "--metrics", "fd",
                  "--json", "out/row.json", "--csv", "out/row.csv", "--cache", "features"],
