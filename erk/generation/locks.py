@@ -2,16 +2,19 @@
 
 import errno
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from erk.generation.images import refuse_link
+from erk.io.atomic import uninterrupted
 
 LOCK = ".lock"  # held for a moment: while a process begins, finishes or tidies up
 ROLE = re.compile(r"\.\d+-of-\d+\.lock")  # held by the process of a shard until it ends
 TIMEOUT = 3600  # seconds to wait for a process that packs an archive
+POLL = 0.05  # seconds between two tries
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of file systems without locks, where nothing protects two processes from each other."""
 
@@ -32,16 +35,30 @@ class FolderLocks:
     @contextmanager
     def brief(self) -> Iterator[None]:
         """Hold the folder's lock. Raises ValueError after an hour of waiting."""
-        lock = _acquire(self.folder / LOCK, TIMEOUT)
-        if lock is False:
-            raise ValueError(
-                f"{self.folder / LOCK} is held by another process: end it"
-                + _about_marker(self.folder / LOCK)
-            )
-        try:
+        held: list[Any] = []  # filled where no signal comes between a lock and its entry: one that
+        try:  # nobody knows of would let this process wait for itself
+            self._wait(held)
             yield
         finally:
-            _release(lock)
+            with uninterrupted():
+                for lock in held:
+                    _release(lock)
+
+    def _wait(self, held: list[Any]) -> None:
+        """Wait for the folder's lock and append it. Raises ValueError after an hour."""
+        end = time.monotonic() + TIMEOUT
+        while True:
+            with uninterrupted():
+                lock = _acquire(self.folder / LOCK)
+                if lock is not False:
+                    held.append(lock)
+                    return
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"{self.folder / LOCK} is held by another process: end it"
+                    + _about_marker(self.folder / LOCK)
+                )
+            time.sleep(POLL)
 
     def claim(self) -> None:
         """Take this process's role, within `brief`; remove the files of processes that died.
@@ -51,7 +68,7 @@ class FolderLocks:
         for path in self._others(unlike=f"-of-{self.count}.lock"):
             if not _remove_unheld(path):
                 self._refuse(path)
-        role = _acquire(self.path, 0)
+        role = _acquire(self.path)
         if role is False:
             self._refuse(self.path)
         self._role, self.is_held = role, True
@@ -89,14 +106,14 @@ class FolderLocks:
         )
 
 
-def _acquire(path: Path, timeout: float) -> Any:
+def _acquire(path: Path) -> Any:
     """Lock a file; return its lock, False if another process holds it, None without locks."""
     from filelock import FileLock, Timeout  # late: a tenth of a second
 
     if path.is_symlink():
         refuse_link(path)
     path.parent.stat()  # FileNotFoundError: filelock would create the folder again
-    lock = FileLock(path, timeout=timeout)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -126,7 +143,7 @@ def _release(lock: Any) -> None:
 
 def _remove_unheld(path: Path) -> bool:
     """Remove the file of a role unless a process holds it; return whether it is removed."""
-    lock = _acquire(path, 0)
+    lock = _acquire(path)
     if lock is False:
         return False
     with suppress(OSError):
