@@ -31,27 +31,32 @@ class FolderLocks:
         self.path = folder / f".{'-of-'.join(map(str, shard or (0, 1)))}.lock"
         self.is_held = False
         self._role: Any = None  # its lock; None where there are no locks
+        self._held: list[Any] = []  # the folder's lock
 
     @contextmanager
     def brief(self) -> Iterator[None]:
-        """Hold the folder's lock. Raises ValueError after an hour of waiting."""
-        held: list[Any] = []  # filled where no signal comes between a lock and its entry: one that
-        try:  # nobody knows of would let this process wait for itself
-            self._wait(held)
+        """Hold the folder's lock. Raises ValueError after an hour of waiting.
+
+        A signal may end a block before its lock is given back; it is this process's until then, and
+        another block does not wait for it.
+        """
+        if not self._held:
+            self._wait()
+        try:
             yield
         finally:
             with uninterrupted():
-                for lock in held:
-                    _release(lock)
+                while self._held:
+                    _release(self._held.pop())
 
-    def _wait(self, held: list[Any]) -> None:
-        """Wait for the folder's lock and append it. Raises ValueError after an hour."""
+    def _wait(self) -> None:
+        """Wait for the folder's lock. Raises ValueError after an hour."""
         end = time.monotonic() + TIMEOUT
         while True:
-            with uninterrupted():
+            with uninterrupted():  # no signal comes between a lock and its entry
                 lock = _acquire(self.folder / LOCK)
                 if lock is not False:
-                    held.append(lock)
+                    self._held.append(lock)
                     return
             if time.monotonic() > end:
                 raise ValueError(

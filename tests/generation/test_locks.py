@@ -115,3 +115,15 @@ def test_a_lock_of_the_system_needs_no_advice(tmp_path):
     with pytest.raises(ValueError, match="or choose another --outdir.$"):
         claimed(tmp_path)
     locks.remove()
+
+
+def test_a_block_that_a_signal_ended_is_not_waited_for(tmp_path):
+    """J: the exception keeps the block from giving the lock back, and is handled under the lock."""
+    locks = FolderLocks(tmp_path, None)
+    block = locks.brief()
+    block.__enter__()
+    with locks.brief():
+        locks.claim()
+    with FolderLocks(tmp_path, (0, 1)).brief():  # it was given back
+        assert locks.is_held
+    block.__exit__(None, None, None)
