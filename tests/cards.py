@@ -1,4 +1,4 @@
-"""Cards for the tests of the doors: calibrated for nothing, with coefficients that act."""
+"""Cards for the tests of the integrations: calibrated for nothing, with coefficients that act."""
 
 from erk.calibration.card import Card, write_card
 from erk.method.corrections import Correction

@@ -1,7 +1,7 @@
-"""What every door applies: weights, `auto` or a card, as one `Settings`, and a card's levels.
+"""What every integration applies: weights, `auto` or a card, as `Settings`, and a card's levels.
 
-A door is a scheduler, a sampler or a node of another package. It knows its solver; it may know
-neither the network nor the weight of model guidance.
+An integration is a scheduler, a sampler or a node of another package. It knows its solver; it may
+know neither the network nor the weight of model guidance.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ ANY = "erk.sample(card=...)"
 
 
 def settings_for(
-    door: str,
+    integration: str,
     solvers: tuple[str, ...],
     card: Any = None,
     erk: str | None = None,
@@ -25,15 +25,15 @@ def settings_for(
     w_con: float | None = None,
     guidance: float = 1.0,
 ) -> Settings:
-    """Return the settings that a door applies.
+    """Return the settings that an integration applies.
 
     Parameters
     ----------
-    door : its name, for messages.
+    integration : its name, for messages.
     solvers : names of the solvers that it can run, the first without a card.
     card : a `Card`, its content or its path.
     erk, w_stiff, w_con : the correction without a card; None: not given.
-    guidance : weight of the model guidance that the door works with.
+    guidance : weight of the model guidance that the integration works with.
 
     Raises
     ------
@@ -48,8 +48,8 @@ def settings_for(
     name = card.settings.solver
     if name not in solvers:
         raise ValueError(
-            f"the card is for the solver {name}, and {door} runs {' or '.join(solvers)}: calibrate "
-            f"with solver='{solvers[0]}' (--solver {solvers[0]}), or sample with {ANY}."
+            f"the card is for the solver {name}, and {integration} runs {' or '.join(solvers)}: "
+            f"calibrate with solver='{solvers[0]}' (--solver {solvers[0]}), or sample with {ANY}."
         )
     return Settings(**card.sampler_for({"erk": erk, "guidance": guidance, **weights}))
 

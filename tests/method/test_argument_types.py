@@ -1,4 +1,4 @@
-"""Wrong types at the doors of the method: one sentence that names the argument (J)."""
+"""Wrong types at public functions of the method: one sentence that names the argument (J)."""
 
 import numpy as np
 import pytest
