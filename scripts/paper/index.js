@@ -5,7 +5,7 @@ const fold = () => { contents.open = !narrow.matches; };
 narrow.addEventListener("change", fold);
 fold();
 contents.addEventListener("click", (event) => { if (event.target.tagName === "A") fold(); });
-// one network at a time, and what is the same for all (data-scale is empty)
+// one network at a time; links to pages without a network (data-scale is empty) are always there
 const group = document.querySelector(".networks");
 if (group) {
   const buttons = [...group.querySelectorAll("button")];

@@ -68,9 +68,10 @@ def index_of(folder: Path) -> str:
     template = environment().get_template("index.html.j2")
     address = partial(_address, folder)
     labels = {name: one.label for name, one in scales().items()} | {PAPER: "the paper's networks"}
-    used = {entry.page.scale for entry in entries}
-    networks = {name: labels[name] for name in sorted(labels, key=lambda n: n != FIRST)
-                if name in used}  # fmt: skip
+    used = {entry.page.scale or "none" for entry in entries}
+    order = [*sorted(labels, key=lambda name: name != FIRST), "none"]
+    labels["none"] = "none: toy problem and settings"
+    networks = {name: labels[name] for name in order if name in used}
     return to_ascii(
         template.render(entries=entries, missing=missing, address=address, networks=networks,
                         findings=findings_of(folder), plot=plot_of(folder))
