@@ -23,8 +23,8 @@ STYLE = Path(__file__).with_name("erk.mplstyle")
 
 
 @contextmanager
-def panels(columns: int, height: float = 3.2, rows: int = 1, **options: Any) -> Iterator[Any]:
-    """Yield (figure, array of rows x columns axes) in the common style.
+def canvas(height: float) -> Iterator[Figure]:
+    """Yield an empty figure in the common style, WIDTH x height inches.
 
     Neither pyplot nor its backend are touched: they are the user's. Nor do the user's settings of
     matplotlib change the figure.
@@ -32,6 +32,13 @@ def panels(columns: int, height: float = 3.2, rows: int = 1, **options: Any) -> 
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
+        yield figure
+
+
+@contextmanager
+def panels(columns: int, height: float = 3.2, rows: int = 1, **options: Any) -> Iterator[Any]:
+    """Yield (figure, array of rows x columns axes) in the common style."""
+    with canvas(height) as figure:
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

@@ -46,9 +46,13 @@ Row = Mapping[str, Any]
 def write_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> list[Path]:
     """Draw all rows that are finished, write Figure 4 or 6 and return the paths."""
     page = page_of_sweep(config, request, finished)
+    return write_page(request.results, page, drawn(config, page))
+
+
+def drawn(config: Sweep, page: Page) -> dict[str, bytes]:
+    """Return the image of a page of Figure 4 or 6, a PNG file by its name."""
     draw, metrics = SWEEPS[config.options.show].draw, config.options.metrics
-    return write_page(request.results, page,
-                      {file: draw(_measured(page), metrics) for file in page.files})  # fmt: skip
+    return {file: draw(_measured(page), metrics) for file in page.files}
 
 
 def page_of_sweep(config: Sweep, request: Request, finished: Sequence[Finished]) -> Page:
@@ -114,9 +118,11 @@ def _curves(axis: Axes, rows: Sequence[Row], metric: str) -> None:
 
 def scalings(rows: Sequence[Row], metrics: Sequence[str]) -> bytes:
     """Draw Figure 6: (a) the scalings over z, (b) two metrics with each scaling."""
-    with panels(2, height=3.4) as (figure, axes):
+    with panels(2, height=3.8) as (figure, axes):
         _growth(axes[0, 0])
         _trade(axes[0, 1], rows, *metrics)
+        handles = axes[0, 1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
         return png(figure)
 
 
@@ -142,7 +148,6 @@ def _trade(axis: Axes, rows: Sequence[Row], x: str, y: str) -> None:
             label = f"{formula}, $w_{{stiff}}$ {weights[0]:g} to {weights[-1]:g}"
             axis.plot(first, second, **look(i), label=label)
     axis.set(title="(b) from Heun on with rising weight", xlabel=LABELS[x], ylabel=LABELS[y])
-    axis.legend(loc="best")
 
 
 def _value(row: Row, metric: str) -> tuple[float, float]:

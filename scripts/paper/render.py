@@ -1,18 +1,20 @@
 """Write all pages of results again, with no sampling: python -m scripts.paper.render
 
-Each page is written from the rows in its .json file, in the words and the layout of this version.
+Each page is written from the rows in its .json file, in the words and the layout of this version;
+Figures 4 and 6 are drawn again.
 """
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from erk.commands.cli import CONTEXT, clean_exit
-from scripts.paper.config import ROOT, Request, Sampled, config_names, load_config
-from scripts.paper.figures import page_of_sweep
+from scripts.paper.config import ROOT, Request, Sampled, Sweep, config_names, load_config
+from scripts.paper.figures import drawn, page_of_sweep
 from scripts.paper.index import variants, write_index
 from scripts.paper.page import WRITERS, Page, read_page, write_page
 from scripts.paper.scales import at_scale
@@ -26,7 +28,7 @@ from scripts.paper.tables import page_of
 def main(folder: Path) -> None:
     """Write the pages in FOLDER again (default: results) from their rows, and the index."""
     for page in rendered(folder):
-        for path in write_page(folder, page, ends=ends_of(folder, page)):
+        for path in write_page(folder, page, images_of(page), ends_of(folder, page)):
             click.echo(f"wrote {path}")
     click.echo(f"wrote {write_index(folder)}")
 
@@ -36,16 +38,31 @@ def ends_of(folder: Path, page: Page) -> list[str]:
     return [end for end in WRITERS if (folder / f"{page.name}.{end}").is_file()]
 
 
+def images_of(page: Page) -> dict[str, bytes]:
+    """Draw the image of a sweep from its rows; other images need more than a page has."""
+    if page.kind != "sweep" or not page.finished:
+        return {}
+    name, request = known()[page.name]
+    config = at_scale(load_config(name), request)
+    assert isinstance(config, Sweep)
+    return drawn(config, page)
+
+
+@cache
+def known() -> dict[str, tuple[str, Request]]:
+    """Return the name of every page of an experiment, with its config and what was asked for."""
+    return {name + suffix: (name, request) for name in config_names()
+            for suffix, request in variants().items()}  # fmt: skip
+
+
 def rendered(folder: Path) -> Iterator[Page]:
     """Yield the pages of a folder as this version lays them out. Raises ValueError."""
-    known = {name + suffix: (name, request) for name in config_names()
-             for suffix, request in variants().items()}  # fmt: skip
     for path in sorted(folder.glob("*.json")):
         if "tables" not in json.loads(path.read_bytes()):  # the rows of a study
             continue
         page = read_page(path)
-        if page.finished and page.name in known:
-            name, request = known[page.name]
+        if page.finished and page.name in known():
+            name, request = known()[page.name]
             page = _rendered(page, at_scale(load_config(name), request), request)
         yield page
 

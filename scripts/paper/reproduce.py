@@ -231,9 +231,7 @@ def _describe(experiments: Sequence[Experiment]) -> None:
         click.echo(f"Then, one after the other by one process, in minutes: {', '.join(others)}.")
 
 
-def _compute(
-    experiments: Sequence[Experiment], hours: float | None, calls: Calls
-) -> list[Path]:
+def _compute(experiments: Sequence[Experiment], hours: float | None, calls: Calls) -> list[Path]:
     """Compute what is missing of all experiments, write their pages and return the paths."""
     shared = [one for one in experiments if isinstance(one.config, tuple(WRITE))]
     paths = _measure(shared, hours, calls.are_several) if shared else []

@@ -43,8 +43,9 @@ CAPTIONS = {
     ),
     "figure1": (
         "(a) Samples of p(x; sigma) at step 29 of 32, coloured by stiffness (the bar ends at their "
-        "99 % quantile); squares: surroundings of the two crosses, enlarged beside it. (b)-(e) "
-        "Sampling direction -f along each line, on the dominant and subdominant eigenvector of the "
+        "99 % quantile); squares: surroundings of the two crosses, enlarged on the right with "
+        "arrows for the sampling direction -f. (b)-(e) "
+        "-f along each line, on the dominant and subdominant eigenvector of the "
         "cross's centre. Lines follow these eigenvectors; the paper draws them at 45 degrees."
     ),
     "figure2": (
@@ -112,9 +113,9 @@ class Experiment:
         dots = DOTS * self.samples
         data = toy_results.figure1(self.mixture, dots, self.seed)
         rows = [
-            {"line": name, "place": place, "dominant": dominant, "subdominant": subdominant}
+            {"line": name, "position": at, "dominant": dominant, "subdominant": subdominant}
             for name, line in data.lines.items()
-            for place, (dominant, subdominant) in zip(
+            for at, (dominant, subdominant) in zip(
                 line.places.tolist(), (-line.drift).tolist(), strict=True
             )
         ]

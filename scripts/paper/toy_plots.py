@@ -1,24 +1,17 @@
 """The figures of the toy, as PNG bytes, in colours that colour-blind eyes tell apart."""
 
-import io
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from erk.analysis import toy
-from erk.analysis.plots import GREY, STYLE
+from erk.analysis.plots import GREY, canvas, panels, png
 from erk.analysis.toy_results import AXES, GUIDANCES, HALF_LENGTH, QUARTILES, Figure1, Line
 
 # Okabe and Ito's colours
@@ -40,25 +33,27 @@ RANDOM = 0.5**0.5  # median |cos| of a random direction in the plane
 def figure1(result: Figure1) -> bytes:
     """Stiffness over the plane, the two crosses, and the drift along their lines."""
     crosses = {"calm": ("AB", "CD"), "stiff": ("EF", "GH")}
-    with style.context(["default", STYLE]):
-        figure = plt.figure(figsize=(13.5, 5.2), layout="constrained")
-        grid = figure.add_gridspec(2, 4, width_ratios=(2.3, 1, 1, 1))
-        plane, first = figure.add_subplot(grid[:, 0]), None
-        dots = _stiffness_map(plane, result)
-        figure.colorbar(dots, ax=plane, shrink=0.75, extend="max", label=r"stiffness $\rho$")
-        for row, (where, names) in enumerate(crosses.items()):
+    layout: Any = [["plane", "plane", "plane", "calm"], ["plane", "plane", "plane", "stiff"],
+                   ["AB", "CD", "EF", "GH"]]  # fmt: skip
+    with canvas(height=6.2) as figure:
+        axes = figure.subplot_mosaic(layout, height_ratios=(1, 1, 1.1))
+        dots = _stiffness_map(axes["plane"], result)
+        bar = axes["plane"].inset_axes((0.05, 0.16, 0.4, 0.04))
+        figure.colorbar(dots, cax=bar, orientation="horizontal", extend="max",
+                        label=r"stiffness $\rho$")  # fmt: skip
+        for where, names in crosses.items():
             lines = {name: result.lines[name] for name in names}
-            _cross(plane, figure.add_subplot(grid[row, 1]), lines, result, where)
-            for column, (name, axis) in enumerate(zip(names, AXES, strict=True)):
-                panel = figure.add_subplot(grid[row, 2 + column], sharex=first, sharey=first)
-                first = first or panel
-                title = f"({'bcde'[2 * row + column]}) {name}: {where}, {axis}"
-                _along(panel, title, name, result.lines[name])
-                panel.tick_params(labelleft=column == 0)
-                panel.set_ylabel("$-f$ on the eigenvectors" if column == 0 else "")
-        assert first is not None
-        first.legend(loc="lower left")
-        return _png(figure)
+            _cross(axes["plane"], axes[where], lines, result, where)
+        for letter, name, axis in zip("bcde", layout[-1], AXES * 2, strict=True):
+            where = "calm" if name in crosses["calm"] else "stiff"
+            if name != "AB":
+                axes[name].sharey(axes["AB"])
+            _along(axes[name], f"({letter}) {where},\n{axis}", name, result.lines[name])
+            axes[name].tick_params(labelleft=name == "AB")
+        axes["AB"].set_ylabel("$-f$ on the eigenvectors")
+        figure.supxlabel(r"position on the line $\times 10^3$", fontsize="medium")
+        axes["AB"].legend(loc="lower left", fontsize=7)
+        return png(figure)
 
 
 def _dots(panel: Axes, result: Figure1, size: float) -> PathCollection:
@@ -93,7 +88,7 @@ def _cross(plane: Axes, zoom: Axes, lines: dict[str, Line], result: Figure1, whe
     (x, y), half = next(iter(lines.values())).centre.tolist(), 2.6 * HALF_LENGTH
     zoom.set(
         xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[], aspect="equal",
-        title=f"{where}: {' and '.join(lines)}, arrows: $-f$",
+        title=f"{where}: {', '.join(lines)}",
     )  # fmt: skip
     zoom.spines[["top", "right"]].set_visible(True)
     plane.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False))
@@ -110,7 +105,7 @@ def _along(panel: Axes, title: str, name: str, line: Line) -> None:
     ):
         panel.plot(1e3 * line.places, values, look, color=colour, label=axis)
     panel.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-    panel.set(title=title, xlabel=r"position on the line $\times 10^3$")
+    panel.set(title=title)
     for end, position, align in zip(name, (0.02, 0.98), ("left", "right"), strict=True):
         panel.text(
             position, 0.98, end, transform=panel.transAxes, ha=align, va="top", weight="bold"
@@ -121,27 +116,27 @@ def figure2(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> bytes:
     """Median |cos| with the dominant eigenvector, and the guided local error, by quartile."""
     medians = {row["quantity"]: row for row in rows if row["median"] == "|cos|"}
     within = {row["quantity"]: row for row in rows if row["median"] == "|cos|, within a step"}
-    with style.context(["default", STYLE]):
-        figure, panels = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+    with panels(2, height=6.0, rows=2) as (figure, axes):
+        *aligned, last = axes.flat
         for panel, name, title in zip(
-            panels, ("LTE", "ERK solution difference"), ("(a)", "(b)"), strict=False
+            aligned, ("LTE", "ERK solution difference"), ("(a)", "(b)"), strict=False
         ):
             _bars(panel, {"all states": medians[name]}, (BLUE,))
             _curve(panel, within[name], "D-", ORANGE, "quartiles within each step")
             panel.set_title(f"{title} {name}")
         directions = {"ERK-Guid (drift difference)": medians["ERK drift difference"]}
         directions |= {name: medians[name] for name in ("CFG", "Autoguidance")}
-        _bars(panels[2], directions, (BLUE, ORANGE, GREEN))
-        panels[2].set_title("(c) directions of the guides")
-        for panel in panels[:3]:
+        _bars(aligned[2], directions, (BLUE, ORANGE, GREEN))
+        aligned[2].set_title("(c) directions of the guides")
+        for panel in aligned:
             panel.axhline(RANDOM, color="black", linestyle=":", label="random direction")
             panel.set(ylim=(0, 1.5), yticks=np.linspace(0, 1, 6), ylabel=r"median $|\cos|$")
             panel.legend(loc="upper left")
-        _guided_errors(panels[3], errors)
-        for panel in panels:
+        _guided_errors(last, errors)
+        for panel in axes.flat:
             panel.set_xticks(range(4), QUARTILES)
             panel.set_xlabel("quartile of stiffness")
-        return _png(figure)
+        return png(figure)
 
 
 def _bars(panel: Axes, rows: dict[str, dict[str, Any]], colours: tuple[str, ...]) -> None:
@@ -162,6 +157,7 @@ def _guided_errors(panel: Axes, errors: list[dict[str, Any]]) -> None:
     panel.axhline(1, color="black", linewidth=0.8)
     panel.set(title="(d) local error of one guided step", ylabel="mean |LTE|, guided / Heun")
     panel.set_yscale("log")
+    panel.set_ylim(0.2, 3000)  # room for the legend
     panel.set_yticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
     panel.minorticks_off()
     panel.legend(loc="upper right")
@@ -174,9 +170,8 @@ def helps(rows: list[dict[str, Any]]) -> bytes:
         "sliced W1": "(b) sliced W1 to the exact end points",
     }
     counts = sorted({row["steps"] for row in rows})
-    with style.context(["default", STYLE]):
-        figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
-        for panel, (column, title) in zip(panels, titles.items(), strict=True):
+    with panels(2, height=3.7) as (figure, (axes,)):
+        for panel, (column, title) in zip(axes, titles.items(), strict=True):
             for name, (look, colour) in zip(GUIDANCES, LOOKS, strict=True):
                 y = [_value(row[column]) for row in rows if row["guide"] == name]
                 label = "Heun" if name == "none" else name
@@ -184,17 +179,10 @@ def helps(rows: list[dict[str, Any]]) -> bytes:
             panel.set(xscale="log", yscale="log", xlabel="steps", ylabel=column, title=title)
             panel.set_xticks(counts, [str(count) for count in counts])
             panel.minorticks_off()
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-        return _png(figure)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return png(figure)
 
 
 def _value(cell: Any) -> Any:
     """A cell without its standard error."""
     return cell[0] if isinstance(cell, tuple) else cell
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return stream.getvalue()
