@@ -1,12 +1,14 @@
-"""Solvers with and without ERK-Guid at equal numbers of evaluations: one figure, one table.
+"""Solvers at 3 to 20 evaluations: plain, with ERK-Guid, with cards; one page, results/comparison.*
 
-    python -m scripts.studies comparison                        # digits and the exact toy
-    python -m scripts.studies comparison --data digits-cfg      # more data, into the same table
-    python -m scripts.studies comparison --num 16 --budget 6 --solver heun --results trial
+    python -m scripts.studies comparison --dry-run              # the cost
+    python -m scripts.studies comparison
+    python -m scripts.studies comparison --data spectra --solver deis --nfe 5
+    python -m scripts.studies comparison --num 20 --results trial
 
-Every solver, plain and with ERK-Guid in three modes, for each budget of evaluations: distance to
-the converged solution from the same noise; FD of the images or, for the toy, sliced W1 to the
-converged samples. Finished cells are kept in results/rows, so the same command continues.
+Distance to the converged solution from the same noise; FD and accuracy of the images or, for the
+closed form, sliced W1 to its data. Finished cells are kept in results/rows, so the same command
+continues; several processes with different --data or --solver share the work. The page has all
+finished cells, whoever computed them.
 """
 
 from pathlib import Path
@@ -14,38 +16,35 @@ from pathlib import Path
 import click
 
 from erk.commands.cli import CONTEXT, clean_exit
-from scripts.studies import comparison_cells, comparison_page, comparison_plan
+from scripts.studies.comparison_cells import Cells, cost
+from scripts.studies.comparison_page import write_all
+from scripts.studies.comparison_plan import ALL, DATA, cells_of
 from scripts.studies.rows import RESULTS
-
-DATA = ("digits", "toy", "digits-cfg", "digits-autog")
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--data", multiple=True, type=click.Choice(DATA), default=("digits", "toy"),
+@click.option("--data", multiple=True, type=click.Choice([*DATA]), default=[*DATA],
               help="Data to sample; may be repeated.")  # fmt: skip
-@click.option("--budget", "budgets", multiple=True, type=click.IntRange(3),
-              help="Most evaluations per sample; may be repeated.  [default: 5 to 64]")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
-              help="Some solvers only (heun, dpm2, ...); may be repeated.")  # fmt: skip
-@click.option(
-    "--num",
-    type=click.IntRange(20),
-    metavar="N",
-    help="Samples of a cell.  [default: 512; above 16 evaluations 128; toy 2048]",
-)
+              help="Some solvers only (heun, ..., any); may be repeated.")  # fmt: skip
+@click.option("--nfe", "nfes", multiple=True, type=click.Choice([str(n) for n in ALL]),
+              help="Some numbers of evaluations only; may be repeated.")  # fmt: skip
+@click.option("--num", type=click.IntRange(20), metavar="N",
+              help="Samples of a cell.  [default: 2000; with model guidance 1000]")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS,
               help="Folder of the files.", metavar="DIR")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the cost and stop.")
 @clean_exit
-def main(data: tuple[str, ...], budgets: tuple[int, ...], solvers: tuple[str, ...],
-         num: int | None, results: Path, dry_run: bool) -> None:  # fmt: skip
-    """Compare solvers with and without ERK-Guid at equal cost and write results/comparison.*"""
-    cells = comparison_plan.cells_of(data, budgets or comparison_plan.BUDGETS, solvers, num)
-    click.echo(comparison_cells.cost(cells, results))
+def main(data: tuple[str, ...], solvers: tuple[str, ...], nfes: tuple[str, ...], num: int | None,
+         results: Path, dry_run: bool) -> None:  # fmt: skip
+    """Compare solvers with and without ERK-Guid and cards at equal cost."""
+    chosen = cells_of(data, solvers, [*map(int, nfes)], num)
+    cells = Cells(results)
+    click.echo(cost(cells.pending(chosen)))
     if dry_run:
         return
     try:
-        comparison_cells.compute(cells, results)
-    finally:  # a table of the finished cells, also of a run that is stopped
-        for path in comparison_page.write_all(cells, results):
+        cells.compute(chosen)
+    finally:  # of a run that is stopped, what is finished
+        for path in write_all(cells_of(num=num), Cells(results), results):
             click.echo(f"wrote {path}")

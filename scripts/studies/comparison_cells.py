@@ -1,7 +1,8 @@
 """The cells of the comparison: their cost, their computation, and where they are kept."""
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,115 +11,152 @@ import click
 import torch
 from torch import Tensor
 
-from erk.analysis import toy_results
-from erk.calibration.solver_error import EVALUATIONS
+import erk
+from erk.calibration import calibrate as calibration
+from erk.calibration.card import Card, content_of
+from erk.calibration.fit import USUAL
+from erk.calibration.parts import Parts
+from erk.calibration.solver_error import EVALUATIONS, reference_points
 from erk.generation.seeds import format_seeds
-from erk.io.cache import cached, cached_path, find
-from erk.method.guidance import unguided
-from erk.method.point import norm
+from erk.io.cache import cached, digest, find
+from erk.method.point import norm, to_double
+from erk.method.sampler import solve
+from erk.method.settings import Settings
 from erk.runtime.provenance import provenance
-from metrics.evaluation import GROUPS
-from metrics.jackknife import group_of, standard_error
-from scripts.studies.comparison_modes import CHOOSE
-from scripts.studies.comparison_plan import (
-    BATCH,
-    CALIBRATED,
-    CALIBRATED_TOY,
-    FIRST,
-    TUNED,
-    Cell,
-    ends_from,
-    networks,
-    problem_of,
-)
-from scripts.studies.data import fd, load
-from scripts.studies.rows import VERSION
+from metrics.jackknife import group_of, replicated
+from scripts.paper.rows import kept_rows
+from scripts.paper.tables import GROUPS
+from scripts.studies.comparison_plan import BATCH, CORRECTIONS, SEEDS, Cell, data_of
+from scripts.studies.data import Data, fd, sliced_w1
+from scripts.studies.rows import VERSION, Row
+
+SECONDS = {"mnist": 0.9e-3, "spectra": 0.03e-3}  # of one thread for a sample's evaluation
 
 
-def cost(cells: Iterable[Cell], results: Path) -> str:
-    """Describe what is to be computed and about the evaluations it takes."""
-    cells = list(cells)
-    todo = pending(cells, results)
-    spent = sum(cell.nfe * cell.num * (2 if "-" in cell.data else 1) for cell in todo)
-    paths: dict[Any, int] = {}  # reference solutions, which cells share
-    for cell in todo:
-        kind = cell.data, cell.method.schedule == "edm"
-        paths[*kind, "reported"] = max(cell.num, paths.get((*kind, "reported"), 0))
-        if cell.mode == "fixed":
-            spent += cell.nfe * 18 * TUNED
-            paths[*kind, "fixed"] = TUNED
-        if cell.mode == "calibrated":
-            count = CALIBRATED_TOY if cell.data == "toy" else CALIBRATED
-            spent += cell.nfe * count
-            paths[cell.data, "calibrated"] = count
-    spent += EVALUATIONS * sum(n * (2 if "-" in kind[0] else 1) for kind, n in paths.items())
-    return f"{len(todo)} of {len(cells)} cells are to be computed: about {spent:,.0f} evaluations"
+class Cells:
+    """The finished cells of a folder: those of its page, and those kept in `rows`."""
+
+    def __init__(self, results: Path) -> None:
+        self.folder, self.of_page = results / "rows", kept_rows(results)
+
+    def __getitem__(self, cell: Cell) -> Row | None:
+        """Return the numbers of a cell; None: it is not computed yet."""
+        try:
+            row: Row = find(cell.key, VERSION, self.folder)
+        except FileNotFoundError:
+            known = self.of_page.get(digest(cell.key, VERSION))
+            return None if known is None else dict(known)
+        return row
+
+    def pending(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the cells that are not computed yet; of those that are equal, the first."""
+        once = {digest(cell.key, VERSION): cell for cell in reversed(cells)}
+        return [cell for cell in reversed(once.values()) if self[cell] is None]
+
+    def compute(self, cells: Sequence[Cell]) -> None:
+        """Compute the cells that are not there yet."""
+        torch.set_num_threads(1)
+        todo = self.pending(cells)
+        for number, cell in enumerate(todo, 1):
+            start = time.process_time()
+            row = cached(cell.key, VERSION, partial(_compute, cell, self.folder), self.folder)
+            click.echo(f"[{number}/{len(todo)}] {cell.name}: {row['values']['error']:.4g}, "
+                       f"{time.process_time() - start:.0f} CPU s", err=True)  # fmt: skip
 
 
-def pending(cells: Iterable[Cell], results: Path) -> list[Cell]:
-    """Return the cells that are not computed yet."""
-    return [cell for cell in cells if not path_of(cell, results).exists()]
+def cost(todo: Sequence[Cell]) -> str:
+    """Describe the evaluations and the time that cells take, by data."""
+    lines = []
+    for name in dict.fromkeys(cell.data for cell in todo):
+        cells, data = [cell for cell in todo if cell.data == name], data_of(name)
+        spent = sum(cell.nfe * cell.num + _cost_of_fit(cell, data) for cell in cells)
+        spent += EVALUATIONS * cells[0].num  # converged solutions, which cells share
+        spent *= 1 if data.guide_model is None else 2
+        hours = spent * SECONDS[name.split("-")[0]] / 3600
+        lines.append(f"{name}: {len(cells)} cells are to be computed, about {spent:,} evaluations, "
+                     f"{hours:.1f} CPU hours")  # fmt: skip
+    return "\n".join(lines) or "all cells are computed"
 
 
-def path_of(cell: Cell, results: Path) -> Path:
-    """Return the file of a cell."""
-    return cached_path(cell.key, VERSION, results / "rows")
+def _cost_of_fit(cell: Cell, data: Data) -> int:
+    if cell.mode not in CORRECTIONS:
+        return 0
+    problem, plan = calibration.plan_of(
+        data.model, cell.nfe, cell.fixed, SEEDS, data.guide_model, CORRECTIONS[cell.mode], USUAL,
+        EVALUATIONS, 32, data.draw,
+    )  # fmt: skip
+    return calibration.cost_of(problem, plan)
 
 
-def compute(cells: Iterable[Cell], results: Path) -> None:
-    """Compute the cells that are not there yet."""
-    torch.set_num_threads(1)
-    todo = pending(cells, results)
-    for number, cell in enumerate(todo, 1):
-        start = time.process_time()
-        row = cached(cell.key, VERSION, partial(_compute, cell, results), results / "rows")
-        spent = time.process_time() - start
-        click.echo(
-            f"[{number}/{len(todo)}] {cell.data}, {cell.method.name}, {cell.budget}, {cell.mode}: "
-            f"{sum(row['errors']) / cell.num:.4g}, {spent:.0f} CPU s", err=True,
-        )  # fmt: skip
-
-
-def read(cell: Cell, results: Path) -> dict[str, Any] | None:
-    """Read the numbers of a cell; None: it is not computed yet."""
-    try:
-        row: dict[str, Any] = find(cell.key, VERSION, results / "rows")
-    except FileNotFoundError:
-        return None
-    return row
-
-
-def _compute(cell: Cell, results: Path) -> dict[str, Any]:
-    """Compute a cell; where its mode does nothing, its numbers are the plain solver's."""
-    problem = problem_of(cell)
-    guidance, weights = CHOOSE[cell.mode](cell, problem, partial(read, results=results))
-    plain = read(cell._replace(mode="plain"), results) if guidance is None else None
-    if plain is not None:
-        return plain | weights | {"mode": cell.mode, "acts": False}
-    parts = []
-    for start in range(0, cell.num, BATCH):
-        seeds = cell.seeds[start : start + BATCH]
-        parts.append(problem.run(*problem.draw(seeds), guidance or unguided))
-    x, exact = torch.cat(parts), ends_from(cell, FIRST, cell.num)
-    errors = [float(f"{value:.6g}") for value in norm(x - exact).flatten().tolist()]
+def _compute(cell: Cell, folder: Path) -> Row:
+    """Calibrate where the mode asks for it, sample and measure."""
+    data = data_of(cell.data)
+    start = time.process_time()
+    card = calibrated(cell) if cell.mode in CORRECTIONS else None
+    settings = card.settings if card else cell.settings
+    fitted = time.process_time() - start
+    parts, classes = [], []
+    for noise, labels in batches(cell):
+        drift = settings.drift(data.model, labels, data.guide_model)
+        parts.append(solve(drift, noise, settings))
+        classes += [] if labels is None else labels.argmax(1).tolist()
+    to_zero = bool(settings.sigmas(data.model)[-1] == 0)
+    measured = measures(data, torch.cat(parts), converged(cell, to_zero, folder), classes)
     return {
-        "data": cell.data, "method": cell.method.name, "mode": cell.mode,
-        "acts": guidance is not None, **weights,
-        **_quality(cell.data, x, exact), "errors": errors,
-        "settings": cell.settings.identity(), "seeds": format_seeds(cell.seeds),
-        "networks": [one.sha256 for one in networks(cell.data) if one is not None],
-        **provenance(),
+        "key": digest(cell.key, VERSION), "nfe": float(drift.nfe), "fit_s": round(fitted),
+        "values": {name: value for name, (value, _) in measured.items()},
+        "replicates": {name: without for name, (_, without) in measured.items()},
+        "settings": settings.identity(), "seeds": format_seeds(cell.seeds),
+        "card": card and content_of(card._replace(report={})), "made_by": provenance(),
     }  # fmt: skip
 
 
+def calibrated(cell: Cell) -> Card:
+    """Return the card that `erk.calibrate` gives for the cell's mode, on seeds of its own."""
+    data = data_of(cell.data)
+    return erk.calibrate(
+        data.model, cell.nfe, seeds=SEEDS, guide_model=data.guide_model,
+        corrections=CORRECTIONS[cell.mode], evaluations=EVALUATIONS, draw=data.draw, **cell.fixed,
+    )  # fmt: skip
+
+
+def batches(cell: Cell) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the noise and labels of the cell's seeds, batch by batch."""
+    draw, seeds = data_of(cell.data).draw, cell.seeds
+    return [draw(seeds[i : i + BATCH]) for i in range(0, len(seeds), BATCH)]
+
+
+def converged(cell: Cell, to_zero: bool, folder: Path) -> Tensor:
+    """Return the converged solutions at the lowest level or at 0, which all cells share."""
+    data, plain = data_of(cell.data), Settings(guidance=data_of(cell.data).guidance)
+    ends = plain.sigma_max, plain.sigma_min
+    key = ["converged", cell.data, data.networks, plain.identity(), cell.seeds.start, EVALUATIONS]
+    parts, kept = Parts(folder, key, VERSION), []
+    for number, (noise, labels) in enumerate(batches(cell)):
+
+        def both(noise: Tensor = noise, labels: Tensor | None = labels) -> Tensor:
+            drift = plain.exact_drift(data.model, labels, data.guide_model)
+            with torch.inference_mode():
+                [(last, end)] = deque(reference_points(drift, noise, ends, EVALUATIONS), 1)
+            return torch.stack([last.x, end])
+
+        kept.append(parts.keep(f"{number} of {len(noise)}", both)[int(to_zero)])
+    return torch.cat(kept)
+
+
 @torch.inference_mode()
-def _quality(data: str, x: Tensor, exact: Tensor) -> dict[str, Any]:
-    """Measure FD, or on the toy sliced W1 to the converged samples, with jackknife replicates."""
-    if data == "toy":
-        groups = group_of(len(x), GROUPS)
-        without = [toy_results.sliced_w1(x[groups != g], exact[groups != g]) for g in range(GROUPS)]
-        return {"quality": toy_results.sliced_w1(x, exact), "replicates": without,
-                "quality_se": standard_error(without)}  # fmt: skip
-    result = fd(load(data), x, GROUPS)
-    return {"quality": result.values["fd"], "replicates": result.replicates["fd"],
-            "quality_se": result.errors["fd"]}  # fmt: skip
+def measures(
+    data: Data, x: Tensor, exact: Tensor, classes: Sequence[int]
+) -> Mapping[str, tuple[float, list[float]]]:
+    """Return value and jackknife replicates of error, median, quality and, of images, accuracy."""
+    distance, groups = to_double(norm(x - exact).flatten()), group_of(len(x), GROUPS)
+    found: dict[str, Any] = {
+        "error": replicated(groups, lambda kept: distance[kept].mean().item()),
+        "median": replicated(groups, lambda kept: distance[kept].median().item()),
+    }
+    if not classes:
+        return found | {"quality": sliced_w1(data, x, GROUPS)}
+    result = fd(data, x, GROUPS, classes)
+    for name, column in (("quality", "fd"), ("accuracy", "accuracy")):
+        found[name] = result.values[column], result.replicates[column]
+    return found

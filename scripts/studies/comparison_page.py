@@ -1,243 +1,314 @@
-"""The tables and the figures of the comparison, from the cells that are computed."""
+"""The page of the comparison: tables, verdicts and figures of the cells that are computed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.axes import Axes
-
-from erk.analysis.plots import COLOURS, GREY, MARKS, panels, png
-from erk.calibration.solver_error import ratio
-from metrics.jackknife import paired_difference
+from erk.analysis.plots import look, panels, png
+from metrics.jackknife import Difference, paired_difference, standard_error
 from scripts.paper.page import Page, Table, best_cells, table_of, write_page
-from scripts.studies.comparison_cells import read
-from scripts.studies.comparison_plan import FEW, METHODS, MODES, MOST_CHOSEN, Cell
+from scripts.paper.tables import limit
+from scripts.studies.comparison_cells import Cells
+from scripts.studies.comparison_plan import (
+    ALL,
+    BEST,
+    CORRECTIONS,
+    FIRST,
+    METHODS,
+    MODES,
+    PAPER,
+    SEEDS,
+    UNCALIBRATED,
+    Cell,
+    data_of,
+)
 from scripts.studies.rows import Row
 
 NAME = "comparison"
-QUALITY = {"digits": "FD", "toy": "sliced W1 to the converged samples"}
-LABELS = {"plain": "plain", "auto": "ERK auto", "fixed": "ERK fixed (tuned)",
-          "calibrated": "ERK calibrated"}  # fmt: skip
-LOOKS = {"plain": ("black", "o"), "auto": (COLOURS[0], MARKS[1]), "fixed": (COLOURS[4], MARKS[2]),
-         "calibrated": (COLOURS[1], MARKS[3])}  # fmt: skip
-COLUMNS = 5  # of panels
-CROWDED = (6, 10)  # budgets whose tick has no number
-ORIGIN = ("command", "commit", "device")
+MEASURES = {
+    "error": "Mean distance to the converged solution from the same noise",
+    "median": "Median distance to the converged solution",
+    "quality": "",  # FD or sliced W1
+    "accuracy": "Share of the images that the judge takes for the class asked for",
+}
+RIVALS = (*UNCALIBRATED, "levels")
+"""The modes that are no cards."""
+SAYS = ("lower beyond noise", "higher beyond noise")
+
+Computed = Mapping[Cell, Row]
 
 
-def write_all(cells: Sequence[Cell], results: Path) -> list[Path]:
+def write_all(cells: Sequence[Cell], known: Cells, results: Path) -> list[Path]:
     """Write the page comparison.* and the figures; return the paths written."""
-    rows = list(rows_of(cells, results))
+    rows = {cell: row for cell in cells if (row := known[cell]) is not None}
     if not rows:
         return []
-    data = list(dict.fromkeys(row["data"] for row in rows))
-    figures = {}
-    for name in data:
-        part = [row for row in rows if row["data"] == name]
-        large = [row for row in part if _is_large(row, part)]
-        figures[f"{NAME}-{name}-error.png"] = _figure(part, "error", "distance to converged")
-        figures[f"{NAME}-{name}-quality.png"] = _figure(large, "quality", _quality(name))
-    origins = {str(row["made_by"]): row["made_by"] for row in rows}
+    names = list(dict.fromkeys(cell.data for cell in rows))
+    figures = {f"{NAME}-{name}.png": figure(part_of(rows, data=name)) for name in names}
     missing = len(cells) - len(rows)
+    origins = {str(row["made_by"]): row["made_by"] for row in rows.values()}
     page = Page(
         name=NAME,
-        title="Solvers with and without ERK-Guid at equal numbers of evaluations",
+        title="Solvers with and without ERK-Guid, and cards, at equal numbers of evaluations",
         kind=NAME,
         scale=None,
-        tables=[table for name in data for table in _tables(name, rows)],
-        rows=[{k: v for k, v in row.items() if k != "made_by"} for row in rows],
-        notes=[*_notes(rows), *([f"NOT MEASURED YET: {missing} cells."] if missing else [])],
+        tables=[
+            *uses(rows), *changes(rows),
+            *(table for name in names for table in tables_of(part_of(rows, data=name))),
+        ],
+        rows=[row_of(cell, row) for cell, row in rows.items()],
+        notes=[*NOTES, *([f"NOT MEASURED YET: {missing} cells."] if missing else [])],
         made_by=list(origins.values()),
         files=list(figures),
-    )
+        finished={cell.name: row for cell, row in rows.items()},
+    )  # fmt: skip
     return write_page(results, page, figures)
 
 
-def rows_of(cells: Sequence[Cell], results: Path) -> Iterator[Row]:
-    """Yield one row per computed cell, compared with its plain solver on the same seeds."""
-    for cell in cells:
-        row = read(cell, results)
-        plain = read(cell._replace(mode="plain"), results)
-        if row is not None and plain is not None:
-            yield _row(cell, row, plain)
-
-
-def _row(cell: Cell, row: Row, plain: Row) -> Row:
-    errors, plain_errors = (
-        torch.tensor(one["errors"], dtype=torch.float64) for one in (row, plain)
-    )
-    gain = ratio(errors, plain_errors)
-    change = paired_difference(
-        row["quality"], row["replicates"], plain["quality"], plain["replicates"]
-    )
+def row_of(cell: Cell, row: Row) -> Row:
+    """Return the numbers of a cell with their standard errors."""
     return {
-        "data": cell.data, "method": cell.method.name, "mode": cell.mode,
-        "budget": cell.budget, "steps": cell.steps, "nfe": cell.nfe, "acts": row["acts"],
-        "error": errors.mean().item(),
-        "error_se": (errors.std() / math.sqrt(len(errors))).item(),
-        "ratio": gain.value, "ratio_se": gain.error,
-        "quality": row["quality"], "quality_se": row["quality_se"],
-        "quality_minus_plain": change and change.value,
-        "quality_minus_plain_se": change and change.error,
-        "quality_differs": bool(change and change.exceeds),
-        "samples": len(errors), "seeds": row["seeds"],
-        "w_stiff": row.get("w_stiff"), "w_con": row.get("w_con"),
-        **{name: row[name] for name in ORIGIN},
-        "settings": row["settings"],
-        "made_by": {name: row[name] for name in (*ORIGIN, "versions")},
+        "data": cell.data, "method": cell.method.name, "mode": cell.mode, "sampler": sampler(cell),
+        "budget": cell.nfe, "nfe": row["nfe"],
+        **{key: one for name, value in row["values"].items()
+           for key, one in ((name, value), (f"{name}_se", value_of(row, name)[1]))},
+        "samples": cell.num, "seeds": row["seeds"], "fit_s": row["fit_s"],
     }  # fmt: skip
 
 
-def _quality(data: str) -> str:
-    return QUALITY.get(data, QUALITY["digits"])
+def part_of(rows: Computed, **fields: Any) -> Computed:
+    """Return the rows whose cells have these values."""
+    return {cell: row for cell, row in rows.items()
+            if all(getattr(cell, name) == value for name, value in fields.items())}  # fmt: skip
 
 
-def _is_large(row: Row, rows: Sequence[Row]) -> bool:
-    """Return whether a row has the most samples: FD and W1 of others would not compare."""
-    return bool(row["samples"] == max(one["samples"] for one in rows))
+def value_of(row: Row, measure: str) -> tuple[float, float | None]:
+    """Return a value with its standard error."""
+    return row["values"][measure], standard_error(row["replicates"][measure])
 
 
-def _tables(data: str, rows: Sequence[Row]) -> list[Table]:
-    part = [row for row in rows if row["data"] == data]
-    values: list[tuple[str, Callable[[Row], Any]]] = [
-        ("Distance to the converged solution from the same noise, mean ± standard error; bold: "
-         "least of the column.", lambda row: (row["error"], row["error_se"])),
-        ("The same distance over the plain solver's, ± standard error.",
-         lambda row: None if row["mode"] == "plain" else (row["ratio"], row["ratio_se"])),
-        (f"{_quality(data)} ± standard error; bold: least of the column.",
-         lambda row: (row["quality"], row["quality_se"]) if _is_large(row, part) else None),
-    ]  # fmt: skip
-    return [
-        *(_table(f"{data}. {caption}", part, value) for caption, value in values),
-        _winners(data, part),
+def difference(a: Row, b: Row, measure: str) -> Difference:
+    """Return a - b of the same seeds."""
+    (x, y), (u, v) = ((row["values"][measure], row["replicates"][measure]) for row in (a, b))
+    change = paired_difference(x, y, u, v)
+    assert change is not None
+    return change
+
+
+def sampler(cell: Cell) -> str:
+    """Name a solver and its mode."""
+    return cell.mode if cell.mode == BEST else f"{cell.method.name}, {cell.mode}"
+
+
+def quality(cell: Cell) -> str:
+    """Name the measure of quality."""
+    return "FD" if hasattr(data_of(cell.data).model, "sha256") else "sliced W1 to the data"
+
+
+def beyond(changes: Sequence[Difference], sign: int, comparisons: int) -> list[int]:
+    """Return the indices of the changes of that sign beyond the noise of so many comparisons."""
+    bound = limit(comparisons)
+    return [i for i, one in enumerate(changes) if sign * one.value > bound * one.error]
+
+
+def uses(rows: Computed) -> Iterator[Table]:
+    """Yield the table of which sampler to use when: in each row the one that is nearest most often.
+
+    An alternative is any other sampler of the row that has the same data and evaluations.
+    """
+    uncalibrated = {c: r for c, r in rows.items() if c.mode in UNCALIBRATED}
+    single = {c: r for c, r in uncalibrated.items() if c.method.solver in ("heun", "dpm2")}
+    given = {c: r for c, r in rows.items() if c._replace(mode="end to end") in rows}
+    every = {c: r for c, r in rows.items() if part_of(rows, data=c.data, nfe=c.nfe, mode=BEST)}
+    guided = {c: r for c, r in every.items() if data_of(c.data).guide_model is not None}
+    open_ = {c: r for c, r in every.items() if c not in guided}
+    cases: list[tuple[str, Computed, Callable[[Cell], str], bool]] = [
+        ("Heun or DPM-Solver-2, no calibration", single, lambda c: c.mode, True),
+        ("any solver, no calibration", uncalibrated, sampler, False),
+        ("a given solver, calibrated", given, lambda c: c.mode, True),
+        ("any solver, calibrated, no model guidance", open_, sampler, False),
+        ("any solver, calibrated, with model guidance", guided, sampler, False),
     ]
+    lines = [{"situation": name} | line for name, some, option, by_solver in cases
+             if (line := _use(some, option, by_solver))]  # fmt: skip
+    if lines:
+        yield table_of("Which to use when.", lines)
 
 
-def _table(caption: str, rows: Sequence[Row], value: Callable[[Row], Any]) -> Table:
-    """Lay out one value per solver and mode (rows) and budget (columns)."""
-    lines = []
+def _use(rows: Computed, option: Callable[[Cell], str], by_solver: bool) -> dict[str, str]:
+    """Return what is nearest most often, and how it compares with the best alternative."""
+    groups: dict[Any, dict[str, Row]] = {}
+    for cell, row in rows.items():
+        key = cell.data, cell.nfe, cell.method if by_solver else None
+        groups.setdefault(key, {})[option(cell)] = row
+    several = [one for one in groups.values() if len(one) > 1]
+    wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
+    if not wins:
+        return {}
+    best = wins.most_common(1)[0][0]
+    pairs = [(one[best], min((row for name, row in one.items() if name != best), key=error))
+             for one in several if best in one]  # fmt: skip
+    ratios = [error(a) / error(b) for a, b in pairs]
+    better = [difference(a, b, "quality") for a, b in pairs]
+    counts = [len(beyond(better, sign, len(pairs))) for sign in (-1, 1)]
+    says = " and ".join(f"{says} in {n}" for says, n in zip(SAYS, counts, strict=True))
+    return {
+        "use": best,
+        "because": f"nearest to the converged solution in {wins[best]} of {len(several)} cases; "
+        f"{min(ratios):.2f} to {max(ratios):.2f} of the best alternative's distance; FD or W1 "
+        f"{says} of {len(pairs)}",
+    }  # fmt: skip
+
+
+def error(row: Row) -> float:
+    """Return the mean distance."""
+    value: float = row["values"]["error"]
+    return value
+
+
+def changes(rows: Computed) -> Iterator[Table]:
+    """Yield what each mode changes against the plain solver of the same cells."""
+    lines: list[dict[str, Any]] = []
+    for name in dict.fromkeys(cell.data for cell in rows):
+        for mode in MODES[1:-1]:
+            pairs = [(row, plain) for cell, row in part_of(rows, data=name, mode=mode).items()
+                     if (plain := rows.get(cell._replace(mode="plain")))]  # fmt: skip
+            if pairs:
+                lines.append({"data": name, "mode": mode, "cells": len(pairs)} | _change(pairs))
+    count = 2 * sum(line["cells"] for line in lines)
+    for line in lines:
+        for measure, found in line.pop("changes").items():
+            for word, sign in (("lower", -1), ("higher", 1)):
+                line[f"{measure} {word}"] = len(beyond(found, sign, count))
+    if lines:
+        yield table_of(
+            "What each mode changes against the plain solver of the same data and evaluations: "
+            f"cells whose distance or FD (W1) is lower or higher beyond {limit(count):.2f} paired "
+            f"standard errors, the level of 95 % for all {count} comparisons (Bonferroni).", lines,
+        )  # fmt: skip
+
+
+def _change(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
+    ratios = [error(a) / error(b) for a, b in pairs]
+    return {
+        "distance / plain": f"{min(ratios):.2f} to {max(ratios):.2f}",
+        "changes": {name: [difference(a, b, key) for a, b in pairs]
+                    for name, key in (("distance", "error"), ("FD", "quality"))},
+    }  # fmt: skip
+
+
+def tables_of(rows: Computed) -> Iterator[Table]:
+    """Yield the tables of one data: the verdict, then one per measure."""
+    first = next(iter(rows))
+    yield from verdict(rows)
+    for measure, words in MEASURES.items():
+        if measure in rows[first]["values"]:
+            yield grid(rows, measure, f"{first.data}. {words or quality(first)} ± standard error; "
+                       "bold: best of the column.")  # fmt: skip
+
+
+def grid(rows: Computed, measure: str, caption: str) -> Table:
+    """Lay out one value per solver and mode (rows) and evaluations (columns)."""
+    lines: list[dict[str, Any]] = []
     for method in METHODS:
         for mode in MODES:
-            line = [r for r in rows if (r["method"], r["mode"]) == (method.name, mode)]
-            values = {f"NFE {r['budget']}": value(r) for r in line}
-            if any(r["acts"] or mode == "plain" for r in line) and any(values.values()):
-                lines.append({"solver": method.name, "ERK-Guid": mode} | values)
-    columns = [f"NFE {budget}" for budget in sorted({row["budget"] for row in rows})]
-    bold: list[tuple[int, str]] = []
-    if "bold" in caption:
-        bold = best_cells(lines, dict.fromkeys(columns, "low"), [0] * len(lines))
-    return Table(caption=caption, columns=["solver", "ERK-Guid", *columns], rows=lines, bold=bold)
+            line = part_of(rows, method=method, mode=mode)
+            values = {f"NFE {cell.nfe}": value_of(row, measure) for cell, row in line.items()}
+            lines += [{"solver": method.name, "mode": mode} | values] if values else []
+    columns = [f"NFE {nfe}" for nfe in ALL if part_of(rows, nfe=nfe)]
+    best = dict.fromkeys(columns, "high" if measure == "accuracy" else "low")
+    return Table(caption=caption, columns=["solver", "mode", *columns], rows=lines,
+                 bold=best_cells(lines, best, [0] * len(lines)))  # fmt: skip
 
 
-def _winners(data: str, rows: Sequence[Row]) -> Table:
-    """List the best plain solver and the best of all for every budget, by distance."""
-    lines = []
-    for budget in sorted({row["budget"] for row in rows}):
-        part = [row for row in rows if row["budget"] == budget]
-        plain = min((r for r in part if r["mode"] == "plain"), key=lambda r: r["error"])
-        best = min(part, key=lambda r: r["error"])
-        lines.append({
-            "NFE": budget,
-            "best plain solver": plain["method"],
-            "its distance": (plain["error"], plain["error_se"]),
-            "best of all": f"{best['method']}, {best['mode']}",
-            "distance": (best["error"], best["error_se"]),
-            "best / best plain": best["error"] / plain["error"],
-        })  # fmt: skip
-    return table_of(f"{data}. Which to use when.", lines)
-
-
-def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [
-        "A column is a budget: every solver takes as many steps as fit into it (Heun with the EDM "
-        "schedule an odd number of evaluations; nfe in the csv).",
-        "auto: no data. calibrated: coefficients per step (erk calibrate); fixed: w_stiff and "
-        "w_con (erk calibrate --correction weights; in the csv), both on other seeds and up to "
-        f"{MOST_CHOSEN} evaluations; above {FEW} the fixed weights are those chosen "
-        f"at {FEW}, where that cell was computed with all its samples.",
-        "Modes that do nothing at any budget are left out: their rows are the plain solver's.",
-        "The least of many rows is flattered by the choice: differences below two standard errors "
-        "mean nothing.",
-    ]
-    for mode in MODES[1:]:
-        acting = [row for row in rows if row["mode"] == mode and row["acts"]]
-        if acting:
-            notes.append(_verdict(mode, acting, rows))
-    notes.append("FD and W1 are shown of the largest number of samples alone; the csv has all.")
-    return notes
-
-
-def _verdict(mode: str, acting: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Count the cells in which a mode is better and worse than plain, and name the worse."""
-    better = sum(row["ratio"] + 2 * row["ratio_se"] < 1 for row in acting)
-    worse = [row for row in acting if row["ratio"] - 2 * row["ratio_se"] > 1]
-    by_data = {row["data"]: [r for r in rows if r["data"] == row["data"]] for row in acting}
-    differing = [r for r in acting if r["quality_differs"] and _is_large(r, by_data[r["data"]])]
-    lower = sum(r["quality_minus_plain"] < 0 for r in differing)
-    higher = [r for r in differing if r["quality_minus_plain"] > 0]
-    return (
-        f"{mode}: of {len(acting)} cells in which it acts, nearer to the converged "
-        f"solution by more than two standard errors in {better}, farther in {len(worse)}"
-        f"{_names(worse)}; FD or W1 lower beyond noise in {lower}, "
-        f"higher in {len(higher)}{_names(higher)}."
-    )
-
-
-def _names(rows: Sequence[Row]) -> str:
-    names = "; ".join(f"{r['data']}, {r['method']}, NFE {r['budget']}" for r in rows)
-    return f" ({names})" if names else ""
-
-
-def _figure(rows: Sequence[Row], field: str, label: str) -> bytes:
-    """Plot a panel per solver, a curve per mode; dotted: the best plain solver per budget."""
-    methods = [m.name for m in METHODS if any(row["method"] == m.name for row in rows)]
-    columns = min(COLUMNS, len(methods))
-    lines = -(-len(methods) // columns)
-    plain = [row for row in rows if row["mode"] == "plain"]
-    least = {row["budget"]: row[field] for row in sorted(plain, key=lambda r: -r[field])}
-    with panels(columns, 2.5 * lines + 0.4, lines, sharex=True, sharey=True) as (figure, axes):
-        figure.set_figwidth(2.3 * columns + 0.8)
-        for i, name in enumerate(methods):
-            axis = axes[i // columns, i % columns]
-            _panel(axis, [row for row in rows if row["method"] == name], field, least)
-            axis.set_title(name)
-        for axis in axes[-1]:
-            axis.set_xlabel("evaluations (NFE)")
-        for row in axes:
-            row[0].set_ylabel(label)
-        for axis in axes.flat[len(methods) :]:
-            axis.set_visible(False)
-        handles = _legend(axes)
-        figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=len(handles)
+def verdict(rows: Computed) -> Iterator[Table]:
+    """Yield the card of --nfe n against the best rival at every n, in distance and in quality."""
+    titles = {"error": "distance", "quality": quality(next(iter(rows)))}
+    lines: list[dict[str, Any]] = []
+    found: dict[str, list[Difference]] = {measure: [] for measure in titles}
+    for nfe in ALL:
+        card = next(iter(part_of(rows, nfe=nfe, mode=BEST).values()), None)
+        rivals = {c: r for c, r in part_of(rows, nfe=nfe).items() if c.mode in RIVALS}
+        if card is None or not rivals:
+            continue
+        line: dict[str, Any] = {"NFE": nfe}
+        for measure, title in titles.items():
+            rival = min(rivals, key=lambda c: rivals[c]["values"][measure])  # noqa: B023
+            change = difference(card, rivals[rival], measure)
+            found[measure].append(change)
+            line |= {f"card's {title}": value_of(card, measure),
+                     f"best rival in {title}": sampler(rival),
+                     f"its {title}": value_of(rivals[rival], measure),
+                     f"card - rival, {title}": change[:2]}  # fmt: skip
+        lines.append(line)
+    if lines:
+        nfes, count = [line["NFE"] for line in lines], 2 * len(lines)
+        words = " ".join(_said(titles[name], nfes, found[name]) for name in titles)
+        yield table_of(
+            f"{next(iter(rows)).data}. The card of --nfe n against the best rival that is no card, "
+            f"on the same seeds. {words} Beyond noise: more than {limit(count):.2f} paired "
+            f"standard errors, the level of 95 % for all {count} comparisons of the table "
+            "(Bonferroni).", lines,
         )  # fmt: skip
-        return png(figure)
 
 
-def _panel(axis: Axes, rows: Sequence[Row], field: str, least: dict[int, float]) -> None:
-    budgets = sorted(least)
-    axis.plot(budgets, [least[b] for b in budgets], ":", color=GREY, label="best plain solver")
-    for mode in MODES:
-        curve = [r for r in rows if r["mode"] == mode and (r["acts"] or mode == "plain")]
-        if curve:
-            colour, mark = LOOKS[mode]
-            x, y, error = zip(
-                *sorted((r["nfe"], r[field], r[f"{field}_se"] or 0.0) for r in curve), strict=True
-            )
-            axis.errorbar(x, y, error, color=colour, marker=mark, markersize=4, linewidth=1.2,
-                          capsize=1.5, label=LABELS[mode])  # fmt: skip
-    axis.set(xscale="log", yscale="log")
-    axis.set_xticks(budgets, [str(b) if b not in CROWDED else "" for b in budgets])
-    axis.minorticks_off()
+def _said(title: str, nfes: Sequence[int], found: Sequence[Difference]) -> str:
+    """Say at which evaluations the card is lower, higher or not different beyond noise."""
+    parts = [[nfes[i] for i in beyond(found, sign, 2 * len(nfes))] for sign in (-1, 1)]
+    rest = [nfe for nfe in nfes if nfe not in (*parts[0], *parts[1])]
+    known = zip((*SAYS, "undecided"), (*parts, rest), strict=True)
+    texts = [f"{says} at NFE {', '.join(map(str, some))}" for says, some in known if some]
+    return f"Its {title}: {', '.join(texts)}."
 
 
-def _legend(axes: Any) -> dict[str, Any]:
-    """Collect label -> handle of all panels."""
-    pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
-    return {
-        name: handle
-        for handles, names in pairs
-        for handle, name in zip(handles, names, strict=True)
+NOTES = [
+    "NFE n: at most n evaluations of the network per sample; every solver takes as many steps as "
+    "fit (nfe in the csv has what it used). Published schedules: Heun EDM; DPM-Solver-2 and iPNDM "
+    "EDM's nodes down to sigma_min; DEIS uniform VP time; DPM-Solver++ and UniPC uniform log-SNR.",
+    f"plain: the published schedule. {PAPER}: w_stiff and w_con of its Table 2 at 8 steps, the "
+    "fewest it has. auto: coefficients without data, which only Heun and DPM-Solver-2 have. "
+    "levels, card, end to end: erk.calibrate for this solver, levels with no correction, card with "
+    f"{' and '.join(CORRECTIONS['card'])}, end to end with that fit too; an analytic first step "
+    f"and other schedules compete. {BEST}: nothing given, as erk calibrate MODEL --nfe n.",
+    f"Calibrations use {SEEDS} seeds to fit on and as many to choose on, the page others, from "
+    f"{FIRST}. Standard errors leave out ten blocks of seeds in turn; differences are paired over "
+    "the same seeds. The best rival is the least of many, which flatters it.",
+    "spectra, fixed before any number: ten Gaussians of rank 12 in 48 dimensions with variances "
+    "j^-2 and random means and subspaces, with their exact denoiser.",
+]  # fmt: skip
+
+
+def figure(rows: Computed) -> bytes:
+    """Draw distance and quality over evaluations: plain solvers, levels, the card of --nfe n."""
+    curves: dict[str, tuple[Computed, dict[str, Any]]] = {
+        method.name: (part_of(rows, method=method, mode="plain"), look(i) | {"linewidth": 1})
+        for i, method in enumerate(METHODS[:-1])
     }
+    curves |= {
+        "Heun, auto": (
+            part_of(rows, method=METHODS[0], mode="auto"),
+            look(0) | {"linestyle": "--"},
+        ),
+        "best with optimised levels": (part_of(rows, mode="levels"), look(7) | {"linestyle": ":"}),
+        BEST: (part_of(rows, mode=BEST), {"color": "black", "linewidth": 2.2}),
+    }
+    with panels(2, 4.2) as (image, axes):
+        image.set_figwidth(9.6)
+        for axis, measure in zip(axes[0], ("error", "quality"), strict=True):
+            for label, (part, style) in curves.items():
+                least: dict[int, float] = {}
+                for cell, row in part.items():
+                    least[cell.nfe] = min(row["values"][measure], least.get(cell.nfe, math.inf))
+                if least:
+                    axis.plot(*zip(*least.items(), strict=True), label=label, markersize=4, **style)
+            axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
+            axis.set_xticks(ALL, [str(nfe) for nfe in ALL])
+            axis.minorticks_off()
+        first = next(iter(rows))
+        axes[0, 0].set_ylabel("distance to converged")
+        axes[0, 1].set_ylabel(quality(first))
+        image.suptitle(first.data)
+        image.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return png(image)

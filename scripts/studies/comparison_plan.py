@@ -1,166 +1,161 @@
-"""The plan of the comparison: solvers, modes, budgets, seeds."""
+"""The plan of the comparison, fixed before any number: data, solvers, modes, evaluations, seeds."""
 
 import functools
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from erk.analysis.toy import ExactToy
-from erk.calibration.parts import Parts
-from erk.calibration.problem import Problem, count_nfe
-from erk.calibration.search import SURE, THRESHOLDS, converged_ends
-from erk.calibration.search import WEIGHTS as ALL_WEIGHTS
+from erk.calibration import calibrate as calibration
+from erk.calibration.candidates import published
 from erk.calibration.solver_error import EVALUATIONS
 from erk.method.settings import Settings
-from erk.models.noise import noise_and_labels
-from erk.models.presets import find_preset
+from erk.method.solvers import published_schedule
 from metrics import evaluation
-from scripts.studies.data import load
+from scripts.paper.demo import WEIGHTS
+from scripts.studies.data import Data, load
 
 
 class Method(NamedTuple):
-    """A solver with a schedule in common use."""
+    """A solver with the schedule that it is published with; None: any solver."""
 
     name: str
-    solver: str
-    schedule: str
+    solver: str | None
     options: tuple[tuple[str, Any], ...] = ()
-    plain_only: bool = False  # without ERK-Guid, to show another schedule
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that name the solver."""
+        return {"solver": self.solver, "solver_options": dict(self.options)} if self.solver else {}
 
 
 METHODS = (
-    Method("Heun, EDM", "heun", "edm"),
-    Method("DPM-Solver-2, EDM nodes", "dpm2", "polynomial"),
-    Method("iPNDM, EDM nodes", "ipndm", "polynomial"),
-    Method("DEIS tAB3, uniform time", "deis", "time_uniform"),
-    Method("DPM++(2M), log-SNR", "dpmpp", "logsnr", (("order", 2),)),
-    Method("DPM++(2M), EDM nodes", "dpmpp", "polynomial", (("order", 2),)),
-    Method("DPM++(3M), log-SNR", "dpmpp", "logsnr", (("order", 3),)),
-    Method("DPM++(3M), EDM nodes", "dpmpp", "polynomial", (("order", 3),), True),
-    Method("UniPC-3, log-SNR", "unipc", "logsnr", (("order", 3),)),
-    Method("UniPC-3, EDM nodes", "unipc", "polynomial", (("order", 3),), True),
+    Method("Heun", "heun"),
+    Method("DPM-Solver-2", "dpm2"),
+    Method("DEIS tAB3", "deis"),
+    Method("iPNDM", "ipndm"),
+    Method("DPM++(2M)", "dpmpp", (("order", 2),)),
+    Method("DPM++(3M)", "dpmpp", (("order", 3),)),
+    Method("UniPC", "unipc", (("order", 3),)),
+    Method("any solver", None),
 )
-MODES = ("plain", "auto", "calibrated", "fixed")
-BUDGETS = (5, 6, 8, 10, 16, 32, 64)  # evaluations per sample, at most
-FEW, NUM, NUM_LARGE = 16, 512, 128  # cells up to FEW evaluations have NUM samples
-MOST_CHOSEN = 32  # evaluations up to which weights and coefficients are chosen
-FIRST = 320_000  # seed of the reported samples; weights and coefficients are chosen on others
-TUNED, TUNED_FROM = 64, 330_000
-CALIBRATED, CALIBRATED_TOY, CALIBRATED_FROM = 128, 512, 340_000
-WEIGHTS = ALL_WEIGHTS[::2]
-BATCH = 128
-CHOSEN_ON = {"fixed": (TUNED_FROM, TUNED, THRESHOLDS, SURE, *WEIGHTS),
-             "calibrated": (CALIBRATED_FROM, CALIBRATED, CALIBRATED_TOY)}  # fmt: skip
-"""What the weights of a mode depend on, beside the problem."""
+PAPER, BEST = "the paper's weights", "card of --nfe n"
+CORRECTIONS: dict[str, tuple[str, ...]] = {
+    "levels": (), "card": ("auto", "stepwise"), "end to end": calibration.SEARCHED,
+    BEST: calibration.SEARCHED,
+}  # fmt: skip
+"""Mode with a calibration -> what `erk.calibrate` may fit beside the noise levels."""
+UNCALIBRATED: dict[str, dict[str, Any]] = {"plain": {}, PAPER: WEIGHTS, "auto": {"erk": "auto"}}
+MODES = ("plain", PAPER, "auto", "levels", "card", "end to end", BEST)
+ONLY = {PAPER: ("heun",), "auto": ("heun", "dpm2"), BEST: (None,)}
+"""Mode -> the solvers that have it; `auto` leaves the others unchanged."""
+
+DATA: dict[str, tuple[str, float | None]] = {
+    "mnist": ("mnist", None), "spectra": ("spectra", None), "mnist-cfg-1.5": ("mnist-cfg", 1.5),
+    "mnist-cfg-3": ("mnist-cfg", 3.0), "mnist-autog": ("mnist-autog", None),
+}  # fmt: skip
+"""Name -> data of scripts.studies.data, guidance (None: its preset's)."""
+ALL, FEW = (3, 4, 5, 6, 8, 10, 12, 16, 20), (5, 8)
+NFES = {"card": FEW, "end to end": FEW}
+GUIDED = (5, 8, 12, 20)
+GUIDED_NFES = {"plain": GUIDED, "auto": GUIDED, "card": (8,), BEST: GUIDED}
+"""Mode -> evaluations of the network per sample, at most; a fit costs more than its cell."""
+NUM, NUM_GUIDED = 2000, 1000  # samples of a cell
+FIRST, BATCH = 600_000, 100  # seeds that no other study, table or calibration uses
+SEEDS = 32  # of each of the three sets of a calibration, whose seeds are its own
 
 
 class Cell(NamedTuple):
-    """One budget of evaluations of one solver in one mode."""
+    """One number of evaluations of one solver in one mode."""
 
     data: str
     method: Method
-    budget: int
     mode: str
-    steps: int  # the most that the budget has room for
-    nfe: float
+    nfe: int  # at most
     num: int
 
     @property
+    def name(self) -> str:
+        """The cell in words."""
+        return f"{self.data}, {self.method.name}, {self.mode}, NFE {self.nfe}"
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that are given, not searched."""
+        return {"guidance": data_of(self.data).guidance, **self.method.settings}
+
+    @property
     def settings(self) -> Settings:
-        """The settings of the plain solver."""
-        settings: dict[str, Any] = {"sigma_max": ExactToy.sigma_max, "dtype": torch.float64}
-        if self.data != "toy":
-            settings = {"guidance": find_preset(self.data).guidance}
-        return Settings(self.method.solver, self.method.schedule, self.steps,
-                        solver_options=dict(self.method.options), **settings)  # fmt: skip
+        """The sampler of an uncalibrated mode, with the most steps that fit."""
+        more: dict[str, Any] = {"guidance": data_of(self.data).guidance, **UNCALIBRATED[self.mode]}
+        plain = published_sampler(self.method, self.nfe)
+        assert plain is not None
+        return replace(plain, **more)
 
     @property
     def seeds(self) -> range:
-        """The seeds of the reported samples."""
+        """The seeds of the samples."""
         return range(FIRST, FIRST + self.num)
 
     @property
     def key(self) -> list[Any]:
         """All that the cell's numbers depend on, as JSON."""
-        sha256 = [one.sha256 for one in networks(self.data) if one is not None]
-        chosen_on = CHOSEN_ON.get(self.mode)
-        return ["comparison", self.data, self.mode, self.num, self.settings.identity(), chosen_on,
-                sha256, FIRST, EVALUATIONS, BATCH, evaluation.VERSION]  # fmt: skip
+        sampler: Any = self.mode in UNCALIBRATED and self.settings.identity()
+        if self.mode in CORRECTIONS:
+            sampler = [self.fixed, self.nfe, CORRECTIONS[self.mode], SEEDS, calibration.VERSION]
+        return ["comparison of cards", self.data, data_of(self.data).networks, self.num, FIRST,
+                BATCH, sampler, EVALUATIONS, evaluation.VERSION]  # fmt: skip
+
+
+@functools.cache
+def data_of(name: str) -> Data:
+    """Load data of the comparison by its name."""
+    source, guidance = DATA[name]
+    data = load(source)
+    return data if guidance is None else data._replace(guidance=guidance)
 
 
 def cells_of(
-    data: Sequence[str], budgets: Sequence[int], solvers: Sequence[str], num: int | None
+    data: Sequence[str] = tuple(DATA),
+    solvers: Sequence[str] = (),
+    nfes: Sequence[int] = (),
+    num: int | None = None,
 ) -> list[Cell]:
-    """List all cells in the order of their computation. Raises ValueError."""
-    known = dict.fromkeys(method.solver for method in METHODS)
+    """List the cells in the order of their computation. Raises ValueError."""
+    known = dict.fromkeys(method.solver or "any" for method in METHODS)
     unknown = next((name for name in solvers if name not in known), None)
     if unknown is not None:
         raise ValueError(f"--solver {unknown} is none of {', '.join(known)}.")
-    return [
-        cell
-        for name in data
-        for mode in MODES
-        for method in METHODS
-        for budget in budgets
-        if not solvers or method.solver in solvers
-        if (cell := _cell(name, mode, method, budget, num)) is not None
-    ]
+    chosen = [method for method in METHODS if not solvers or (method.solver or "any") in solvers]
+    cells = [cell for name in data for method in chosen for cell in _cells(name, method, num)
+             if not nfes or cell.nfe in nfes]  # fmt: skip
+    return sorted(cells, key=lambda cell: (_stage(cell), MODES.index(cell.mode)))
 
 
-def _cell(data: str, mode: str, method: Method, budget: int, num: int | None) -> Cell | None:
-    """Return a cell; None where the mode or the budget leaves it out."""
-    if (method.plain_only and mode != "plain") or (budget > MOST_CHOSEN and mode in CHOSEN_ON):
+def _cells(data: str, method: Method, num: int | None) -> Iterator[Cell]:
+    guided = data_of(data).guide_model is not None
+    num = num or (NUM_GUIDED if guided else NUM)
+    for mode in MODES:
+        nfes = GUIDED_NFES.get(mode, ()) if guided else NFES.get(mode, ALL)
+        if mode == "card" and method.solver == "heun" and not guided:
+            nfes = ALL  # for the image of the README
+        if method.solver in ONLY.get(mode, (method.solver or "none",)):
+            room = (n for n in nfes if method.solver is None or published_sampler(method, n))
+            yield from (Cell(data, method, mode, nfe, num) for nfe in room)
+
+
+@functools.cache
+def published_sampler(method: Method, nfe: int) -> Settings | None:
+    """Return a solver on its schedule with the most steps that fit, None if it has no room."""
+    schedule = published_schedule(method.solver or "")
+    try:
+        return published(nfe, method.settings | {"schedule": schedule, "afs": False})[0]
+    except ValueError:
         return None
-    room = fits(method, budget)
-    if room is None:
-        return None
-    n = num or (NUM if budget <= FEW or data == "toy" else NUM_LARGE)
-    n = 4 * n if data == "toy" and num is None else n
-    return Cell(data, method, budget, mode, *room, n)
 
 
-@functools.cache
-def _nfe(solver: str, schedule: str, steps: int) -> float:
-    return count_nfe(Settings(solver, schedule, steps))[0]
-
-
-def fits(method: Method, budget: int) -> tuple[int, float] | None:
-    """Return (steps, NFE) of the most steps within the budget; None if there is none."""
-    counts = ((n, _nfe(method.solver, method.schedule, n))
-              for n in (budget, budget // 2 + 1, budget // 2) if n > 1)  # fmt: skip
-    return next((pair for pair in counts if pair[1] <= budget), None)
-
-
-@functools.cache
-def networks(data: str) -> tuple[Any, Any]:
-    """Return the network and its guide, or None."""
-    if data == "toy":
-        return ExactToy(), None
-    loaded = load(data)
-    return loaded.model, loaded.guide_model
-
-
-def problem_of(cell: Cell) -> Problem:
-    """Return the cell's plain solver with its networks."""
-    model, guide = networks(cell.data)
-    return Problem(model, guide, cell.settings, partial(noise_and_labels, model=model), BATCH)
-
-
-def ends_from(cell: Cell, first: int, num: int) -> Tensor:
-    """Compute the converged solutions of `num` seeds at the cell's last noise level, [num, ...].
-
-    Solvers and budgets share them.
-    """
-    to_zero = cell.method.schedule == "edm"
-    parts = [_ends(cell.data, to_zero, start) for start in range(first, first + num, BATCH)]
-    return torch.cat(parts)[:num]
-
-
-@functools.cache
-def _ends(data: str, to_zero: bool, first: int) -> Tensor:
-    method = next(m for m in METHODS if (m.schedule == "edm") == to_zero)
-    problem = problem_of(Cell(data, method, 8, "plain", 8, 8, BATCH))
-    return converged_ends(problem, range(first, first + BATCH), EVALUATIONS, Parts(), "ends")
+def _stage(cell: Cell) -> int:
+    """Rank what the README's image needs, the closed form, other cells of MNIST, guided ones."""
+    if cell.data == "mnist":
+        needed = cell.method.solver in ("heun", None) and cell.mode not in ("levels", "end to end")
+        return 0 if needed else 2
+    return 1 if cell.data == "spectra" else 4 if cell.mode == "card" else 3

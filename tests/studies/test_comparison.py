@@ -2,99 +2,187 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from erk.calibration import end_to_end
+from erk.calibration.card import parse_card
+from erk.method.sampler import solve
 from scripts.paper.config import ROOT
-from scripts.studies import comparison, comparison_cells, comparison_page
-from scripts.studies.comparison_plan import BUDGETS, METHODS, MODES, cells_of
+from scripts.studies import comparison, comparison_cells, comparison_page, comparison_plan
+from scripts.studies.comparison_cells import Cells
+from scripts.studies.comparison_plan import BEST, CORRECTIONS, METHODS, PAPER, cells_of
+from scripts.studies.data import load
 
-TINY = ("--num", "20", "--solver", "dpm2", "--budget", "6")
+TINY = ("--num", "20", "--data", "spectra", "--nfe", "4")
+SOLVERS = ("heun", "deis", "any")
+CALIBRATED = ("levels", "card", "end to end")
 
 
 def call(*arguments):
     return CliRunner().invoke(comparison.main, [str(a) for a in arguments])
 
 
+@contextmanager
+def small():
+    """All modes of DEIS, the uncalibrated ones of Heun, the card of --nfe 4: tiny calibrations."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (comparison_cells, comparison_plan):
+            patch.setattr(module, "SEEDS", 8)
+            patch.setattr(module, "EVALUATIONS", 24)
+        patch.setattr(end_to_end, "ROUNDS", 1)
+        patch.setattr(comparison_plan, "NFES", {})
+        only = dict.fromkeys(CALIBRATED, ("deis",))
+        patch.setattr(comparison_plan, "ONLY", comparison_plan.ONLY | only)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All modes of one solver on digits and the toy."""
     folder = tmp_path_factory.mktemp("comparison")
-    done = call(*TINY, "--results", folder)
+    with small():
+        done = call(*TINY, *(f"--solver={name}" for name in SOLVERS), "--results", folder)
     assert done.exit_code == 0, done.output
     return folder
 
 
-def rows_of(folder):
-    return json.loads((folder / "comparison.json").read_text("utf-8"))["rows"]
+def page_of(folder):
+    return json.loads((folder / "comparison.json").read_text("utf-8"))
 
 
-def test_every_mode_is_compared_with_its_plain_solver(folder):
-    rows = rows_of(folder)
-    expected = [(data, mode) for data in ("digits", "toy") for mode in MODES]
-    assert [(row["data"], row["mode"]) for row in rows] == expected
+def test_every_mode_is_computed_within_the_evaluations(folder):
+    rows = page_of(folder)["rows"]
+    modes = {name: [r["mode"] for r in rows if (r["method"], r["budget"]) == (name, 4)]
+             for name in ("Heun", "DEIS tAB3", "any solver")}  # fmt: skip
+    assert modes["Heun"] == ["plain", PAPER, "auto"]
+    assert modes["DEIS tAB3"] == ["plain", *CALIBRATED] and modes["any solver"] == [BEST]
+    for row in rows:  # Heun has room for two steps in 3 evaluations as in 4: the same cells
+        assert row["nfe"] <= row["budget"] <= 4 and row["samples"] == 20
+        assert row["seeds"] == "600000-600019" and row["error"] > 0 < row["quality_se"]
+    error = {row["sampler"]: row["error"] for row in rows}
+    assert error["DEIS tAB3, card"] < error["DEIS tAB3, plain"] > error[BEST]
+
+
+def test_a_card_on_the_page_gives_the_error_of_its_row(folder):
+    row = page_of(folder)["finished"]["spectra, DEIS tAB3, card, NFE 4"]
+    data, card = load("spectra"), parse_card(row["card"], "comparison.json")
+    noise, _ = data.draw(range(600_000, 600_020))
+    x = solve(card.settings.drift(data.model, None, None), noise, card.settings)
+    with small():
+        [cell] = cells_of(["spectra"], ["any"], [4], 20)
+        exact = comparison_cells.converged(cell, False, folder / "rows")
+    assert (x - exact).norm(dim=1).mean().item() == pytest.approx(row["values"]["error"], rel=1e-4)
+
+
+def test_every_number_of_the_page_comes_from_a_cell(folder):
+    """Tables, csv and verdict: values and jackknife errors of `finished`, which has all cells."""
+    page = page_of(folder)
+    rows, finished = page["rows"], page["finished"]
     for row in rows:
-        assert row["nfe"] == 6 and row["steps"] == 3 and row["samples"] == 20
-        assert row["error"] > 0 and row["error_se"] > 0 and row["quality"] > 0
-        assert row["seeds"] == "320000-320019" and row["commit"] and row["device"] == "cpu"
-        if row["mode"] == "plain":
-            assert row["ratio"] == 1 and row["quality_minus_plain"] == 0
-    by_mode = {(r["data"], r["mode"]): r for r in rows}
-    assert by_mode["toy", "auto"]["ratio"] < 0.5
-    assert by_mode["digits", "calibrated"]["ratio"] < 0.8
-    assert by_mode["digits", "fixed"]["w_stiff"] > 0 and by_mode["digits", "fixed"]["ratio"] < 1
-
-
-def test_page_and_figures_are_written(folder):
+        one = finished[f"{row['data']}, {row['method']}, {row['mode']}, NFE {row['budget']}"]
+        for name, value in one["values"].items():
+            left_out = torch.tensor(one["replicates"][name], dtype=torch.float64)
+            error = (9 / 10 * (left_out - left_out.mean()).square().sum()).sqrt().item()
+            assert (row[name], row[f"{name}_se"]) == (value, pytest.approx(error))
+    values = {(r["method"], r["mode"]): [r["error"], r["error_se"]]
+              for r in rows if r["budget"] == 4}  # fmt: skip
+    grid = next(t for t in page["tables"] if t["caption"].startswith("spectra. Mean distance"))
+    assert {(r["solver"], r["mode"]): r["NFE 4"] for r in grid["rows"]} == values
+    least = min(values, key=lambda key: values[key][0])
+    bold = {column: grid["rows"][i] for i, column in grid["bold"]}
+    assert (bold["NFE 4"]["solver"], bold["NFE 4"]["mode"]) == least
     with open(folder / "comparison.csv") as file:
-        assert len(list(csv.DictReader(file))) == 8
-    for kind in ("error", "quality"):
-        for data in ("digits", "toy"):
-            png = (folder / f"comparison-{data}-{kind}.png").read_bytes()
-            assert png.startswith(b"\x89PNG")
-    text = (folder / "comparison.md").read_text()
-    for expected in ("DPM-Solver-2", "calibrated", "Which to use when", "NFE 6"):
-        assert expected in text
+        assert [float(r["error"]) for r in csv.DictReader(file)] == [r["error"] for r in rows]
 
 
-def test_finished_cells_are_kept_and_missing_ones_come_out_alike(folder):
-    before = rows_of(folder)
-    kept = sorted((folder / "rows").iterdir())
-    assert len(kept) == 8
-    assert call(*TINY, "--results", folder).output.startswith("0 of 8 cells")
-    lost = [path for path in kept if json.loads(path.read_text())["mode"] == "fixed"]
-    for path in lost:
-        path.unlink()
-    done = call(*TINY, "--results", folder)
-    assert done.output.startswith("2 of 8 cells") and sorted((folder / "rows").iterdir()) == kept
-    assert [{k: v for k, v in r.items() if k != "command"} for r in rows_of(folder)] == [
-        {k: v for k, v in r.items() if k != "command"} for r in before
-    ]
+def test_the_verdict_is_against_the_best_rival_that_is_no_card(folder):
+    page = page_of(folder)
+    [line] = next(t for t in page["tables"] if "best rival" in t["caption"])["rows"]
+    rivals = [r for r in page["rows"] if r["mode"] in ("plain", PAPER, "auto", "levels")]
+    best, card = min(rivals, key=lambda r: r["error"]), page["rows"][-1]
+    assert line["best rival in distance"] == best["sampler"]
+    assert line["card - rival, distance"][0] == pytest.approx(card["error"] - best["error"])
 
 
-def test_a_budget_is_used_up_and_never_exceeded():
-    for cell in cells_of(("digits",), BUDGETS, (), None):
-        assert cell.budget - 2 < cell.nfe <= cell.budget
-    modes = {m.name: {c.mode for c in cells_of(("toy",), (6,), (), None) if c.method == m}
-             for m in METHODS}  # fmt: skip
-    assert all(modes[m.name] == ({"plain"} if m.plain_only else set(MODES)) for m in METHODS)
+def test_the_use_of_a_situation_is_what_is_nearest_most_often(folder):
+    page = page_of(folder)
+    lines = {line["situation"]: line["use"] for line in page["tables"][0]["rows"]}
+    error = {row["sampler"]: row["error"] for row in page["rows"]}
+    plain = {name: error[f"Heun, {name}"] for name in ("plain", PAPER, "auto")}
+    assert lines["Heun or DPM-Solver-2, no calibration"] == min(plain, key=plain.get)
+    assert lines["any solver, calibrated, no model guidance"] == min(error, key=error.get)
 
 
-def test_a_mode_that_does_nothing_is_the_plain_solver(tmp_path):
-    """auto has no coefficients for deis."""
-    cells = [c for c in cells_of(("toy",), (6,), ("deis",), 20) if c.mode in ("plain", "auto")]
-    comparison_cells.compute(cells, tmp_path)
-    plain, auto = comparison_page.rows_of(cells, tmp_path)
-    assert not auto["acts"] and (auto["error"], auto["ratio"]) == (plain["error"], 1)
+def replicates(value, spread):
+    return {"values": {"error": value, "quality": value},
+            "replicates": dict.fromkeys(("error", "quality"), [value + spread * (-1) ** i
+                                                               for i in range(10)])}  # fmt: skip
+
+
+def test_a_difference_is_said_beyond_the_noise_of_all_comparisons():
+    """Ten groups: one comparison needs 2.26 standard errors, two of a table 2.69."""
+    found = [comparison_page.difference(replicates(value, 1 / 9), replicates(1.0, 0.0), "error")
+             for value in (1.0 - 2.8 / 3, 1.0 - 2.5 / 3, 1.0 + 2.8 / 3)]  # fmt: skip
+    assert found[0].error == pytest.approx(1 / 3, rel=1e-6) and found[0].value < 0
+    assert comparison_page.beyond(found, -1, 1) == [0, 1]
+    assert comparison_page.beyond(found, -1, 2) == [0]
+    said = comparison_page._said("distance", [3], found[:1])
+    assert said == "Its distance: lower beyond noise at NFE 3."
+    assert "undecided at NFE 3" in comparison_page._said("FD", [3], found[1:2])
+
+
+def test_finished_cells_are_kept_and_missing_ones_come_out_alike(folder, tmp_path):
+    before = page_of(folder)["finished"]
+    (tmp_path / "comparison.json").write_text(json.dumps({"finished": before}))
+    with small():
+        cells = cells_of(["spectra"], SOLVERS, [4], 20)
+        assert len(cells) == 8 and Cells(folder).pending(cells) == []
+        assert Cells(tmp_path).pending(cells) == []  # of the page alone, as in a clone
+        cell = next(cell for cell in cells if cell.mode == "levels")
+        Cells(tmp_path / "other").compute([cell])
+        assert Cells(tmp_path / "other")[cell]["values"] == before[cell.name]["values"]
+    shared = [path for path in (folder / "rows").iterdir() if path.suffix == ".safetensors"]
+    assert len(shared) == 1  # the converged solutions of all cells
+
+
+def test_the_plan_is_that_of_the_issue():
+    cells = cells_of()
+    assert {cell.nfe for cell in cells if cell.mode == BEST} == {3, 4, 5, 6, 8, 10, 12, 16, 20}
+    assert {c.mode for c in cells if c.data == "mnist-autog"} == {"plain", "auto", "card", BEST}
+    guidance = {c.data: c.fixed["guidance"] for c in cells}
+    assert (guidance["mnist-cfg-1.5"], guidance["mnist-cfg-3"], guidance["mnist"]) == (1.5, 3, 1)
+    first = cells[:45]
+    assert {c.method.name for c in first} <= {"Heun", "any solver"}  # the README's image first
+    assert [CORRECTIONS[mode] for mode in ("levels", "card")] == [(), ("auto", "stepwise")]
+    names = {cell.method.name for cell in cells if cell.mode == "plain"}
+    assert names == {method.name for method in METHODS if method.solver}
+
+
+def test_spectra_has_the_denoiser_of_its_samples():
+    """D(x; sigma) is the mean of the samples weighted with their likelihood; spread: sigma_data."""
+    data = load("spectra")
+    assert data.real.std().item() == pytest.approx(0.5, rel=0.03)
+    x, sigma = (
+        data.real[:3] + 2.0 * torch.randn(3, 48, generator=torch.Generator().manual_seed(0)),
+        2.0,
+    )
+    weights = (-(x[:, None] - data.real).square().sum(2) / (2 * sigma**2)).softmax(1)
+    found, expected = data.model(x, torch.tensor(sigma)), weights @ data.real
+    assert (found - expected).norm(dim=1).max() < 0.4 * expected.norm(dim=1).min()
+    near = data.model(data.real[:5], torch.tensor(1e-3))
+    assert torch.allclose(near, data.real[:5], atol=1e-2)
 
 
 def test_dry_run_and_bad_input(tmp_path):
-    done = call(*TINY, "--results", tmp_path, "--dry-run")
-    assert done.exit_code == 0 and "8 of 8 cells are to be computed: about" in done.output
+    done = call(*TINY, "--solver", "deis", "--results", tmp_path, "--dry-run")
+    assert done.exit_code == 0 and "spectra: 2 cells are to be computed, about" in done.output
+    assert "evaluations, 0.0 CPU hours" in done.output
     done = call("--solver", "hein", "--results", tmp_path)
     assert done.exit_code == 2 and "--solver hein is none of heun, dpm2" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_document_shows_the_committed_tables():
