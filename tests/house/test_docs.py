@@ -166,6 +166,15 @@ def test_the_page_of_the_paper_counts_the_bins_of_figure_3():
     assert "on digits in 8 of 8 bins" in line and "in the 5 stiffest" in line
 
 
+def test_the_lines_of_code_fit_the_column_of_the_site():
+    """At 1280 pixels 103 characters of docs/site.css's code are not cut."""
+    pages = [page for page in PAGES if page.parent != ROOT or page.name == "CONTRIBUTING.md"]
+    fence = re.compile(r"^ *```\w*\n(.*?)^ *```$", re.S | re.M)
+    blocks = [(page.name, one) for page in pages for one in fence.findall(page.read_text("utf-8"))]
+    long = [(name, line) for name, one in blocks for line in one.splitlines() if len(line) > 103]
+    assert len(blocks) > 70 and long == []
+
+
 def test_every_test_that_the_documents_name_exists():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     names = set(re.findall(r"`(test_\w+)`", text))
