@@ -71,7 +71,7 @@ def row_of(cell: Cell, row: Row) -> Row:
     """Return the numbers of a cell with their standard errors."""
     return {
         "data": cell.data, "method": cell.method.name, "mode": cell.mode, "sampler": sampler(cell),
-        "budget": cell.nfe, "nfe": row["nfe"],
+        "nfe": cell.nfe, "used": row["nfe"],
         **{key: one for name, value in row["values"].items()
            for key, one in ((name, value), (f"{name}_se", value_of(row, name)[1]))},
         "samples": cell.num, "seeds": row["seeds"], "fit_s": row["fit_s"],
@@ -265,7 +265,7 @@ def _said(title: str, nfes: Sequence[int], found: Sequence[Difference]) -> str:
 
 NOTES = [
     "NFE n: at most n evaluations of the network per sample; every solver takes as many steps as "
-    "fit (nfe in the csv has what it used). Published schedules: Heun EDM; DPM-Solver-2 and iPNDM "
+    "fit (column `used` of the csv). Published schedules: Heun EDM; DPM-Solver-2 and iPNDM "
     "EDM's nodes down to sigma_min; DEIS uniform VP time; DPM-Solver++ and UniPC uniform log-SNR.",
     f"plain: the published schedule. {PAPER}: w_stiff and w_con of its Table 2 at 8 steps, the "
     "fewest it has. auto: coefficients without data, which only Heun and DPM-Solver-2 have. "

@@ -55,12 +55,12 @@ def page_of(folder):
 
 def test_every_mode_is_computed_within_the_evaluations(folder):
     rows = page_of(folder)["rows"]
-    modes = {name: [r["mode"] for r in rows if (r["method"], r["budget"]) == (name, 4)]
+    modes = {name: [r["mode"] for r in rows if (r["method"], r["nfe"]) == (name, 4)]
              for name in ("Heun", "DEIS tAB3", "any solver")}  # fmt: skip
     assert modes["Heun"] == ["plain", PAPER, "auto"]
     assert modes["DEIS tAB3"] == ["plain", *CALIBRATED] and modes["any solver"] == [BEST]
     for row in rows:  # Heun has room for two steps in 3 evaluations as in 4: the same cells
-        assert row["nfe"] <= row["budget"] <= 4 and row["samples"] == 20
+        assert row["used"] <= row["nfe"] <= 4 and row["samples"] == 20
         assert row["seeds"] == "600000-600019" and row["error"] > 0 < row["quality_se"]
     error = {row["sampler"]: row["error"] for row in rows}
     assert error["DEIS tAB3, card"] < error["DEIS tAB3, plain"] > error[BEST]
@@ -82,13 +82,13 @@ def test_every_number_of_the_page_comes_from_a_cell(folder):
     page = page_of(folder)
     rows, finished = page["rows"], page["finished"]
     for row in rows:
-        one = finished[f"{row['data']}, {row['method']}, {row['mode']}, NFE {row['budget']}"]
+        one = finished[f"{row['data']}, {row['method']}, {row['mode']}, NFE {row['nfe']}"]
         for name, value in one["values"].items():
             left_out = torch.tensor(one["replicates"][name], dtype=torch.float64)
             error = (9 / 10 * (left_out - left_out.mean()).square().sum()).sqrt().item()
             assert (row[name], row[f"{name}_se"]) == (value, pytest.approx(error))
     values = {(r["method"], r["mode"]): [r["error"], r["error_se"]]
-              for r in rows if r["budget"] == 4}  # fmt: skip
+              for r in rows if r["nfe"] == 4}  # fmt: skip
     grid = next(t for t in page["tables"] if t["caption"].startswith("spectra. Mean distance"))
     assert {(r["solver"], r["mode"]): r["NFE 4"] for r in grid["rows"]} == values
     least = min(values, key=lambda key: values[key][0])
