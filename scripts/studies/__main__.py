@@ -13,6 +13,7 @@ STUDIES = {
     "cards": "cards of erk calibrate at 5 to 15 evaluations; results/cards.md",
     "comparison": "solvers with and without ERK-Guid at equal cost; results/comparison.md",
     "guidance": "weights of model guidance for the embedded networks; results/guidance.md",
+    "levels": "noise levels of GITS and of Xue et al. beside ours; results/levels.md",
     "quality": "solver error against FD over w_stiff; results/quality.md",
     "rules": "ERK-Guid with CFG, APG and CFG++; results/rules.md",
     "variants": "variants of the calibration; the last tables of docs/beyond.md",
