@@ -44,8 +44,8 @@ class Cells:
         try:
             row: Row = find(cell.key, VERSION, self.folder)
         except FileNotFoundError:
-            known = self.of_page.get(digest(cell.key, VERSION))
-            return None if known is None else dict(known)
+            kept = self.of_page.get(digest(cell.key, VERSION))
+            return None if kept is None else dict(kept)
         return row
 
     def pending(self, cells: Sequence[Cell]) -> list[Cell]:
@@ -112,7 +112,7 @@ def _compute(cell: Cell, folder: Path) -> Row:
 
 
 def calibrated(cell: Cell) -> Card:
-    """Return the card that `erk.calibrate` gives for the cell's mode, on seeds of its own."""
+    """Return the card that `erk.calibrate` gives for the cell's mode, on other seeds."""
     data = data_of(cell.data)
     return erk.calibrate(
         data.model, cell.nfe, seeds=SEEDS, guide_model=data.guide_model,
@@ -150,13 +150,13 @@ def measures(
 ) -> Mapping[str, tuple[float, list[float]]]:
     """Return value and jackknife replicates of error, median, quality and, of images, accuracy."""
     distance, groups = to_double(norm(x - exact).flatten()), group_of(len(x), GROUPS)
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "error": replicated(groups, lambda kept: distance[kept].mean().item()),
         "median": replicated(groups, lambda kept: distance[kept].median().item()),
     }
     if not classes:
-        return found | {"quality": sliced_w1(data, x, GROUPS)}
+        return values | {"quality": sliced_w1(data, x, GROUPS)}
     result = fd(data, x, GROUPS, classes)
     for name, column in (("quality", "fd"), ("accuracy", "accuracy")):
-        found[name] = result.values[column], result.replicates[column]
-    return found
+        values[name] = result.values[column], result.replicates[column]
+    return values

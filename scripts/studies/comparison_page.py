@@ -131,19 +131,20 @@ def uses(rows: Computed) -> Iterator[Table]:
         ("any solver, calibrated, no model guidance", open_, sampler, False),
         ("any solver, calibrated, with model guidance", guided, sampler, False),
     ]
-    lines = [{"situation": name} | line for name, some, option, by_solver in cases
-             if (line := _use(some, option, by_solver))]  # fmt: skip
+    lines = [{"situation": name} | line for name, some, option, per_solver in cases
+             if (line := _use(some, option, per_solver))]  # fmt: skip
     if lines:
         yield table_of("Which to use when.", lines)
 
 
-def _use(rows: Computed, option: Callable[[Cell], str], by_solver: bool) -> dict[str, str]:
+def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dict[str, str]:
     """Return what is nearest most often, and how it compares with the best alternative."""
     groups: dict[Any, dict[str, Row]] = {}
     for cell, row in rows.items():
-        key = cell.data, cell.nfe, cell.method if by_solver else None
+        key = cell.data, cell.nfe, cell.method if per_solver else None
         groups.setdefault(key, {})[option(cell)] = row
-    several = [one for one in groups.values() if len(one) > 1]
+    once = {tuple(row["key"] for row in one.values()): one for one in groups.values()}
+    several = [one for one in once.values() if len(one) > 1]
     wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
     if not wins:
         return {}
@@ -170,33 +171,28 @@ def error(row: Row) -> float:
 
 def changes(rows: Computed) -> Iterator[Table]:
     """Yield what each mode changes against the plain solver of the same cells."""
+    groups: dict[tuple[str, str], dict[str, tuple[Row, Row]]] = {}
+    for cell, row in rows.items():
+        plain = rows.get(cell._replace(mode="plain"))
+        if plain and cell.mode != "plain":  # of equal cells, such as Heun's at 5 and 6, one
+            groups.setdefault((cell.data, cell.mode), {})[row["key"]] = row, plain
+    count = 2 * sum(map(len, groups.values()))
     lines: list[dict[str, Any]] = []
-    for name in dict.fromkeys(cell.data for cell in rows):
-        for mode in MODES[1:-1]:
-            pairs = [(row, plain) for cell, row in part_of(rows, data=name, mode=mode).items()
-                     if (plain := rows.get(cell._replace(mode="plain")))]  # fmt: skip
-            if pairs:
-                lines.append({"data": name, "mode": mode, "cells": len(pairs)} | _change(pairs))
-    count = 2 * sum(line["cells"] for line in lines)
-    for line in lines:
-        for measure, found in line.pop("changes").items():
+    for (name, mode), pairs in groups.items():
+        ratios = [error(a) / error(b) for a, b in pairs.values()]
+        line = {"data": name, "mode": mode, "cells": len(pairs),
+                "distance / plain": f"{min(ratios):.2f} to {max(ratios):.2f}"}  # fmt: skip
+        for title, measure in (("distance", "error"), ("FD", "quality")):
+            changed = [difference(a, b, measure) for a, b in pairs.values()]
             for word, sign in (("lower", -1), ("higher", 1)):
-                line[f"{measure} {word}"] = len(beyond(found, sign, count))
+                line[f"{title} {word}"] = len(beyond(changed, sign, count))
+        lines.append(line)
     if lines:
         yield table_of(
             "What each mode changes against the plain solver of the same data and evaluations: "
             f"cells whose distance or FD (W1) is lower or higher beyond {limit(count):.2f} paired "
             f"standard errors, the level of 95 % for all {count} comparisons (Bonferroni).", lines,
         )  # fmt: skip
-
-
-def _change(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
-    ratios = [error(a) / error(b) for a, b in pairs]
-    return {
-        "distance / plain": f"{min(ratios):.2f} to {max(ratios):.2f}",
-        "changes": {name: [difference(a, b, key) for a, b in pairs]
-                    for name, key in (("distance", "error"), ("FD", "quality"))},
-    }  # fmt: skip
 
 
 def tables_of(rows: Computed) -> Iterator[Table]:
@@ -227,7 +223,7 @@ def verdict(rows: Computed) -> Iterator[Table]:
     """Yield the card of --nfe n against the best rival at every n, in distance and in quality."""
     titles = {"error": "distance", "quality": quality(next(iter(rows)))}
     lines: list[dict[str, Any]] = []
-    found: dict[str, list[Difference]] = {measure: [] for measure in titles}
+    compared: dict[str, list[Difference]] = {measure: [] for measure in titles}
     for nfe in ALL:
         card = next(iter(part_of(rows, nfe=nfe, mode=BEST).values()), None)
         rivals = {c: r for c, r in part_of(rows, nfe=nfe).items() if c.mode in RIVALS}
@@ -237,7 +233,7 @@ def verdict(rows: Computed) -> Iterator[Table]:
         for measure, title in titles.items():
             rival = min(rivals, key=lambda c: rivals[c]["values"][measure])  # noqa: B023
             change = difference(card, rivals[rival], measure)
-            found[measure].append(change)
+            compared[measure].append(change)
             line |= {f"card's {title}": value_of(card, measure),
                      f"best rival in {title}": sampler(rival),
                      f"its {title}": value_of(rivals[rival], measure),
@@ -245,7 +241,7 @@ def verdict(rows: Computed) -> Iterator[Table]:
         lines.append(line)
     if lines:
         nfes, count = [line["NFE"] for line in lines], 2 * len(lines)
-        words = " ".join(_said(titles[name], nfes, found[name]) for name in titles)
+        words = " ".join(_said(titles[name], nfes, compared[name]) for name in titles)
         yield table_of(
             f"{next(iter(rows)).data}. The card of --nfe n against the best rival that is no card, "
             f"on the same seeds. {words} Beyond noise: more than {limit(count):.2f} paired "
@@ -254,9 +250,9 @@ def verdict(rows: Computed) -> Iterator[Table]:
         )  # fmt: skip
 
 
-def _said(title: str, nfes: Sequence[int], found: Sequence[Difference]) -> str:
+def _said(title: str, nfes: Sequence[int], compared: Sequence[Difference]) -> str:
     """Say at which evaluations the card is lower, higher or not different beyond noise."""
-    parts = [[nfes[i] for i in beyond(found, sign, 2 * len(nfes))] for sign in (-1, 1)]
+    parts = [[nfes[i] for i in beyond(compared, sign, 2 * len(nfes))] for sign in (-1, 1)]
     rest = [nfe for nfe in nfes if nfe not in (*parts[0], *parts[1])]
     known = zip((*SAYS, "undecided"), (*parts, rest), strict=True)
     texts = [f"{says} at NFE {', '.join(map(str, some))}" for says, some in known if some]
@@ -287,12 +283,12 @@ def figure(rows: Computed) -> bytes:
         for i, method in enumerate(METHODS[:-1])
     }
     curves |= {
-        "Heun, auto": (
-            part_of(rows, method=METHODS[0], mode="auto"),
-            look(0) | {"linestyle": "--"},
+        "best with auto": (
+            part_of(rows, mode="auto"),
+            look(6) | {"linestyle": "--", "linewidth": 1},
         ),
         "best with optimised levels": (part_of(rows, mode="levels"), look(7) | {"linestyle": ":"}),
-        BEST: (part_of(rows, mode=BEST), {"color": "black", "linewidth": 2.2}),
+        BEST: (part_of(rows, mode=BEST), {"color": "black", "linewidth": 2.2, "marker": "X"}),
     }
     with panels(2, 4.2) as (image, axes):
         image.set_figwidth(9.6)

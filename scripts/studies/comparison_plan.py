@@ -61,7 +61,7 @@ GUIDED_NFES = {"plain": GUIDED, "auto": GUIDED, "card": (8,), BEST: GUIDED}
 """Mode -> evaluations of the network per sample, at most; a fit costs more than its cell."""
 NUM, NUM_GUIDED = 2000, 1000  # samples of a cell
 FIRST, BATCH = 600_000, 100  # seeds that no other study, table or calibration uses
-SEEDS = 32  # of each of the three sets of a calibration, whose seeds are its own
+SEEDS = 32  # of each of the three sets of a calibration
 
 
 class Cell(NamedTuple):

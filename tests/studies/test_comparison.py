@@ -124,14 +124,14 @@ def replicates(value, spread):
 
 def test_a_difference_is_said_beyond_the_noise_of_all_comparisons():
     """Ten groups: one comparison needs 2.26 standard errors, two of a table 2.69."""
-    found = [comparison_page.difference(replicates(value, 1 / 9), replicates(1.0, 0.0), "error")
+    changes = [comparison_page.difference(replicates(value, 1 / 9), replicates(1.0, 0.0), "error")
              for value in (1.0 - 2.8 / 3, 1.0 - 2.5 / 3, 1.0 + 2.8 / 3)]  # fmt: skip
-    assert found[0].error == pytest.approx(1 / 3, rel=1e-6) and found[0].value < 0
-    assert comparison_page.beyond(found, -1, 1) == [0, 1]
-    assert comparison_page.beyond(found, -1, 2) == [0]
-    said = comparison_page._said("distance", [3], found[:1])
+    assert changes[0].error == pytest.approx(1 / 3, rel=1e-6) and changes[0].value < 0
+    assert comparison_page.beyond(changes, -1, 1) == [0, 1]
+    assert comparison_page.beyond(changes, -1, 2) == [0]
+    said = comparison_page._said("distance", [3], changes[:1])
     assert said == "Its distance: lower beyond noise at NFE 3."
-    assert "undecided at NFE 3" in comparison_page._said("FD", [3], found[1:2])
+    assert "undecided at NFE 3" in comparison_page._said("FD", [3], changes[1:2])
 
 
 def test_finished_cells_are_kept_and_missing_ones_come_out_alike(folder, tmp_path):
@@ -170,8 +170,8 @@ def test_spectra_has_the_denoiser_of_its_samples():
         2.0,
     )
     weights = (-(x[:, None] - data.real).square().sum(2) / (2 * sigma**2)).softmax(1)
-    found, expected = data.model(x, torch.tensor(sigma)), weights @ data.real
-    assert (found - expected).norm(dim=1).max() < 0.4 * expected.norm(dim=1).min()
+    actual, expected = data.model(x, torch.tensor(sigma)), weights @ data.real
+    assert (actual - expected).norm(dim=1).max() < 0.4 * expected.norm(dim=1).min()
     near = data.model(data.real[:5], torch.tensor(1e-3))
     assert torch.allclose(near, data.real[:5], atol=1e-2)
 
