@@ -1,4 +1,7 @@
-"""Pages of the site that come from files outside of docs/, and its formulas (see mkdocs.yml)."""
+"""Pages of the site that come from files outside of docs/, and its formulas (see mkdocs.yml).
+
+Formulas become MathML, not KaTeX: a browser shows it without a script and without fetched fonts.
+"""
 
 import html
 import inspect
@@ -44,10 +47,13 @@ generate`, its default, and its symbol in the paper or in EDM. This page is gene
 `erk.method.fields.fields()`, as are the options, the rows of `configs/` and a run's identity.
 """
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
-
-
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.S
+)
+PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x0203[23];)</mi></msup>")
+SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
+    "(<mo[^>]*>&#x(?:0003D|00028|0005B|0002C|0002F|0003C|0003E|02248|02190);</mo>)"
+    "<mo>(&#x(?:02212|0002B);)</mo>"
 )
 
 
@@ -183,6 +189,8 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
     def formula(match: re.Match[str]) -> str:
         display = "inline" if match[2] == "(" else "block"
         text = convert(html.unescape(match[3]).strip(), display=display)
+        text = PRIME.sub(r"\1<mo lspace='0' rspace='0'>\2</mo>", text)  # raised by its font
+        text = SIGN.sub(r"\1<mo form='prefix'>\2</mo>", text)
         return text if display == "inline" else f'<div class="formula">{text}</div>'
 
     if page.file.src_uri.endswith(".ipynb"):
