@@ -95,13 +95,22 @@ def sample(
         schedule that the solver is published with.
     steps
         Intervals of a named schedule.
-    sigma_min, sigma_max, rho
-        Ends and exponent of a named schedule; rho None is that of the schedule.
-    guide_model, guidance, guidance_interval
-        The guiding network of CFG or Autoguidance, its weight (1, the default, is off), and
-        (lo, hi) in sigma within which it acts: D = D_guide + guidance (D_main - D_guide).
-    w_stiff, w_con
-        Strength of ERK-Guid (0: off) and the stiffness above which it acts (Eq. 17-20).
+    sigma_min
+        Lowest noise level of a named schedule, before sigma = 0.
+    sigma_max
+        Highest noise level of a named schedule.
+    rho
+        Exponent of a named schedule; None is that of the schedule.
+    guide_model
+        The guiding network of CFG or Autoguidance.
+    guidance
+        Its weight in D = D_guide + guidance (D_main - D_guide); 1, the default, is off.
+    guidance_interval
+        (lo, hi) in sigma within which the guide acts.
+    w_stiff
+        Strength of ERK-Guid (Eq. 17-20); 0 is off.
+    w_con
+        Stiffness above which ERK-Guid acts.
     erk
         ERK-Guid without weights: "auto".
     dtype
@@ -116,9 +125,7 @@ def sample(
         A card of `erk.calibrate` or the path of one: it sets solver, noise levels, corrections and
         guidance weight, and an argument that contradicts it is an error.
     **settings
-        The other fields of `erk.Settings`: solver_options, guidance_kind, apg_eta, apg_threshold,
-        apg_momentum, erk_scale, erk_proj, twin, S_churn, S_min, S_max, S_noise, churn_rule, afs,
-        denoise_to_zero, adaptive_tau, pc_snr, pc_stochastic.
+        The other fields of `erk.Settings`, such as solver_options, churn_rule and afs.
 
     Returns
     -------
@@ -161,8 +168,8 @@ def trajectory(
 
     Parameters
     ----------
-    model, noise, labels, guide_model, guide_labels, randn_like, card
-        As for `sample`.
+    model
+        As for `sample`, and so are the other arguments.
     **settings
         All fields of `erk.Settings`, as for `sample`.
 

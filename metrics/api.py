@@ -12,7 +12,7 @@ from erk.method.arguments import require
 from erk.runtime.distributed import World
 from metrics.chunks import Batches
 from metrics.evaluation import Evaluation
-from metrics.evaluator import Evaluator, Options, resolve, sizes_of, with_extractors
+from metrics.evaluator import Evaluator, resolve, sizes_of, with_extractors
 from metrics.extractors import Extractor, check_extractors
 from metrics.features import (
     IMAGES,
@@ -27,6 +27,7 @@ from metrics.features import (
 )
 from metrics.images import BUNDLED, ImageSource
 from metrics.npz import array_names
+from metrics.options import Options
 from metrics.protocols import Protocol
 from metrics.reference_files import Reference
 from metrics.references import known_references
@@ -51,19 +52,27 @@ def evaluate(
 
     Parameters
     ----------
-    images : folder, .zip, .npz, uint8 tensor [N, C, H, W], an iterable of such batches, or
-        features from `extract`
-    reference : name ("imagenet512"), address or file of statistics, Reference; or real images in
-        the forms of ``images``, which then need a protocol
-    protocol : whose definitions, see configs/protocols.yaml; None: those that the reference is
-        meant for
-    metrics : some of the protocol's columns, a list or one text ("fid,is"); None: all
-    real : real images besides a reference of statistics, for precision and recall
-    labels : integers [N], the classes asked for, one per image of the set (also of those that
-        cannot be read); stored images may know theirs
-    extractors : name -> loaded extractor, so that a training loop loads each network once
-    options : fields of `metrics.evaluator.Options`: device, cache, batch, groups, ...; features of
-        images in memory are stored only if ``cache`` is given
+    images
+        Folder, .zip, .npz, uint8 tensor [N, C, H, W], an iterable of such batches, or features from
+        `extract`.
+    reference
+        Name ("imagenet512"), address or file of statistics, Reference; or real images in the forms
+        of ``images``, which then need a protocol.
+    protocol
+        Its definitions are used, see configs/protocols.yaml; None: those that the reference is
+        meant for.
+    metrics
+        Some of the protocol's columns, a list or one text ("fid,is"); None: all.
+    real
+        Real images besides a reference of statistics, for precision and recall.
+    labels
+        Integers [N], the classes asked for, one per image of the set (also of those that cannot be
+        read); stored images may know theirs.
+    extractors
+        Name -> loaded extractor, so that a training loop loads each network once.
+    options
+        Fields of `metrics.options.Options`: device, cache, batch, groups, ...; features of images
+        in memory are stored only if ``cache`` is given.
 
     Returns
     -------

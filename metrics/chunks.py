@@ -68,7 +68,8 @@ class Batches:
 
     Attributes
     ----------
-    size : height and width of the images
+    size
+        Height and width of the images.
 
     Raises
     ------

@@ -48,9 +48,11 @@ def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | No
 
     Parameters
     ----------
-    real, generated : Moments, or (mean [D], cov [D, D]), arrays or tensors
-    factor : ``covariance_factor(real.cov)`` if known; half of the work when one reference meets
-        many sets
+    real, generated
+        Moments, or (mean [D], cov [D, D]), arrays or tensors.
+    factor
+        ``covariance_factor(real.cov)`` if known; half of the work when one reference meets many
+        sets.
 
     Raises
     ------
@@ -143,10 +145,14 @@ def fd_infinity(real: Gaussian, generated: Any, *, points: int = 15, seed: int =
 
     Parameters
     ----------
-    real : Moments or (mean [D], cov [D, D])
-    generated : features [N, D], N >= 20
-    points : number of subsets, at least 2
-    seed : of the subsets, which are drawn without replacement
+    real
+        Moments or (mean [D], cov [D, D]).
+    generated
+        Features [N, D], N >= 20.
+    points
+        Number of subsets, at least 2.
+    seed
+        Seed of the subsets, which are drawn without replacement.
 
     Raises
     ------
@@ -190,13 +196,17 @@ def kernel_distance(
 
     Parameters
     ----------
-    real, generated : features [N, D] and [M, D]
-    subsets : number of subsets
-    subset_size : samples of each set in a subset
+    real, generated
+        Features [N, D] and [M, D].
+    subsets
+        Number of subsets.
+    subset_size
+        Samples of each set in a subset.
 
     Returns
     -------
-    mean and population standard deviation over the subsets
+    tuple[float, float]
+        Mean and population standard deviation over the subsets.
 
     Raises
     ------
@@ -250,14 +260,19 @@ def inception_score(
 
     Parameters
     ----------
-    logits : [N, K]
-    splits : number of parts
-    shuffle : whether samples are shuffled first, by RandomState(2020)
-    split_size : samples per part instead, the last one smaller; ``splits`` is then not used
+    logits
+        [N, K].
+    splits
+        Number of parts.
+    shuffle
+        Whether samples are shuffled first, by RandomState(2020).
+    split_size
+        Samples per part instead, the last one smaller; ``splits`` is then not used.
 
     Returns
     -------
-    mean and population standard deviation over the parts
+    tuple[float, float]
+        Mean and population standard deviation over the parts.
 
     Raises
     ------

@@ -44,16 +44,26 @@ class Evaluation:
 
     Attributes
     ----------
-    protocol : name of the protocol
-    n : number of images
-    values : column -> value; None: not defined, ``undefined`` says why
-    replicates : column -> values without each group of images, where a standard error is defined
-    undefined : reasons of values and standard errors that are missing
-    caveats : what limits the use of the values
-    details : reference, real images, extractors, ...: the other entries of ``to_dict``
-    pairing : hashes of the groups of images and, where known, of the classes asked for
-    errors : column -> standard error, or None
-    notes : ``undefined`` and ``caveats``
+    protocol
+        Name of the protocol.
+    n
+        Number of images.
+    values
+        Column -> value; None: not defined, ``undefined`` says why.
+    replicates
+        Column -> values without each group of images, where a standard error is defined.
+    undefined
+        Reasons of values and standard errors that are missing.
+    caveats
+        What limits the use of the values.
+    details
+        Reference, real images, extractors, ...: the other entries of ``to_dict``.
+    pairing
+        Hashes of the groups of images and, where known, of the classes asked for.
+    errors
+        Column -> standard error, or None.
+    notes
+        ``undefined`` and ``caveats``.
     """
 
     protocol: str
@@ -99,16 +109,25 @@ def evaluate_features(
 
     Parameters
     ----------
-    features : of the images, see `metrics.extract`
-    protocol : protocol or its name
-    reference : statistics of real images; None: those of ``real``
-    real : extractor -> outputs of real images, where the reference keeps no features
-    labels : int64 [N], the classes asked for
-    groups : groups of images left out in turn for the standard errors; 1: no errors
-    in_seed_order : groups are blocks of neighbours, for images in the order of their seeds; else
-        they are drawn from a fixed seed, since neighbours may be of one class
-    memory : bytes that the nearest-neighbour search may take besides the features
-    device : where measures are computed if it is a CUDA device; else they are on the CPU
+    features
+        Features of the images, see `metrics.extract`.
+    protocol
+        Protocol or its name.
+    reference
+        Statistics of real images; None: those of ``real``.
+    real
+        Extractor -> outputs of real images, where the reference keeps no features.
+    labels
+        int64 [N], the classes asked for.
+    groups
+        Groups of images left out in turn for the standard errors; 1: no errors.
+    in_seed_order
+        Groups are blocks of neighbours, for images in the order of their seeds; else they are drawn
+        from a fixed seed, since neighbours may be of one class.
+    memory
+        Bytes that the nearest-neighbour search may take besides the features.
+    device
+        Where measures are computed if it is a CUDA device; else they are on the CPU.
 
     Raises
     ------
@@ -229,16 +248,22 @@ def fd_floor(
 
     Parameters
     ----------
-    real : statistics with features
-    n : number of images; with labels rounded down to a multiple of the classes
-    labels : int64 [N] of the features: each class is drawn equally often
-    repeats : number of seeded draws
-    seed : of the draws
+    real
+        Statistics with features.
+    n
+        Number of images; with labels rounded down to a multiple of the classes.
+    labels
+        int64 [N] of the features: each class is drawn equally often.
+    repeats
+        Number of seeded draws.
+    seed
+        Seed of the draws.
 
     Returns
     -------
-    mean over the draws and standard deviation of ONE draw (not of the mean): below their sum,
-    differences of FD at this n mean nothing
+    Estimate
+        Mean over the draws and standard deviation of ONE draw (not of the mean): below their sum,
+        differences of FD at this n mean nothing.
 
     Raises
     ------

@@ -7,15 +7,14 @@ Chunks of images, stored or from a sampler, are then all evaluated in the same w
 import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from erk.method.arguments import require
-from erk.runtime.distributed import World, check_device
+from erk.runtime.distributed import World
 from metrics.caveats import (
     caveats_of_networks,
     caveats_of_numbers,
@@ -23,9 +22,9 @@ from metrics.caveats import (
     precision_of,
 )
 from metrics.chunks import Chunks
-from metrics.evaluation import GROUPS, Evaluation, evaluate_features, floor_of
-from metrics.extractors import Extractor, check_extractors, load_extractor
-from metrics.extractors.weights import check_same_weights, refuse_random, refuse_unused
+from metrics.evaluation import Evaluation, evaluate_features, floor_of
+from metrics.extractors import Extractor, check_extractors
+from metrics.extractors.weights import check_same_weights, refuse_unused
 from metrics.features import (
     ExtractionPlan,
     Features,
@@ -36,66 +35,12 @@ from metrics.features import (
 )
 from metrics.images import ImageSource, open_images
 from metrics.measures import NO_REAL, Measure
+from metrics.options import Options
 from metrics.protocols import Protocol, find_protocol, known_protocols
 from metrics.reference_files import Reference
 from metrics.references import check_extractor, known_size, load_reference
 from metrics.selection import checked_labels, is_in_seed_order, labels_of
 from metrics.sizes import Size, check_same_size
-from metrics.statistics import whole_number
-from metrics.store import default_folder
-
-
-@dataclass(frozen=True)
-class Options:
-    """How images are evaluated.
-
-    Parameters
-    ----------
-    weights : extractor -> a file of weights, or "random:SEED", which needs ``allow_random``
-    allow_random : for trials, whose numbers measure nothing
-    precision : of the extractors, see `load_extractor`
-    device : of the extractors and the nearest-neighbour search
-    offline : never download
-    cache : folder of stored features; None: "features" in the cache folder
-    batch : images per network call
-    skip_corrupt : leave out images that cannot be read
-    groups : groups of images left out in turn for standard errors; 1: no errors
-    memory : bytes for the nearest-neighbour search, besides the features
-    """
-
-    weights: Mapping[str, str] = field(default_factory=dict)
-    allow_random: bool = False
-    precision: str = "fp32"
-    device: torch.device | str = "cpu"
-    offline: bool = False
-    cache: str | Path | None = None
-    batch: int = 64
-    skip_corrupt: bool = False
-    groups: int = GROUPS
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        require(isinstance(self.weights, Mapping), "weights", "a dictionary", self.weights)
-        require(isinstance(self.cache, str | Path | None), "cache", "a path", self.cache)
-        for name, least in {"batch": 1, "groups": 1, "memory": 2**20}.items():
-            if name != "memory" or self.memory is not None:
-                object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
-        check_device(self.device)
-        refuse_random(self.weights, self.allow_random)
-
-    @property
-    def folder(self) -> Path:
-        """Folder of stored features."""
-        return default_folder() if self.cache is None else Path(self.cache)
-
-    def load(self, name: str) -> Extractor:
-        """Load an extractor with these options."""
-        weights = self.weights.get(name)
-        return load_extractor(name, str(self.device), weights, self.offline, self.precision)
-
-    def load_for_reference(self, name: str) -> Extractor:
-        """Load an extractor for a reference of real images: on the CPU, in fp32."""
-        return load_extractor(name, weights=self.weights.get(name), offline=self.offline)
 
 
 @dataclass(frozen=True)
@@ -292,12 +237,18 @@ def load_evaluator(
 
     Parameters
     ----------
-    reference : see `load_reference`; None: the ``real`` images alone
-    protocol : whose definitions; None: those that the reference is meant for
-    metrics : some of the protocol's columns; None: all
-    real : real images, for precision and recall where the reference keeps no features
-    extractors : loaded extractors, used in place of those that ``options`` would load
-    options : see `Options`
+    reference
+        See `load_reference`; None: the ``real`` images alone.
+    protocol
+        Its definitions are used; None: those that the reference is meant for.
+    metrics
+        Some of the protocol's columns; None: all.
+    real
+        Real images, for precision and recall where the reference keeps no features.
+    extractors
+        Loaded extractors, used in place of those that ``options`` would load.
+    options
+        See `Options`.
 
     Raises
     ------
@@ -305,7 +256,7 @@ def load_evaluator(
         What is missing or does not fit.
     """
     options, known = Options() if options is None else options, extractors or {}
-    require(isinstance(options, Options), "options", "metrics.evaluator.Options", options)
+    require(isinstance(options, Options), "options", "metrics.options.Options", options)
     require(isinstance(real, ImageSource | str | Path | None), "real", "stored images", real)
     source = open_images(real) if isinstance(real, str | Path) else real
     rules, loaded = resolve(reference, protocol, metrics, source is not None, known, options)

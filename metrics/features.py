@@ -107,13 +107,19 @@ def extract(
 
     Parameters
     ----------
-    images : folder, .zip, .npz, ImageSource, uint8 tensor [N, C, H, W] or an iterable of batches
-    extractors : name -> extractor, see `load_extractor`
-    cache : folder of stored features, keyed by the images' content and the extractor's weights;
-        None: nothing is stored
-    batch : stored images per network call; batches of an iterable stay as they are
-    device : of the extractors
-    skip_corrupt : leave out images that cannot be read
+    images
+        Folder, .zip, .npz, ImageSource, uint8 tensor [N, C, H, W] or an iterable of batches.
+    extractors
+        Name -> extractor, see `load_extractor`.
+    cache
+        Folder of stored features, keyed by the images' content and the extractor's weights; None:
+        nothing is stored.
+    batch
+        Stored images per network call; batches of an iterable stay as they are.
+    device
+        Device of the extractors.
+    skip_corrupt
+        Leave out images that cannot be read.
 
     Raises
     ------

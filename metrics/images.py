@@ -77,8 +77,10 @@ def open_images(path: str | Path, least: int = 2) -> ImageSource:
 
     Parameters
     ----------
-    path : folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn
-    least : the fewest images that serve: 2 to measure, 1 to look at
+    path
+        Folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn.
+    least
+        The fewest images that serve: 2 to measure, 1 to look at.
 
     Raises
     ------

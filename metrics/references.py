@@ -67,11 +67,15 @@ def load_reference(
 
     Parameters
     ----------
-    source : a name (`reference_names`), an address (https://, hf://) or a path; for the formats
-        see `metrics.reference_files.read_reference`
-    extractors : loaded extractors; statistics under their names must fit them
-    offline : never download; else files are downloaded once, into the cache
-    load : loads an extractor that a reference of real images needs and ``extractors`` lacks
+    source
+        A name (`reference_names`), an address (https://, hf://) or a path; for the formats see
+        `metrics.reference_files.read_reference`.
+    extractors
+        Loaded extractors; statistics under their names must fit them.
+    offline
+        Never download; else files are downloaded once, into the cache.
+    load
+        Loads an extractor that a reference of real images needs and ``extractors`` lacks.
 
     Raises
     ------

@@ -78,9 +78,12 @@ def to_markdown(
 
     Parameters
     ----------
-    rows : a missing column is an empty cell.
-    columns : in this order; by default all, in the order of their appearance.
-    bold : (index of the row, column) of the cells in bold face.
+    rows
+        A missing column is an empty cell.
+    columns
+        Columns in this order; by default all, in the order of their appearance.
+    bold
+        Cells in bold face, as (index of the row, column).
     """
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---:" if is_numeric(rows, name) else "---" for name in names]]

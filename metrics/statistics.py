@@ -34,8 +34,10 @@ class Moments:
 
     Attributes
     ----------
-    n : number of samples
-    mean, cov : mean [D] and unbiased covariance [D, D], float64
+    n
+        Number of samples.
+    mean, cov
+        Mean [D] and unbiased covariance [D, D], float64.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:

@@ -118,7 +118,8 @@ def main(**options: Any) -> None:
 
 def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluator":
     from erk.runtime.memory import keep_freed_memory
-    from metrics.evaluator import Options, load_evaluator
+    from metrics.evaluator import load_evaluator
+    from metrics.options import Options
 
     if device.type == "cpu":
         keep_freed_memory()

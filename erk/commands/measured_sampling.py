@@ -15,8 +15,9 @@ from erk.models.encoders import VAEEncoder
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
 from metrics.chunks import Chunks
-from metrics.evaluator import Evaluator, Options, load_evaluator
+from metrics.evaluator import Evaluator, load_evaluator
 from metrics.images import open_images
+from metrics.options import Options
 from metrics.protocols import find_protocol
 from metrics.references import known_size
 from metrics.report import text, to_json

@@ -49,10 +49,14 @@ class EDM2Network(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    architecture, encoder : {"class": ..., "kwargs": ...} as in the metadata of a checkpoint.
-    stored_as : dtype of the parameters; EDM2's gains are divided in it.
-    precision : of the network's computations, as in `erk.load_model`.
-    licence, sha256 : of the weights and of the file that they are from, which cards name.
+    architecture, encoder
+        {"class": ..., "kwargs": ...} as in the metadata of a checkpoint.
+    stored_as
+        Dtype of the parameters; EDM2's gains are divided in it.
+    precision
+        Precision of the network's computations, as in `erk.load_model`.
+    licence, sha256
+        Licence of the weights and hash of their file, which cards name.
     """
 
     @register_to_config
@@ -87,10 +91,7 @@ class EDM2Network(ModelMixin, ConfigMixin):
     def from_checkpoint(
         cls, source: str | Path, precision: str = "auto", offline: bool = False
     ) -> "EDM2Network":
-        """Load a preset, or the path or URL of a released file, as `erk.load_model`.
-
-        Raises OSError or ValueError.
-        """
+        """Load a preset, or the path or URL of a released file, as `erk.load_model`."""
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision}.")
         path = fetch_checkpoint(address_of(source), offline)
@@ -161,11 +162,14 @@ class EDM2Pipeline(DiffusionPipeline):
 
     Parameters
     ----------
-    network : the denoiser.
-    scheduler : ERKHeunScheduler(prediction_type="sample", w_stiff=...), which applies ERK-Guid, or
-        any scheduler with sample prediction whose set_timesteps accepts `sigmas`.
-    guide : guiding network: an unconditional one for CFG, a weaker one for Autoguidance.
-    guidance_scale : weight w in D_guide + w (D - D_guide).
+    network
+        The denoiser.
+    scheduler
+        ERKHeunScheduler(prediction_type="sample"), or any of sample prediction that takes sigmas.
+    guide
+        Guiding network: an unconditional one for CFG, a weaker one for Autoguidance.
+    guidance_scale
+        Weight w in D_guide + w (D - D_guide).
     """
 
     _optional_components = ["guide"]
@@ -234,21 +238,25 @@ class EDM2Pipeline(DiffusionPipeline):
 
         Parameters
         ----------
-        class_labels : classes [B], or one class for all `batch_size` images; None: without classes.
-        num_inference_steps, sigma_min, sigma_max, rho : EDM's schedule; steps are intervals.
-            Default: 32, 0.002, 80 and 7, or those of the scheduler's card.
-        guidance_scale : replaces that of the pipeline.
-        generator : source of noise; a list has one per image.
-        latents : unit noise [B, C, H, W] in place of the generator's.
-        batch_size : number of images; default: that of the classes, else of `latents`, else 1.
-        output_type : "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in 0..1, or "latent".
-        return_dict : False returns a tuple.
+        class_labels
+            Classes [B], or one class for all `batch_size` images; None: without classes.
+        num_inference_steps
+            Intervals; default: 32, or those of the scheduler's card.
+        generator
+            Source of noise; a list has one per image.
+        latents
+            Unit noise [B, C, H, W] in place of the generator's.
+        batch_size
+            Number of images; default: that of the classes, else of `latents`, else 1.
+        sigma_min, sigma_max, rho
+            EDM's schedule; default: 0.002, 80 and 7, or that of the scheduler's card.
+        output_type
+            "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in 0..1, or "latent".
 
         Raises
         ------
-        ValueError for an unknown output_type, a scale without a guide, an unsuitable scheduler, and
-        for classes, generators and latents that do not fit together; NonFiniteError if a network
-        produces NaN or infinity.
+        ValueError, NonFiniteError
+            For arguments that do not fit together; if a network produces NaN or infinity.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         scale = checked(field("guidance"), scale)

@@ -48,26 +48,38 @@ def sample_erk_heun(
 
     Parameters
     ----------
-    model : (x, sigma [B], **extra_args) -> denoised x.
-    x : noise times sigmas[0], [B, ...].
-    sigmas : decreasing noise levels, [steps + 1]; with a card `card_sigmas(card)`.
-    extra_args : keyword arguments of the model.
-    callback : receives a dictionary in each step that calls the model, after its first call: x and
+    model
+        (x, sigma [B], **extra_args) -> denoised x.
+    x
+        Noise times sigmas[0], [B, ...].
+    sigmas
+        Decreasing noise levels, [steps + 1]; with a card `card_sigmas(card)`.
+    extra_args
+        Keyword arguments of the model.
+    callback
+        Receives a dictionary in each step that calls the model, after its first call: x and
         denoised there, i, sigma and sigma_hat (equal). Changing x in place changes the run.
-    disable : hides the progress bar.
-    w_stiff : scale of the correction; 0 is off. Default: 1, and 0 with `erk` or a card.
-    w_con : stiffness above which a sample is corrected. Default: 0.5.
-    erk : "auto": a correction without weights.
-    card : the path of a card (erk calibrate) for this solver.
+    disable
+        Hides the progress bar.
+    w_stiff
+        Scale of the correction; 0 is off. Default: 1, and 0 with `erk` or a card.
+    w_con
+        Stiffness above which a sample is corrected. Default: 0.5.
+    erk
+        "auto": a correction without weights.
+    card
+        The path of a card (erk calibrate) for this solver.
 
     Returns
     -------
-    x at sigmas[-1], [B, ...], in the wider dtype of x and sigmas.
+    Tensor
+        x at sigmas[-1], [B, ...], in the wider dtype of x and sigmas.
 
     Raises
     ------
-    ValueError for invalid weights; for a card of another solver, network, guidance or other noise
-    levels, or one that the other arguments contradict; for a flow model of ComfyUI with ERK-Guid.
+    ValueError
+        For invalid weights; for a card of another solver, network, guidance or other noise levels,
+        or one that the other arguments contradict; for a flow model of ComfyUI with ERK-Guid.
     """
     erk_guid = (w_stiff, w_con, erk, card)
     return _sample(("heun",), model, x, sigmas, extra_args, callback, disable, *erk_guid)

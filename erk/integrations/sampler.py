@@ -29,16 +29,22 @@ def settings_for(
 
     Parameters
     ----------
-    integration : its name, for messages.
-    solvers : names of the solvers that it can run, the first without a card.
-    card : a `Card`, its content or its path.
-    erk, w_stiff, w_con : the correction without a card; None: not given.
-    guidance : weight of the model guidance that the integration works with.
+    integration
+        Its name, for messages.
+    solvers
+        Names of the solvers that it can run, the first without a card.
+    card
+        A `Card`, its content or its path.
+    erk, w_stiff, w_con
+        The correction without a card; None: not given.
+    guidance
+        Weight of the model guidance that the integration works with.
 
     Raises
     ------
-    ValueError for invalid values, for a card of another solver or guidance, and for arguments that
-    contradict the card.
+    ValueError
+        For invalid values, for a card of another solver or guidance, and for arguments that
+        contradict the card.
     """
     weights: dict[str, Any] = {"w_stiff": w_stiff, "w_con": w_con}
     if card is None:

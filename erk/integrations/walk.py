@@ -27,8 +27,10 @@ class Walk:
 
     Parameters
     ----------
-    solver, guidance : as in `steps`.
-    sigmas : noise levels, [N + 1] on the CPU; the first evaluation is at the first of them.
+    solver, guidance
+        As in `steps`.
+    sigmas
+        Noise levels, [N + 1] on the CPU; the first evaluation is at the first of them.
     """
 
     def __init__(self, solver: Solver, sigmas: Tensor, guidance: Guidance = unguided):

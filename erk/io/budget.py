@@ -20,9 +20,12 @@ class Budget:
 
     Parameters
     ----------
-    size : of the file in bytes.
-    ratio : bytes that may be allocated for each byte of the file, beyond the first ones.
-    min_bytes : that a file of any size may take.
+    size
+        Size of the file in bytes.
+    ratio
+        Bytes that may be allocated for each byte of the file, beyond the first ones.
+    min_bytes
+        Bytes that a file of any size may take.
     """
 
     def __init__(self, size: int, ratio: int = MAX_RATIO, min_bytes: int = MIN_BYTES) -> None:

@@ -75,21 +75,31 @@ def cached(
 
     Parameters
     ----------
-    key : all that the value depends on, as JSON: settings and content hashes.
-    version : of the computation; raise it when the numbers change.
-    make : computes the value.
-    folder : of the entries; created if missing.
-    load, save : read the value from a path, and encode it as bytes. JSON by default; tensors:
+    key
+        All that the value depends on, as JSON: settings and content hashes.
+    version
+        Version of the computation; raise it when the numbers change.
+    make
+        Computes the value.
+    folder
+        Folder of the entries; created if missing.
+    load, save
+        Read the value from a path, and encode it as bytes. JSON by default; tensors:
         `safetensors.torch.load_file` and `save`; bytes: `Path.read_bytes` and `bytes`.
-    suffix : of the file's name.
+    suffix
+        End of the file's name.
 
     Returns
     -------
-    The value as `load` reads it, on the first call too.
+    T
+        The value as `load` reads it, on the first call too.
 
     Raises
     ------
-    OSError if the entry cannot be written; TypeError or ValueError for a key that is not JSON.
+    OSError
+        If the entry cannot be written.
+    TypeError, ValueError
+        For a key that is not JSON.
     """
     try:
         return find(key, version, folder, load, suffix)

@@ -51,15 +51,19 @@ def fetch(
 
     Parameters
     ----------
-    source : a path (returned unchanged), http://…, https://… or hf://owner/repo/path[@revision].
-    sha256 : expected hash in hexadecimal; a file with another hash is never returned.
-    offline : use the cache only, as with the environment variable ERK_OFFLINE=1.
-    cache : the cache folder; None: `cache_dir`.
+    source
+        A path (returned unchanged), http://…, https://… or hf://owner/repo/path[@revision].
+    sha256
+        Expected hash in hexadecimal; a file with another hash is never returned.
+    offline
+        Use the cache only, as with the environment variable ERK_OFFLINE=1.
+    cache
+        The cache folder; None: `cache_dir`.
 
     Raises
     ------
-    OSError (FileNotFoundError, PermissionError, ConnectionError) if the file is unavailable;
-    ValueError for a malformed source or a wrong hash.
+    OSError, ValueError
+        If the file is unavailable; for a malformed source or a wrong hash.
     """
     source, root = os.fspath(source), Path(cache) if cache is not None else cache_dir()
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):

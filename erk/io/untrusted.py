@@ -299,17 +299,24 @@ def decode_image(data: bytes, shape: tuple[int, ...] | None = None) -> Array:
 
     Parameters
     ----------
-    data : the file's bytes.
-    shape : expected (H, W, C); None accepts any.
+    data
+        The file's bytes.
+    shape
+        Expected (H, W, C); None accepts any.
 
     Returns
     -------
-    uint8 [H, W, C] with C = 1 or 3.
+    Array
+        uint8 [H, W, C] with C = 1 or 3.
 
     Raises
     ------
-    ModeError, ShapeError, TooLargeError beyond ``MAX_PIXELS``; RefusedError as `open_image`;
-    ValueError for damaged files.
+    ModeError, ShapeError, TooLargeError
+        Another mode or shape, or more than ``MAX_PIXELS``.
+    RefusedError
+        As `open_image`.
+    ValueError
+        For damaged files.
     """
     try:
         with open_image(data) as image:

@@ -199,8 +199,8 @@ class ProjectedDrift(GuidedDrift):
 
     Parameters
     ----------
-    model, labels, guide_model, guidance, interval, guide_labels
-        As for `GuidedDrift`.
+    model
+        As for `GuidedDrift`, and so are the arguments up to `guide_labels`.
     w_stiff
         Strength of the damping.
     embedded

@@ -42,8 +42,12 @@ def steps(
         State at sigmas[0], [B, ...].
     sigmas
         Noise levels, [N + 1] on the CPU, in the dtype of x.
-    solver, guidance, churn
-        What takes a step, what corrects its answer, and what adds noise before it.
+    solver
+        Takes a step.
+    guidance
+        Corrects the answer of the solver.
+    churn
+        Adds noise before the step.
 
     Yields
     ------

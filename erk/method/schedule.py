@@ -121,8 +121,12 @@ def make_schedule(
     ----------
     schedule
         One of `SCHEDULES`, or noise levels in decreasing order.
-    steps, sigma_min, sigma_max
-        Intervals and ends of a named schedule.
+    steps
+        Intervals of a named schedule.
+    sigma_min
+        Lowest noise level of a named schedule, before sigma = 0.
+    sigma_max
+        Highest noise level of a named schedule.
     rho
         Exponent of a named schedule; None: its default.
     model

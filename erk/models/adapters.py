@@ -133,7 +133,11 @@ def from_v(
 
     Parameters
     ----------
-    model, alphas_cumprod, **data
+    model
+        As for `from_epsilon`, but the network predicts v.
+    alphas_cumprod
+        As for `from_epsilon`.
+    **data
         As for `from_epsilon`.
     """
     times = discrete_times(alphas_cumprod)
@@ -182,8 +186,10 @@ def from_denoiser(
     ----------
     model
         D(x; sigma), [B, ...].
-    sigma_min, sigma_max
-        The noise levels that it was trained for.
+    sigma_min
+        Lowest noise level that it was trained for.
+    sigma_max
+        Highest noise level that it was trained for.
     **data
         As for `from_epsilon`.
     """

@@ -110,12 +110,15 @@ def build(checkpoint: Checkpoint, name: str) -> tuple[nn.Module, Encoder]:
 
     Parameters
     ----------
-    checkpoint : what `read` returned.
-    name : of the file, for error messages.
+    checkpoint
+        What `read` returned.
+    name
+        Name of the file, for error messages.
 
     Raises
     ------
-    ValueError if the class is unknown, or its arguments or tensors do not match it.
+    ValueError
+        If the class is unknown, or its arguments or tensors do not match it.
     """
     kind, kwargs = checkpoint.architecture
     check_parts(checkpoint.architecture, checkpoint.encoder, name)

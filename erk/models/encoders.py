@@ -89,8 +89,10 @@ class PixelUnshuffleEncoder:
 
     Parameters
     ----------
-    mean, std : of pixel values 0..1, over the training images.
-    factor : edge of a block; an image [C, H, W] has latents [C factor^2, H / factor, W / factor].
+    mean, std
+        Statistics of pixel values 0..1, over the training images.
+    factor
+        Edge of a block; an image [C, H, W] has latents [C factor^2, H / factor, W / factor].
     """
 
     def __init__(self, mean: Number, std: Positive, factor: Size = 2):
@@ -117,18 +119,25 @@ class VAEEncoder:
 
     Parameters
     ----------
-    vae_name : repository on the Hugging Face hub, or a folder in diffusers' format; loaded on first
-        use.
-    raw_mean, raw_std : of the VAE's latents, per channel or one number.
-    final_mean, final_std : of the network's data, one number or one per channel.
-    batch_size : latents decoded at a time.
-    offline : use the download cache only.
+    vae_name
+        Repository on the Hugging Face hub, or a folder in diffusers' format; loaded on first use.
+    raw_mean, raw_std
+        Statistics of the VAE's latents, per channel or one number.
+    final_mean, final_std
+        Statistics of the network's data, one number or one per channel.
+    batch_size
+        Latents decoded at a time.
+    offline
+        Use the download cache only.
 
     Attributes
     ----------
-    dtype : of the decoder's computations; scaling is always float32.
-    tf32 : operations of the decoder that may use TF32 on CUDA (`erk.runtime.precision`).
-    compiled : whether the decoder is compiled, at its first call.
+    dtype
+        dtype of the decoder's computations; scaling is always float32.
+    tf32
+        Operations of the decoder that may use TF32 on CUDA (`erk.runtime.precision`).
+    compiled
+        Whether the decoder is compiled, at its first call.
     """
 
     channels: tuple[int, ...] = (4,)

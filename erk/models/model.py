@@ -32,12 +32,18 @@ class Model:
 
     Attributes
     ----------
-    sample_shape : (C, H, W) of one sample.
-    label_dim : number of classes, 0 if unconditional.
-    sigma_min, sigma_max : range of noise levels in training.
-    churn_rule : "edm" or "edm2", how the sampler of the network's release injects noise.
-    device, encoder, network : the device, the decoder to images and the wrapped module.
-    name, sha256, licence : of the file.
+    sample_shape
+        (C, H, W) of one sample.
+    label_dim
+        Number of classes, 0 if unconditional.
+    sigma_min, sigma_max
+        Range of noise levels in training.
+    churn_rule
+        "edm" or "edm2": the rule by which the sampler of the release injects noise.
+    device, encoder, network
+        The device, the decoder to images and the wrapped module.
+    name, sha256, licence
+        Name, hash and licence of the file.
 
     Notes
     -----
@@ -65,14 +71,18 @@ class Model:
 
         Parameters
         ----------
-        x : [B, C, H, W].
-        sigma : noise level, a number, [] or [B].
-        labels : one-hot [B, label_dim], classes [B] (int) or None. An unconditional network ignores
+        x
+            [B, C, H, W].
+        sigma
+            Noise level, a number, [] or [B].
+        labels
+            One-hot [B, label_dim], classes [B] (int) or None. An unconditional network ignores
             them; None means zeros for a conditional one.
 
         Raises
         ------
-        MemoryError if the host has less free memory than the activations of this batch take.
+        MemoryError
+            If the host has less free memory than the activations of this batch take.
         """
         self._check_memory(len(x))
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
@@ -156,18 +166,26 @@ def load_model(
 
     Parameters
     ----------
-    name_or_path : name of a preset, or path or URL of a .pkl or .safetensors file.
-    device : of the network.
-    precision : of the network: "auto" (float16 on CUDA if the file says so, else float32), "fp32",
-        "tf32", "fp16" or "bf16". Loading on CUDA sets PyTorch's global TF32 switches accordingly.
-    offline : use the download cache only.
-    vae : hub name or folder of the latent decoder, in place of the published one; it is loaded by
-        the first `decode`.
-    vae_precision : of the latent decoder, TF32 included; "auto" is float32 as published, with TF32
-        in convolutions on CUDA.
-    vae_batch : latents that are decoded at a time; default 8.
-    compiled : compile the network and its VAE at their first calls, and again for each new shape
-        of the input; `erk generate --compile auto` does so where a run is long enough.
+    name_or_path
+        Name of a preset, or path or URL of a .pkl or .safetensors file.
+    device
+        Device of the network.
+    precision
+        Precision of the network: "auto" (float16 on CUDA if the file says so, else float32),
+        "fp32", "tf32", "fp16" or "bf16". On CUDA it sets PyTorch's global TF32 switches.
+    offline
+        Use the download cache only.
+    vae
+        Hub name or folder of the latent decoder, in place of the published one; it is loaded by the
+        first `decode`.
+    vae_precision
+        Precision of the latent decoder, TF32 included; "auto" is float32 as published, with TF32 in
+        convolutions on CUDA.
+    vae_batch
+        Latents that are decoded at a time; default 8.
+    compiled
+        Compile the network and its VAE at their first calls, and again for each new shape of the
+        input; `erk generate --compile auto` does so where a run is long enough.
 
     Returns
     -------
@@ -175,7 +193,10 @@ def load_model(
 
     Raises
     ------
-    OSError if a file is unavailable; ValueError for an unknown name or an unsupported file.
+    OSError
+        If a file is unavailable.
+    ValueError
+        For an unknown name or an unsupported file.
     """
     for name in (precision, vae_precision):
         if name not in tuple(PRECISIONS):

@@ -30,13 +30,15 @@ def pick_device(name: str) -> torch.device:
 
     Parameters
     ----------
-    name : "auto", "cpu", "cuda" or "mps". "auto" prefers CUDA, then Apple's MPS, then the CPU.
-        Under torchrun each process of a machine uses the GPU with its LOCAL_RANK; under srun alone,
-        its SLURM_LOCALID among the visible GPUs.
+    name
+        "auto", "cpu", "cuda" or "mps". "auto" prefers CUDA, then Apple's MPS, then the CPU. Under
+        torchrun each process of a machine uses the GPU with its LOCAL_RANK; under srun alone, its
+        SLURM_LOCALID among the visible GPUs.
 
     Raises
     ------
-    ValueError if the device is unavailable.
+    ValueError
+        If the device is unavailable.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":

@@ -9,18 +9,22 @@ def shard_of(text: str | None, environ: Mapping[str, str] = os.environ) -> tuple
 
     Parameters
     ----------
-    text : "I/N", or None to use SLURM's variables. "0/1" is the complete run in any environment.
-    environ : with SLURM's variables. Shards are the tasks of srun (SLURM_PROCID of SLURM_NTASKS;
-        ignored under torchrun, which assigns ranks itself), those of a job array
+    text
+        "I/N", or None to use SLURM's variables. "0/1" is the complete run in any environment.
+    environ
+        Environment with SLURM's variables. Shards are the tasks of srun (SLURM_PROCID of
+        SLURM_NTASKS; ignored under torchrun, which assigns ranks itself), those of a job array
         (SLURM_ARRAY_TASK_ID), or the product of both.
 
     Returns
     -------
-    (index, count), or None for the complete run.
+    tuple[int, int] | None
+        (index, count), or None for the complete run.
 
     Raises
     ------
-    ValueError for any other text, and for a job array with gaps.
+    ValueError
+        For any other text, and for a job array with gaps.
     """
     if text is None:
         task, tasks = _task(environ)

@@ -19,8 +19,10 @@ class Timer:
 
     Parameters
     ----------
-    device : whose work is timed; None: it is not.
-    clock : returns seconds.
+    device
+        Device whose work is timed; None: it is not.
+    clock
+        Returns seconds.
     """
 
     def __init__(

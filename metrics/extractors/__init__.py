@@ -68,13 +68,18 @@ def load_extractor(
 
     Parameters
     ----------
-    name : inception, dinov2, dinov2-pil, vgg16 or a row of configs/extractors.yaml
-    device : as PyTorch names it
-    weights : None for the published file, downloaded once into the cache; a state dict (.pth,
+    name
+        inception, dinov2, dinov2-pil, vgg16 or a row of configs/extractors.yaml.
+    device
+        Device, as PyTorch names it.
+    weights
+        None for the published file, downloaded once into the cache; a state dict (.pth,
         .safetensors) with the same keys; or "random:SEED", for tests only, which the extractor's
-        ``sha256`` repeats
-    offline : never download
-    precision : fp32, tf32 (CUDA only), fp16 or bf16; references are computed in fp32
+        ``sha256`` repeats.
+    offline
+        Never download.
+    precision
+        fp32, tf32 (CUDA only), fp16 or bf16; references are computed in fp32.
 
     Raises
     ------

@@ -45,10 +45,14 @@ class Classifier(nn.Module):
 
     Parameters
     ----------
-    width : channels of the first convolution; the others have twice as many.
-    features, classes : sizes of the hidden layer and of the output.
-    channels, size : of the images.
-    pools : convolutions (1 to 3) that are followed by max pooling by 2.
+    width
+        Channels of the first convolution; the others have twice as many.
+    features, classes
+        Sizes of the hidden layer and of the output.
+    channels, size
+        Channels, and height and width, of the images.
+    pools
+        Convolutions (1 to 3) that are followed by max pooling by 2.
     """
 
     def __init__(

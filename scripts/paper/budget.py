@@ -21,8 +21,10 @@ class Budget:
 
     Parameters
     ----------
-    hours : None: no limit
-    processes : that share a row
+    hours
+        Time; None: no limit.
+    processes
+        Processes that share a row.
     """
 
     def __init__(self, hours: float | None, processes: int):

@@ -27,8 +27,9 @@ from erk.runtime.distributed import World, broadcast, gather, join, pick_device
 from metrics import evaluation as evaluating
 from metrics import store
 from metrics.evaluation import Evaluation, paired_differences
-from metrics.evaluator import Evaluator, Options, load_evaluator
+from metrics.evaluator import Evaluator, load_evaluator
 from metrics.images import fingerprint
+from metrics.options import Options
 from metrics.protocols import find_protocol
 from scripts.paper import distance
 from scripts.paper.cards import make_card
@@ -150,13 +151,16 @@ class Rows:
 
         Parameters
         ----------
-        budget : orders the rows and may leave some; see scripts.paper.budget
-        each : called with the index of every experiment that a measured row belongs to
+        budget
+            Orders the rows and may leave some; see scripts.paper.budget.
+        each
+            Called with the index of every experiment that a measured row belongs to.
 
         Returns
         -------
-        Whether this process has the results: the first one, and not of a shard, which computes
-        features only.
+        bool
+            Whether this process has the results: the first one, and not of a shard, which computes
+            features only.
         """
         shard = self.request.shard
         with join(self.device) as world:

@@ -52,9 +52,12 @@ class Run:
 
     Parameters
     ----------
-    label_dim : classes, 0 for an unconditional network.
-    seed : of weights, batches and noise.
-    snapshots : {images seen: name of the file written then}.
+    label_dim
+        Classes, 0 for an unconditional network.
+    seed
+        Seed of weights, batches and noise.
+    snapshots
+        {images seen: name of the file written then}.
     """
 
     label_dim: int
@@ -93,14 +96,19 @@ def train(
 
     Parameters
     ----------
-    recipe, run, data : what to train.
-    command : the command line that the metadata records.
-    destination : folder of NAME.safetensors with NAME.json.
-    folder : folder of the state, from which an interrupted run goes on; None keeps no state.
+    recipe, run, data
+        What to train.
+    command
+        The command line that the metadata records.
+    destination
+        Folder of NAME.safetensors with NAME.json.
+    folder
+        Folder of the state, from which an interrupted run goes on; None keeps no state.
 
     Raises
     ------
-    ValueError if the state is that of another recipe, run or data set.
+    ValueError
+        If the state is that of another recipe, run or data set.
     """
     torch.set_num_threads(1)  # the order of sums depends on the number of threads
     identity = _identity(recipe, run, data)

@@ -19,7 +19,7 @@ def feature_store(
 ) -> None:
     """One empty store of features per test."""
     folder = tmp_path_factory.mktemp("store")
-    monkeypatch.setattr("metrics.evaluator.default_folder", lambda: folder)
+    monkeypatch.setattr("metrics.options.default_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The documentation builds without a warning, fetches nothing, and leaves no public name out."""
 
 import html
+import inspect
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -195,6 +197,37 @@ def test_the_reference_shows_signature_and_text_of_every_public_name(site):
             first = getattr(package, name).__doc__.split()[:3]
             plain = re.sub("<[^>]*>", "", text)
             assert " ".join(first).replace("`", "") in plain, name
+
+
+def documented(page):
+    """Yield (name, object) of every function, class and method of a page of the reference."""
+    text = (ROOT / "docs/reference" / f"{page}.md").read_text("utf-8")
+    for name in re.findall(r"^::: (\S+)", text, re.M):
+        one = pkgutil.resolve_name(name)
+        yield name, one
+        for key, value in vars(one).items() if inspect.isclass(one) else ():
+            if inspect.isfunction(value) and (key[0] != "_" or key == "__call__"):
+                yield f"{name}.{key}", value
+
+
+@pytest.mark.parametrize(
+    "page", ["erk", "method", "metrics", pytest.param("integrations", marks=pytest.mark.slow)]
+)
+def test_the_reference_shows_types_and_defaults_of_parameters(page):
+    """`name : description` shows the description as a type, `a, b` the default of a for both."""
+    wrong, seen = [], 0
+    for name, one in documented(page):
+        section = (inspect.getdoc(one) or "").partition("Parameters\n----------\n")[2]
+        section = re.split(r"\n\w+\n---+\n", section)[0]
+        for entry in re.findall(r"^\S.*", section, re.M):
+            names, _, kind = entry.partition(" : ")
+            seen += 1
+            known = inspect.signature(one).parameters
+            shown = {(p.default, p.annotation) for n in names.split(", ")
+                     for p in [known[n.strip("*")]]}  # fmt: skip
+            if len(shown) > 1 or re.search(r"[.;]($| )|: | the | is |^of ", kind):
+                wrong.append((name, entry))
+    assert seen > 20 and wrong == []
 
 
 def test_the_navigation_names_every_page():

@@ -7,4 +7,4 @@ import pytest
 def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the machine's cache out of the tests."""
     folder = tmp_path_factory.mktemp("store")
-    monkeypatch.setattr("metrics.evaluator.default_folder", lambda: folder)
+    monkeypatch.setattr("metrics.options.default_folder", lambda: folder)

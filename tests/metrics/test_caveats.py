@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from metrics.api import evaluate
-from metrics.evaluator import Evaluator, Options
+from metrics.evaluator import Evaluator
 from metrics.extractors import Outputs
 from metrics.features import Features
+from metrics.options import Options
 from metrics.protocols import find_protocol
 from metrics.reference_files import Reference
 from metrics.statistics import Statistics

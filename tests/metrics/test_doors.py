@@ -9,8 +9,8 @@ import torch
 
 import metrics
 from metrics import Evaluation, Moments
-from metrics.evaluator import Options
 from metrics.extractors import Outputs
+from metrics.options import Options
 from metrics.statistics import whole_number
 
 ROWS = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
