@@ -1,6 +1,7 @@
 """Pages of the site that come from files outside of docs/, and its formulas (see mkdocs.yml).
 
 Formulas become MathML, not KaTeX: a browser shows it without a script and without fetched fonts.
+The commands are not mkdocs-click's: that has no groups of options, no examples and no links.
 """
 
 import html
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md", "results/index.html": "results.html",
+    "checkpoints/README.md": "models.md",
     **{f"results/{path.name}": f"results/{path.name}" for path in (ROOT / "results").glob("*.png")},
 }  # fmt: skip
 """Paths in the repository and in the site; of the images those that a page shows are copied."""
@@ -153,7 +155,7 @@ def _option(option: click.Parameter, context: click.Context) -> str:
     if record is None or option.name in ("version", "_click_default_help"):
         return ""
     text, _, facts = record[1].partition("  [")
-    facts = facts.removesuffix("]").replace("default: ", "Default: ")
+    facts = facts.removesuffix("]").replace("] [", "; ").replace("default: ", "Default: ")
     lines = " ".join([_titled(_escaped(text)), *([f"*{_escaped(facts)}.*"] if facts else [])])
     return f"`{record[0]}`\n:   {lines}"
 
