@@ -154,13 +154,20 @@ def test_no_page_is_wider_than_the_screen(site, width):
         browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
         screen = browser.new_page(viewport={"width": width, "height": 740})
         screen.set_default_timeout(300_000)
-        wide = []
+        wide, unsigned = [], []
         for page in sorted(site.rglob("*.html")):
             screen.goto(page.as_uri(), wait_until="load")
             needed = screen.evaluate("document.documentElement.scrollWidth")
             wide += [(page.name, needed)] if needed > width else []
+            unsigned += [(page.name, text) for text in screen.evaluate(UNSIGNED)]
         browser.close()
-    assert wide == []
+    assert wide == [] and unsigned == []
+
+
+UNSIGNED = """[...document.querySelectorAll(
+    ".md-typeset__scrollwrap, .md-typeset pre > code, .md-typeset p:has(> img), .formula")]
+    .filter(box => box.scrollWidth > box.clientWidth && getComputedStyle(box).maskImage === "none")
+    .map(box => box.textContent.slice(0, 60))"""  # what is cut and does not fade at its end
 
 
 def test_no_page_fetches_anything_from_elsewhere(site):
