@@ -53,7 +53,12 @@ def published(nfe: int, fixed: Mapping[str, Any], model: Any = None) -> list[Set
 
 
 def _without_afs(settings: Settings) -> list[Any]:
-    return [settings.solver, settings.solver_options, settings.levels]
+    return [solver_name(settings), settings.levels]
+
+
+def solver_name(settings: Settings) -> str:
+    """Name the solver with its options."""
+    return f"{settings.solver} {settings.solver_options}"
 
 
 def _variants(fixed: Mapping[str, Any]) -> Iterator[Settings]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from erk.calibration.candidates import solver_name
 from erk.calibration.end_to_end import fit_end_to_end, refine_levels
 from erk.calibration.fit import ReferenceBatch, fit, walk_of
 from erk.calibration.levels import GAMMAS, euler_costs, shortest_path
@@ -25,7 +26,7 @@ from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 
 SCREENED = 8  # seeds of the first comparison of all published samplers
-FINALISTS = 2  # samplers whose levels are refined
+FINALISTS = 2  # samplers whose levels are refined, and solvers that are fitted end to end
 KINDS = ("none", "auto", "stepwise")  # corrections in the first comparison
 
 
@@ -269,16 +270,23 @@ class Contest:
         return Contender(settings, name, kind, values, one.candidate)
 
     def end_to_end(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """Fit the best sampler with a stepwise correction against the final state."""
-        stepwise = (one for one in contenders if one.correction == "stepwise")
-        one = min(stepwise, key=lambda c: c.error)
+        """Fit the best solvers with a stepwise correction against the final state."""
+        best: dict[str, Contender] = {}
+        for one in sorted(contenders, key=lambda c: c.error):
+            if one.correction == "stepwise":
+                best.setdefault(solver_name(one.settings), one)
+        return [self._together(one) for one in [*best.values()][:FINALISTS]]
+
+    def _together(self, one: Contender) -> Contender:
+        """Fit the levels, if they are free, and the coefficients of a contender end to end."""
         free = self.plan.free_levels
         problem = self.problem._replace(settings=replace(one.settings, erk=None))
-        stored = self.parts.keep("end-to-end", partial(self._fit, problem, free))
+        name = f"end-to-end {one.candidate}"
+        stored = self.parts.keep(name, partial(self._fit, problem, free))
         settings = self._unpacked(one.settings, stored, free)
-        values = self.parts.keep("errors end-to-end", partial(self.errors_of, settings))
+        values = self.parts.keep(f"errors {name}", partial(self.errors_of, settings))
         levels = "refined" if free else one.levels
-        return [Contender(settings, levels, "end-to-end", values, one.candidate)]
+        return Contender(settings, levels, "end-to-end", values, one.candidate)
 
     def _fit(self, problem: Problem, free: bool) -> Tensor:
         """Fit end to end; return the levels and the weights in one row."""
