@@ -196,8 +196,10 @@ def kernel_distance(
 
     Parameters
     ----------
-    real, generated
-        Features [N, D] and [M, D].
+    real
+        Features [N, D].
+    generated
+        Features [M, D].
     subsets
         Number of subsets.
     subset_size
@@ -261,7 +263,7 @@ def inception_score(
     Parameters
     ----------
     logits
-        [N, K].
+        Logits of a classifier, [N, K].
     splits
         Number of parts.
     shuffle
