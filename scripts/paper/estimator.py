@@ -6,6 +6,7 @@ state has few dimensions, with the exact eigenvalues of its Jacobian.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from erk.analysis.oracles import cosine, exact_dominant, jacobian, power_iteration
 from erk.analysis.plots import COLOURS, GREY, panels, png
-from erk.generation.job import Job
+from erk.calibration.parts import Parts
+from erk.generation.job import Job, computation, image_identity
 from erk.generation.options import open_job
 from erk.method.point import Drift, Point
 from erk.method.sampler import integrate
@@ -30,6 +32,7 @@ from scripts.paper.page import significant, table_of
 from scripts.paper.plan import describe, options_of_row
 from scripts.paper.tables import Content, write_content
 
+VERSION = 1  # of the numbers of a state; raise it when they change
 SMALL = 64  # dimensions up to which Jacobians are written out: D JVPs per state
 QUARTILES = ("25 %", "median", "75 %")
 SHOWN = (1, 3, 10, 30, 100, 300)  # iterations in the table of Figure 7
@@ -41,6 +44,7 @@ DRIFT, SOLUTION, EIGENVECTOR = (
     "cos solution difference",
     "cos power iteration",
 )
+VALUES = (ESTIMATE, POWER, EXACT, DRIFT, SOLUTION, EIGENVECTOR)
 RATIO, WITHIN = "estimate / power iteration", "Pearson of logs, mean within a step"
 
 
@@ -68,7 +72,9 @@ def run(config: Estimator, request: Request) -> list[Path]:
         click.echo(describe(config, request))
         return []
     job = open_job(options)
-    states = study(job, iterations)
+    key = [image_identity(job.identity), job.model.sha256, job.seeds, job.batch, computation()]
+    parts = Parts(request.rows_folder, [*key, iterations], VERSION)  # Figures 3 and 7 share them
+    states = study(job, iterations, parts)
     content = FIGURES[config.options.show](states)
     notes = [method, *content.notes]
     if states.dims <= SMALL:
@@ -79,15 +85,15 @@ def run(config: Estimator, request: Request) -> list[Path]:
 
 
 @torch.no_grad()
-def study(job: Job, iterations: int) -> States:
+def study(job: Job, iterations: int, kept: Parts) -> States:
     """Estimates and references at every state of the job's Heun trajectories that has a pair."""
     batches = [job.seeds[i : i + job.batch] for i in range(0, len(job.seeds), job.batch)]
-    parts = [_batch(job, seeds, iterations) for seeds in batches]
+    parts = [_batch(job, seeds, iterations, kept) for seeds in batches]
     values = {name: torch.cat([part.values[name] for part in parts], 1) for name in parts[0].values}
     return parts[0]._replace(values=values, history=torch.cat([part.history for part in parts], 2))
 
 
-def _batch(job: Job, seeds: Sequence[int], iterations: int) -> States:
+def _batch(job: Job, seeds: Sequence[int], iterations: int, kept: Parts) -> States:
     noise, labels = noise_and_labels(seeds, job.model)
     drift = job.settings.drift(job.model, labels, job.guide)
     pairs = [
@@ -101,13 +107,13 @@ def _batch(job: Job, seeds: Sequence[int], iterations: int) -> States:
         start, twin = (_side_by_side(points) for points in zip(*pairs, strict=True))
         compared = [_compare(linear(start, j), start, twin, iterations, j)]
     else:
-        compared = [_compare(drift, *pair, iterations) for pair in pairs]
-    rows, histories = zip(*compared, strict=True)
-    shape = (len(pairs), len(seeds))
-    values = {name: torch.cat([row[name] for row in rows]).double().cpu().reshape(shape)
-              for name in rows[0]}  # fmt: skip
-    history = torch.cat(histories, 1).double().cpu()
-    return States(noise[0].numel(), sigma.double(), values, history.reshape(-1, *shape))
+        compared = [
+            kept.keep(f"{seeds[0]} {i}", partial(_compare, drift, *pair, iterations))
+            for i, pair in enumerate(pairs)
+        ]
+    rows = torch.cat(compared, 1).cpu().unflatten(1, (len(pairs), len(seeds)))
+    values = dict(zip(VALUES, rows, strict=False))
+    return States(noise[0].numel(), sigma.double(), values, rows[len(VALUES) :])
 
 
 def _side_by_side(points: Sequence[Point]) -> Point:
@@ -120,8 +126,8 @@ def _side_by_side(points: Sequence[Point]) -> Point:
 
 def _compare(
     drift: Drift, start: Point, twin: Point, iterations: int, j: Tensor | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Values of n states, [n] each, and power iteration's history, [K, n].
+) -> Tensor:
+    """The VALUES of n states and power iteration's history, [VALUES + K, n].
 
     Stiffness by the pair (Eq. 17), by power iteration and as the largest |eigenvalue|; |cos| of
     power iteration's vector with both differences of the pair and with the exact eigenvector.
@@ -133,14 +139,17 @@ def _compare(
     if j is not None:
         exact = torch.linalg.eigvals(j.double()).abs().amax(1)
         exact_cosine = cosine(exact_dominant(drift, x, sigma).v, power.v).abs()
-    return {
+    values = {
         ESTIMATE: stiffness(start, twin).rho.flatten(),
         POWER: power.rho,
         EXACT: exact,
         DRIFT: cosine(f - twin.f, power.v).abs(),
         SOLUTION: cosine(x - twin.x, power.v).abs(),
         EIGENVECTOR: exact_cosine,
-    }, power.history
+    }
+    return torch.stack(
+        [row.double() for row in (*(values[name] for name in VALUES), *power.history)]
+    )
 
 
 def linear(at: Point, j: Tensor) -> Drift:

@@ -12,6 +12,7 @@ import erk
 from erk.analysis import oracles as analysis
 from erk.analysis import plots, toy_results
 from erk.analysis.toy import tree
+from erk.calibration.parts import Parts
 from erk.calibration.problem import count_nfe
 from erk.generation.job import Job
 from erk.generation.options import networks_of, settings_of
@@ -121,25 +122,33 @@ def test_values_of_a_known_jacobian():
     start, twin = drift(x, sigma), drift(x + 0.1 * step, sigma)
     j = analysis.jacobian(drift, start.x, start.sigma)
     assert torch.allclose(j, torch.diag(sigma / (variances + sigma**2)).expand(4, 3, 3))
-    values, history = estimator._compare(drift, start, twin, 60, j)
+    rows = estimator._compare(drift, start, twin, 60, j)
+    values = dict(zip(estimator.VALUES, rows, strict=False))
+    history = rows[len(values) :]
     top = 0.5 / 0.26
     assert torch.allclose(values[estimator.EXACT], torch.tensor(top, dtype=torch.float64))
-    assert torch.allclose(values[estimator.POWER], torch.tensor(top))
-    assert torch.allclose(values[estimator.EIGENVECTOR], torch.ones(4), atol=1e-5)
+    assert torch.allclose(values[estimator.POWER].float(), torch.tensor(top))
+    assert torch.allclose(values[estimator.EIGENVECTOR].float(), torch.ones(4), atol=1e-5)
     solution = step[:, 2].abs() / step.norm(dim=1)
-    assert torch.allclose(values[estimator.SOLUTION], solution, atol=1e-4)
+    assert torch.allclose(values[estimator.SOLUTION].float(), solution, atol=1e-4)
     assert (values[estimator.DRIFT] > values[estimator.SOLUTION]).all()  # J favours its axis
     assert (values[estimator.ESTIMATE] < top).all() and history.shape == (60, 4)
 
 
-def test_large_states_take_the_way_without_jacobians(digits, monkeypatch):
-    """As EDM2-S does; the stiffness is the same, the exact values are not known."""
+def test_large_states_take_the_way_without_jacobians(digits, monkeypatch, tmp_path):
+    """As EDM2-S does; the stiffness is the same, the exact values are not known.
+
+    What a stopped figure has computed is kept, and Figure 7 takes it from Figure 3.
+    """
     config = digits_of("figure3", steps=4)
     options = options_of_row(config, config.rows[0], Request(num=2))
     job = estimator.open_job(options)
-    small = estimator.study(job, 12)
+    small = estimator.study(job, 12, Parts())
     monkeypatch.setattr(estimator, "SMALL", 10)
-    large = estimator.study(job, 12)
+    large = estimator.study(job, 12, Parts(tmp_path, "job", 1))
+    monkeypatch.setattr(estimator, "_compare", pytest.fail)
+    again = estimator.study(job, 12, Parts(tmp_path, "job", 1))
+    assert torch.equal(again.history, large.history)
     assert small.values[estimator.POWER].shape == (2, 2) and small.history.shape == (12, 2, 2)
     first = [one.values[estimator.ESTIMATE] for one in (small, large)]
     assert torch.equal(*first)
