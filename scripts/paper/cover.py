@@ -30,8 +30,8 @@ from scripts.paper.config import ROOT
 from scripts.paper.story import curves_of, read_story
 
 SEEDS, STEPS = (4, 5), 6  # of the digits; the class is the seed
-TITLES = {"error": "8x8 digits: distance to the converged image", "quality": "8x8 digits: FD"}
-NAMES = ("plain Heun", "fixed weights", "auto", "card")  # short, in the order of the story
+TITLES = {"error": "MNIST: distance to the converged image", "quality": "MNIST: FD"}
+NAMES = ("plain Heun", "paper's weights", "auto", "card, Heun", "card")  # short, in the order of the story
 
 
 @click.command(context_settings=CONTEXT)
@@ -73,7 +73,7 @@ def draw(curves: Sequence[Sequence[Mapping[str, Any]]], columns: Mapping[str, np
         axes.legend(loc="upper right")
         grid = sheet.subplots(len(SEEDS), len(columns))
         for column, (name, images) in zip(grid.T, columns.items(), strict=True):
-            column[0].set_title(f"MNIST: {name}" if name.startswith("plain") else name)
+            column[0].set_title(name)
             for panel, image in zip(column, images, strict=True):
                 panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 panel.set_axis_off()

@@ -185,11 +185,14 @@ def test_dry_run_and_bad_input(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_document_shows_the_committed_tables():
-    """docs/beyond.md repeats two tables of results/comparison.md for each kind of data."""
-    page = (ROOT / "results" / "comparison.md").read_text("utf-8")
-    document = (ROOT / "docs" / "beyond.md").read_text("utf-8")
-    for data in ("digits", "toy"):
-        for caption in (f"{data}. The same distance over", f"{data}. Which to use when."):
-            lines = page[page.index(caption) :].split("\n\n")[1].splitlines()
-            assert len(lines) > 6 and [line for line in lines if line not in document] == []
+def test_the_committed_page_is_that_of_its_cells():
+    """results/comparison.*: no row without its cell, and figures of all its data."""
+    page = page_of(ROOT / "results")
+    names = {f"{r['data']}, {r['method']}, {r['mode']}, NFE {r['nfe']}" for r in page["rows"]}
+    assert names == page["finished"].keys()
+    known, cells = Cells(ROOT / "results"), cells_of()
+    rows = [comparison_page.row_of(c, row) for c in cells if (row := known[c]) is not None]
+    assert rows == page["rows"]
+    for name in {row["data"] for row in page["rows"]}:
+        assert (ROOT / f"results/comparison-{name}.png").is_file()
+        assert f"comparison-{name}.png" in page["files"]
