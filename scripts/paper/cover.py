@@ -67,10 +67,11 @@ def draw(curves: Sequence[Sequence[Mapping[str, Any]]], columns: Mapping[str, np
         FigureCanvasAgg(figure)
         parts: Any = figure.subfigures(1, 2, width_ratios=(6.4, 4.0))
         plots, sheet = parts
-        for axes, (key, title) in zip(plots.subplots(1, 2), TITLES.items(), strict=True):
+        panels = plots.subplots(1, 2)
+        for axes, (key, title) in zip(panels, TITLES.items(), strict=True):
             _draw_curves(axes, curves, key)
             axes.set_title(title)
-        axes.legend(loc="upper right")
+        panels[0].legend(loc="upper right")
         grid = sheet.subplots(len(SEEDS), len(columns))
         for column, (name, images) in zip(grid.T, columns.items(), strict=True):
             column[0].set_title(name)

@@ -23,6 +23,7 @@ from scripts.studies.comparison_plan import (
     UNCALIBRATED,
     Cell,
     data_of,
+    published_sampler,
 )
 from scripts.studies.rows import Row
 
@@ -120,13 +121,14 @@ def uses(rows: Computed) -> Iterator[Table]:
     """
     uncalibrated = {c: r for c, r in rows.items() if c.mode in UNCALIBRATED}
     single = {c: r for c, r in uncalibrated.items() if c.method.solver in ("heun", "dpm2")}
+    of_all = {c: r for c, r in uncalibrated.items() if _has_all_solvers(rows, c)}
     given = {c: r for c, r in rows.items() if c._replace(mode="end to end") in rows}
     every = {c: r for c, r in rows.items() if part_of(rows, data=c.data, nfe=c.nfe, mode=BEST)}
     guided = {c: r for c, r in every.items() if data_of(c.data).guide_model is not None}
     open_ = {c: r for c, r in every.items() if c not in guided}
     cases: list[tuple[str, Computed, Callable[[Cell], str], bool]] = [
         ("Heun or DPM-Solver-2, no calibration", single, lambda c: c.mode, True),
-        ("any solver, no calibration", uncalibrated, sampler, False),
+        ("any solver, no calibration", of_all, sampler, False),
         ("a given solver, calibrated", given, lambda c: c.mode, True),
         ("any solver, calibrated, no model guidance", open_, sampler, False),
         ("any solver, calibrated, with model guidance", guided, sampler, False),
@@ -135,6 +137,15 @@ def uses(rows: Computed) -> Iterator[Table]:
              if (line := _use(some, option, per_solver))]  # fmt: skip
     if lines:
         yield table_of("Which to use when.", lines)
+
+
+def _has_all_solvers(rows: Computed, cell: Cell) -> bool:
+    """Return whether every solver that fits is computed for a cell's data and evaluations."""
+    return all(
+        part_of(rows, data=cell.data, nfe=cell.nfe, method=method, mode="plain")
+        for method in METHODS
+        if method.solver and published_sampler(method, cell.nfe)
+    )
 
 
 def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dict[str, str]:
