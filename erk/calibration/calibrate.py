@@ -6,8 +6,8 @@ Three sets of seeds; reference paths of 128 evaluations give every converged sol
    with `auto` and with coefficients fitted step by step, on a few seeds; the best go on.
 2. Their noise levels move: dynamic programming along the reference paths (GITS), then
    Gauss-Newton on ln sigma, with the coefficients fitted again at every trial.
-3. Levels and coefficients of the two best solvers are fitted together, end to end, against the
-   final state.
+3. Levels and coefficients are fitted together, end to end, against the final state: of the solvers
+   among the best of two schedules, two at most.
 
 Fits see the first set alone. The second set chooses among all contenders; where none is better than
 the published sampler by a standard error, that one stays. The third set gives the errors that the

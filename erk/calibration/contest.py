@@ -26,7 +26,7 @@ from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 
 SCREENED = 8  # seeds of the first comparison of all published samplers
-FINALISTS = 2  # samplers whose levels are refined, and solvers that are fitted end to end
+FINALISTS = 2  # samplers whose levels are refined; as many solvers at most end to end
 KINDS = ("none", "auto", "stepwise")  # corrections in the first comparison
 
 
@@ -275,16 +275,20 @@ class Contest:
         for one in sorted(contenders, key=lambda c: c.error):
             if one.correction == "stepwise":
                 best.setdefault(solver_name(one.settings), one)
-        return [self._together(one) for one in [*best.values()][:FINALISTS]]
+        fitted = map(self._together, [*best.values()][:FINALISTS])
+        return [one for one in fitted if one is not None]
 
-    def _together(self, one: Contender) -> Contender:
-        """Fit the levels, if they are free, and the coefficients of a contender end to end."""
+    def _together(self, one: Contender) -> Contender | None:
+        """Fit levels, if they are free, and coefficients end to end; None if they diverge."""
         free = self.plan.free_levels
         problem = self.problem._replace(settings=replace(one.settings, erk=None))
         name = f"end-to-end {one.candidate}"
-        stored = self.parts.keep(name, partial(self._fit, problem, free))
-        settings = self._unpacked(one.settings, stored, free)
-        values = self.parts.keep(f"errors {name}", partial(self.errors_of, settings))
+        try:
+            stored = self.parts.keep(name, partial(self._fit, problem, free))
+            settings = self._unpacked(one.settings, stored, free)
+            values = self.parts.keep(f"errors {name}", partial(self.errors_of, settings))
+        except NonFiniteError:
+            return None
         levels = "refined" if free else one.levels
         return Contender(settings, levels, "end-to-end", values, one.candidate)
 

@@ -27,7 +27,7 @@ from metrics.jackknife import group_of, replicated
 from scripts.paper.rows import kept_rows
 from scripts.paper.tables import GROUPS
 from scripts.studies.comparison_plan import BATCH, CORRECTIONS, SEEDS, Cell, data_of
-from scripts.studies.data import Data, fd, sliced_w1
+from scripts.studies.data import Data, fd, identity, sliced_w1
 from scripts.studies.rows import VERSION, Row
 
 SECONDS = {"mnist": 0.9e-3, "spectra": 0.03e-3}  # of one thread for a sample's evaluation
@@ -130,7 +130,8 @@ def converged(cell: Cell, to_zero: bool, folder: Path) -> Tensor:
     """Return the converged solutions at the lowest level or at 0, which all cells share."""
     data, plain = data_of(cell.data), Settings(guidance=data_of(cell.data).guidance)
     ends = plain.sigma_max, plain.sigma_min
-    key = ["converged", cell.data, data.networks, plain.identity(), cell.seeds.start, EVALUATIONS]
+    what = data.networks if data.networks[0] else identity(data)
+    key = ["converged", cell.data, what, plain.identity(), cell.seeds.start, EVALUATIONS]
     parts, kept = Parts(folder, key, VERSION), []
     for number, (noise, labels) in enumerate(batches(cell)):
 

@@ -123,9 +123,16 @@ def uses(rows: Computed) -> Iterator[Table]:
     single = {c: r for c, r in uncalibrated.items() if c.method.solver in ("heun", "dpm2")}
     of_all = {c: r for c, r in uncalibrated.items() if _has_all_solvers(rows, c)}
     given = {c: r for c, r in rows.items() if c._replace(mode="end to end") in rows}
-    every = {c: r for c, r in rows.items() if part_of(rows, data=c.data, nfe=c.nfe, mode=BEST)}
-    guided = {c: r for c, r in every.items() if data_of(c.data).guide_model is not None}
-    open_ = {c: r for c, r in every.items() if c not in guided}
+    guides = {c.data: data_of(c.data).guide_model for c in rows}
+    most = {  # where cards for single solvers are measured too
+        (c.data, c.nfe) for c in rows if c.mode == ("card" if guides[c.data] else "end to end")
+    }
+    every = {
+        c: r for c, r in rows.items()
+        if (c.data, c.nfe) in most and part_of(rows, data=c.data, nfe=c.nfe, mode=BEST)
+    }  # fmt: skip
+    guided = {c: r for c, r in every.items() if guides[c.data]}
+    open_ = {c: r for c, r in every.items() if not guides[c.data]}
     cases: list[tuple[str, Computed, Callable[[Cell], str], bool]] = [
         ("Heun or DPM-Solver-2, no calibration", single, lambda c: c.mode, True),
         ("any solver, no calibration", of_all, sampler, False),
@@ -133,8 +140,11 @@ def uses(rows: Computed) -> Iterator[Table]:
         ("any solver, calibrated, no model guidance", open_, sampler, False),
         ("any solver, calibrated, with model guidance", guided, sampler, False),
     ]
-    lines = [{"situation": name} | line for name, some, option, per_solver in cases
-             if (line := _use(some, option, per_solver))]  # fmt: skip
+    lines = [
+        {"situation": name, "data": ", ".join(dict.fromkeys(c.data for c in some))} | line
+        for name, some, option, per_solver in cases
+        if (line := _use(some, option, per_solver))
+    ]
     if lines:
         yield table_of("Which to use when.", lines)
 
@@ -238,7 +248,7 @@ def verdict(rows: Computed) -> Iterator[Table]:
     for nfe in ALL:
         card = next(iter(part_of(rows, nfe=nfe, mode=BEST).values()), None)
         rivals = {c: r for c, r in part_of(rows, nfe=nfe).items() if c.mode in RIVALS}
-        if card is None or not rivals:
+        if not (card and rivals and all(_has_all_solvers(rows, cell) for cell in rivals)):
             continue
         line: dict[str, Any] = {"NFE": nfe}
         for measure, title in titles.items():

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from erk.calibration import calibrate as calibration
 from erk.calibration.candidates import published
+from erk.calibration.fit import USUAL
 from erk.calibration.solver_error import EVALUATIONS
+from erk.generation.job import computation
 from erk.method.settings import Settings
 from erk.method.solvers import published_schedule
 from metrics import evaluation
 from scripts.paper.demo import WEIGHTS
-from scripts.studies.data import Data, load
+from scripts.studies.data import Data, identity, load
 
 
 class Method(NamedTuple):
@@ -102,8 +104,9 @@ class Cell(NamedTuple):
         sampler: Any = self.mode in UNCALIBRATED and self.settings.identity()
         if self.mode in CORRECTIONS:
             sampler = [self.fixed, self.nfe, CORRECTIONS[self.mode], SEEDS, calibration.VERSION]
-        return ["comparison of cards", self.data, data_of(self.data).networks, self.num, FIRST,
-                BATCH, sampler, EVALUATIONS, evaluation.VERSION]  # fmt: skip
+        data = data_of(self.data)
+        return ["comparison of cards", self.data, data.networks, identity(data), self.num, FIRST,
+                BATCH, sampler, USUAL, EVALUATIONS, evaluation.VERSION, computation()]  # fmt: skip
 
 
 @functools.cache

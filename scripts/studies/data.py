@@ -125,6 +125,15 @@ def _evaluator(judge: str) -> tuple[Any, Any]:
     return extractors, load_reference(judge, extractors)
 
 
+def identity(data: Data) -> list[Any]:
+    """Return what defines a closed form or, of a network, what its samples are measured with."""
+    if data.networks[0] is None:
+        return [data.name, COMPONENTS, DIMENSION, RANK, DECAY, SPREAD, PROJECTIONS]
+    judge = data.name.split("-")[0]
+    extractors, reference = _evaluator(judge)
+    return [extractors[judge].sha256, reference.sha256]
+
+
 def fd(data: Data, x0: Tensor, blocks: int, classes: Sequence[int] | None = None) -> Evaluation:
     """Measure FD of a network's samples, with one replicate per block of seeds left out.
 

@@ -132,12 +132,17 @@ def text(measured: Measured) -> str:
         "together (Bonferroni).\n"
     )
     for group, steps, lines in tables:
-        bold = [(i, column) for i, line in enumerate(lines) for column, value in line.items()
-                if column.startswith("FD") and value and abs(value[0]) > bound * value[1]]
+        bold = [
+            (i, column)
+            for i, line in enumerate(lines)
+            for column, value in line.items()
+            if column.startswith("FD") and value and abs(value[0]) > bound * value[1]
+        ]
         rows = [(n, one) for n in group if (one := measured[n].get(plain_name(steps)))]
         plain = "; ".join(
             f"{n} FD {number((one['fd'], one['fd_se']))}, distance "
-            f"{number((one['distance'], one['distance_se']))}, {one['n']} images" for n, one in rows
+            f"{number((one['distance'], one['distance_se']))}, {one['n']} images"
+            for n, one in rows
         )
         parts.append(f"{steps} steps, w_con {W_CON[steps]}. Plain Heun: {plain}.\n\n"
                      f"{to_markdown(lines, (), bold)}")  # fmt: skip
