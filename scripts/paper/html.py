@@ -22,6 +22,7 @@ LOW = ("fd", "fd_dinov2", "fid", "distance")  # columns where less is better
 LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "is": "IS"}
 MARKS = {"better": "▲", "worse": "▼", "neither": "·"}
 MOST_ROWS = 20  # of a table that is not folded
+FEW_ROWS = 10  # of all tables of a measurement that are not
 
 Row = Mapping[str, Any]
 
@@ -139,11 +140,11 @@ def details_of(page: "Page") -> list["Table"]:
 
 
 def open_tables(page: "Page") -> list["Table"]:
-    """Return the tables of a measurement without a figure and a main table, up to MOST_ROWS."""
+    """Return the tables of a measurement without a figure and a main table, up to FEW_ROWS."""
     if page.files or page.kind in ("grid", "settings") or main_table(page) is not None:
         return []
     sizes = accumulate(len(table.rows) for table in page.tables)
-    return [table for table, size in zip(page.tables, sizes, strict=True) if size <= MOST_ROWS]
+    return [table for table, size in zip(page.tables, sizes, strict=True) if size <= FEW_ROWS]
 
 
 def config_of(page: "Page") -> AnyConfig | None:

@@ -28,8 +28,10 @@ def recipe(tmp_path, monkeypatch):
     texts = dict(RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
 
     def read(name):
-        blocks = [textwrap.dedent(text) for _, text in BLOCK.findall(texts[name])]
-        return blocks, re.findall(r"`erk ([^`]+)`", texts[name])
+        found = [(kind, textwrap.dedent(text)) for kind, text in BLOCK.findall(texts[name])]
+        lines = "".join(text.replace("\\\n", "") for kind, text in found if kind == "bash")
+        commands = re.findall(r"`erk ([^`]+)`", texts[name]) + re.findall(r"(?m)^erk (.*)", lines)
+        return [text for kind, text in found if kind != "bash"], commands
 
     return read
 

@@ -136,10 +136,7 @@ def test_values_of_a_known_jacobian():
 
 
 def test_large_states_take_the_way_without_jacobians(digits, monkeypatch, tmp_path):
-    """As EDM2-S does; the stiffness is the same, the exact values are not known.
-
-    What a stopped figure has computed is kept, and Figure 7 takes it from Figure 3.
-    """
+    """As EDM2-S does; the exact values are not known. What is computed is kept."""
     config = digits_of("figure3", steps=4)
     options = options_of_row(config, config.rows[0], Request(num=2))
     job = estimator.open_job(options)
