@@ -86,7 +86,7 @@ def run(config: Estimator, request: Request) -> list[Path]:
 
 @torch.no_grad()
 def study(job: Job, iterations: int, kept: Parts) -> States:
-    """Estimates and references at every state of the job's Heun trajectories that has a pair."""
+    """Compute estimates and references at every state of Heun's trajectories with a pair."""
     batches = [job.seeds[i : i + job.batch] for i in range(0, len(job.seeds), job.batch)]
     parts = [_batch(job, seeds, iterations, kept) for seeds in batches]
     values = {name: torch.cat([part.values[name] for part in parts], 1) for name in parts[0].values}
@@ -127,7 +127,7 @@ def _side_by_side(points: Sequence[Point]) -> Point:
 def _compare(
     drift: Drift, start: Point, twin: Point, iterations: int, j: Tensor | None = None
 ) -> Tensor:
-    """The VALUES of n states and power iteration's history, [VALUES + K, n].
+    """Return the VALUES of n states and power iteration's history, [VALUES + K, n].
 
     Stiffness by the pair (Eq. 17), by power iteration and as the largest |eigenvalue|; |cos| of
     power iteration's vector with both differences of the pair and with the exact eigenvector.

@@ -26,6 +26,7 @@ from erk.calibration.contest import Contest, at_levels, draw_samples, measure
 from erk.calibration.parts import Parts
 from erk.calibration.solver_error import mean_with_error, ratio
 from erk.commands.cli import CONTEXT, clean_exit
+from erk.generation.job import computation
 from erk.method.schedule import make_schedule
 from erk.models.presets import find_preset
 from scripts.studies.rows import RESULTS, Row, Table, shown
@@ -56,7 +57,8 @@ def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
             for nfe in budgets:
                 row = {"preset": name, "solver": solver, "NFE": nfe}
                 click.echo(row, err=True)
-                key = ["levels", name, solver, nfe, SEEDS, model.sha256, VERSION]
+                key = ["levels", name, solver, SOLVERS[solver], nfe, SEEDS, model.sha256, VERSION,
+                       ORDER, SEPARATE, computation()]  # fmt: skip
                 table.add(row, key, partial(compare, model, solver, nfe))
     click.echo(shown(table.rows))
 
@@ -141,8 +143,8 @@ def xue(steps: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
         begin = -np.log(make_schedule(name, steps, sigma_min, sigma_max).numpy())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of steps that change no gradient
-            found = minimize(bound, begin[1:-1], (ends,), "trust-constr", constraints=[apart])
-        results.append(found)
+            result = minimize(bound, begin[1:-1], (ends,), "trust-constr", constraints=[apart])
+        results.append(result)
     best = min(results, key=lambda result: float(result.fun))
     return (sigma_max, *np.exp(-best.x).tolist(), sigma_min)
 

@@ -251,3 +251,20 @@ def test_every_citation_has_year_and_number():  # S7
     for page in ("README.md", "docs/paper.md"):
         text = read(page)
         assert "2603.03692" in text and "ICLR 2026" in text and card["title"] in text
+
+
+def test_the_page_of_the_paper_says_what_table_4_on_mnist_shows():
+    page = read("results/table4-mnist.md")
+    changes = page.partition("| row | minus | fd, % |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (.*?), ERK-Guid \| [^|]* \| (-?[\d.]+)", changes, re.M)
+    percent = {s: [float(v) for name, v in rows if name.endswith(s)]
+               for s in ("DPM-Solver-2", "Heun", "DEIS")}  # fmt: skip
+    text = read("docs/paper.md").partition("**Table 4 reproduces")[2].partition("\n- ")[0]
+    text = " ".join(text.split())
+    low, *_, high = sorted(round(-one) for one in percent["DPM-Solver-2"])
+    assert len(rows) == 18 and f"in all six cells, by {low} to {high} %" in text
+    assert f"up to {round(1 + max(percent['Heun']) / 100)} times" in text
+    assert f"DEIS changes by {round(max(map(abs, percent['DEIS'])))} % at most" in text
+    first = [re.search(rf"\| conditional, NFE 6, {name} \| 6 \| \**([\d.]+)", page)[1]
+             for name in ("Heun", "Heun, auto", "DPM-Solver-2", "DPM-Solver-2, auto")]  # fmt: skip
+    assert "from {} to {} and from {} to {}".format(*first) in text
