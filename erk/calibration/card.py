@@ -31,14 +31,16 @@ from erk.io.files import read_regular
 from erk.io.untrusted import parse_json
 from erk.method.corrections import DIRECTIONS, Correction
 from erk.method.fields import field
-from erk.method.settings import RECIPE, Settings
+from erk.method.settings import GUIDANCE, RECIPE, Settings
 from erk.method.values import checked
 
 FORMAT: Literal["erk-guid card 2"] = "erk-guid card 2"
 MOST_BYTES, MOST_LEVELS = 1 << 20, 4096
 WEIGHTS = ("w_stiff", "w_con", "erk_scale")
 SAMPLER = (*RECIPE, *WEIGHTS)
-"""The settings that a card holds, beside its correction."""
+"""The settings that a card holds, beside its correction and a rule of guidance (GUIDANCE)."""
+DECIDED = (*SAMPLER, *GUIDANCE, "erk")
+"""The settings that a card decides."""
 FREE = ("dtype",)
 """Settings that may be given beside a card."""
 UNKNOWN = "that is of no file"
@@ -93,7 +95,7 @@ class Card(NamedTuple):
         self.check_given(given)
         if self.warning:
             warnings.warn(self.warning, stacklevel=3)
-        return {name: getattr(self.settings, name) for name in (*SAMPLER, "erk")}
+        return {name: getattr(self.settings, name) for name in DECIDED}
 
     def check(self, model: Any, guide_model: Any) -> None:
         """Raise ValueError unless the card is for these denoisers."""
@@ -183,7 +185,7 @@ class CardFile(_Strict):
     @field_validator("settings")
     @classmethod
     def _names_every_setting(cls, value: dict[str, Any]) -> dict[str, Any]:
-        wrong = {*value} ^ {*SAMPLER}
+        wrong = {*SAMPLER} - {*value} | {*value} - {*SAMPLER, *GUIDANCE}
         if wrong:
             raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
         return value

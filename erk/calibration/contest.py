@@ -26,7 +26,8 @@ from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 
 SCREENED = 8  # seeds of the first comparison of all published samplers
-FINALISTS = 2  # samplers whose levels are refined; as many solvers at most end to end
+FINALISTS = 2  # samplers whose levels are refined
+TOGETHER = FINALISTS + 1  # solvers that are fitted end to end, at most
 KINDS = ("none", "auto", "stepwise")  # corrections in the first comparison
 
 
@@ -270,12 +271,18 @@ class Contest:
         return Contender(settings, name, kind, values, one.candidate)
 
     def end_to_end(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """Fit the best solvers with a stepwise correction against the final state."""
+        """Fit solvers against the final state: the best ones with a stepwise correction.
+
+        The best one without a correction joins them: no step of it need gain by itself, where all
+        steps together do.
+        """
         best: dict[str, Contender] = {}
         for one in sorted(contenders, key=lambda c: c.error):
             if one.correction == "stepwise":
                 best.setdefault(solver_name(one.settings), one)
-        fitted = map(self._together, [*best.values()][:FINALISTS])
+        chosen = dict([*best.items()][:FINALISTS])
+        chosen.setdefault(solver_name(contenders[0].settings), contenders[0])
+        fitted = map(self._together, chosen.values())
         return [one for one in fitted if one is not None]
 
     def _together(self, one: Contender) -> Contender | None:

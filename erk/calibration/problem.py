@@ -117,7 +117,7 @@ def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | N
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",
-             "pc_snr", "guidance_kind")  # fmt: skip
+             "pc_snr")  # fmt: skip
 """Settings that would change what a calibration measures: the plain, deterministic solver."""
 
 

@@ -11,6 +11,8 @@ from erk.method.fields import field
 
 FIXED = ("solver", "schedule", "steps", "rho", "afs", "denoise_to_zero")
 """Settings that are searched unless they are given."""
+RULE = ("guidance_kind", "apg_eta", "apg_threshold")
+"""The rule of model guidance; with momentum there is no ODE to calibrate for."""
 
 
 def _free(name: str) -> Any:
@@ -21,7 +23,7 @@ def _free(name: str) -> Any:
 def search_options(*corrections: Any) -> Any:
     """Return a decorator that adds the options of a search, and those of its corrections."""
     groups = (
-        shared.network_options(),
+        shared.network_options(*map(shared.setting, RULE)),
         cloup.option_group(
             "Calibration",
             cloup.option("--nfe", type=click.IntRange(1), default=8,

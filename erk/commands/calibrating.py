@@ -22,6 +22,7 @@ from erk.calibration.contest import Plan
 from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
 from erk.calibration.problem import Problem
+from erk.commands.calibrate import RULE
 from erk.generation.job import Labels, check_labels
 from erk.generation.options import DEFAULTS, labels_of, load_networks, networks_of, settings_of
 from erk.generation.sampling import draw_inputs
@@ -68,7 +69,7 @@ def request_of(options: dict[str, Any]) -> Request:
         settings, more = settings_of(full, networks_of(full)[2]), {}
         labels, _ = labels_of(full["labels"], full["class_idx"])  # type: ignore[assignment]
     names = ["solver_options" if name == "solver_option" else name for name in given]
-    names += ["sigma_min", "sigma_max", "guidance", "guidance_interval"]
+    names += ["sigma_min", "sigma_max", "guidance", "guidance_interval", *RULE]
     return Request(full, {name: getattr(settings, name) for name in names} | more, labels)
 
 

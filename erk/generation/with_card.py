@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from erk.calibration.card import SAMPLER, Card, open_card
+from erk.calibration.card import DECIDED, Card, open_card
 from erk.method.settings import Settings
 
 FIELDS = {"solver_option": "solver_options", "pc_deterministic": "pc_stochastic"}
@@ -38,4 +38,4 @@ def apply_card(
     names = [FIELDS.get(name, name) for name in names]
     known = [name for name in names if name in Settings.__dataclass_fields__]
     card.check_given({name: getattr(settings, name) for name in ("guidance", *known)})
-    return replace(settings, **{n: getattr(card.settings, n) for n in (*SAMPLER, "erk")})
+    return replace(settings, **{n: getattr(card.settings, n) for n in DECIDED})

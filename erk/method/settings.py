@@ -270,16 +270,21 @@ class Settings:
         values = {one.name: _plain(getattr(self, one.name)) for one in FIELDS}
         if self.guidance == 1:
             values["guidance_interval"] = None
-        kind = "cfg" if self.guidance == 1 else self.guidance_kind
-        unused = {"cfg": GUIDANCE, "cfg++": GUIDANCE[1:], "apg": ()}[kind]
-        for name in (*unused, *(("churn_rule",) if self.S_churn == 0 else ())):
-            del values[name]
+        unused = {*GUIDANCE} - {*self._rule()} | {*(("churn_rule",) if self.S_churn == 0 else ())}
+        values = {name: value for name, value in values.items() if name not in unused}
         return values | {"schedule": _plain(self.levels)}
+
+    def _rule(self) -> dict[str, Any]:
+        """Return what is used of the settings GUIDANCE: nothing for CFG and Autoguidance."""
+        kind = "cfg" if self.guidance == 1 else self.guidance_kind
+        used = {"cfg": (), "cfg++": GUIDANCE[:1], "apg": GUIDANCE}[kind]
+        return {name: getattr(self, name) for name in used}
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings RECIPE, which a correction depends on, as JSON holds them.
 
-        Defaults of the solver and of the schedule are filled in. Raises ValueError for a solver
+        A rule of model guidance other than CFG's is added, with what it uses. Defaults of the
+        solver and of the schedule are filled in. Raises ValueError for a solver
         that is a function: a card could not name it.
         """
         if callable(self.solver):
@@ -293,7 +298,7 @@ class Settings:
             values |= {"steps": len(schedule) - 1, "rho": None}
         elif self.rho is None:
             values["rho"] = SCHEDULES[schedule][1]
-        return values
+        return values | self._rule()
 
     def _ends(self, model: Any) -> tuple[float, float]:
         """Return (sigma_min, sigma_max) within what the model knows."""

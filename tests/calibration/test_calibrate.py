@@ -107,6 +107,37 @@ def test_without_gain_the_published_sampler_stays():
     assert card.warning.startswith("no gain: on fresh seeds")
 
 
+def test_a_card_can_be_for_projected_guidance(tmp_path):
+    """APG without momentum is an ODE; the rule is on the card and nothing may contradict it."""
+    model, guide = clusters(), Denoiser()
+    apg = dict(guidance=1.5, guidance_kind="apg", apg_eta=0.5, apg_threshold=0.3)
+    job = SMALL | dict(solver="euler", schedule="polynomial", corrections=["stepwise"])
+    card = calibrate(model, 6, **job, guide_model=guide, **apg)
+    assert card.errors["ratio"]["value"] < 0.7
+    write_card(tmp_path / "a.card.json", card)
+    stored = read_card(tmp_path / "a.card.json")
+    assert stored == card and stored.settings.apg_threshold == 0.3
+    assert card.key != calibrate(model, 6, **job, guide_model=guide, guidance=1.5).key
+    noise, _ = erk.noise_and_labels(range(3), model)
+    call = dict(guide_model=guide, card=stored)
+    by_card, given = erk.sample(model, noise, **call), erk.sample(model, noise, **call, **apg)
+    assert torch.equal(by_card, given)
+    with pytest.raises(ValueError, match="sets apg_eta to 0.5"):
+        erk.sample(model, noise, **call, apg_eta=0.1)
+    with pytest.raises(ValueError, match="sets guidance_kind to apg"):
+        erk.sample(model, noise, **call, guidance_kind="cfg")
+
+
+def test_the_best_published_solver_is_fitted_end_to_end_too():
+    """A step of it may gain nothing from coefficients, and all of them together much."""
+    card = calibrate(clusters(), 6, **SMALL)
+    rows = card.report["contenders"]
+    fitted = {repr(one["solver_options"]) + one["solver"] for one in rows
+              if one["correction"] == "end-to-end"}  # fmt: skip
+    assert repr(rows[0]["solver_options"]) + rows[0]["solver"] in fitted
+    assert 2 <= len(fitted) <= 3
+
+
 def test_noise_levels_alone_are_optimised():
     card = calibrate(clusters(), 6, **SMALL, solver="deis", afs=False, corrections=[])
     assert card.settings.erk is None and card.errors["ratio"]["value"] < 1
@@ -176,7 +207,10 @@ def test_data_far_from_sigma_data_are_named():
         ({"corrections": "auto"}, "corrections takes different ones"),
         ({"solver": "heum"}, "heum"),
         ({"guidance": 2.0}, "guiding network"),
-        ({"guidance": 0.5, "guidance_kind": "cfg++"}, "calibrate measures .* guidance_kind at cfg"),
+        (
+            {"guidance": 0.5, "guidance_kind": "cfg++", "guide_model": Denoiser()},
+            "with guidance_kind 'cfg\\+\\+' .* no converged solution",
+        ),
         ({"erk": "auto"}, "calibrate measures the plain solver: leave erk at None"),
         ({"w_stiff": 1.0}, "leave w_stiff at 0.0"),
         ({"w_con": 0.3}, "leave w_con at 0.5"),

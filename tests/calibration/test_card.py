@@ -121,7 +121,9 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
         ("[]", "content"),
         ("[" * 100_000, "not JSON"),
         (content(format="erk-guid card 1"), "format"),
-        (setting(guidance_kind="apg"), "unknown: guidance_kind"),  # M5: of another rule
+        (setting(guidance_kind="none"), "guidance_kind"),
+        (setting(apg_eta=0.5), "apg_eta"),  # of a rule that the card does not have
+        (setting(pc_snr=0.1), "unknown: pc_snr"),
         (correction(weights=[[0.1, 0.1]]), "2 rows of 2"),
         (correction(weights=[[0.1], [0.1]]), "2 rows of 2"),
         (correction(weights=[[0.1, "0.1"], [0.0, 0.0]]), "weights.0.1"),
