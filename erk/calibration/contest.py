@@ -26,8 +26,7 @@ from erk.method.drift import NonFiniteError
 from erk.method.settings import Settings
 
 SCREENED = 8  # seeds of the first comparison of all published samplers
-FINALISTS = 2  # samplers whose levels are refined
-TOGETHER = FINALISTS + 1  # solvers that are fitted end to end, at most
+FINALISTS = 2  # samplers whose levels are refined; as many solvers at most end to end
 KINDS = ("none", "auto", "stepwise")  # corrections in the first comparison
 
 
@@ -271,18 +270,12 @@ class Contest:
         return Contender(settings, name, kind, values, one.candidate)
 
     def end_to_end(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """Fit solvers against the final state: the best ones with a stepwise correction.
-
-        The best one without a correction joins them: no step of it need gain by itself, where all
-        steps together do.
-        """
+        """Fit the best solvers with a stepwise correction against the final state."""
         best: dict[str, Contender] = {}
         for one in sorted(contenders, key=lambda c: c.error):
             if one.correction == "stepwise":
                 best.setdefault(solver_name(one.settings), one)
-        chosen = dict([*best.items()][:FINALISTS])
-        chosen.setdefault(solver_name(contenders[0].settings), contenders[0])
-        fitted = map(self._together, chosen.values())
+        fitted = map(self._together, [*best.values()][:FINALISTS])
         return [one for one in fitted if one is not None]
 
     def _together(self, one: Contender) -> Contender | None:

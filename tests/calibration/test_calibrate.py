@@ -128,16 +128,6 @@ def test_a_card_can_be_for_projected_guidance(tmp_path):
         erk.sample(model, noise, **call, guidance_kind="cfg")
 
 
-def test_the_best_published_solver_is_fitted_end_to_end_too():
-    """A step of it may gain nothing from coefficients, and all of them together much."""
-    card = calibrate(clusters(), 6, **SMALL)
-    rows = card.report["contenders"]
-    fitted = {repr(one["solver_options"]) + one["solver"] for one in rows
-              if one["correction"] == "end-to-end"}  # fmt: skip
-    assert repr(rows[0]["solver_options"]) + rows[0]["solver"] in fitted
-    assert 2 <= len(fitted) <= 3
-
-
 def test_noise_levels_alone_are_optimised():
     card = calibrate(clusters(), 6, **SMALL, solver="deis", afs=False, corrections=[])
     assert card.settings.erk is None and card.errors["ratio"]["value"] < 1
