@@ -82,8 +82,8 @@ def _cost_of_fit(cell: Cell, data: Data) -> int:
     if cell.mode not in CORRECTIONS:
         return 0
     problem, plan = calibration.plan_of(
-        data.model, cell.nfe, cell.fixed, SEEDS, data.guide_model, CORRECTIONS[cell.mode], USUAL,
-        EVALUATIONS, 32, data.draw,
+        data.model, cell.nfe, cell.fixed, SEEDS[cell.mode], data.guide_model,
+        CORRECTIONS[cell.mode], USUAL, EVALUATIONS, 32, data.draw,
     )  # fmt: skip
     return calibration.cost_of(problem, plan)
 
@@ -115,7 +115,7 @@ def calibrated(cell: Cell) -> Card:
     """Return the card that `erk.calibrate` gives for the cell's mode, on other seeds."""
     data = data_of(cell.data)
     return erk.calibrate(
-        data.model, cell.nfe, seeds=SEEDS, guide_model=data.guide_model,
+        data.model, cell.nfe, seeds=SEEDS[cell.mode], guide_model=data.guide_model,
         corrections=CORRECTIONS[cell.mode], evaluations=EVALUATIONS, draw=data.draw, **cell.fixed,
     )  # fmt: skip
 

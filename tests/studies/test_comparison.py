@@ -14,7 +14,7 @@ from erk.method.sampler import solve
 from scripts.paper.config import ROOT
 from scripts.studies import comparison, comparison_cells, comparison_page, comparison_plan
 from scripts.studies.comparison_cells import Cells
-from scripts.studies.comparison_plan import BEST, CORRECTIONS, METHODS, PAPER, cells_of
+from scripts.studies.comparison_plan import BEST, CORRECTIONS, METHODS, MORE, PAPER, cells_of
 from scripts.studies.data import load
 
 TINY = ("--num", "20", "--data", "spectra", "--nfe", "4")
@@ -31,11 +31,11 @@ def small():
     """All modes of DEIS, the uncalibrated ones of Heun, the card of --nfe 4: tiny calibrations."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (comparison_cells, comparison_plan):
-            patch.setattr(module, "SEEDS", 8)
+            patch.setattr(module, "SEEDS", dict.fromkeys(comparison_plan.SEEDS, 8))
             patch.setattr(module, "EVALUATIONS", 24)
         patch.setattr(end_to_end, "ROUNDS", 1)
         patch.setattr(comparison_plan, "NFES", {})
-        only = dict.fromkeys(CALIBRATED, ("deis",))
+        only = dict.fromkeys(CALIBRATED, ("deis",)) | {MORE: ()}
         patch.setattr(comparison_plan, "ONLY", comparison_plan.ONLY | only)
         known = [one for one in METHODS if (one.solver or "any") in SOLVERS]
         patch.setattr(comparison_page, "METHODS", known)
@@ -109,7 +109,7 @@ def test_the_verdict_is_against_the_best_rival_that_is_no_card(folder):
     assert line["card - rival, distance"][0] == pytest.approx(card["error"] - best["error"])
     with small():
         cells = {c: r for c in cells_of(["spectra"], [], [4], 20) if (r := Cells(folder)[c])}
-    assert [*comparison_page.verdict(cells)] == []  # of seven solvers five are not measured
+    assert [*comparison_page.verdict(cells, BEST)] == []  # of seven solvers five are not measured
 
 
 def test_the_use_of_a_situation_is_what_is_nearest_most_often(folder):
@@ -159,6 +159,10 @@ def test_the_plan_is_that_of_the_issue():
     assert {c.mode for c in cells if c.data == "mnist-autog"} == {"plain", "auto", "card", BEST}
     guidance = {c.data: c.fixed["guidance"] for c in cells}
     assert (guidance["mnist-cfg-1.5"], guidance["mnist-cfg-3"], guidance["mnist"]) == (1.5, 3, 1)
+    more = [cell for cell in cells if cell.mode == MORE]
+    assert {cell.data for cell in more} == {"spectra"} and {cell.key[7][3] for cell in more} == {
+        128
+    }
     first = cells[:45]
     assert {c.method.name for c in first} <= {"Heun", "any solver"}  # the README's image first
     assert [CORRECTIONS[mode] for mode in ("levels", "card")] == [(), ("auto", "stepwise")]
