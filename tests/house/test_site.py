@@ -158,11 +158,18 @@ def test_no_page_is_wider_than_the_screen(site, width):
         wide, unsigned = [], []
         for page in sorted(site.rglob("*.html")):
             screen.goto(page.as_uri(), wait_until="load")
+            screen.evaluate(UNFOLD)
             needed = screen.evaluate("document.documentElement.scrollWidth")
             wide += [(page.name, needed)] if needed > width else []
             unsigned += [(page.name, text) for text in screen.evaluate(UNSIGNED)]
         browser.close()
     assert wide == [] and unsigned == []
+
+
+UNFOLD = """new Promise(done => {
+    document.querySelectorAll("details").forEach(fold => fold.open = true);
+    requestAnimationFrame(() => requestAnimationFrame(done));
+})"""  # what is folded must fit as well
 
 
 UNSIGNED = """[...document.querySelectorAll(
