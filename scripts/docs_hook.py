@@ -26,6 +26,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md", "results/index.html": "results.html",
     "checkpoints/README.md": "models.md",
+    "erk/integrations/comfyui/workflow.json": "comfyui-workflow.json",
     **{f"results/{path.name}": f"results/{path.name}" for path in (ROOT / "results").glob("*.png")},
 }  # fmt: skip
 """Paths in the repository and in the site; of the images those that a page shows are copied."""

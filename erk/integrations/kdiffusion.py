@@ -158,12 +158,13 @@ def _sample(
     settings = settings_for(
         f"this sampler ({', '.join(solvers)})", solvers, card, erk,
         1.0 if w_stiff is None and plain else w_stiff, w_con,
-        1.0 if card is None else _guidance(model, extra_args or {}),
+        1.0 if card is None else _guidance(model, extra_args or {}, open_card(card).settings),
     )  # fmt: skip
     if (settings.w_stiff > 0 or not plain) and _is_flow(model):
         raise ValueError(
             "ERK-Guid does not help flow models in their time t: leave erk and card out and set "
-            "w_stiff to 0, or sample with erk.from_flow, which converts t to sigma."
+            "w_stiff to 0, or sample with erk.from_flow, which converts t to sigma (in ComfyUI: "
+            "take another sampler)."
         )
     if card is not None:
         open_card(card).check(model, None)
@@ -198,10 +199,19 @@ def _sample(
     return x
 
 
-def _guidance(model: Any, extra_args: dict[str, Any]) -> float:
-    """Return the weight of model guidance: ComfyUI's guiders and k-diffusion's scripts name it."""
+def _guidance(model: Any, extra_args: dict[str, Any], card: Settings) -> float:
+    """Return the weight of model guidance: ComfyUI's guiders and k-diffusion's scripts name it.
+
+    Raises ValueError for another than the card's.
+    """
     weight = getattr(getattr(model, "inner_model", None), "cfg", 1.0)
-    return float(extra_args.get("cond_scale", weight))
+    guidance = float(extra_args.get("cond_scale", weight))
+    if guidance != card.guidance:
+        raise ValueError(
+            f"the card sets guidance to {card.guidance}, which contradicts {guidance}: set "
+            f"extra_args['cond_scale'] (in ComfyUI: cfg) to {card.guidance}, or leave the card out."
+        )
+    return guidance
 
 
 def _check_levels(settings: Settings, sigmas: Tensor) -> None:
@@ -211,7 +221,8 @@ def _check_levels(settings: Settings, sigmas: Tensor) -> None:
     if not (same and torch.allclose(card, sigmas.detach().cpu().double(), rtol=1e-4, atol=1e-6)):
         raise ValueError(
             f"the card sets {len(card)} noise levels from {card[0]:g} to {card[-1]:g}, which "
-            f"contradicts the {len(sigmas)} sigmas given: pass card_sigmas(card)."
+            f"contradicts the {len(sigmas)} sigmas given: pass card_sigmas(card) (in ComfyUI: "
+            "connect SIGMAS of ERK-Guid card)."
         )
 
 

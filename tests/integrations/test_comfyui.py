@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from cards import LEVELS, card_file
+from PIL import Image
 from test_kdiffusion import NODES, Gaussian, start
 
 import erk
@@ -75,7 +76,7 @@ def test_the_comfyui_folder_registers_its_samplers(comfy):
 def test_the_comfyui_node_makes_a_sampler(comfy):
     node = loaded().NODE_CLASS_MAPPINGS["ERKGuidSampler"]
     inputs = node.INPUT_TYPES()["required"]
-    assert inputs["solver"] == (["erk_heun", "erk_dpm2"],)
+    assert inputs["solver"][0] == ["erk_heun", "erk_dpm2"]
     defaults = {name: inputs[name][1]["default"] for name in ("w_stiff", "w_con")}
     same = [
         sample_erk_heun(Gaussian(), start(), NODES, disable=True, **one) for one in ({}, defaults)
@@ -95,7 +96,8 @@ def test_the_comfyui_nodes_of_auto_and_cards(comfy, tmp_path):
     """M4: what they return is what the functions give."""
     nodes = loaded().NODE_CLASS_MAPPINGS
     node = nodes["ERKGuidAuto"]
-    assert node.INPUT_TYPES()["required"] == {"solver": (["erk_heun", "erk_dpm2"],)}
+    inputs = node.INPUT_TYPES()["required"]
+    assert [*inputs] == ["solver"] and inputs["solver"][0] == ["erk_heun", "erk_dpm2"]
     (sampler,) = getattr(node(), node.FUNCTION)(solver="erk_heun")
     arguments = {"extra_args": {}, "callback": None, "disable": True}
     written = sampler.sampler_function(
@@ -118,6 +120,36 @@ def test_the_comfyui_nodes_of_auto_and_cards(comfy, tmp_path):
         node().get_sampler("nowhere.json")
 
 
+def test_every_input_and_output_has_a_tooltip():
+    for node in loaded().NODE_CLASS_MAPPINGS.values():
+        assert node.DESCRIPTION.endswith(".")
+        assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
+        for _, options in node.INPUT_TYPES()["required"].values():
+            assert options["tooltip"].endswith(".")
+
+
+def test_a_wrong_card_is_refused_before_any_node_runs(tmp_path):
+    node, path = loaded().NODE_CLASS_MAPPINGS["ERKGuidCard"], card_file(tmp_path)
+    assert node.VALIDATE_INPUTS(card=path) is True
+    assert node.VALIDATE_INPUTS(card=None) is True  # from another node: known when that has run
+    assert "there is no card 'nowhere.json'" in node.VALIDATE_INPUTS(card="nowhere.json")
+    Path(path).write_text("{}")
+    assert "is not a card of erk calibrate" in node.VALIDATE_INPUTS(card=path)
+
+
+def test_a_card_that_was_written_again_is_read_again(comfy, tmp_path):
+    """ComfyUI repeats a node whose IS_CHANGED differs; what was sampled with stays as it was."""
+    node, path = loaded().NODE_CLASS_MAPPINGS["ERKGuidCard"], card_file(tmp_path)
+    before, (sampler, sigmas) = node.IS_CHANGED(card=path), node().get_sampler(path)
+    assert node.IS_CHANGED(card=path) == before
+    card_file(tmp_path, "heun", [8.0, *LEVELS[1:]])
+    assert node.IS_CHANGED(card=path) != before
+    assert node.IS_CHANGED(card=None) != node.IS_CHANGED(card=None)
+    sampler.sampler_function(
+        Gaussian(), start(), sigmas, extra_args={}, disable=True, **sampler.extra_options
+    )
+
+
 COMFYUI = {
     "CheckpointLoaderSimple": ({}, ["MODEL", "CLIP", "VAE"], 1),
     "CLIPTextEncode": ({"clip": "CLIP"}, ["CONDITIONING"], 1),
@@ -133,6 +165,14 @@ COMFYUI = {
 }  # fmt: skip
 """Inputs to link, outputs and number of widgets of ComfyUI's nodes, read in its nodes.py and
 comfy_extras/nodes_custom_sampler.py (0109431 and 065c1df)."""
+
+
+def test_the_screenshot_holds_the_workflow():
+    """ComfyUI loads a dropped PNG's text "workflow"."""
+    with Image.open(FOLDER.parents[2] / "docs/images/comfyui.png") as image:
+        assert json.loads(image.text["workflow"]) == json.loads(
+            (FOLDER / "workflow.json").read_text()
+        )
 
 
 def test_the_workflow_names_only_nodes_that_exist():

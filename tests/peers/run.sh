@@ -6,9 +6,11 @@
 # DIR/diffusers (github.com/huggingface/diffusers): its scheduler tests with the parents and with
 # our schedulers at w_stiff 0 and 0.5 (see swap_schedulers.py for what is left out), and its
 # PipelineTesterMixin on EDM2Pipeline. DIR/k-diffusion (github.com/crowsonkb/k-diffusion): our
-# samplers against sample_heun and sample_dpm_2. What DIR lacks is left out. PYTHON needs the
-# packages of requirements-dev.txt and accelerate, parameterized, requests-mock and scipy. The
-# exit status is 1 if ours fail more tests than the parents.
+# samplers against sample_heun and sample_dpm_2. DIR/ComfyUI (github.com/Comfy-Org/ComfyUI): our
+# nodes in it, on a small network with random weights. What DIR lacks is left out. PYTHON needs the
+# packages of requirements-dev.txt and accelerate, parameterized, requests-mock and scipy; for
+# ComfyUI those of its own requirements.txt, pytest and this checkout. The exit status is 1 if ours
+# fail more tests than the parents.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 peers=$(cd "${1:?usage: run.sh DIR [PYTHON]}" && pwd)
@@ -43,6 +45,10 @@ fi
 if [ -d "$peers/k-diffusion/k_diffusion" ]; then
     PYTHONPATH="$here:$given" PEERS_KDIFFUSION="$peers/k-diffusion" \
         count "k-diffusion's siblings" --rootdir "$here" "$here/kdiffusion_suite.py"
+    [ "$lost" -eq 0 ] || worse=1
+fi
+if [ -d "$peers/ComfyUI/comfy" ]; then
+    PYTHONPATH="$peers/ComfyUI:$here/..:$given" count "our nodes in ComfyUI" --rootdir "$here" "$here/comfyui_suite.py"
     [ "$lost" -eq 0 ] || worse=1
 fi
 exit $worse
