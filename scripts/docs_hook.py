@@ -27,9 +27,10 @@ OUTSIDE = {
     "SECURITY.md": "security.md", "results/index.html": "results.html",
     "checkpoints/README.md": "models.md",
     "erk/integrations/comfyui/workflow.json": "comfyui-workflow.json",
-    **{f"results/{path.name}": f"results/{path.name}" for path in (ROOT / "results").glob("*.png")},
+    **{f"results/{path.name}": f"results/{path.name}" for path in (ROOT / "results").iterdir()
+       if path.suffix in (".png", ".md")},
 }  # fmt: skip
-"""Paths in the repository and in the site; of the images those that a page shows are copied."""
+"""Paths in the repository and in the site; of results/ only what a page names is copied."""
 HEADER = """<header style="display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .3rem .2rem">
 <a href="index.html"><strong>ERK-Guid</strong></a><a href="tutorial.html">Tutorial</a>
 <a href="howto/tables.html">Reproduce the tables</a><a href="paper.html">The paper</a>
@@ -68,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = (ROOT / source).read_text("utf-8")
             text = text.replace('<div class="columns">', f'{HEADER}<div class="columns">', 1)
             files.append(File.generated(config, target, content=text))
-        elif source in pages or not source.endswith(".png"):
+        elif source in pages or not source.startswith("results/"):
             files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=commands()))
     files.append(File.generated(config, "reference/settings.md", content=settings()))
