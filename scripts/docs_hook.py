@@ -55,6 +55,8 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.S
 )
 PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x0203[23];)</mi></msup>")
+LONG = re.compile("<code>(?=[^<]{29})")
+"""Code that does not fit into a line of a phone (see site.css)."""
 SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
     "(<mo[^>]*>&#x(?:0003D|00028|0005B|0002C|0002F|0003C|0003E|02248|02190);</mo>)"
     "<mo>(&#x(?:02212|0002B);)</mo>"
@@ -157,7 +159,7 @@ def _option(option: click.Parameter, context: click.Context) -> str:
     if record is None or option.name in ("version", "_click_default_help"):
         return ""
     text, _, facts = record[1].partition("  [")
-    facts = facts.removesuffix("]").replace("] [", "; ").replace("default: ", "Default: ")
+    facts = re.sub(r"\]\s+\[", "; ", facts.removesuffix("]")).replace("default: ", "Default: ")
     lines = " ".join([_titled(_escaped(text)), *([f"*{_escaped(facts)}.*"] if facts else [])])
     return f"`{record[0]}`\n:   {lines}"
 
@@ -188,7 +190,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
-    """Write the LaTeX of formulas as MathML, and point a notebook's links to the pages."""
+    """Write formulas as MathML, mark long code, keep an error with its sign, link a notebook."""
 
     def formula(match: re.Match[str]) -> str:
         display = "inline" if match[2] == "(" else "block"
@@ -199,4 +201,6 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
 
     if page.file.src_uri.endswith(".ipynb"):
         content = re.sub(r'(href="[\w/-]+)\.md(["#])', r"\1.html\2", content)
+        content = content.replace('<div class="highlight-', '<div tabindex="0" class="highlight-')
+    content = LONG.sub('<code class="long">', content).replace(" ± ", " ±&nbsp;")
     return FORMULA.sub(formula, content)

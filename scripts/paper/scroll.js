@@ -8,4 +8,5 @@ const sign = () => {
 };
 window.addEventListener("resize", sign);
 document.addEventListener("toggle", sign, true);
+document.addEventListener("load", sign, true);  // an image has its width only then
 sign();

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erk.analysis.plots import look, panels, png
+from matplotlib.figure import SubFigure
+
+from erk.analysis.plots import canvas, look, png
 from metrics.jackknife import Difference, paired_difference, standard_error
 from scripts.paper.page import Page, Table, best_cells, table_of, write_page
 from scripts.paper.tables import limit
@@ -300,34 +302,37 @@ NOTES = [
 
 
 def figure(rows: Computed) -> bytes:
-    """Draw distance and quality over evaluations: plain solvers, levels, the card of --nfe n."""
-    curves: dict[str, tuple[Computed, dict[str, Any]]] = {
-        method.name: (part_of(rows, method=method, mode="plain"), look(i) | {"linewidth": 1})
-        for i, method in enumerate(METHODS[:-1])
+    """Draw distance and quality over evaluations: above plain solvers, below the best of a mode."""
+    plain, thick = part_of(rows, mode="plain"), {"linewidth": 2.2}
+    solvers = {method.name: (part_of(plain, method=method), look(i))
+               for i, method in enumerate(METHODS[:-1])}  # fmt: skip
+    modes = {
+        "best plain solver": (plain, look(7) | {"linestyle": ":"}),
+        "best with auto": (part_of(rows, mode="auto"), look(2) | {"linestyle": "--"}),
+        "best with optimised levels": (part_of(rows, mode="levels"), look(1)),
+        BEST: (part_of(rows, mode=BEST), look(0) | thick),
     }
-    curves |= {
-        "best with auto": (
-            part_of(rows, mode="auto"),
-            look(6) | {"linestyle": "--", "linewidth": 1},
-        ),
-        "best with optimised levels": (part_of(rows, mode="levels"), look(7) | {"linestyle": ":"}),
-        BEST: (part_of(rows, mode=BEST), {"color": "black", "linewidth": 2.2, "marker": "X"}),
-    }
-    with panels(2, 4.2) as (image, axes):
-        image.set_figwidth(9.6)
-        for axis, measure in zip(axes[0], ("error", "quality"), strict=True):
-            for label, (part, style) in curves.items():
-                least: dict[int, float] = {}
-                for cell, row in part.items():
-                    least[cell.nfe] = min(row["values"][measure], least.get(cell.nfe, math.inf))
-                if least:
-                    axis.plot(*zip(*least.items(), strict=True), label=label, markersize=4, **style)
-            axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)")
-            axis.set_xticks(ALL, [str(nfe) for nfe in ALL])
-            axis.minorticks_off()
-        first = next(iter(rows))
-        axes[0, 0].set_ylabel("distance to converged")
-        axes[0, 1].set_ylabel(quality(first))
-        image.suptitle(first.data)
-        image.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    with canvas(6.6) as image:
+        for part, curves in zip(image.subfigures(2), (solvers, modes), strict=True):
+            _draw(part, curves, quality(next(iter(rows))))
+        image.suptitle(next(iter(rows)).data)
         return png(image)
+
+
+def _draw(part: SubFigure, curves: Mapping[str, tuple[Computed, Any]], title: str) -> None:
+    """Draw a panel of each measure and one legend: in each curve the least of its cells."""
+    axes = part.subplots(1, 2)
+    for axis, measure, words in zip(
+        axes, ("error", "quality"), ("distance to converged", title), strict=True
+    ):
+        for label, (rows, style) in curves.items():
+            least: dict[int, float] = {}
+            for cell, row in rows.items():
+                least[cell.nfe] = min(row["values"][measure], least.get(cell.nfe, math.inf))
+            if least:
+                axis.plot(*zip(*sorted(least.items()), strict=True), label=label,
+                          markersize=4, **style)  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)", ylabel=words)
+        axis.set_xticks(ALL, [str(nfe) for nfe in ALL])
+        axis.minorticks_off()
+    part.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -249,6 +249,22 @@ def test_figures_stay_legible_on_a_phone(results, visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_page_alone_has_a_title_and_a_sign_beside_a_cut_image(results, browser):
+    """The sign also where the image has its width only after the script ran."""
+    context = browser.new_context(viewport={"width": 360, "height": 800})
+    page = context.new_page()
+    page.goto((results / "figure8.html").as_uri())
+    assert page.locator("main h1").inner_text().startswith("Figure 8")
+    image = page.locator(".scroll img")
+    assert image.get_attribute("alt").startswith("Figure 8")
+    image.evaluate("image => { image.src = ''; return sign(); }")
+    image.evaluate("image => { image.src = 'figure8.png'; return image.decode(); }")
+    page.wait_for_function("document.querySelector('.scroll.wide > img')")
+    page.goto((results / "table5.html").as_uri())
+    assert page.locator("table >> visible=true").count() > 0  # a page of settings shows them
+    context.close()
+
+
 @pytest.mark.parametrize("width", [360, 1600])
 def test_a_tall_sheet_fits_the_window(results, visit, width):
     page = visit(results, viewport={"width": width, "height": 500})
