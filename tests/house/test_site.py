@@ -184,8 +184,15 @@ BROKEN = """[
     ...[...document.querySelectorAll(".headerlink")].filter(link => link.offsetParent)
         .filter(link => link.offsetLeft < link.parentElement.offsetLeft + 9)
         .map(link => link.parentElement),
-    ...[...document.querySelectorAll(".md-typeset__table td")]
-        .filter(cell => cell.clientHeight > 400),
+    ...[...document.querySelectorAll(".md-typeset__scrollwrap")]
+        .filter(box => innerWidth < 640 && box.scrollWidth > box.clientWidth + 1)
+        .flatMap(box => [...box.querySelectorAll("td")])
+        .filter(cell => {
+            const text = document.createRange();
+            text.selectNodeContents(cell);
+            const {width, height} = text.getBoundingClientRect();
+            return height > 100 && height > width;
+        }),
 ].map(one => one.textContent.slice(0, 60))"""
 """Options split over two lines, headings above an empty line, cells that are columns of words."""
 
