@@ -70,6 +70,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if source == "results/index.html":
             text = (ROOT / source).read_text("utf-8")
             text = text.replace('<div class="columns">', f'{HEADER}<div class="columns">', 1)
+            text = text.replace('href="comparison.html"', 'href="results/comparison.html"', 1)
             files.append(File.generated(config, target, content=text))
         elif source in pages or not source.startswith("results/"):
             files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
