@@ -112,10 +112,21 @@ class Card(NamedTuple):
                 "(erk calibrate), or leave the card out."
             )
 
+    def check_host(self, integration: str) -> None:
+        """Raise ValueError for a rule of guidance that a host of samplers does not apply."""
+        for name in ("guidance_kind", "guidance_interval"):
+            value = getattr(self.settings, name)
+            if value != field(name).default:
+                raise ValueError(
+                    f"the card is for {name} {value}, which {integration} does not apply: sample "
+                    "with erk.sample(card=...) or erk generate --card."
+                )
+
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise ValueError for settings that contradict the card's."""
+        unused = GUIDANCE if self.settings.guidance == 1 else ()
         for name, value in given.items():
-            if name in FREE or value is None:
+            if name in (*FREE, *unused) or value is None:
                 continue
             there, here = getattr(self.settings, name), checked(field(name), value)
             if name == "solver_options":  # defaults are filled in

@@ -12,7 +12,7 @@ FIELDS = {"solver_option": "solver_options", "pc_deterministic": "pc_stochastic"
 
 
 def open_with_guidance(options: dict[str, Any]) -> tuple[Card | None, dict[str, Any]]:
-    """Open the card, if any, and return the options with its guidance weight where none is given.
+    """Open the card, if any, and return the options with its guidance where none is given.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is no card.
     """
@@ -21,6 +21,8 @@ def open_with_guidance(options: dict[str, Any]) -> tuple[Card | None, dict[str, 
     card = open_card(options["card"])
     if options["guidance"] is options["preset"] is None:
         options = options | {"guidance": card.settings.guidance}
+    if options["given"] is not None and "guidance_kind" not in options["given"]:
+        options = options | {"guidance_kind": card.settings.guidance_kind}
     return card, options
 
 

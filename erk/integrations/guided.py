@@ -165,7 +165,7 @@ class Guided(SchedulerMixin):
         if self._has_card:
             card = open_card(self.config.card)
             card.check(model, guide_model)
-            card.check_given({"guidance": guidance, "guidance_kind": "cfg"})
+            card.check_given({"guidance": guidance})
             self._model = model
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:

@@ -57,8 +57,8 @@ def settings_for(
             f"the card is for the solver {name}, and {integration} runs {' or '.join(solvers)}: "
             f"calibrate with solver='{solvers[0]}' (--solver {solvers[0]}), or sample with {ANY}."
         )
-    weighted = {"guidance": guidance, "guidance_kind": "cfg"}
-    return Settings(**card.sampler_for({"erk": erk, **weighted, **weights}))
+    card.check_host(integration)
+    return Settings(**card.sampler_for({"erk": erk, "guidance": guidance, **weights}))
 
 
 def levels_of(settings: Settings, model: Any = None) -> Tensor:

@@ -121,6 +121,7 @@ def uses(rows: Computed) -> Iterator[Table]:
 
     An alternative is any other sampler of the row that has the same data and evaluations.
     """
+    rows = {c: r for c, r in rows.items() if c.mode != MORE}  # of four times the seeds
     uncalibrated = {c: r for c, r in rows.items() if c.mode in UNCALIBRATED}
     single = {c: r for c, r in uncalibrated.items() if c.method.solver in ("heun", "dpm2")}
     of_all = {c: r for c, r in uncalibrated.items() if _has_all_solvers(rows, c)}

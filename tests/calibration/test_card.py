@@ -90,7 +90,7 @@ def test_arguments_that_agree_with_the_card_may_be_given(tmp_path):
         ({"schedule": [80.0, 1.0, 0.1]}, "sets schedule to edm"),
         ({"afs": True}, "sets afs to False"),
         ({"guidance": 2.0}, "sets guidance to 1.0"),
-        ({"guidance_kind": "apg"}, "sets guidance_kind to cfg"),
+        ({"guidance_interval": (0.1, 2.0)}, "sets guidance_interval to None"),
         ({"erk": "auto"}, "sets erk to a correction"),
         ({"solver_options": {"r": 0.3}}, "sets solver_options"),
     ],
@@ -98,6 +98,16 @@ def test_arguments_that_agree_with_the_card_may_be_given(tmp_path):
 def test_arguments_that_contradict_the_card_are_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         read_card(written(tmp_path, content())).check_given(given)
+
+
+def test_a_rule_of_guidance_contradicts_a_card_of_another_weight_than_1(tmp_path):
+    """At 1 it does nothing, so that a sweep over weights may give it throughout."""
+    rule = {"guidance_kind": "apg", "apg_eta": 0.5}
+    read_card(written(tmp_path, content())).check_given(rule)
+    guided = setting(guidance=2.0)
+    guided["networks"]["guide"] = ""
+    with pytest.raises(ValueError, match="sets guidance_kind to cfg"):
+        read_card(written(tmp_path, guided)).check_given(rule)
 
 
 def test_a_card_of_another_network_or_guide_is_refused(tmp_path):

@@ -26,6 +26,7 @@ from scheduler_loop import (
 
 import erk
 from erk.integrations.diffusers import EDM2Pipeline
+from erk.integrations.kdiffusion import card_sigmas, sample_erk_card
 from erk.integrations.walk import Walk
 from erk.method.point import Point
 from erk.method.settings import Settings
@@ -154,6 +155,16 @@ def test_cards_for_something_else_are_refused(message):
     with pytest.raises(ValueError, match=message):
         HEUN(**SD, card=card_of(solver, networks=networks, **more))
     HEUN(**SD, card=card_of(networks=("", ""), guidance=4.0), guidance=4.0)
+
+
+@pytest.mark.parametrize("rule", [{"guidance_kind": "apg"}, {"guidance_interval": (0.1, 2.0)}])
+def test_cards_of_a_rule_that_the_host_does_not_apply_are_refused(rule):
+    card = card_of(networks=("", ""), guidance=4.0, **rule)
+    with pytest.raises(ValueError, match=f"card is for {next(iter(rule))} .* does not apply"):
+        HEUN(**SD, card=card, guidance=4.0)
+    with pytest.raises(ValueError, match="this sampler .* does not apply: sample with erk.sample"):
+        sample_erk_card(lambda x, sigma, **_: x, torch.ones(1, 4), card_sigmas(card), card=card,
+                        extra_args={"cond_scale": 4.0}, disable=True)  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "message"), [

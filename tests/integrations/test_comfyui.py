@@ -133,6 +133,10 @@ def test_a_wrong_card_is_refused_before_any_node_runs(tmp_path):
     assert node.VALIDATE_INPUTS(card=path) is True
     assert node.VALIDATE_INPUTS(card=None) is True  # from another node: known when that has run
     assert "there is no card 'nowhere.json'" in node.VALIDATE_INPUTS(card="nowhere.json")
+    content = json.loads(Path(path).read_text())
+    content["settings"] |= {"guidance": 2.0, "guidance_interval": [0.1, 2.0]}
+    Path(path).write_text(json.dumps(content | {"networks": {"network": "", "guide": ""}}))
+    assert "which ComfyUI does not apply" in node.VALIDATE_INPUTS(card=path)
     Path(path).write_text("{}")
     assert "is not a card of erk calibrate" in node.VALIDATE_INPUTS(card=path)
 

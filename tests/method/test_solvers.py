@@ -137,7 +137,8 @@ DERIVED = [  # where the sign of h is right, as the table of docs/theory.md says
     ("ipndm_v", {"order": 3}, ABOVE),
     *[("deis", {"order": n, "mode": "rhoab"}, ANYWHERE) for n in (1, 2)],
     *[("deis", {"order": n, "mode": "rhoab"}, ABOVE) for n in (3, 4)],
-    *[("deis", {"order": n}, ABOVE) for n in (2, 3, 4)],
+    ("deis", {"order": 2}, ANYWHERE),  # up to a deviation between 1 and 3, as VP time has a scale
+    *[("deis", {"order": n}, ABOVE) for n in (3, 4)],
     ("dpmpp", {"order": 1}, ANYWHERE),
     ("dpmpp", {"order": 2, "lower_order_final": False}, (0.15, 1.1)),
     ("dpmpp", {"order": 3, "lower_order_final": False}, (0.5, 1.7)),

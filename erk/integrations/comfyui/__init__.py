@@ -90,7 +90,7 @@ class ERKGuidCard:
         """Return what is wrong with the card, before ComfyUI runs any node; True if nothing is."""
         try:
             if card is not None:  # None: from another node, not known yet
-                open_card(card)
+                open_card(card).check_host("ComfyUI")
         except (OSError, ValueError) as error:
             return str(error)
         return True
