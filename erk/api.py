@@ -249,7 +249,8 @@ def _prepare(
     drift = plan.drift(model, labels, guide_model, guide_labels)
     correction = plan.correction(plan.sigmas(model), model) if plan.erk == "auto" else None
     if isinstance(correction, Correction):
-        correction.warn_if_idle(repr(plan.solver), stacklevel=5)
+        name = getattr(plan.solver, "__name__", plan.solver)
+        correction.warn_if_idle(repr(name), stacklevel=5)
     return drift, plan
 
 

@@ -1,6 +1,6 @@
 """Cards for the tests of the integrations: calibrated for nothing, with coefficients that act."""
 
-from erk.calibration.card import Card, write_card
+from erk.calibration.card import Card
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 
@@ -17,5 +17,5 @@ def card_of(solver="heun", levels=LEVELS, networks=("", None), **settings):
 
 
 def card_file(folder, *args, **settings):
-    write_card(folder / "card.json", card_of(*args, **settings))
+    card_of(*args, **settings).save(folder / "card.json")
     return str(folder / "card.json")

@@ -118,7 +118,7 @@ def calibrate(
     -------
     Card
         The sampler, the networks it is for, and errors before and after on seeds that neither fit
-        nor choice has seen. `erk.calibration.card.write_card` writes it to a file.
+        nor choice has seen. `card.save(path)` writes it to a file.
 
     Raises
     ------

@@ -43,7 +43,7 @@ DECIDED = (*SAMPLER, *GUIDANCE, "erk")
 """The settings that a card decides."""
 FREE = ("dtype",)
 """Settings that may be given beside a card."""
-UNKNOWN = "that is of no file"
+UNKNOWN = "of no file"
 
 
 class Card(NamedTuple):
@@ -64,10 +64,15 @@ class Card(NamedTuple):
         rows = [f"{s.solver}{f' ({options})' if options else ''}, {levels}{first}"]
         names = {"heun": "Heun, EDM's schedule", "published": "best published sampler",
                  "card": "this card", "ratio": "ratio of the last two"}  # fmt: skip
+        match self.report.get("contenders"):  # of a file: not validated
+            case [{"solver": solver, "schedule": schedule, "afs": afs}, *_]:
+                first = ", analytic first step" if afs else ""
+                names["published"] += f" ({_short(solver)}, {_short(schedule)}{first})"
+        width = max(map(len, names.values()))
         for name, text in names.items():
             if name in errors:
                 one = errors[name]
-                rows.append(f"{text:24} {one['value']:.4g} +- {one['error']:.2g}")
+                rows.append(f"{text:{width}} {one['value']:.4g} +- {one['error']:.2g}")
         return "\n".join([*rows, *([self.warning.capitalize()] if self.warning else [])])
 
     @property
@@ -82,10 +87,17 @@ class Card(NamedTuple):
         value, error = (self.errors["ratio"][name] for name in ("value", "error"))
         if value + error < 1:
             return ""
-        return (
-            f"no gain: on fresh seeds the error of this card is {value:.3f} +- {error:.3f} of that "
-            "of the best published sampler."
+        says = (
+            f"on fresh seeds the error of this card is {value:.3f} +- {error:.3f} of that of the "
+            "best published sampler"
         )
+        if value - error < 1:  # a few seeds that end elsewhere decide both means
+            return f"no gain that these seeds could show: {says}; calibrate with more seeds."
+        return f"no gain: {says}."
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the card and its report to a JSON file, atomically. Raises OSError."""
+        write_file(Path(path), save_json(content_of(self)))
 
     def sampler_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that this card decides; warn of a card without gain.
@@ -243,11 +255,6 @@ def parse_card(row: Any, source: Any) -> Card:
     report = {name: row[name] for name in row if name not in CardFile.model_fields}
     errors = {name: one.model_dump() for name, one in content.errors.items()}
     return Card(settings, content.networks.model_dump(), content.nfe, errors, report)
-
-
-def write_card(path: str | os.PathLike[str], card: Card) -> None:
-    """Write a card and its report to a JSON file, atomically. Raises OSError."""
-    write_file(Path(path), save_json(content_of(card)))
 
 
 def content_of(card: Card) -> dict[str, Any]:

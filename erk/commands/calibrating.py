@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from erk.analysis.toy import ExactToy
 from erk.calibration import calibrate as calibration
-from erk.calibration.card import write_card
 from erk.calibration.contest import Plan
 from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
@@ -153,7 +152,7 @@ def run_calibration(options: dict[str, Any]) -> None:
             )
         origin = {"evaluations": cost, **provenance(problem.model.device)}  # type: ignore[attr-defined]
         card = card._replace(report={"calibration": facts, **card.report, **origin})
-        write_card(path, card)
+        card.save(path)
         parts.remove()
     click.echo(f"{card}\nwrote {path}")
 

@@ -140,7 +140,12 @@ def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluat
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raise ValueError before anything is read if there is nothing to compare with."""
-    if options["ref"] is None and (options["real"] is None or options["protocol"] is None):
+    if options["ref"] is None and options["real"] is not None and options["protocol"] is None:
+        raise ValueError(
+            "--protocol is missing: say how to measure, for example --protocol torch-fidelity or "
+            "--protocol edm2"
+        )
+    if options["ref"] is None and options["real"] is None:
         raise ValueError(
             "--ref is missing: say what to compare with, for example --ref imagenet512 or --ref "
             "digits; or compare with real images alone, --real DIR --protocol NAME"

@@ -343,7 +343,8 @@ def open_image(data: bytes, limit: int = MAX_PIXELS) -> Image.Image:
     try:
         image = kind(io.BytesIO(data))
     except SyntaxError as error:
-        raise UnidentifiedImageError(str(error)) from error
+        is_known = data.startswith((PNG, b"\xff\xd8"))
+        raise UnidentifiedImageError(str(error) if is_known else "neither PNG nor JPEG") from error
     if image.width * image.height > limit:
         raise TooLargeError(f"{image.width}x{image.height}, more than {limit} pixels")
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:

@@ -69,6 +69,7 @@ def steps(
             x = step.x
         else:
             step = solver(drift, x, sigma, sigma_next, memory)
+            require(isinstance(step, Step), "solver", "a function that returns an erk.Step", step)
             step = step._replace(sigma_next=sigma_next, index=index)
             memory = step.memory
             x, kept = guidance(step, kept)

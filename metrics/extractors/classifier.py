@@ -100,9 +100,11 @@ class ClassifierExtractor(NamedTuple):
         """Compute features and logits of images uint8 [B, C, S, S]; ValueError for others."""
         shape = (self.row.channels, self.row.size, self.row.size)
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
+            kind = {1: "grey", 3: "RGB"}.get(self.row.channels, f"{self.row.channels}-channel")
             raise ValueError(
-                f"the {self.name} extractor takes uint8 images [B, {', '.join(map(str, shape))}], "
-                f"not {images.dtype} {list(images.shape)}: give it images of that size"
+                f"the {self.name} extractor takes {kind} images of {self.row.size}x{self.row.size} "
+                f"pixels, uint8 [B, {', '.join(map(str, shape))}], not {images.dtype} "
+                f"{list(images.shape)}: choose another --protocol, such as torch-fidelity"
             )
         with computing(self.precision, self.device):
             x = normalise(images.to(self.device), self.row.levels)

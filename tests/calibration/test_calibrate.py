@@ -9,7 +9,7 @@ import torch
 
 import erk
 from erk.calibration.calibrate import calibrate, cost_of, plan_of, seeds_of
-from erk.calibration.card import read_card, sampler_of, write_card
+from erk.calibration.card import read_card, sampler_of
 from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
 from erk.calibration.problem import gaussian, problem_for
@@ -76,9 +76,10 @@ def test_the_reported_errors_are_those_of_seeds_that_nobody_has_seen(card):
 
 
 def test_a_written_card_is_the_returned_one(card, tmp_path):
-    write_card(tmp_path / "a.card.json", card)
+    card.save(tmp_path / "a.card.json")
     stored = read_card(tmp_path / "a.card.json")
     assert stored == card and stored.key == card.key
+    assert f"best published sampler ({card.report['contenders'][0]['solver']}, " in f"{stored}"
     model = clusters()
     noise, _ = erk.noise_and_labels(range(3), model)
     ends = [erk.sample(model, noise, card=one) for one in (card, tmp_path / "a.card.json")]
@@ -114,7 +115,7 @@ def test_a_card_can_be_for_projected_guidance(tmp_path):
     job = SMALL | dict(solver="euler", schedule="polynomial", corrections=["stepwise"])
     card = calibrate(model, 6, **job, guide_model=guide, **apg)
     assert card.errors["ratio"]["value"] < 0.7
-    write_card(tmp_path / "a.card.json", card)
+    card.save(tmp_path / "a.card.json")
     stored = read_card(tmp_path / "a.card.json")
     assert stored == card and stored.settings.apg_threshold == 0.3
     assert card.key != calibrate(model, 6, **job, guide_model=guide, guidance=1.5).key

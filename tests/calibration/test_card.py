@@ -188,12 +188,17 @@ def test_a_cards_key_is_what_it_does_not_what_else_the_file_says(tmp_path):
 
 def test_a_card_without_gain_warns_when_it_is_used(tmp_path):
     bad = {"ratio": {"value": 0.99, "error": 0.02}}
-    with pytest.warns(UserWarning, match=r"no gain: .* 0.990 \+- 0.020"):
+    with pytest.warns(UserWarning, match=r"no gain that .* 0.990 \+- 0.020 .*more seeds"):
         erk.sample(*start(1), card=written(tmp_path, content(errors=bad)))
+    worse = content(errors={"ratio": {"value": 1.2, "error": 0.1}})
+    assert read_card(written(tmp_path, worse)).warning.startswith("no gain: on fresh seeds")
     good = read_card(written(tmp_path, content()))
     assert good.warning == ""
     assert f"{good}".startswith(good.settings.solver) and "No gain" not in f"{good}"
-    assert "\nNo gain: on fresh seeds" in f"{read_card(written(tmp_path, content(errors=bad)))}"
+    for contenders in ("text", [], [1], [{"solver": "deis"}]):
+        one = read_card(written(tmp_path, content(contenders=contenders)))
+        assert "published sampler (" not in f"{one}"
+    assert "\nNo gain that these seeds could show" in f"{read_card(written(tmp_path, content(errors=bad)))}"
 
 
 def test_a_correction_for_other_levels_is_refused_when_it_is_used(tmp_path):

@@ -244,7 +244,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
             ["--ref", "digits", "--real", "large"],
             "the reference digits holds images of 8x8 pixels but large",
         ),
-        (["--real", "large"], "--ref is missing"),
+        (["--real", "large"], "--protocol is missing"),
         (["--real", "large", "--protocol", "digits"], "8x8 pixels but large of 16x16"),
         (["--ref", "imagenet512"], "8x8 pixels but the reference imagenet512 of 512x512"),  # R31
         (["--ref", "digits", "--cache-limit", "-1"], "--cache-limit"),

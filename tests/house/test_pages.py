@@ -17,7 +17,6 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import erk
-from erk.calibration.card import write_card
 from erk.commands.main import main
 from erk.models.adapters import discrete_times
 
@@ -111,8 +110,8 @@ def test_the_page_on_integrations(tmp_path, monkeypatch):
     page = "docs/integrations.md"
     digits = erk.load_model("digits").sha256
     for name, networks in (("card", ("", None)), ("digits.card", (digits, None))):
-        write_card(f"{name}.json", card_of(networks=networks))
-    write_card("flow.card.json", card_of(levels=[80.0, *LEVELS]))
+        card_of(networks=networks).save(f"{name}.json")
+    card_of(levels=[80.0, *LEVELS]).save("flow.card.json")
     weights, auto, flow, edm2, card, k_diffusion, cards, any_model, calibrate = python_blocks(page)
     space = {"pipe": Pipeline(), "flow": FlowPipeline()}
     execute(weights, page, space)

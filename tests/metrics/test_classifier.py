@@ -67,7 +67,7 @@ def test_features(extractor, digits):
     ],
 )
 def test_other_images_are_refused(extractor, images):
-    with pytest.raises(ValueError, match="the digits extractor takes uint8 images"):
+    with pytest.raises(ValueError, match="the digits extractor takes grey images of 8x8 pixels"):
         extractor(images)
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import erk
-from erk.calibration.card import Card, read_card, write_card
+from erk.calibration.card import Card, read_card
 from erk.calibration.problem import count_nfe
 from erk.commands import calibrating
 from erk.generation.options import networks_of, settings_of
@@ -83,7 +83,7 @@ def test_a_card_is_searched_once_and_samples_its_row(tmp_path, monkeypatch):
         correction = Correction(sigmas, ("embedded",), ((-0.2,), (-0.3,)))
         networks = {"network": erk.load_model("digits").sha256, "guide": None}
         errors = {"ratio": {"value": 0.5, "error": 0.02}}
-        write_card(options["out"], Card(replace(settings, erk=correction), networks, 5, errors))
+        Card(replace(settings, erk=correction), networks, 5, errors).save(options["out"])
 
     monkeypatch.setattr(calibrating, "run_calibration", fake_calibration)
     rows = paper_rows.Rows([Experiment(config, request)])

@@ -1,9 +1,14 @@
 """The rival noise levels of the study, against those of their authors' code."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from scripts.studies.levels import bound, weights_of, xue
+from scripts.studies.levels import BUDGETS, bound, weights_of, xue
+
+ROOT = Path(__file__).parents[2]
 
 ENDS = -5.024978406659204, 4.557714932729866  # ln(alpha / sigma), linear VP process, t 1 to .001
 
@@ -25,6 +30,27 @@ def test_the_levels_are_those_of_the_released_code():
     levels = xue(6, float(np.exp(-ENDS[1])), float(np.exp(-ENDS[0])))
     expected = [ENDS[0], -2.545, -1.423, -0.811, 0.1, 1.257, ENDS[1]]
     assert -np.log(levels) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_page_shows_the_ranges_of_the_record():
+    """docs/beyond.md, Other ways to noise levels: the table and the three sentences below it."""
+    rows = json.loads((ROOT / "results" / "levels.json").read_text("utf-8"))["rows"]
+    rows = [row for row in rows if row["preset"] == "digits-early"]
+    page = (ROOT / "docs" / "beyond.md").read_text("utf-8")
+    names = {"ipndm": "ipndm", "deis": "deis", "dpmpp": "dpmpp 3", "unipc": "unipc 3"}
+    gains = {"GITS": set(), "Xue et al.": set(), "final state": set()}
+    for solver, name in names.items():
+        some = [row for row in rows if row["solver"] == solver]
+        assert [row["NFE"] for row in some] == [*BUDGETS]
+        cells = []
+        for kind in gains:
+            ratios = [row[f"{kind}, ratio"] for row in some]
+            cells.append(f"{min(ratios)[0]:.2f} to {max(ratios)[0]:.2f}")
+            lower = {row["NFE"] for row in some if sum(row[f"{kind}, ratio"]) < 1}
+            gains[kind] |= {(solver, nfe) for nfe in lower}
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    assert len(gains["final state"]) == len(rows) and gains["GITS"] == {("unipc", 8), ("unipc", 10)}
+    assert gains["Xue et al."] == {(one, nfe) for one in ("dpmpp", "unipc") for nfe in (8, 10)}
 
 
 def test_the_weights_of_a_step_add_up():
