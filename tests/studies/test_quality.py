@@ -187,10 +187,23 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
     assert all(fd(first, weight_name(6, w), "6 steps") > 5 for w in WEIGHTS)
     at_16 = {w: fd(first, weight_name(16, w), "16 steps") for w in WEIGHTS}
     assert min(at_16, key=at_16.__getitem__) == 1.5 and at_16[2.5] > 0
-    said = {2.0: ("10.17", "10.27"), 1.0: ("3.17", "3.93")}  # with ERK-Guid, sharpening alone
-    for w, numbers in said.items():
-        for name, number in zip((weight_name(32, w), sharp_name(32, w)), numbers, strict=True):
-            assert f"{-fd(first, name, '32 steps'):.2f}" == number
-            assert f"{number} ±" in PAGE.read_text("utf-8")
+    page = PAGE.read_text("utf-8")
+    said = {  # of the three networks, with ERK-Guid and by sharpening alone
+        2.0: (("10.17", "17.32", "7.98"), ("10.27", "16.68", "5.76")),
+        1.0: (("3.17", "4.75", "2.87"), ("3.93", "5.08", "2.83")),
+    }
+    for w, both in said.items():
+        for name, numbers in zip((weight_name(32, w), sharp_name(32, w)), both, strict=True):
+            for network, number in zip(SEEDS_OF_TRAINING, numbers, strict=True):
+                assert f"{-fd(network, name, '32 steps'):.2f}" == number
+                assert f"{number} ±" in page
+    farther = [distance(network, sharp_name(32, 1.0), "32 steps")
+               > distance(network, weight_name(32, 1.0), "32 steps")
+               for network in SEEDS_OF_TRAINING]  # fmt: skip
+    assert all(farther)
+    assert 0 < fd(first, sharp_name(8, 1.0), "8 steps") < fd(first, weight_name(8, 1.0), "8 steps")
+    for w, number in ((0.5, "2.33"), (1.0, "10.15"), (1.5, "41.9")):
+        assert f"{fd('mnist', weight_name(16, w), '16 steps'):.4g}" == number
+    assert fd("mnist", "16 steps, auto", "16 steps") < -3 and "2.33 ±" in page
     assert distance("mnist", "32 steps, w_stiff 0.5", "32 steps") > 0.9
     assert distance("mnist", "32 steps, halved", "32 steps") < 0.3
