@@ -307,14 +307,20 @@ def figure(rows: Computed) -> bytes:
     plain, thick = part_of(rows, mode="plain"), {"linewidth": 2.2}
     solvers = {method.name: (part_of(plain, method=method), look(i))
                for i, method in enumerate(METHODS[:-1])}  # fmt: skip
+    levels = {  # where they are measured for every solver
+        cell: row for cell, row in part_of(rows, mode="levels").items()
+        if all(one._replace(mode="levels") in rows for one in part_of(plain, nfe=cell.nfe))
+    }  # fmt: skip
     modes = {
         "best plain solver": (plain, look(7) | {"linestyle": ":"}),
         "best with auto": (part_of(rows, mode="auto"), look(2) | {"linestyle": "--"}),
-        "best with optimised levels": (part_of(rows, mode="levels"), look(1)),
+        "best with optimised levels": (levels, look(1)),
         BEST: (part_of(rows, mode=BEST), look(0) | thick),
     }
     with canvas(6.6) as image:
-        for part, curves in zip(image.subfigures(2), (solvers, modes), strict=True):
+        for part, curves in zip(
+            image.subfigures(2, 1, squeeze=False)[:, 0], (solvers, modes), strict=True
+        ):
             _draw(part, curves, quality(next(iter(rows))))
         image.suptitle(next(iter(rows)).data)
         return png(image)
