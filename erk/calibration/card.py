@@ -96,7 +96,11 @@ class Card(NamedTuple):
         return f"no gain: {says}."
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the card and its report to a JSON file, atomically. Raises OSError."""
+        """Write the card and its report to a JSON file, atomically. Raises OSError.
+
+        Folders that do not exist are made.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_file(Path(path), save_json(content_of(self)))
 
     def sampler_for(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_the_readme(tmp_path, monkeypatch):
     first, scheduler, network, loop = python_blocks("README.md")
     space = {}
     execute(first, "README.md", space)
-    assert len([*(tmp_path / "digits").glob("*.png")]) == 16
+    assert len([*(tmp_path / "out/first").glob("*.png")]) == 16
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     space |= {"alphas_cumprod": table, "pipe": Pipeline()}
     space["network"] = lambda x, t: x * (1 - table[t.round().long()]).sqrt()[:, None, None, None]
