@@ -198,7 +198,8 @@ def test_a_card_without_gain_warns_when_it_is_used(tmp_path):
     for contenders in ("text", [], [1], [{"solver": "deis"}]):
         one = read_card(written(tmp_path, content(contenders=contenders)))
         assert "published sampler (" not in f"{one}"
-    assert "\nNo gain that these seeds could show" in f"{read_card(written(tmp_path, content(errors=bad)))}"
+    shown = f"{read_card(written(tmp_path, content(errors=bad)))}"
+    assert "\nNo gain that these seeds could show" in shown
 
 
 def test_a_correction_for_other_levels_is_refused_when_it_is_used(tmp_path):
