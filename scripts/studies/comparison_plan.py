@@ -57,6 +57,8 @@ DATA: dict[str, tuple[str, float | None]] = {
     "mnist-cfg-3": ("mnist-cfg", 3.0), "mnist-autog": ("mnist-autog", None),
 }  # fmt: skip
 """Name -> data of scripts.studies.data, guidance (None: its preset's)."""
+PLACES = {MORE: ("spectra",)}
+"""Mode -> the only data that have it."""
 ALL, FEW = (3, 4, 5, 6, 8, 10, 12, 16, 20), (5, 8)
 NFES = {"card": FEW, "end to end": FEW}
 GUIDED = (5, 8, 12, 20)
@@ -143,8 +145,9 @@ def cells_of(
 def _cells(data: str, method: Method, num: int | None) -> Iterator[Cell]:
     guided = data_of(data).guide_model is not None
     num = num or (NUM_GUIDED if guided else NUM)
-    modes = MODES if data == "spectra" else MODES[:-1]
-    for mode in modes:
+    for mode in MODES:
+        if data not in PLACES.get(mode, DATA):
+            continue
         nfes = GUIDED_NFES.get(mode, ()) if guided else NFES.get(mode, ALL)
         if mode == "card" and method.solver == "heun" and not guided:
             nfes = ALL  # for the image of the README
