@@ -20,9 +20,10 @@ from erk.method.arguments import PATHS, require
 from erk.method.churn import Noise
 from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
+from erk.method.fields import check_names, check_needs
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
-from erk.method.settings import Settings, check_names
+from erk.method.settings import Settings
 from erk.method.values import number
 from erk.models.encoders import DecodeError, PixelEncoder
 
@@ -31,18 +32,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _with_card(function: F) -> F:
-    """Let `card=` set the arguments that a call leaves out, and refuse those that contradict it."""
+    """Let `card=` set what a call leaves out; refuse what contradicts it or has no effect."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         card = kwargs.pop("card", None)
-        if card is None:
-            return function(*args, **kwargs)
         bound = signature.bind_partial(*args, **kwargs).arguments
         more = bound.pop("settings", {})
         check_names(more, function.__name__)
         given = {**bound, **more}
+        if card is None:
+            check_needs(given.keys(), lambda one: one.name)
+            return function(*args, **kwargs)
         known = {k: v for k, v in given.items() if k in Settings.__dataclass_fields__}
         card = open_card(card)
         card.check(given.get("model"), given.get("guide_model"))
@@ -144,7 +146,7 @@ def sample(
         model, labels, guide_model, guide_labels, solver=solver, schedule=schedule, steps=steps,
         sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, guidance=guidance,
         guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
-        caller="sample", **settings,
+        **settings,
     )  # fmt: skip
     _check_inputs(drift, noise, randn_like)
     require(callback is None or callable(callback), "callback", "a function", callback)
@@ -185,7 +187,7 @@ def trajectory(
         As `sample`; NonFiniteError after the last state.
     """
     networks = (model, labels, guide_model, guide_labels)
-    drift, plan = _prepare(*networks, caller="trajectory", **settings)
+    drift, plan = _prepare(*networks, **settings)
     _check_inputs(drift, noise, randn_like)
     return _states(drift, noise, plan, randn_like)
 
@@ -240,11 +242,9 @@ def _prepare(
     labels: Tensor | None,
     guide_model: Denoiser | None,
     guide_labels: Tensor | None,
-    caller: str,
     **settings: Any,
 ) -> tuple[GuidedDrift, Settings]:
     """Return the drift and the checked settings; warn where `auto` has no effect."""
-    check_names(settings, caller)
     plan = Settings(**settings)
     drift = plan.drift(model, labels, guide_model, guide_labels)
     correction = plan.correction(plan.sigmas(model), model) if plan.erk == "auto" else None

@@ -337,3 +337,29 @@ def test_a_trajectory_is_animated(tmp_path, suffix, digits):
         erk.animate(states, tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="without states"):
         erk.animate([], path)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"w_con": 0.3}, "w_con has no effect without w_stiff: give both, or neither."),
+        ({"erk_scale": "abs"}, "erk_scale has no effect without w_stiff"),
+        ({"S_noise": 1.01}, "S_noise has no effect without S_churn"),
+        ({"pc_stochastic": False}, "pc_stochastic has no effect without pc_snr"),
+    ],
+)
+def test_a_setting_without_the_one_it_needs_is_refused(given, sentence):
+    noise = torch.zeros(1, 2)
+    for function in (erk.sample, erk.trajectory):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            function(lambda x, sigma, labels=None: x / 2, noise, **given)
+
+
+def test_a_sweep_may_give_both_and_by_position():
+    noise = torch.ones(1, 2)
+    plain = erk.sample(lambda x, sigma, labels=None: x / 2, noise, steps=4)
+    swept = erk.sample(
+        lambda x, sigma, labels=None: x / 2, noise, None, "heun", None, 4, 0.002, 80.0, None, None,
+        None, None, 0.0, w_con=0.3,
+    )  # fmt: skip
+    assert torch.equal(plain, swept)

@@ -54,8 +54,9 @@ from erk.calibration.problem import (
 from erk.calibration.search import FIRST, most_runs
 from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
 from erk.method.corrections import DIRECTIONS
+from erk.method.fields import check_names
 from erk.method.point import norm, to_double
-from erk.method.settings import Settings, check_names
+from erk.method.settings import Settings
 from erk.method.values import number
 
 VERSION = 3  # of the numbers of a calibration; raise it when they change

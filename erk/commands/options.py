@@ -10,7 +10,8 @@ from typing import Any
 import click
 import cloup
 
-from erk.method.fields import field
+from erk.method import fields
+from erk.method.fields import Field, field
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -18,12 +19,6 @@ DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 PRECISIONS = click.Choice(["auto", "fp32", "tf32", "fp16", "bf16"])
 BATCH = click.IntRange(min=1, max=1 << 20)
 RANDOM_OR_FILE = "random|balanced|FILE"
-
-NEEDS = {
-    "w_con": "w_stiff", "erk_scale": "w_stiff", "S_min": "S_churn", "S_max": "S_churn",
-    "S_noise": "S_churn", "churn_rule": "S_churn", "pc_deterministic": "pc_snr",
-}  # fmt: skip
-"""Options that have no effect unless another one is given: variable -> variable."""
 
 device_option = cloup.option(
     "--device", type=DEVICES, default="auto",
@@ -58,24 +53,24 @@ def setting(name: str, **changes: Any) -> Decorator:
         options |= {"metavar": one.metavar} if one.metavar else {}
         named = one.choices and not one.metavar
         options["type"] = click.Choice(one.choices) if named else one.kind
-    variable = one.option.lstrip("-").replace("-", "_")
-    return cloup.option(one.option, variable, **(options | changes))
+    return cloup.option(one.option, variable(one), **(options | changes))
+
+
+def variable(one: Field) -> str:
+    """Return the parameter of the option of a setting; "" for settings of Python alone."""
+    return one.option.lstrip("-").replace("-", "_")
 
 
 def check_needs(context: click.Context) -> list[str]:
     """Return the options on the command line.
 
-    Raises ValueError for one that has no effect without another one. A sweep may give both:
-    --w-stiff 0 --w-con 0.3 is the plain solver.
+    Raises ValueError for a setting that has no effect without another one.
     """
     source = click.core.ParameterSource.COMMANDLINE
     given = {name for name in context.params if context.get_parameter_source(name) is source}
     spelling = {one.name: one.opts[0] for one in context.command.params}
-    for name, other in NEEDS.items():
-        if name in given and other not in given and not {"erk", "card"} & given:
-            raise ValueError(
-                f"{spelling[name]} has no effect without {spelling[other]}: give both, or neither."
-            )
+    settings = {one.name for one in fields.fields() if variable(one) in given}
+    fields.check_needs(settings | given & {"card"}, lambda one: spelling[variable(one)])
     return sorted(given)
 
 

@@ -6,7 +6,7 @@ of a run, the recipe of a card and the table in the docs derive from `fields()`.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, NamedTuple
 
 PUBLISHED_SCHEDULES = {
@@ -54,6 +54,7 @@ class Field(NamedTuple):
     above: float | None = None  # what a number must exceed
     most: float | None = None  # the largest number
     finite: bool = True  # whether infinity is refused
+    needs: str = ""  # the setting without which it has no effect
 
     @property
     def option(self) -> str:
@@ -91,9 +92,9 @@ FIELDS = (
           MODEL_GUIDANCE, symbol="beta", least=-1, most=1),
     Field("w_stiff", 0.0, "Strength of ERK-Guid; 0 is off.", ERK_GUID, symbol="w_stiff", least=0),
     Field("w_con", 0.5, "Stiffness above which ERK-Guid acts.", ERK_GUID, symbol="w_con",
-          unit="rho", least=0),
+          unit="rho", least=0, needs="w_stiff"),
     Field("erk_scale", "quadratic", "Growth of the correction with z (Fig. 6b).", ERK_GUID, str,
-          choices=SCALE_NAMES),
+          choices=SCALE_NAMES, needs="w_stiff"),
     Field("erk_proj", False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, bool),
     Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference "
           "(docs/beyond.md).", ERK_GUID, str, choices=("auto",), form="correction"),
@@ -101,12 +102,13 @@ FIELDS = (
           spelling="", form="function"),
     Field("S_churn", 0.0, "Noise injection of EDM, for euler, heun and dpm2; 0 is off.", CHURN,
           symbol="S_churn", least=0),
-    Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma", least=0),
+    Field("S_min", 0.0, "Lowest noise level that is churned.", CHURN, unit="sigma", least=0,
+          needs="S_churn"),
     Field("S_max", math.inf, "Highest noise level that is churned.", CHURN, unit="sigma", least=0,
-          finite=False),
-    Field("S_noise", 1.0, "Scale of the injected noise.", CHURN, least=0),
+          finite=False, needs="S_churn"),
+    Field("S_noise", 1.0, "Scale of the injected noise.", CHURN, least=0, needs="S_churn"),
     Field("churn_rule", None, "Whose stream of noise: edm (float64, drawn at every step) or edm2.",
-          CHURN, str, choices=CHURN_RULES, note="that of the network's release"),
+          CHURN, str, choices=CHURN_RULES, note="that of the network's release", needs="S_churn"),
     Field("afs", False, "Analytic first step: one evaluation less.", SOLVER, bool),
     Field("denoise_to_zero", False, "End with an Euler step to sigma = 0.", SOLVER, bool),
     Field("adaptive_tau", None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).",
@@ -114,7 +116,7 @@ FIELDS = (
     Field("pc_snr", 0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).",
           BASELINES, symbol="r", least=0),
     Field("pc_stochastic", True, "Use the Langevin corrector without its noise.", BASELINES, bool,
-          spelling="--pc-deterministic"),
+          spelling="--pc-deterministic", needs="pc_snr"),
     Field("solver_options", {}, "An option of the solver, such as order=3; may be repeated.",
           SOLVER, str, spelling="--solver-option", metavar="NAME=VALUE", multiple=True,
           form="options"),
@@ -147,3 +149,16 @@ def check_names(names: Iterable[str], caller: str) -> None:
         near = difflib.get_close_matches(unknown, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "."
         raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
+
+
+def check_needs(given: Set[str], spelling: Callable[[Field], str]) -> None:
+    """Raise ValueError for a setting that is given without the one that it needs.
+
+    A card or `erk` brings its own. A sweep may give both: w_stiff 0 with w_con 0.3 is plain.
+    """
+    for one in FIELDS:
+        if one.name in given and one.needs and given.isdisjoint({one.needs, "erk", "card"}):
+            raise ValueError(
+                f"{spelling(one)} has no effect without {spelling(field(one.needs))}: give both, "
+                "or neither."
+            )

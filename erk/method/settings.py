@@ -25,7 +25,7 @@ from erk.method.drift import (
     GuidedDrift,
     ProjectedDrift,
 )
-from erk.method.fields import FIELDS, check_names, field, fields
+from erk.method.fields import FIELDS, field, fields
 from erk.method.guidance import ErkGuid
 from erk.method.point import NO_DOUBLE, Point, Solver, Step
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
@@ -37,7 +37,7 @@ from erk.method.solvers import (
 )
 from erk.method.values import checked, plain
 
-__all__ = ["RECIPE", "Settings", "Twin", "check_names", "fields"]
+__all__ = ["RECIPE", "Settings", "Twin", "fields"]
 
 Twin = Callable[[Step, Step | None], tuple[Point | None, Tensor | None]]
 """(step, the previous step or None) -> (twin, h): a pair for ERK-Guid chosen by the caller."""

@@ -154,10 +154,14 @@ def config_of(page: "Page") -> AnyConfig | None:
 
 
 def sentence(page: "Page") -> str:
-    """Return what the page shows, as its config says it; "" without."""
+    """Return what the page shows, as its config says it; "" without, and for a trial.
+
+    The sentence is about all rows with all images: few of either may show something else.
+    """
     config = config_of(page)
     said = None if config is None else config.says.get(page.scale or "any")
-    return "" if said is None else said.text
+    is_whole = all(row.get("measured", True) for row in page.rows)
+    return "" if said is None or not is_whole or holds(said, page.rows) else said.text
 
 
 def paper_line(page: "Page") -> str:

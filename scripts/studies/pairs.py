@@ -115,7 +115,7 @@ def signs(seeds: int) -> None:
     for name, schedule, options in GLOBAL_CASES:
         for steps in STEPS:
             solver = dict(solver=name, schedule=schedule, steps=steps, solver_options=options)
-            plain = error(**solver)
+            plain = error(w_stiff=0.0, **solver)
             ours = {w: error(w_stiff=w, **solver) / plain for w in WEIGHTS}
             other = {w: error(w_stiff=w, twin=flipped, **solver) / plain for w in WEIGHTS}
             best = min(ours, key=ours.__getitem__)
