@@ -1,4 +1,4 @@
-"""The beginning of results/index.html: what was found, and error and FD over evaluations.
+"""The beginning of results/index.html: what was measured, and error and FD over evaluations.
 
 configs/story.yaml has the words; every number is read from the .json files of results.
 """

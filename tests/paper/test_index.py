@@ -202,7 +202,7 @@ def test_a_switch_shows_one_network_at_a_time(results, visit, tmp_path):
     page.get_by_role("button", name="MNIST").click()
     assert shown() == ["table2-mnist"]
     assert page.locator("nav a:visible").all_inner_texts() == [
-        "What was found", "Table 2: it", "Table 5: w_stiff of Table 4"]  # fmt: skip
+        "What was measured", "Table 2: it", "Table 5: w_stiff of Table 4"]  # fmt: skip
     page.get_by_text("Table 5: w_stiff").first.click()  # of no network
     page.wait_for_function("document.querySelector('#table5').checkVisibility()")
     assert shown() == ["table5"]
