@@ -174,6 +174,7 @@ DOORS = [
     (lambda bad: erk.animate([], "a.gif", bad or 3), "decode"),
     (lambda bad: erk.calibrate(gaussian, corrections=bad), "corrections"),
     (lambda bad: erk.calibrate(gaussian, bad), "nfe"),
+    (lambda bad: erk.calibrate(gaussian, progress=bad), "progress"),
 ]
 
 
@@ -303,7 +304,9 @@ def test_a_card_lowers_the_held_out_error(digits):
 
 def test_a_card_for_an_adapter():
     fixed = dict(solver="dpm2", schedule="polynomial", corrections=["stepwise"], evaluations=40)
-    card = erk.calibrate(adapter(), 8, seeds=8, **fixed)
+    calls = []
+    card = erk.calibrate(adapter(), 8, seeds=8, progress=lambda: calls.append(1), **fixed)
+    assert len(calls) > 3  # three sets of seeds and the fits
     assert card.errors["ratio"]["value"] < 1 and card.settings.schedule == "polynomial"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -18,7 +18,7 @@ corrections) is not searched: one solver with "stepwise" is a card of coefficien
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from erk.calibration.problem import (
 )
 from erk.calibration.search import FIRST, most_runs
 from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
+from erk.method.arguments import require
 from erk.method.corrections import DIRECTIONS
 from erk.method.fields import check_names
 from erk.method.point import norm, to_double
@@ -82,6 +83,7 @@ def calibrate(
     batch: int = 32,
     draw: Draw | None = None,
     folder: Path | None = None,
+    progress: Callable[[], object] = lambda: None,
     **settings: Any,
 ) -> Card:
     """Search the sampler that follows a denoiser's ODE best with `nfe` evaluations per sample.
@@ -112,6 +114,8 @@ def calibrate(
     folder : Path, optional
         Keeps intermediate results, so that a stopped calibration continues. Networks are
         identified by their `sha256`.
+    progress : callable
+        Called after every intermediate result, such as `tqdm(desc="Calibrating").update`.
     **settings
         Fields of `erk.Settings` that are given, not searched: solver, schedule, afs, guidance, ...
 
@@ -133,8 +137,9 @@ def calibrate(
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw
     )
+    require(callable(progress), "progress", "a function", progress)
     key = None if folder is None else key_of(problem, plan)
-    return calibrate_problem(problem, plan, Parts(folder, key, VERSION))
+    return calibrate_problem(problem, plan, Parts(folder, key, VERSION, progress))
 
 
 def plan_of(
