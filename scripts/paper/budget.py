@@ -94,7 +94,7 @@ def costs(experiments: Sequence[Experiment]) -> str:
                 seconds += cost_of(options).seconds or 0.0
             seen.add(key)
         totals[request.scale] += seconds
-        lines.append({"page": page_name(config, request), "new rows": rows, "images": images,
+        lines.append({"page": page_name(config, request), "rows": rows, "images": images,
                       "time": span(seconds)})  # fmt: skip
     sums = "; ".join(f"{scale} {span(seconds)}" for scale, seconds in totals.items())
     return (
