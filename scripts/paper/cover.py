@@ -31,7 +31,7 @@ from scripts.paper.story import curves_of, read_story
 
 SEEDS, STEPS = (4, 5), 6  # of the digits; the class is the seed
 TITLES = {"error": "MNIST: distance to the converged image", "quality": "MNIST: FD"}
-NAMES = ("plain Heun", "paper's weights", "auto", "card")  # short, in the order of the story
+NAMES = ("plain Heun", "paper's weights", "auto", "DEIS", "card")  # short, in the story's order
 
 
 @click.command(context_settings=CONTEXT)
