@@ -55,12 +55,26 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.S
 )
 PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x0203[23];)</mi></msup>")
-LONG = re.compile("<code>(?=[^<]{29})")
+LONG = re.compile("<code>([^<\\n]{29,})</code>")
 """Code that does not fit into a line of a phone (see site.css)."""
+PARTS = re.compile(r"(?s)<(pre|code|math|svg|script|style|h\d)\b.*?</\1>|<[^>]*>|[^<]+")
+"""Elements whose text stays as it is, tags, and text."""
+WHOLE = re.compile(r"(?<![\w-])(?:--[a-z][\w-]*|ERK-\w+|FD-DINOv2|\d[\d.]*e-\d+)")
+"""Words that are not divided at their hyphens; in a table these are all short ones."""
+WORD = re.compile(r"(?<!\S)(?=\S*\w[-+(])[^\s&]{3,14}(?!\S)")
+POWER = re.compile(r"(?<=[\w)|])\^(\d+(?:/\d+)?)")
+GLUE = re.compile(r"(?<=\d) (?=%|x \d|\d{3}\b|steps\b)|(?<=\d x) (?=\d)")
+"""Blanks at which no line ends: 50 000, 8 x 8, 2 %, 32 steps."""
+CELL = re.compile(r"""(?s)<td((?: style="[^"]*")?)>(.*?)</td>""")
+NUMBERED = re.compile(r"\b(Table|Figure|Figs?\.|Eq\.|NFE|seed|w_con|w_stiff|tau) (?=\d)")
+BESIDE = re.compile(r"(?s)([(]?)(<math\b(?:(?!</math>).)*</math>)([.,;:)]*)")
+ALONE = re.compile("(?<=<mrow><mo)>(?=[^<]*</mo></mrow></math>)")
 SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
     "(<mo[^>]*>&#x(?:0003D|00028|0005B|0002C|0002F|0003C|0003E|02248|02190);</mo>)"
     "<mo>(&#x(?:02212|0002B);)</mo>"
 )
+SLASH = re.compile("<mo>(&#x0002F;|&#x02202;|/)</mo>")
+LN = re.compile("(<mi>ln</mi>|<mo>ln</mo>)(?=<m)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -198,10 +212,52 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         text = convert(html.unescape(match[3]).strip(), display=display)
         text = PRIME.sub(r"\1<mo lspace='0' rspace='0'>\2</mo>", text)  # raised by its font
         text = SIGN.sub(r"\1<mo form='prefix'>\2</mo>", text)
+        text = SLASH.sub(r"<mo lspace='.06em' rspace='.06em'>\1</mo>", text)
+        text = ALONE.sub(" lspace='0' rspace='0'>", text)
+        text = LN.sub(r"\1<mspace width='.17em'/>", text)
         return text if display == "inline" else f'<div class="formula">{text}</div>'
 
     if page.file.src_uri.endswith(".ipynb"):
         content = re.sub(r'(href="[\w/-]+)\.md(["#])', r"\1.html\2", content)
         content = content.replace('<div class="highlight-', '<div tabindex="0" class="highlight-')
-    content = LONG.sub('<code class="long">', content).replace(" ± ", " ±&nbsp;")
-    return FORMULA.sub(formula, content)
+        return content.replace(" ± ", " ±&nbsp;")
+    content = re.sub(r"</code>\s+\)", "</code>)", LONG.sub(_long, content))
+    content = CELL.sub(_cell, PARTS.sub(_whole, FORMULA.sub(formula, content)))
+    content = re.sub(r'(?<=<span class="doc doc-object-name )([^>]*>)([\w.]+)', _dotted, content)
+    return BESIDE.sub(_beside, content)
+
+
+def _beside(match: re.Match[str]) -> str:
+    """Return a formula that its bracket and its point stay beside."""
+    return f'<span class="whole">{match[0]}</span>' if match[1] or match[3] else match[0]
+
+
+def _long(match: re.Match[str]) -> str:
+    """Return long code, which a line may end after _ but not within --option."""
+    code = re.sub(r"--[a-z][\w-]*", r'<span class="whole">\g<0></span>', match[1])
+    return f'<code class="long">{re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", code)}</code>'
+
+
+def _dotted(match: re.Match[str]) -> str:
+    """Return a heading's dotted name, which a line may end after a dot."""
+    return match[1] + match[2].replace(".", ".<wbr>")
+
+
+def _whole(match: re.Match[str]) -> str:
+    """Return text whose numbers, names and errors are not divided, with powers raised."""
+    if match[0].startswith("<"):
+        return match[0]
+    text = NUMBERED.sub(r"\1&nbsp;", GLUE.sub("&nbsp;", match[0])).replace(" ± ", "&nbsp;±&nbsp;")
+    text = WHOLE.sub(r'<span class="whole">\g<0></span>', text)
+    return POWER.sub(r"<sup>\1</sup>", text)
+
+
+def _cell(match: re.Match[str]) -> str:
+    """Return a table's cell: its error may have a line, its words are whole, a sentence is wide."""
+    style, inner = match.groups()
+    inner = re.sub(r"(?<=\d)&nbsp;(±&nbsp;[\d.]+)", r' <span class="error">\1</span>', inner)
+    if "<" not in inner:
+        inner = WORD.sub(r'<span class="whole">\g<0></span>', inner)
+    length = len(html.unescape(re.sub("<[^>]*>", "", inner)))
+    kind = ' class="sentence"' if length > 60 else ' class="phrase"' if length > 24 else ""
+    return f"<td{kind if 'right' not in style else ''}{style}>{inner}</td>"
