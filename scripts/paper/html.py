@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 
 from metrics.report import number
 from scripts.paper.config import PAPER, AnyConfig, config_names, load_config
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scripts.paper.page import Page, Table
 
 LOW = ("fd", "fd_dinov2", "fid", "distance")  # columns where less is better
-LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "is": "IS"}
+LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "is": "IS", "nfe": "NFE"}
 MARKS = {"better": "▲", "worse": "▼", "neither": "·"}
 MOST_ROWS = 20  # of a table that is not folded
 FEW_ROWS = 10  # of all tables of a measurement that are not
@@ -62,7 +63,15 @@ def environment() -> Environment:
     functions = (main_table, open_tables, details_of, sentence, paper_line)
     known.globals |= {one.__name__: one for one in functions}
     known.globals |= {"marks": MARKS, "most_rows": MOST_ROWS}
+    known.filters["whole"] = whole
     return known
+
+
+def whole(text: str) -> Markup:
+    """Return text whose names and options are not divided at a hyphen, with x_i and x^i as such."""
+    found = re.sub(r"(?<![\w-])(--[a-z][\w-]*|ERK-\w+|DPM-[\w-]+)", r'<span class="whole">\1</span>', str(escape(text)))
+    found = re.sub(r"(?<![^\W_])([xσ])_(?:{([^}]*)}|(\w))", r"\1<sub>\2\3</sub>", found)
+    return Markup(re.sub(r"(?<=</sub>)\^(\w+)", r"<sup>\1</sup>", found))
 
 
 def to_ascii(text: str) -> str:

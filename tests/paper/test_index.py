@@ -239,8 +239,8 @@ def test_figures_stay_legible_on_a_phone(results, visit):
     assert natural > 360
     curves = page.locator("#figure8 .viewer svg")
     assert curves.bounding_box()["width"] == 48 * 16
-    (shown, inside), *_ = page.locator("#figure8 .viewer .scroll").evaluate_all(WIDTHS)
-    assert shown < 360 and inside == 48 * 16
+    (shown, strip), (_, inside) = page.locator("#figure8 .viewer .scroll").evaluate_all(WIDTHS)
+    assert shown < 360 and strip == 30 * 16 and inside == 48 * 16
     page.wait_for_function("document.querySelector('#figure8 .viewer .scroll.wide')")
     letter = curves.evaluate(
         "svg => 12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"

@@ -120,7 +120,8 @@ def test_html_is_escaped_ascii():
     parsed = Cells(text.removeprefix("<!doctype html>"))
     assert parsed.open == [] and text.isascii() and '<section id="table2"' in text
     assert parsed.cells == ["row", "fd", "note", "a|b", "1.234 ± 0.050", "−", "<c>", "–", "–",
-                            "row", "n", "σ_i", "3"]  # fmt: skip
+                            "row", "n", "σi", "3"]  # fmt: skip
+    assert "&#963;<sub>i</sub>" in text
     assert '<td class="number"><strong>1.234' in text
     assert '<div class="scroll"><img src="table2.png"' in text
 
