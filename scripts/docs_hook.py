@@ -31,8 +31,8 @@ OUTSIDE = {
        if path.suffix in (".png", ".md")},
 }  # fmt: skip
 """Paths in the repository and in the site; of results/ only what a page names is copied."""
-RECORD = """A record as its command wrote it. [Beyond the paper](../docs/beyond.md) and [What ERK-Guid
-does](../docs/what-erk-guid-does.md) explain such records.
+RECORD = """A record as its command wrote it. [Beyond the paper](../docs/beyond.md) and
+[What ERK-Guid does](../docs/what-erk-guid-does.md) explain such records.
 """
 HEADER = """<header style="display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .3rem .2rem">
 <a href="index.html"><strong>ERK-Guid</strong></a><a href="tutorial.html">Tutorial</a>
@@ -204,9 +204,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             return text
         return f"[{text}]({up}{name.removeprefix('docs/')}{anchor})"
 
-    title, _, rest = markdown.partition("\n")
     if page.file.src_uri in OUTSIDE and page.file.src_uri.startswith("results/"):
-        markdown = f"{title}\n\n{RECORD}\n{rest}"
+        heading, rest = markdown.split("\n", 1)
+        markdown = f"{heading}\n\n{RECORD}\n{rest}"
     return LINK.sub(replace, markdown)
 
 

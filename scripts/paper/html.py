@@ -68,8 +68,12 @@ def environment() -> Environment:
 
 
 def whole(text: str) -> Markup:
-    """Return text whose names and options are not divided at a hyphen, with x_i and x^i as such."""
-    found = re.sub(r"(?<![\w-])(--[a-z][\w-]*|ERK-\w+|DPM-[\w-]+)", r'<span class="whole">\1</span>', str(escape(text)))
+    """Return text whose names and options are not divided at a hyphen; x_i has its index."""
+    found = re.sub(
+        r"(?<![\w-])(--[a-z][\w-]*|ERK-\w+|DPM-[\w-]+)",
+        r'<span class="whole">\1</span>',
+        str(escape(text)),
+    )
     found = re.sub(r"(?<![^\W_])([xσ])_(?:{([^}]*)}|(\w))", r"\1<sub>\2\3</sub>", found)
     return Markup(re.sub(r"(?<=</sub>)\^(\w+)", r"<sup>\1</sup>", found))
 
