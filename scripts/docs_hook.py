@@ -58,7 +58,7 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.S
 )
 PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x0203[23];)</mi></msup>")
-LONG = re.compile("<code>([^<\\n]{29,})</code>")
+LONG = re.compile("(?<!<pre>)(?<!</span>)<code>([^<]{29,})</code>")
 """Code that does not fit into a line of a phone (see site.css)."""
 PARTS = re.compile(r"(?s)<(pre|code|math|svg|script|style|h\d)\b.*?</\1>|<[^>]*>|[^<]+")
 """Elements whose text stays as it is, tags, and text."""
