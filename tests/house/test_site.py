@@ -31,7 +31,7 @@ pytest.importorskip("mkdocs", reason="needs the extra [docs]")
 TAG = re.compile(  # of HTML, MathML (m...) and SVG
     "a|article|b|body|button|clipboard-copy|code|dd|details|div|dl|dt|em|figcaption|figure|footer|"
     "form|h[1-6]|head|header|html|img|input|label|li|link|m[a-z]+|nav|ol|output|p|pre|script|section|"
-    "small|span|strong|style|summary|sup|table|tbody|td|th|thead|title|tr|ul|"
+    "small|span|strong|style|summary|sub|sup|table|tbody|td|th|thead|title|tr|ul|wbr|"
     "svg|g|path|rect|circle|line|text|defs|use|polyline"
 )
 
