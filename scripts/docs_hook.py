@@ -83,6 +83,10 @@ LN = re.compile("(<mi>ln</mi>|<mo>ln</mo>)(?=<m)")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files from outside of docs/."""
     pages = "".join(path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md"))
+    records = [path for path in (ROOT / "results").glob("*.md") if f"results/{path.name}" in pages]
+    pages += "".join(  # and what the records name
+        path.read_text("utf-8").replace("](", "](results/") for path in records
+    )
     for source, target in OUTSIDE.items():
         if source == "results/index.html":
             text = (ROOT / source).read_text("utf-8")
