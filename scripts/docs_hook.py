@@ -245,7 +245,8 @@ def _beside(match: re.Match[str]) -> str:
 def _long(match: re.Match[str]) -> str:
     """Return long code, which a line may end after _ but not within --option."""
     code = re.sub(r"--[a-z][\w-]*", r'<span class="whole">\g<0></span>', match[1])
-    return f'<code class="long">{re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", code)}</code>'
+    kind = "long endless" if len(match[1]) > 90 else "long"  # than the lines of a wide screen
+    return f'<code class="{kind}">{re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", code)}</code>'
 
 
 def _dotted(match: re.Match[str]) -> str:
