@@ -177,17 +177,41 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
         assert distance(network, "32 steps, w_stiff 2", "32 steps") > 10
         assert fd(network, "converged", "8 steps") < fd(network, "8 steps, auto", "8 steps") < -16
         assert fd(network, "8 steps, w_stiff 0.5", "8 steps") > 0
-    first = SEEDS_OF_TRAINING[0]
-    at = {w: distance(first, weight_name(32, w), "32 steps") for w in WEIGHTS}
-    assert min(at, key=at.__getitem__) == 0.5 and at[OPTIMUM] < 0.45
-    for w in (0.25, OPTIMUM):
-        assert -2.5 < fd(first, weight_name(8, w), "8 steps") < -0.9
-        assert distance(first, weight_name(6, w), "6 steps") < 0.9
-    assert all(fd(first, weight_name(8, w), "8 steps") > 50 for w in WEIGHTS if w >= 1)
-    assert all(fd(first, weight_name(6, w), "6 steps") > 5 for w in WEIGHTS)
-    at_16 = {w: fd(first, weight_name(16, w), "16 steps") for w in WEIGHTS}
-    assert min(at_16, key=at_16.__getitem__) == 1.5 and at_16[2.5] > 0
-    page = PAGE.read_text("utf-8")
+        at = {w: distance(network, weight_name(32, w), "32 steps") for w in WEIGHTS}
+        assert min(at, key=at.__getitem__) == 0.5 and at[OPTIMUM] < 0.45
+    page = " ".join(PAGE.read_text("utf-8").split())
+
+    def changes(steps, name):
+        return [fd(network, f"{steps} steps{name}", f"{steps} steps")
+                for network in SEEDS_OF_TRAINING]  # fmt: skip
+
+    by_weight = {n: {w: changes(n, f", w_stiff {w:.3g}") for w in WEIGHTS} for n in W_CON}
+    for n, most in ((8, 0.9), (6, 0.9)):
+        for w in (0.25, OPTIMUM):
+            assert all(distance(one, weight_name(n, w), f"{n} steps") < most
+                       for one in SEEDS_OF_TRAINING)  # fmt: skip
+    small = [*by_weight[8][0.25], *by_weight[8][OPTIMUM]]
+    assert f"{-min(small):.1f}" == "2.1" and f"{by_weight[8][OPTIMUM][1]:.1f}" == "6.7"
+    assert sorted(small)[-1] == by_weight[8][OPTIMUM][1] and sorted(small)[-2] < 0
+    large = [one for w in WEIGHTS if w >= 1 for one in by_weight[8][w]]
+    assert f"{min(large):.0f}" == "47" and "2.1 % at most (at 0.25 and 0.408;" in page
+    for w in (0.25, OPTIMUM, 0.5):
+        assert [change > 0 for change in by_weight[6][w]] == [True, True, False]
+    least = min(map(min, by_weight[6].values()))
+    assert by_weight[6][OPTIMUM][2] == least and f"by up to {-least:.1f} %" in page
+    assert all(one > 100 for w in WEIGHTS if w >= 1 for one in by_weight[6][w])
+    removed = [fd(one, "converged", "16 steps") for one in SEEDS_OF_TRAINING]
+    for w in (0.25, OPTIMUM, 0.5):
+        assert all(a < b < 0 for a, b in zip(removed, by_weight[16][w], strict=True))
+    halves = [distance(one, weight_name(16, 0.5), "16 steps") for one in SEEDS_OF_TRAINING]
+    assert f"{min(halves):.2f} to {max(halves):.2f} of Heun's" in page
+    best = [min(WEIGHTS, key=lambda w, i=i: by_weight[16][w][i]) for i in range(3)]
+    assert best == [1.5, 2.0, OPTIMUM] and "least at 1.5, at 2 and at 0.408" in page
+    last = [f"{abs(one):.0f}" for one in by_weight[16][2.5]]
+    assert "{} % above Heun's, {} % below and {} % above".format(*last) in page
+    gains = [f"{-one:.1f}" for one in changes(16, ", auto")]
+    assert "by {}, {} and {} %".format(*gains) in page
+    assert "by {:+.1f}, {:+.1f} and {:+.1f} %".format(*by_weight[16][1.0]) in page
     said = {  # of the three networks, with ERK-Guid and by sharpening alone
         2.0: (("10.17", "17.32", "7.98"), ("10.27", "16.68", "5.76")),
         1.0: (("3.17", "4.75", "2.87"), ("3.93", "5.08", "2.83")),
@@ -201,7 +225,9 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
                > distance(network, weight_name(32, 1.0), "32 steps")
                for network in SEEDS_OF_TRAINING]  # fmt: skip
     assert all(farther)
-    assert 0 < fd(first, sharp_name(8, 1.0), "8 steps") < fd(first, weight_name(8, 1.0), "8 steps")
+    for one, more in zip(changes(8, ", sharpening of w_stiff 1 alone"), by_weight[8][1.0],
+                         strict=True):  # fmt: skip
+        assert 0 < one < more
     rises = [fd("mnist", weight_name(16, w), "16 steps") for w in (0.5, 1.0, 1.5)]
     assert f"{rises[0]:.2f}" == "2.33" and "2.33 ±" in page and min(rises) == rises[0]
     assert fd("mnist", "16 steps, auto", "16 steps") < -3
