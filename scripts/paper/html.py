@@ -153,8 +153,12 @@ def details_of(page: "Page") -> list["Table"]:
 
 
 def open_tables(page: "Page") -> list["Table"]:
-    """Return the tables of a measurement without a figure and a main table, up to FEW_ROWS."""
-    if page.files or page.kind in ("grid", "settings") or main_table(page) is not None:
+    """Return the tables of a measurement without a main table, up to FEW_ROWS.
+
+    A figure of the paper shows its numbers, so that its tables are folded.
+    """
+    is_figure = bool(page.files) and config_of(page) is not None
+    if is_figure or page.kind in ("grid", "settings") or main_table(page) is not None:
         return []
     sizes = accumulate(len(table.rows) for table in page.tables)
     return [table for table, size in zip(page.tables, sizes, strict=True) if size <= FEW_ROWS]
