@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from erk.calibration.solver_error import EVALUATIONS
 from erk.commands.cli import CONTEXT, clean_exit
 from scripts.studies.comparison_cells import Cells, cost
 from scripts.studies.comparison_page import write_all
@@ -27,8 +28,10 @@ from scripts.studies.rows import RESULTS
               help="Data to sample; may be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
               help="Some solvers only (heun, ..., any); may be repeated.")  # fmt: skip
-@click.option("--nfe", "nfes", multiple=True, type=click.Choice([str(n) for n in ALL]),
-              help="Some numbers of evaluations only; may be repeated.")  # fmt: skip
+@click.option("--nfe", "nfes", multiple=True,
+              type=click.Choice([str(n) for n in (*ALL, EVALUATIONS)]),
+              help="Some numbers of evaluations only; may be repeated. "
+              f"{EVALUATIONS}: the converged solution.")  # fmt: skip
 @click.option("--num", type=click.IntRange(20), metavar="N",
               help="Samples of a cell.  [default: 2000; with model guidance 1000]")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS,

@@ -40,6 +40,8 @@ METHODS = (
     Method("UniPC", "unipc", (("order", 3),)),
     Method("any solver", None),
 )
+CONVERGED = Method("converged", "deis", (("order", 4), ("mode", "tab")))
+"""At EVALUATIONS evaluations; its FD is that of the network, without an error of the solver."""
 PAPER, BEST = "the paper's weights", "card of --nfe n"
 MORE = f"{BEST}, 128 seeds"
 CORRECTIONS: dict[str, tuple[str, ...]] = {
@@ -137,14 +139,22 @@ def cells_of(
     if unknown is not None:
         raise ValueError(f"--solver {unknown} is none of {', '.join(known)}.")
     chosen = [method for method in METHODS if not solvers or (method.solver or "any") in solvers]
-    cells = [cell for name in data for method in chosen for cell in _cells(name, method, num)
-             if not nfes or cell.nfe in nfes]  # fmt: skip
+    cells = [cell for name in data for method in chosen for cell in _cells(name, method, num)]
+    if not solvers or CONVERGED.solver in solvers:
+        cells += [Cell(name, CONVERGED, "plain", EVALUATIONS, num or usual_num(name))
+                  for name in data]  # fmt: skip
+    cells = [cell for cell in cells if not nfes or cell.nfe in nfes]
     return sorted(cells, key=lambda cell: (_stage(cell), MODES.index(cell.mode)))
+
+
+def usual_num(data: str) -> int:
+    """Return the samples of a cell."""
+    return NUM if data_of(data).guide_model is None else NUM_GUIDED
 
 
 def _cells(data: str, method: Method, num: int | None) -> Iterator[Cell]:
     guided = data_of(data).guide_model is not None
-    num = num or (NUM_GUIDED if guided else NUM)
+    num = num or usual_num(data)
     for mode in MODES:
         if data not in PLACES.get(mode, DATA):
             continue
