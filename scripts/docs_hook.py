@@ -72,6 +72,13 @@ CELL = re.compile(r"""(?s)<td((?: style="[^"]*")?)>(.*?)</td>""")
 NUMBERED = re.compile(r"\b(Table|Figure|Figs?\.|Eq\.|NFE|seed|w_con|w_stiff|tau) (?=\d)")
 BESIDE = re.compile(r"(?s)([(]?)(<math\b(?:(?!</math>).)*</math>)([.,;:)]*)")
 ALONE = re.compile("(?<=<mrow><mo)>(?=[^<]*</mo></mrow></math>)")
+PRIVATE = re.compile(
+    r"""_setting((?:</?\w[^>]*>)+)\((</span>\s*)<span class="s2">"(\w+)"</span>\s*"""
+    r"""<span class="p">\)"""
+)
+"""A default in the signature of `erk.Settings`."""
+SHORT = re.compile(r"(?<=<code>)[^<]{,28}(?=</code>)")
+BAR = re.compile(r"<mo[^>]*>(&#x0007C;)</mo>")
 SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
     "(<mo[^>]*>&#x(?:0003D|00028|0005B|0002C|0002F|0003C|0003E|02248|02190);</mo>)"
     "<mo>(&#x(?:02212|0002B);)</mo>"
@@ -106,7 +113,7 @@ def settings() -> str:
     groups = dict.fromkeys(field.group for field in fields())
     for group in sorted(groups, key=lambda group: group == PYTHON):  # stable: that one last
         rows = "\n".join(_row(field) for field in fields() if field.group == group)
-        parts.append(f"## {group}\n\n| setting | option | default | symbol | meaning |\n"
+        parts.append(f"## {group}\n\n| setting | meaning | default | option | symbol |\n"
                      f"| --- | --- | --- | --- | --- |\n{rows}\n")  # fmt: skip
     return "\n".join(parts)
 
@@ -132,7 +139,7 @@ def _row(field: Field) -> str:
     meaning = _titled(field.help) + choices + unit
     if field.default is True and field.option:
         meaning = f"The option sets False: {meaning[0].lower()}{meaning[1:]}"
-    cells = [name, option, default, f"`{field.symbol}`" if field.symbol else "", meaning]
+    cells = [name, meaning, default, option, f"`{field.symbol}`" if field.symbol else "–"]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -181,14 +188,24 @@ def _option(option: click.Parameter, context: click.Context) -> str:
     if record is None or option.name in ("version", "_click_default_help"):
         return ""
     text, _, facts = record[1].partition("  [")
-    facts = re.sub(r"\]\s+\[", "; ", facts.removesuffix("]")).replace("default: ", "Default: ")
+    facts = re.sub(r"\]\s+\[", "; ", facts.removesuffix("]"))
+    facts = re.sub(r"\((.*)\)$", r"\1", facts)  # click's own parentheses
+    facts = re.sub(r"(\S+)<=x<=1000000000\.0|x>=(\S+)", r"at least \1\2", facts)
+    facts = re.sub(r"(\S+)<=x<=(\S+)", r"from \1 to \2", facts)
+    facts = facts[:1].upper() + facts[1:]
     lines = " ".join([_titled(_escaped(text)), *([f"*{_escaped(facts)}.*"] if facts else [])])
-    return f"`{record[0]}`\n:   {lines}"
+    return f"`{record[0].removesuffix(' RANGE')}`\n:   {lines}"
 
 
 def _escaped(text: str) -> str:
-    """Return plain text for Markdown."""
-    return re.sub(r"([\\*_\[\]])", r"\\\1", html.escape(text, quote=False))
+    """Return plain text for Markdown, with its options as code."""
+    parts = re.split(r"(`[^`]*`|torchrun --.*?\.\.\.|(?<![\w-])--[A-Za-z][\w-]*)", text)
+    for n, part in enumerate(parts):
+        if n % 2:
+            parts[n] = f"`{part.strip('`')}`"
+        else:
+            parts[n] = re.sub(r"([\\*_\[\]])", r"\\\1", html.escape(part, quote=False))
+    return "".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -223,6 +240,10 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         text = PRIME.sub(r"\1<mo lspace='0' rspace='0'>\2</mo>", text)  # raised by its font
         text = SIGN.sub(r"\1<mo form='prefix'>\2</mo>", text)
         text = SLASH.sub(r"<mo lspace='.06em' rspace='.06em'>\1</mo>", text)
+        text = BAR.sub(r"<mo stretchy='false' lspace='0' rspace='0'>\1</mo>", text)
+        text = text.replace("<mi>;</mi>", "<mo lspace='0' rspace='.17em'>;</mo>")
+        text = text.replace("<mi>&#x00394;", "<mi mathvariant='normal'>&#x00394;")
+        text = re.sub("<mo>(min|max)</mo>", r"<mi>\1</mi>", text)
         text = ALONE.sub(" lspace='0' rspace='0'>", text)
         text = LN.sub(r"\1<mspace width='.17em'/>", text)
         return text if display == "inline" else f'<div class="formula">{text}</div>'
@@ -231,6 +252,8 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         content = re.sub(r'(href="[\w/-]+)\.md(["#])', r"\1.html\2", content)
         content = content.replace('<div class="highlight-', '<div tabindex="0" class="highlight-')
         return content.replace(" ± ", " ±&nbsp;")
+    defaults = {field.name: repr(field.default) for field in fields()}
+    content = PRIVATE.sub(lambda match: html.escape(defaults[match[3]]) + match[1], content)
     content = re.sub(r"</code>\s+\)", "</code>)", LONG.sub(_long, content))
     content = CELL.sub(_cell, PARTS.sub(_whole, FORMULA.sub(formula, content)))
     content = re.sub(r'(?<=<span class="doc doc-object-name )([^>]*>)([\w.]+)', _dotted, content)
@@ -266,6 +289,7 @@ def _whole(match: re.Match[str]) -> str:
 def _cell(match: re.Match[str]) -> str:
     """Return a table's cell: its error may have a line, its words are whole, a sentence is wide."""
     style, inner = match.groups()
+    inner = SHORT.sub(lambda code: re.sub(" (?=--?[A-Za-z])", " <wbr>", code[0]), inner)
     inner = re.sub(r"(?<=\d)&nbsp;(±&nbsp;[\d.]+)", r' <span class="error">\1</span>', inner)
     if "<" not in inner:
         inner = WORD.sub(r'<span class="whole">\g<0></span>', inner)

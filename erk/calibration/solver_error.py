@@ -56,6 +56,7 @@ def reference_path(
     Returns
     -------
     Tensor [N + 1, B, ...]
+        The state at each of `sigmas`.
 
     Raises
     ------

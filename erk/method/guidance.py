@@ -14,13 +14,27 @@ from erk.method.stiffness import Stiffness, stiffness
 
 
 class Push(NamedTuple):
-    """The correction that ERK-Guid subtracts from a solver's answer, with its factors."""
+    """The correction that ERK-Guid subtracts from a solver's answer, with its factors.
+
+    Attributes
+    ----------
+    estimate
+        The stiffness of the pair.
+    gate
+        `rho > w_con`, [B, 1, ...] bool.
+    z
+        `w_stiff * |h| * rho`, [B, 1, ...].
+    slope
+        `<f, v>`, [B, 1, ...].
+    push
+        `h s(z) <f, v> v`, before gating, [B, ...] (Eq. 19).
+    """
 
     estimate: Stiffness
-    gate: Tensor  # rho > w_con                    [B, 1, ...] bool
-    z: Tensor  # w_stiff * |h| * rho            [B, 1, ...]
-    slope: Tensor  # <f, v>                         [B, 1, ...]
-    push: Tensor  # h s(z) <f, v> v, before gating [B, ...]   (Eq. 19)
+    gate: Tensor
+    z: Tensor
+    slope: Tensor
+    push: Tensor
 
 
 def alpha(z: Tensor) -> Tensor:

@@ -8,27 +8,56 @@ from torch import Tensor
 
 
 class Point(NamedTuple):
-    """One evaluation of the probability-flow ODE dx/dsigma = f(x; sigma)."""
+    """One evaluation of the probability-flow ODE dx/dsigma = f(x; sigma).
 
-    x: Tensor  # state          [B, ...]
-    f: Tensor  # drift          [B, ...]   (Eq. 1)
-    sigma: Tensor  # noise level    []         on the CPU, so that comparing it costs no GPU sync
+    Attributes
+    ----------
+    x
+        State, [B, ...].
+    f
+        Drift, [B, ...] (Eq. 1).
+    sigma
+        Noise level, [], on the CPU, so that comparing it costs no GPU sync.
+    """
+
+    x: Tensor
+    f: Tensor
+    sigma: Tensor
 
 
 class Step(NamedTuple):
     """One step of a solver: its answer, where it began, and the pair that ERK-Guid uses.
 
     A solver reports what it knows; the sampling loop fills in `sigma_next` and `index`.
+
+    Attributes
+    ----------
+    x
+        Answer at sigma_next, [B, ...].
+    start
+        The evaluation at the beginning of the step.
+    sigma_next
+        Noise level of x, [].
+    index
+        Number of the interval, from 0.
+    twin
+        The other member of the pair (Table 9); None: not known yet.
+    h
+        Signed step of the guidance, [] (Table 9; the sign stands for beta).
+    memory
+        Passed to the solver at its next step.
+    origin
+        The state before the step, if not start.x (UniPC), [B, ...].
     """
 
-    x: Tensor  # answer at sigma_next                          [B, ...]
-    start: Point  # the evaluation at the beginning of the step
-    sigma_next: Tensor | None = None  # noise level of x                             []
-    index: int = 0  # type: ignore[assignment]  # number of the interval, from 0
-    twin: Point | None = None  # the other member of the pair (Table 9); None: not known yet
-    h: Tensor | None = None  # signed step of the guidance (Table 9; the sign stands for beta)
-    memory: Any = None  # passed to the solver at its next step
-    origin: Tensor | None = None  # the state before the step, if not start.x (UniPC)  [B, ...]
+    x: Tensor
+    start: Point
+    sigma_next: Tensor | None = None
+    index: int = 0  # type: ignore[assignment]
+    twin: Point | None = None
+    h: Tensor | None = None
+    memory: Any = None
+    origin: Tensor | None = None
 
     @property
     def length(self) -> Tensor:

@@ -10,12 +10,22 @@ from erk.method.point import Point, norm
 
 
 class Stiffness(NamedTuple):
-    """Estimates of one pair, per sample."""
+    """Estimates of one pair, per sample.
 
-    rho: Tensor  # |df| / |dx|: estimated |dominant eigenvalue| of df/dx    [B, 1, ...]   (Eq. 17)
-    v: Tensor  # df / |df|: estimated dominant eigenvector                [B, ...]      (Eq. 18)
-    dx: Tensor  # |dx|                                                     [B, 1, ...]
-    df: Tensor  # |df|                                                     [B, 1, ...]
+    Attributes
+    ----------
+    rho
+        `|df| / |dx|`, the estimated absolute dominant eigenvalue of df/dx, [B, 1, ...] (Eq. 17).
+    v
+        `df / |df|`, the estimated dominant eigenvector, [B, ...] (Eq. 18).
+    dx, df
+        The norms `|dx|` and `|df|`, [B, 1, ...].
+    """
+
+    rho: Tensor
+    v: Tensor
+    dx: Tensor
+    df: Tensor
 
 
 def stiffness(a: Point, b: Point) -> Stiffness:

@@ -190,6 +190,7 @@ def load_model(
     Returns
     -------
     Model
+        The network on `device`, with its decoder and metadata.
 
     Raises
     ------
