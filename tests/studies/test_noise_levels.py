@@ -1,6 +1,7 @@
 """The rival noise levels of the study, against those of their authors' code."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,27 @@ def test_the_levels_are_those_of_the_released_code():
 def test_the_page_shows_the_ranges_of_the_record():
     """docs/beyond.md, Other ways to noise levels: the table and the three sentences below it."""
     rows = json.loads((ROOT / "results" / "levels.json").read_text("utf-8"))["rows"]
-    rows = [row for row in rows if row["preset"] == "digits-early"]
     page = (ROOT / "docs" / "beyond.md").read_text("utf-8")
     names = {"ipndm": "ipndm", "deis": "deis", "dpmpp": "dpmpp 3", "unipc": "unipc 3"}
     gains = {"GITS": set(), "Xue et al.": set(), "final state": set()}
-    for solver, name in names.items():
-        some = [row for row in rows if row["solver"] == solver]
+    for preset, (solver, name) in product(("digits-early", "mnist"), names.items()):
+        some = [row for row in rows if (row["preset"], row["solver"]) == (preset, solver)]
         assert [row["NFE"] for row in some] == [*BUDGETS]
         cells = []
         for kind in gains:
             ratios = [row[f"{kind}, ratio"] for row in some]
             cells.append(f"{min(ratios)[0]:.2f} to {max(ratios)[0]:.2f}")
             lower = {row["NFE"] for row in some if sum(row[f"{kind}, ratio"]) < 1}
-            gains[kind] |= {(solver, nfe) for nfe in lower}
-        assert f"| {name} | {' | '.join(cells)} |" in page
-    assert len(gains["final state"]) == len(rows) and gains["GITS"] == {("unipc", 8), ("unipc", 10)}
-    assert gains["Xue et al."] == {(one, nfe) for one in ("dpmpp", "unipc") for nfe in (8, 10)}
+            gains[kind] |= {f"{preset} {solver} {nfe}" for nfe in lower}
+        assert f"| {preset} | {name} | {' | '.join(cells)} |" in page
+    early = {f"digits-early unipc {nfe}" for nfe in (8, 10)}
+    assert len(gains["final state"]) == len(rows) == 40
+    assert gains["GITS"] == early | {
+        f"mnist {one}" for one in ("ipndm 5", "ipndm 6", "ipndm 8", "unipc 5")
+    }
+    assert gains["Xue et al."] == early | {f"digits-early dpmpp {nfe}" for nfe in (8, 10)} | {
+        f"mnist {one}" for one in ("ipndm 5", "ipndm 6", "deis 5", "deis 8", "dpmpp 8", "unipc 5")
+    }
 
 
 def test_the_weights_of_a_step_add_up():
