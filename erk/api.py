@@ -43,7 +43,7 @@ def _with_card(function: F) -> F:
         check_names(more, function.__name__)
         given = {**bound, **more}
         if card is None:
-            check_needs(given.keys(), lambda one: one.name)
+            check_needs({name for name, value in given.items() if value is not None})
             return function(*args, **kwargs)
         known = {k: v for k, v in given.items() if k in Settings.__dataclass_fields__}
         card = open_card(card)

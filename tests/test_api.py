@@ -342,20 +342,18 @@ def test_a_trajectory_is_animated(tmp_path, suffix, digits):
         erk.animate([], path)
 
 
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"w_con": 0.3}, "w_con has no effect without w_stiff: give both, or neither."),
-        ({"erk_scale": "abs"}, "erk_scale has no effect without w_stiff"),
-        ({"S_noise": 1.01}, "S_noise has no effect without S_churn"),
-        ({"pc_stochastic": False}, "pc_stochastic has no effect without pc_snr"),
-    ],
-)
-def test_a_setting_without_the_one_it_needs_is_refused(given, sentence):
-    noise = torch.zeros(1, 2)
+OTHER = {"erk_scale": "abs", "churn_rule": "edm", "pc_stochastic": False}
+
+
+@pytest.mark.parametrize("one", [one for one in fields() if one.needs], ids=lambda one: one.name)
+def test_a_setting_without_the_one_it_needs_is_refused(one):
+    noise, given = torch.zeros(1, 2), {one.name: OTHER.get(one.name, 0.3)}
+    sentence = f"^{one.name} has no effect without {one.needs}: give both, or neither."
+    more = [{}, {"erk": None}] + [{"erk": "auto"}] * (one.needs != "w_stiff")
     for function in (erk.sample, erk.trajectory):
-        with pytest.raises(ValueError, match=f"^{sentence}"):
-            function(lambda x, sigma, labels=None: x / 2, noise, **given)
+        for other in more:
+            with pytest.raises(ValueError, match=sentence):
+                function(lambda x, sigma, labels=None: x / 2, noise, **given, **other)
 
 
 def test_a_sweep_may_give_both_and_by_position():

@@ -134,10 +134,10 @@ def calibrate(
         If a network produces NaN or infinity.
     """
     check_names(settings, "calibrate")
+    require(callable(progress), "progress", "a function", progress)
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw
     )
-    require(callable(progress), "progress", "a function", progress)
     key = None if folder is None else key_of(problem, plan)
     return calibrate_problem(problem, plan, Parts(folder, key, VERSION, progress))
 

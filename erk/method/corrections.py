@@ -30,6 +30,8 @@ FINEST = (0.0, 0.03)
 """Priors of data: all scales S between these ends, equally frequent as in a power law."""
 WIDE = 1.0
 """Deviation of samples above which a run with `auto` is checked."""
+MOST = 10.0
+"""Correction of a sample, in steps of the solver, above which a run with a card warns."""
 REACH = 2  # previous steps that a direction looks at
 
 Previous = tuple[Point, ...]

@@ -151,13 +151,17 @@ def check_names(names: Iterable[str], caller: str) -> None:
         raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
 
 
-def check_needs(given: Set[str], spelling: Callable[[Field], str]) -> None:
+def check_needs(
+    given: Set[str], spelling: Callable[[Field], str] = lambda field: field.name
+) -> None:
     """Raise ValueError for a setting that is given without the one that it needs.
 
-    A card or `erk` brings its own. A sweep may give both: w_stiff 0 with w_con 0.3 is plain.
+    A card, and `erk` for ERK-Guid, have checks of their own. A sweep may give both: w_stiff 0 with
+    w_con 0.3 is plain.
     """
     for one in FIELDS:
-        if one.name in given and one.needs and given.isdisjoint({one.needs, "erk", "card"}):
+        enough = {one.needs, "card", *(["erk"] if one.group == ERK_GUID else [])}
+        if one.name in given and one.needs and given.isdisjoint(enough):
             raise ValueError(
                 f"{spelling(one)} has no effect without {spelling(field(one.needs))}: give both, "
                 "or neither."

@@ -13,7 +13,7 @@ from torch import Tensor
 from erk.method.arguments import require
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
-from erk.method.corrections import WIDE, error_ratio
+from erk.method.corrections import MOST, WIDE, Correction, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
 from erk.method.point import Drift, Guidance, Solver, Step, norm, to_double
@@ -224,14 +224,33 @@ def solve(
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the last state of `integrate`, x0 [B, ...]; `callback` is called with every State."""
-    x0 = noise
+    x0, shares = noise, []
     for state in integrate(drift, noise, settings, randn_like):
         x0 = state.x
+        if isinstance(settings.erk, Correction):
+            step = norm(state.step.x - state.step.start.x)
+            shares.append((norm(state.correction) / step).flatten())
         if callback is not None:
             callback(state)
     if settings.erk == "auto":
         _warn_if_wide(drift, x0, settings)
+    if shares:
+        _warn_of_outliers(torch.stack(shares))
     return x0
+
+
+def _warn_of_outliers(shares: Tensor) -> None:
+    """Warn of samples whose corrections, relative to the solver's steps [N, B], exceed MOST."""
+    largest = shares.nan_to_num(0.0).amax(0)
+    count = int((largest > MOST).sum())
+    if count:
+        warnings.warn(
+            f"the card corrects {count} of {len(largest)} samples by up to {largest.max():.3g} "
+            f"times a step of the solver (sample {int(largest.argmax())}): they are unlike the "
+            "samples that it was fitted on. Sample them without the card, or calibrate with more "
+            "seeds.",
+            stacklevel=5,  # the caller of erk.sample
+        )
 
 
 def _warn_if_wide(drift: GuidedDrift, x0: Tensor, settings: Settings) -> None:

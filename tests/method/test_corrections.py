@@ -1,6 +1,7 @@
 """Embedded corrections: exact on Gaussian data, and never worse than the plain solver."""
 
 import json
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -230,3 +231,21 @@ def test_the_command(tmp_path):
     assert plain.shape == corrected.shape and (plain != corrected).any()
     done = CliRunner().invoke(generate.main, [*job, "--erk", "auto", "--w-stiff", "1"])
     assert done.exit_code == 2 and "leave w_stiff (--w-stiff) at 0" in done.output
+
+
+def test_a_sample_that_is_corrected_by_many_steps_is_warned_of():
+    """A card of eight seeds moved one sample of 300 by 869 steps; nothing said so."""
+    noise, levels = torch.ones(3, 2), Settings(steps=4, schedule="polynomial").sigmas()
+
+    def model(x, sigma, labels=None):
+        return x / (1 + sigma**2) * torch.tensor([[1.0], [1.0], [3.0]])
+
+    def run(weight):
+        card = Correction(tuple(levels.tolist()), ("embedded",), ((weight,),) * 4)
+        return erk.sample(model, noise, steps=4, schedule="polynomial", erk=card)
+
+    with pytest.warns(UserWarning, match=r"corrects [123] of 3 samples by up to .* times a step"):
+        run(300.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(-0.2)
