@@ -49,5 +49,5 @@ def test_curves_have_a_point_per_number_of_evaluations():
     plain, _, auto, deis, card = (curve["points"] for curve in error["curves"])
     for points in zip(plain, auto, deis, card, strict=True):
         heights = [y for _, y in points]
-        assert heights == sorted(heights)  # y grows downwards: each has a smaller error
+        assert heights == sorted(set(heights))  # y grows downwards: each has a smaller error
     assert quality["title"] == "FD"
