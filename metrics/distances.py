@@ -43,7 +43,7 @@ Gaussian = HasMoments | tuple[Any, Any]
 def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | None = None) -> float:
     """Compute the Fréchet distance of two Gaussians, in float64 and also for singular covariances.
 
-    |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^1/2): Dowson & Landau 1982; the FID of Heusel
+    |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)): Dowson & Landau 1982; the FID of Heusel
     et al. 2017.
 
     Parameters
@@ -111,7 +111,7 @@ def _spectral_factor(cov: Tensor) -> Tensor:
 
 
 def root_trace(factor: Tensor, cov: Tensor) -> Tensor:
-    """Return tr (cov H H^T)^1/2, by the eigenvalues of the symmetric H^T cov H."""
+    """Return tr (cov H H^T)^(1/2), by the eigenvalues of the symmetric H^T cov H."""
     square = factor.shape[0] == factor.shape[1]
     if square and cov.device.type == "cpu" and not factor.triu(1).any():  # a Cholesky factor
         # LAPACK's product H^T cov H takes half the time of two: it knows what is symmetric and

@@ -20,6 +20,7 @@ from erk.commands.cli import Command
 from erk.commands.main import SECTIONS
 from erk.commands.main import main as erk
 from erk.method.fields import PYTHON, Field, fields
+from scripts.typeset import UNBROKEN, typeset
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
@@ -31,9 +32,6 @@ OUTSIDE = {
        if path.suffix in (".png", ".md")},
 }  # fmt: skip
 """Paths in the repository and in the site; of results/ only what a page names is copied."""
-RECORD = """A record as its command wrote it. [Beyond the paper](../docs/beyond.md) and
-[What ERK-Guid does](../docs/what-erk-guid-does.md) explain such records.
-"""
 HEADER = """<header style="display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .3rem .2rem">
 <a href="index.html"><strong>ERK-Guid</strong></a><a href="tutorial.html">Tutorial</a>
 <a href="howto/tables.html">Reproduce the tables</a><a href="paper.html">The paper</a>
@@ -62,10 +60,7 @@ LONG = re.compile("(?<!<pre>)(?<!</span>)<code>([^<]{29,})</code>")
 """Code that does not fit into a line of a phone (see site.css)."""
 PARTS = re.compile(r"(?s)<(pre|code|math|svg|script|style|h\d)\b.*?</\1>|<[^>]*>|[^<]+")
 """Elements whose text stays as it is, tags, and text."""
-WHOLE = re.compile(r"(?<![\w-])(?:--[a-z][\w-]*|ERK-\w+|FD-DINOv2|\d[\d.]*e-\d+)")
-"""Words that are not divided at their hyphens; in a table these are all short ones."""
 WORD = re.compile(r"(?<!\S)(?=\S*\w[-+(])[^\s&]{3,14}(?!\S)")
-POWER = re.compile(r"(?<=[\w)|])\^(\d+(?:/\d+)?)")
 GLUE = re.compile(r"(?<=\d) (?=%|x \d|\d{3}\b|steps\b)|(?<=\d x) (?=\d)")
 """Blanks at which no line ends: 50 000, 8 x 8, 2 %, 32 steps."""
 CELL = re.compile(r"""(?s)<td((?: style="[^"]*")?)>(.*?)</td>""")
@@ -227,8 +222,19 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     if page.file.src_uri in OUTSIDE and page.file.src_uri.startswith("results/"):
         heading, rest = markdown.split("\n", 1)
-        markdown = f"{heading}\n\n{RECORD}\n{rest}"
+        markdown = f"{heading}\n\n{_origin(page.file.src_uri)}\n\n{rest}"
     return LINK.sub(replace, markdown)
+
+
+def _origin(record: str) -> str:
+    """Return the sentences above a record, which name the pages of docs/ that link to it."""
+    pages = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "docs").rglob("*.md"))
+        if f"/{record})" in path.read_text("utf-8")
+    ]
+    explained = f" It is explained in {_titled(' and '.join(pages))}." if pages else ""
+    return f"A record as its command wrote it.{explained}"
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
@@ -255,19 +261,19 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
     defaults = {field.name: repr(field.default) for field in fields()}
     content = PRIVATE.sub(lambda match: html.escape(defaults[match[3]]) + match[1], content)
     content = re.sub(r"</code>\s+\)", "</code>)", LONG.sub(_long, content))
-    content = CELL.sub(_cell, PARTS.sub(_whole, FORMULA.sub(formula, content)))
+    content = CELL.sub(_cell, PARTS.sub(_text, FORMULA.sub(formula, content)))
     content = re.sub(r'(?<=<span class="doc doc-object-name )([^>]*>)([\w.]+)', _dotted, content)
     return BESIDE.sub(_beside, content)
 
 
 def _beside(match: re.Match[str]) -> str:
     """Return a formula that its bracket and its point stay beside."""
-    return f'<span class="whole">{match[0]}</span>' if match[1] or match[3] else match[0]
+    return f'<span class="unbroken">{match[0]}</span>' if match[1] or match[3] else match[0]
 
 
 def _long(match: re.Match[str]) -> str:
     """Return long code, which a line may end after _ but not within --option."""
-    code = re.sub(r"--[a-z][\w-]*", r'<span class="whole">\g<0></span>', match[1])
+    code = re.sub(r"--[a-z][\w-]*", UNBROKEN, match[1])
     kind = "long endless" if len(match[1]) > 90 else "long"  # than the lines of a wide screen
     return f'<code class="{kind}">{re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", code)}</code>'
 
@@ -277,22 +283,21 @@ def _dotted(match: re.Match[str]) -> str:
     return match[1] + match[2].replace(".", ".<wbr>")
 
 
-def _whole(match: re.Match[str]) -> str:
+def _text(match: re.Match[str]) -> str:
     """Return text whose numbers, names and errors are not divided, with powers raised."""
     if match[0].startswith("<"):
         return match[0]
     text = NUMBERED.sub(r"\1&nbsp;", GLUE.sub("&nbsp;", match[0])).replace(" ± ", "&nbsp;±&nbsp;")
-    text = WHOLE.sub(r'<span class="whole">\g<0></span>', text)
-    return POWER.sub(r"<sup>\1</sup>", text)
+    return typeset(text)
 
 
 def _cell(match: re.Match[str]) -> str:
-    """Return a table's cell: its error may have a line, its words are whole, a sentence is wide."""
+    """Return a table's cell: an error may have a line, short words are unbroken, text is wide."""
     style, inner = match.groups()
     inner = SHORT.sub(lambda code: re.sub(" (?=--?[A-Za-z])", " <wbr>", code[0]), inner)
     inner = re.sub(r"(?<=\d)&nbsp;(±&nbsp;[\d.]+)", r' <span class="error">\1</span>', inner)
     if "<" not in inner:
-        inner = WORD.sub(r'<span class="whole">\g<0></span>', inner)
+        inner = WORD.sub(UNBROKEN, inner)
     length = len(html.unescape(re.sub("<[^>]*>", "", inner)))
     kind = ' class="sentence"' if length > 60 else ' class="phrase"' if length > 24 else ""
     return f"<td{kind if 'right' not in style else ''}{style}>{inner}</td>"

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from metrics.report import number
 from scripts.paper.config import PAPER, AnyConfig, config_names, load_config
+from scripts.typeset import typeset
 
 if TYPE_CHECKING:
     from scripts.paper.page import Page, Table
@@ -24,6 +25,7 @@ LABELS = {"fd": "FD", "fid": "FID", "fd_dinov2": "FD-DINOv2", "is": "IS", "nfe":
 MARKS = {"better": "▲", "worse": "▼", "neither": "·"}
 MOST_ROWS = 20  # of a table that is not folded
 FEW_ROWS = 10  # of all tables of a measurement that are not
+INDEX = re.compile(r"(?<![\w.])([xσ])_(?:\{([^{}]*)\}|([^\W_])(?!\w))")  # x_i, not x_hat, np.x_y
 
 Row = Mapping[str, Any]
 
@@ -63,19 +65,14 @@ def environment() -> Environment:
     functions = (main_table, open_tables, details_of, sentence, paper_line)
     known.globals |= {one.__name__: one for one in functions}
     known.globals |= {"marks": MARKS, "most_rows": MOST_ROWS}
-    known.filters["whole"] = whole
+    known.filters["unbroken"] = unbroken
     return known
 
 
-def whole(text: str) -> Markup:
-    """Return text whose names and options are not divided at a hyphen; x_i has its index."""
-    found = re.sub(
-        r"(?<![\w-])(--[a-z][\w-]*|ERK-\w+|DPM-[\w-]+)",
-        r'<span class="whole">\1</span>',
-        str(escape(text)),
-    )
-    found = re.sub(r"(?<![^\W_])([xσ])_(?:{([^}]*)}|(\w))", r"\1<sub>\2\3</sub>", found)
-    return Markup(re.sub(r"(?<=</sub>)\^(\w+)", r"<sup>\1</sup>", found))
+def unbroken(text: str) -> Markup:
+    """Return text whose names are not divided, with powers; x_i and σ_{i+1} have their indices."""
+    text = INDEX.sub(r"\1<sub>\2\3</sub>", typeset(str(escape(text))))
+    return Markup(re.sub(r"(?<=</sub>)\^(\w+)", r"<sup>\1</sup>", text))
 
 
 def to_ascii(text: str) -> str:
@@ -177,8 +174,8 @@ def sentence(page: "Page") -> str:
     """
     config = config_of(page)
     said = None if config is None else config.says.get(page.scale or "any")
-    is_whole = all(row.get("measured", True) for row in page.rows)
-    return "" if said is None or not is_whole or holds(said, page.rows) else said.text
+    is_complete = all(row.get("measured", True) for row in page.rows)
+    return "" if said is None or not is_complete or holds(said, page.rows) else said.text
 
 
 def paper_line(page: "Page") -> str:
