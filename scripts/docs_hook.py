@@ -221,20 +221,26 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"[{text}]({up}{name.removeprefix('docs/')}{anchor})"
 
     if page.file.src_uri in OUTSIDE and page.file.src_uri.startswith("results/"):
-        heading, rest = markdown.split("\n", 1)
-        markdown = f"{heading}\n\n{_origin(page.file.src_uri)}\n\n{rest}"
+        markdown = _with_origin(markdown, page.file.src_uri)
     return LINK.sub(replace, markdown)
 
 
-def _origin(record: str) -> str:
-    """Return the sentences above a record, which name the pages of docs/ that link to it."""
+def _with_origin(markdown: str, record: str) -> str:
+    """Return a record with a sentence below its heading, which some do not have.
+
+    The sentence names the pages of docs/ that link to the record.
+    """
     pages = [
         path.relative_to(ROOT).as_posix()
         for path in sorted((ROOT / "docs").rglob("*.md"))
         if f"/{record})" in path.read_text("utf-8")
     ]
     explained = f" It is explained in {_titled(' and '.join(pages))}." if pages else ""
-    return f"A record as its command wrote it.{explained}"
+    origin = f"\nA record as its command wrote it.{explained}\n\n"
+    if not markdown.startswith("# "):
+        return origin + markdown
+    heading, rest = markdown.split("\n", 1)
+    return f"{heading}\n{origin}{rest}"
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:

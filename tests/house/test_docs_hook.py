@@ -4,8 +4,18 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="needs the extra [docs]")
 
-from scripts.docs_hook import BESIDE, CELL, PARTS, _beside, _cell, _escaped, _long, _origin, _text
-from scripts.docs_hook import LONG as LONG_CODE
+from scripts.docs_hook import (
+    BESIDE,
+    CELL,
+    LONG,
+    PARTS,
+    _beside,
+    _cell,
+    _escaped,
+    _long,
+    _text,
+    _with_origin,
+)
 from scripts.paper.html import unbroken
 from scripts.typeset import typeset
 
@@ -83,7 +93,7 @@ def test_cells(text, expected):
     (f"<code>{'1' * 91}</code>", f'<code class="long endless">{"1" * 91}</code>'),
 ])  # fmt: skip
 def test_long_code(text, expected):
-    assert LONG_CODE.sub(_long, text) == expected
+    assert LONG.sub(_long, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -115,4 +125,7 @@ def test_text_of_a_command_is_no_markdown(text, expected):
     ("none", ""),
 ])  # fmt: skip
 def test_a_record_names_the_pages_that_link_to_it(record, expected):
-    assert _origin(f"results/{record}.md") == f"A record as its command wrote it.{expected}"
+    said = f"\nA record as its command wrote it.{expected}\n\n"
+    path = f"results/{record}.md"
+    assert _with_origin("# Title\n\ntext", path) == f"# Title\n{said}\ntext"
+    assert _with_origin("| a |\n| --- |\n", path) == f"{said}| a |\n| --- |\n"
