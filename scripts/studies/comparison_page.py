@@ -146,7 +146,7 @@ def uses(rows: Computed) -> Iterator[Table]:
         ("any solver, calibrated, with model guidance", guided, sampler, False),
     ]
     lines = [
-        {"situation": name, "data": ", ".join(dict.fromkeys(c.data for c in some))} | line
+        {"situation": name} | line
         for name, some, option, per_solver in cases
         if (line := _use(some, option, per_solver))
     ]
@@ -169,8 +169,9 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     for cell, row in rows.items():
         key = cell.data, cell.nfe, cell.method if per_solver else None
         groups.setdefault(key, {})[option(cell)] = row
+    groups = {key: one for key, one in groups.items() if len(one) > 1}
     once = {tuple(row["key"] for row in one.values()): one for one in groups.values()}
-    several = [one for one in once.values() if len(one) > 1]
+    several = [*once.values()]
     wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
     if not wins:
         return {}
@@ -182,6 +183,7 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     counts = [len(beyond(better, sign, len(pairs))) for sign in (-1, 1)]
     says = " and ".join(f"{says} in {n}" for says, n in zip(SAYS, counts, strict=True))
     return {
+        "data": ", ".join(dict.fromkeys(key[0] for key in groups)),
         "use": best,
         "because": f"nearest to the converged solution in {wins[best]} of {len(several)} cases; "
         f"{min(ratios):.2f} to {max(ratios):.2f} of the best alternative's distance; FD or W1 "
