@@ -356,6 +356,12 @@ def test_a_setting_without_the_one_it_needs_is_refused(one):
                 function(lambda x, sigma, labels=None: x / 2, noise, **given, **other)
 
 
+def test_a_guide_without_a_weight_is_refused():
+    noise = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="^guide_model has no effect without guidance: give both"):
+        erk.sample(lambda x, sigma, labels=None: x / 2, noise, guide_model=gaussian)
+
+
 def test_a_sweep_may_give_both_and_by_position():
     noise = torch.ones(1, 2)
     plain = erk.sample(lambda x, sigma, labels=None: x / 2, noise, steps=4)

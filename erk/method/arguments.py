@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import numpy as np
+
 LONGEST = 80  # characters of a value in a message
 PATHS = (str, os.PathLike)
 
@@ -16,6 +18,7 @@ def require(is_right: bool, name: str, expected: str, value: Any) -> None:
 def shown(value: Any) -> str:
     """Return the repr of a value on one line, shortened; of an array its dtype and shape."""
     if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
-        return f"{value.dtype} {[*value.shape]}"
+        numpy = "a NumPy array " if isinstance(value, np.ndarray) else ""
+        return f"{numpy}{value.dtype} {[*value.shape]}"
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -166,3 +166,5 @@ def check_needs(
                 f"{spelling(one)} has no effect without {spelling(field(one.needs))}: give both, "
                 "or neither."
             )
+    if "guide_model" in given and given.isdisjoint({"guidance", "card"}):
+        raise ValueError("guide_model has no effect without guidance: give both, or neither.")

@@ -87,7 +87,7 @@ def test_an_unknown_solver_may_be_of_any_type():
         ("a\nb", r"'a\\nb'"),
         ("x" * 99, f"'{'x' * 79}..."),
         (torch.zeros(2, 3), "torch.float32 [2, 3]"),
-        (np.zeros(4, np.int8), "int8 [4]"),
+        (np.zeros(4, np.int8), "a NumPy array int8 [4]"),
         (torch.tensor(3), "tensor(3)"),
         ([[1], 2], "[[1], 2]"),
     ],

@@ -231,7 +231,7 @@ def test_a_sweep_over_guidance_may_reach_one():
         }
         assert torch.equal(x0[1], plain) and not torch.equal(x0[1.5], plain)
         with pytest.raises(ValueError, match="guidance_interval .* needs model guidance"):
-            erk.sample(linear(1.0), noise, guide_model=linear(0.5), **given)
+            erk.sample(linear(1.0), noise, **given)
     one, two = (Settings(guidance=w, **more) for w in (1, 2))
     assert dataclasses.replace(two, guidance=1) == one != two
     assert dataclasses.replace(one, guidance=2) == two
