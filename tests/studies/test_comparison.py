@@ -207,23 +207,51 @@ def test_beyond_says_what_the_verdicts_show():
     page = json.loads((ROOT / "results" / "comparison.json").read_text("utf-8"))
     text = " ".join((ROOT / "docs" / "beyond.md").read_text("utf-8").split())
     verdicts = [t for t in page["tables"] if "best rival in distance" in t["columns"]]
-    mnist, _, more = [t["rows"] for t in verdicts]
     captions = [t["caption"] for t in verdicts]
-    for caption, words in zip(captions, (
-        "distance: lower beyond noise at NFE 3, 4, 5, 6, 8, 10, 12, 16, 20.",
-        "distance: lower beyond noise at NFE 3, 4, 5, 6, 20, undecided at NFE 8, 10, 12, 16.",
-        "distance: lower beyond noise at NFE 3, 4, 5, 6, 8, 12, undecided at NFE 10, 16, 20.",
-    ), strict=True):  # fmt: skip
-        assert words in caption
-    words = "FD: lower beyond noise at NFE 3, 4, undecided at NFE 5, 6, 8, 10, 12, 16, 20."
-    assert words in captions[0]
-    ratios = [row["card's distance"][0] / row["its distance"][0] for row in mnist]
-    assert f"distance is {min(ratios):.2f} to {max(ratios):.2f} of that of the best" in text
-    assert {row["best rival in distance"] for row in mnist} == {"DEIS tAB3, plain"}
-    [last] = [row["card - rival, FD"] for row in mnist if row["NFE"] == 16]
-    assert f"at 16 by {last[0] / last[1]:.1f} standard errors" in text
-    assert all(row["card - rival, FD"][0] > 0 for row in mnist if row["NFE"] >= 8)
+    said = (
+        ("mnist.", "NFE 3, 4, 5, 6, 8, 10, 12, 16, 20. Its FD: lower beyond noise at NFE 3, 4, "
+         "higher beyond noise at NFE 5, 8, undecided"),
+        ("spectra.", "distance: lower beyond noise at NFE 3, 4, 5, 6, 20, undecided at NFE 8, "),
+        ("spectra.", "distance: lower beyond noise at NFE 3, 4, 5, 6, 8, 12, undecided at NFE"),
+        ("mnist-cfg-1.5.", "distance: lower beyond noise at NFE 5, 8, 12, 20. Its FD: lower beyond "
+         "noise at NFE 5, higher beyond noise at NFE 20, undecided at NFE 8, 12."),
+        ("mnist-cfg-3.", "distance: lower beyond noise at NFE 5, 8, 12. Its FD: lower beyond noise "
+         "at NFE 5, higher beyond noise at NFE 8, 12."),
+        ("mnist-autog.", "distance: lower beyond noise at NFE 5, 8, 12. Its FD: undecided at NFE"),
+    )  # fmt: skip
+    for caption, (start, words) in zip(captions, said, strict=True):
+        assert caption.startswith(start) and words in caption
+    mnist, _, more, *guided = [t["rows"] for t in verdicts]
+    for rows, words, rivals in (
+        (mnist, "distance is {} to {} of that of the best rival", {"DEIS tAB3", "UniPC"}),
+        (sum(guided, []), "at {} to {} of the distance of the best rival", {"DEIS tAB3"}),
+    ):
+        ratios = [row["card's distance"][0] / row["its distance"][0] for row in rows]
+        assert words.format(f"{min(ratios):.2f}", f"{max(ratios):.2f}") in text
+        assert {row["best rival in distance"].split(",")[0] for row in rows} == rivals
     assert all(row["card - rival, distance"][0] < 0 for row in more)
+    ends = {r["data"]: r for r in page["rows"] if r["method"] == "converged"}
+    for data, words in (("mnist", "an FD of {}"), ("mnist-cfg-1.5", "with CFG 1.5 of {}"),
+                        ("mnist-cfg-3", "with CFG 3 of {}"),
+                        ("mnist-autog", "with Autoguidance of {}")):  # fmt: skip
+        value, error = ends[data]["quality"], ends[data]["quality_se"]
+        assert words.format(f"{value:.3g} ± {error:.2g}") in text
+        cards = [r["quality"] for r in page["rows"] if r["data"] == data and r["mode"] == BEST]
+        assert max(abs(card - value) for card in cards) < 0.7
+    behind = {"mnist": (5, 8), "mnist-cfg-1.5": (20,), "mnist-cfg-3": (8, 12)}
+    for table, caption in zip(verdicts, captions, strict=True):
+        data = caption.partition(". ")[0]
+        for row in table["rows"]:
+            if row["NFE"] in behind.get(data, ()):
+                assert row["its FD"][0] < ends[data]["quality"]
+    error = {(r["data"], r["sampler"], r["nfe"]): r["error"] for r in page["rows"]}
+    for data, solver, nfe in (("mnist", "DEIS tAB3", 5), ("mnist", "DPM++(3M)", 8),
+                              ("spectra", "iPNDM", 5), ("spectra", "DEIS tAB3", 8)):  # fmt: skip
+        alone = error[data, f"{solver}, end to end", nfe]
+        others = [v for (d, name, n), v in error.items()
+                  if (d, n) == (data, nfe) and name.endswith("end to end")]  # fmt: skip
+        assert alone == min(others) <= error[data, BEST, nfe]
+        assert f"{alone:.3g}" in text and f"{error[data, BEST, nfe]:.3g}" in text
 
 
 def test_the_committed_page_is_that_of_its_cells():

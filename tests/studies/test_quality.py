@@ -229,6 +229,14 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
             for network, number in zip(SEEDS_OF_TRAINING, numbers, strict=True):
                 assert f"{-fd(network, name, '32 steps'):.2f}" == number
                 assert f"{number} ±" in page
+    for name, words in ((weight_name(32, 2.0), "`w_stiff` 2 raises FD by {} %"),
+                        (sharp_name(32, 2.0), "and sharpening alone by {} %"),
+                        ("32 steps, auto", "(`auto` {} %)")):  # fmt: skip
+        base = rows["digits: 32 steps"]
+        change = paired(rows[f"digits: {name}"], base)["fd"]
+        value, error = (100 * change[part] / base["fd"] for part in ("value", "error"))
+        digits = 2 if "auto" in name else 1
+        assert words.format(f"{value:.{digits}f} ± {error:.{digits}f}") in page
     farther = [distance(network, sharp_name(32, 1.0), "32 steps")
                > distance(network, weight_name(32, 1.0), "32 steps")
                for network in SEEDS_OF_TRAINING]  # fmt: skip
