@@ -4,7 +4,6 @@ Intermediate results are kept beside the card until it is written, so a stopped 
 and writes the same card.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,7 +142,7 @@ def run_calibration(options: dict[str, Any]) -> None:
     click.echo(describe_cost(cost, seconds, plan, request.fixed["guidance"] != 1), err=True)
     if options["dry_run"]:
         return
-    with keeping(path, key, calibration.VERSION) as parts, _plain_warnings():
+    with keeping(path, key, calibration.VERSION) as parts:
         card = fitting(calibration.calibrate_problem, problem, plan, parts)
         if card is None:
             raise MemoryError(
@@ -155,16 +154,6 @@ def run_calibration(options: dict[str, Any]) -> None:
         card.save(path)
         parts.remove()
     click.echo(f"{card}\nwrote {path}")
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print warnings on stderr, each as one line."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for one in caught:
-        click.echo(f"warning: {one.message}", err=True)
 
 
 def is_done(path: Path, facts: dict[str, Any]) -> bool:

@@ -7,8 +7,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO, cast
 
@@ -139,7 +140,7 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
         _fill_closed_handles()
         out = cast(TextIO, _Output(sys.stdout, "\n\t"))
         err = cast(TextIO, _Output(sys.stderr, "\n\t\r"))  # \r: progress bars
-        with redirect_stdout(out), redirect_stderr(err):
+        with redirect_stdout(out), redirect_stderr(err), _short_warnings():
             try:
                 with stoppable():
                     return command(*args, **kwargs)
@@ -156,6 +157,23 @@ def clean_exit(command: Callable[..., Any]) -> Callable[..., Any]:
                 fail(sentence(error))
 
     return run
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print each UserWarning as one line, without its place in the source."""
+    usual = warnings.formatwarning
+
+    def line(message: Any, category: Any, *place: Any, **more: Any) -> str:
+        if category is UserWarning:
+            return f"\rwarning: {message}\n"  # \r: over a progress bar
+        return usual(message, category, *place, **more)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def fail(message: str) -> NoReturn:

@@ -242,13 +242,11 @@ def solve(
 def _warn_of_outliers(shares: Tensor) -> None:
     """Warn of samples whose corrections, relative to the solver's steps [N, B], exceed MOST."""
     largest = shares.nan_to_num(0.0).amax(0)
-    count = int((largest > MOST).sum())
-    if count:
+    if largest.max() > MOST:
         warnings.warn(
-            f"the card corrects {count} of {len(largest)} samples by up to {largest.max():.3g} "
-            f"times a step of the solver (sample {int(largest.argmax())}): they are unlike the "
-            "samples that it was fitted on. Sample them without the card, or calibrate with more "
-            "seeds.",
+            f"the card corrects a sample by {largest.max():.3g} times a step of the solver (sample "
+            f"{int(largest.argmax())} of the batch): it is unlike those that the card was fitted "
+            "on. Sample without the card, or calibrate with more seeds.",
             stacklevel=5,  # the caller of erk.sample
         )
 

@@ -1,8 +1,12 @@
 """`erk generate` refuses bad input in one sentence, and leaves nothing behind."""
 
+import json
 import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +185,24 @@ def test_bad_input_as_the_user_sees_it(tmp_path):
     out, err = finish(start(tmp_path, "--preset", "digitz", "--seeds", "0-1"), code=2)
     check_refusal(2, out, err, "unknown preset 'digitz'; did you mean digits")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_source(tmp_path):
+    """A card that corrects by hundreds of steps: the warning named a line of memory.py."""
+    card, folder = tmp_path / "a.card.json", tmp_path / "out"
+
+    def erk(*arguments):
+        command = [sys.executable, "-m", "erk", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    made = erk("calibrate", "--preset", "digits", "--nfe", "5", "--seeds", "8", "--solver", "heun",
+               "--schedule", "edm", "--correction", "stepwise", "--out", card)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    content = json.loads(card.read_text("utf-8"))
+    weights = content["correction"]["weights"]
+    content["correction"]["weights"] = [[300 * one for one in row] for row in weights]
+    card.write_text(json.dumps(content), "utf-8")
+    done = erk("generate", "--preset", "digits", "--card", card, "--seeds", "0-3",
+               "--outdir", folder)  # fmt: skip
+    assert done.returncode == 0 and "UserWarning" not in done.stderr
+    assert re.search("\nwarning: the card corrects a sample by .* times a step", done.stderr)
