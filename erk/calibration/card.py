@@ -68,7 +68,7 @@ class Card(NamedTuple):
             case [{"solver": solver, "schedule": schedule, "afs": afs}, *_]:
                 first = ", analytic first step" if afs else ""
                 names["published"] += f" ({_short(solver)}, {_short(schedule)}{first})"
-        rows.append("mean distance to the converged solution, on seeds of no fit and no choice:")
+        rows.append("mean distance to the converged solution, on seeds of neither fit nor choice:")
         width = max(map(len, names.values()))
         for name, text in names.items():
             if name in errors:

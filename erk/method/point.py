@@ -69,8 +69,12 @@ class Step(NamedTuple):
     @property
     def euler(self) -> Tensor:
         """The Euler solution from the same state, x_i + (sigma_{i+1} - sigma_i) f_i, [B, ...]."""
-        x = self.start.x if self.origin is None else self.origin
-        return x + self.length * self.start.f
+        return self.before + self.length * self.start.f
+
+    @property
+    def before(self) -> Tensor:
+        """The state before the step, [B, ...]."""
+        return self.start.x if self.origin is None else self.origin
 
 
 Drift = Callable[[Tensor, Tensor], Point]

@@ -228,7 +228,7 @@ def solve(
     for state in integrate(drift, noise, settings, randn_like):
         x0 = state.x
         if isinstance(settings.erk, Correction):
-            step = norm(state.step.x - state.step.start.x)
+            step = norm(state.step.x - state.step.before)
             shares.append((norm(state.correction) / step).flatten())
         if callback is not None:
             callback(state)
