@@ -56,7 +56,6 @@ ADVICE = {
     errno.EMFILE: "; raise the limit (ulimit -n), then run the same command again",
     errno.ENFILE: "; close other programs, then run the same command again",
     errno.EROFS: "; choose another folder",
-    errno.ENOMEM: "; end other programs, or process fewer or smaller images at once",
 }
 """What to do about a system error, by its number, where its text does not say."""
 
@@ -274,6 +273,8 @@ def _shortage(error: BaseException | None) -> BaseException | None:
     """
     while error is not None:
         if isinstance(error, MemoryError) or NO_THREAD in str(error):
+            return error
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return error
         if "torch" in sys.modules:  # else no error is PyTorch's
             from erk.runtime.memory import is_out_of_memory

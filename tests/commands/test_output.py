@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from command_runs import NETS
 from processes import ended, start
 
-from erk.commands.cli import clean_exit
+from erk.commands.cli import clean_exit, sentence
 from erk.commands.main import main
 
 
@@ -173,3 +173,10 @@ def test_a_disk_that_takes_no_more_and_ctrl_c(job, images, tmp_path, monkeypatch
         shutil.rmtree("features", ignore_errors=True)
     assert run().exit_code == 0
     assert results == [written()] * 3
+
+
+def test_a_file_that_no_memory_was_left_for_is_not_called_damaged():
+    """'large.npz is not a readable npz file: create it again ([Errno 12] Cannot allocate ...)'."""
+    wrong = ValueError("large.npz is not a readable npz file: create it again")
+    wrong.__cause__ = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    assert sentence(wrong).startswith("memory ran out")
