@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erk.calibration.problem import Problem
-from erk.method.corrections import DIRECTIONS, REACH, Correction, Previous
+from erk.method.corrections import DIRECTIONS, REACH, Correction, Previous, shortened
 from erk.method.drift import check_finite
 from erk.method.point import Solver, Step, to_double
 
@@ -75,7 +75,7 @@ class Walk(NamedTuple):
         x = step.x
         for weight, vector in zip(row, vectors, strict=True):
             x = x + weight * vector if weight else x
-        return Standing(x, step.memory, (step.start, *at.previous)[:REACH])
+        return Standing(shortened(step, x), step.memory, (step.start, *at.previous)[:REACH])
 
     def follow(
         self, labels: Tensor | None, at: Standing, rows: Sequence[Sequence[float]], i: int = 0

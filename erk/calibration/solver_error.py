@@ -3,6 +3,7 @@
 It says whether a solver follows the model, not whether the model is good, and needs no real images.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from erk.method.arguments import require
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.point import Point, norm, to_double
-from erk.method.sampler import finite, solve, steps
+from erk.method.sampler import finite, integrate, steps
 from erk.method.schedule import polynomial
 from erk.method.settings import Settings
 from erk.method.solvers import make_solver
@@ -173,8 +174,8 @@ def errors(
     guide_model: Denoiser | None = None,
 ) -> Tensor:
     """Sample, and compute each sample's distance to its converged solution `exact`, [B] float64."""
-    x0 = solve(settings.drift(model, labels, guide_model), noise, settings)
-    return to_double(norm(x0 - exact).flatten())
+    [last] = deque(integrate(settings.drift(model, labels, guide_model), noise, settings), 1)
+    return to_double(norm(last.x - exact).flatten())
 
 
 def ratio(numerator: Tensor, denominator: Tensor, blocks: int = BLOCKS) -> Ratio:

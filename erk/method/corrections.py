@@ -17,7 +17,7 @@ from torch import Tensor
 
 from erk.method.arguments import require
 from erk.method.guidance import erk_push, unguided
-from erk.method.point import Guidance, Point, Solver, Step
+from erk.method.point import Guidance, Point, Solver, Step, norm
 
 LARGEST = 0.5
 """Largest multiple of an embedded difference that `auto` adds or removes."""
@@ -30,8 +30,8 @@ FINEST = (0.0, 0.03)
 """Priors of data: all scales S between these ends, equally frequent as in a power law."""
 WIDE = 1.0
 """Deviation of samples above which a run with `auto` is checked."""
-MOST = 10.0
-"""Correction of a sample, in steps of the solver, above which a run with a card warns."""
+LONGEST = 2.0
+"""Longest correction of a sample, in steps (`length`); longer ones are shortened."""
 REACH = 2  # previous steps that a direction looks at
 
 Previous = tuple[Point, ...]
@@ -85,9 +85,29 @@ DIRECTIONS: dict[str, Callable[[Step, Previous], Tensor]] = {
 }
 
 
+def length(step: Step, x: Tensor) -> Tensor:
+    """Return the length of the corrections x - step.x [B, ...] in steps, [B, 1, ...].
+
+    Of the solver's step and Euler's the longer counts: one of them can be near 0 where a correction
+    is due (two terms that cancel, an answer that overshoots).
+    """
+    steps = torch.maximum(norm(step.x - step.before), norm(step.euler - step.before))
+    return norm(x - step.x) / steps
+
+
+def shortened(step: Step, x: Tensor) -> Tensor:
+    """Return corrected states x [B, ...] of which no correction is longer than LONGEST steps.
+
+    Coefficients suit the samples they were fitted on; on one that is unlike these a direction can
+    be longer than the step by orders of magnitude.
+    """
+    excess = length(step, x) / LONGEST
+    return torch.where(excess > 1, step.x + (x - step.x) / excess, x)
+
+
 @dataclass(frozen=True)
 class Correction:
-    """A guidance that adds multiples of `DIRECTIONS` to every step's answer."""
+    """A guidance that adds multiples of `DIRECTIONS` to every step's answer, `shortened`."""
 
     sigmas: tuple[float, ...]  # noise levels, [N + 1]
     directions: tuple[str, ...]  # names in DIRECTIONS, K of them
@@ -99,7 +119,7 @@ class Correction:
         for name, weight in zip(self.directions, self.weights[step.index], strict=True):
             if weight:
                 x = x + weight * DIRECTIONS[name](step, previous)
-        return x, (step.start, *previous)[:REACH]
+        return shortened(step, x), (step.start, *previous)[:REACH]
 
     @property
     def acts(self) -> bool:

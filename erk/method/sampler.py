@@ -13,7 +13,7 @@ from torch import Tensor
 from erk.method.arguments import require
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
-from erk.method.corrections import MOST, WIDE, Correction, error_ratio
+from erk.method.corrections import LONGEST, WIDE, Correction, error_ratio, length
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
 from erk.method.point import Drift, Guidance, Solver, Step, norm, to_double
@@ -224,29 +224,29 @@ def solve(
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the last state of `integrate`, x0 [B, ...]; `callback` is called with every State."""
-    x0, shares = noise, []
+    x0, lengths = noise, []
     for state in integrate(drift, noise, settings, randn_like):
         x0 = state.x
         if isinstance(settings.erk, Correction):
-            step = norm(state.step.x - state.step.before)
-            shares.append((norm(state.correction) / step).flatten())
+            lengths.append(length(state.step, state.x).flatten())
         if callback is not None:
             callback(state)
     if settings.erk == "auto":
         _warn_if_wide(drift, x0, settings)
-    if shares:
-        _warn_of_outliers(torch.stack(shares))
+    if lengths:
+        _warn_of_outliers(torch.stack(lengths))
     return x0
 
 
-def _warn_of_outliers(shares: Tensor) -> None:
-    """Warn of samples whose corrections, relative to the solver's steps [N, B], exceed MOST."""
-    largest = shares.nan_to_num(0.0).amax(0)
-    if largest.max() > MOST:
+def _warn_of_outliers(lengths: Tensor) -> None:
+    """Warn of samples whose correction was shortened; `lengths` in steps, [N, B]."""
+    long = (lengths > 0.999 * LONGEST).any(0)
+    if long.any():
         warnings.warn(
-            f"the card corrects a sample by {largest.max():.3g} times a step of the solver (sample "
-            f"{int(largest.argmax())} of the batch): it is unlike those that the card was fitted "
-            "on. Sample without the card, or calibrate with more seeds.",
+            f"the card's corrections are longer than {LONGEST:g} times the solver's step and were "
+            f"shortened (first for sample {int(long.int().argmax())} of the batch): the samples "
+            "are unlike those that the card was fitted on. Sample without the card, or calibrate "
+            "with more seeds.",
             stacklevel=5,  # the caller of erk.sample
         )
 

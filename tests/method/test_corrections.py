@@ -14,7 +14,7 @@ import erk
 from erk.analysis import toy, toy_results
 from erk.commands import generate
 from erk.method import corrections
-from erk.method.corrections import Correction, auto
+from erk.method.corrections import LONGEST, Correction, auto, length, shortened
 from erk.method.guidance import unguided
 from erk.method.point import Point, Step, norm
 from erk.method.sampler import loop, solve, steps
@@ -233,19 +233,37 @@ def test_the_command(tmp_path):
     assert done.exit_code == 2 and "leave w_stiff (--w-stiff) at 0" in done.output
 
 
-def test_a_sample_that_is_corrected_by_many_steps_is_warned_of():
+def test_a_correction_of_many_steps_is_shortened_and_warned_of():
     """A card of eight seeds moved one sample of 300 by 869 steps; nothing said so."""
     noise, levels = torch.ones(3, 2), Settings(steps=4, schedule="polynomial").sigmas()
 
     def model(x, sigma, labels=None):
         return x / (1 + sigma**2) * torch.tensor([[1.0], [1.0], [3.0]])
 
-    def run(weight):
+    def run(weight, callback=None):
         card = Correction(tuple(levels.tolist()), ("embedded",), ((weight,),) * 4)
-        return erk.sample(model, noise, steps=4, schedule="polynomial", erk=card)
+        return erk.sample(model, noise, steps=4, schedule="polynomial", erk=card, callback=callback)
 
-    with pytest.warns(UserWarning, match=r"corrects a sample by .* \(sample [012] of the batch"):
-        run(300.0)
+    longest = []
+
+    def watch(state):
+        longest.append(length(state.step, state.x).nan_to_num(0).max().item())
+
+    with pytest.warns(UserWarning, match=r"longer than 2 times .* sample 0 of the batch"):
+        run(300.0, watch)
+    assert max(longest) == pytest.approx(LONGEST, rel=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(-0.2)
+
+
+def test_only_long_corrections_are_shortened():
+    """Row by row: short (every bit stays), too long, of a step of length 0, and not finite."""
+    start = Point(torch.zeros(4, 2), torch.zeros(4, 2), torch.tensor(2.0))
+    moved = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])
+    wanted = moved + torch.tensor([[0.1, 0.7], [30.0, -40.0], [1.0, 0.0], [torch.nan, 0.0]])
+    x = shortened(Step(moved, start, torch.tensor(1.0)), wanted)
+    assert torch.equal(x[0], wanted[0])
+    assert torch.allclose(x[1] - moved[1], torch.tensor([6.0, -8.0]))  # 2 steps of length 5
+    assert torch.equal(x[2], moved[2])
+    assert x[3].isnan().any()
