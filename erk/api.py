@@ -16,11 +16,12 @@ from torch import Tensor
 
 from erk.calibration.card import Card, open_card
 from erk.io.atomic import write_file
-from erk.method.arguments import PATHS, require
+from erk.method.arguments import PATHS, check_names, require
 from erk.method.churn import Noise
 from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
-from erk.method.fields import check_names, check_needs
+from erk.method.fields import check_needs
+from erk.method.inputs import check_inputs
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings
@@ -40,7 +41,7 @@ def _with_card(function: F) -> F:
         card = kwargs.pop("card", None)
         bound = signature.bind_partial(*args, **kwargs).arguments
         more = bound.pop("settings", {})
-        check_names(more, function.__name__)
+        check_names(more, Settings.__dataclass_fields__, function.__name__)
         given = {**bound, **more}
         if card is None:
             check_needs({name for name, value in given.items() if value is not None})
@@ -148,7 +149,7 @@ def sample(
         guidance_interval=guidance_interval, w_stiff=w_stiff, w_con=w_con, erk=erk, dtype=dtype,
         **settings,
     )  # fmt: skip
-    _check_inputs(drift, noise, randn_like)
+    check_inputs(drift, noise, randn_like)
     require(callback is None or callable(callback), "callback", "a function", callback)
     with torch.no_grad():
         return solve(drift, noise, plan, randn_like, callback).to(dtype)
@@ -188,7 +189,7 @@ def trajectory(
     """
     networks = (model, labels, guide_model, guide_labels)
     drift, plan = _prepare(*networks, **settings)
-    _check_inputs(drift, noise, randn_like)
+    check_inputs(drift, noise, randn_like)
     return _states(drift, noise, plan, randn_like)
 
 
@@ -197,44 +198,6 @@ def _states(
     drift: GuidedDrift, noise: Tensor, plan: Settings, randn_like: Noise
 ) -> Iterator[State]:
     yield from integrate(drift, noise, plan, randn_like)
-
-
-def _check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
-    """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant."""
-    is_noise = isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()
-    require(is_noise, "noise", "a tensor [B, ...] of floating-point numbers", noise)
-    require(callable(randn_like), "randn_like", "a function", randn_like)
-    is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
-    if is_same and drift.guidance != 1:
-        raise ValueError(
-            "the guide is the network itself with the same labels, so guidance has no effect: "
-            "give guide_labels or another guide_model."
-        )
-    shape = getattr(drift.model, "sample_shape", None)
-    if shape is not None and noise.shape[1:] != tuple(shape):
-        raise ValueError(
-            f"the model samples [B, {', '.join(map(str, shape))}], but the noise is "
-            f"{[*noise.shape]}: draw it with erk.noise_and_labels(seeds, model)."
-        )
-    if len(noise) == 0:
-        raise ValueError("the noise has no samples: give at least one.")
-    named = (drift.model, "labels", drift.labels), (
-        drift.guide_model, "guide_labels", drift.guide_labels
-    )  # fmt: skip
-    for model, name, labels in named:
-        if getattr(model, "label_dim", 0) and not isinstance(labels, Tensor | None):
-            raise ValueError(
-                f"{name} must be a tensor, [B] of class numbers or [B, {model.label_dim}], not "
-                f"{type(labels).__name__}: give torch.as_tensor(labels)."
-            )
-        if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
-            raise ValueError(
-                f"{name} must have a row for each of the {len(noise)} samples of the noise, "
-                f"not {len(labels)}."
-            )
-    bad = (~noise.flatten(1).isfinite().all(1)).nonzero()
-    if len(bad):
-        raise ValueError(f"the noise of sample {bad[0].item()} has NaN or infinity: draw it again.")
 
 
 def _prepare(

@@ -53,9 +53,8 @@ from erk.calibration.problem import (
 )
 from erk.calibration.search import FIRST, most_runs
 from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
-from erk.method.arguments import require
+from erk.method.arguments import check_names, require
 from erk.method.corrections import DIRECTIONS
-from erk.method.fields import check_names
 from erk.method.point import norm, to_double
 from erk.method.settings import Settings
 from erk.method.values import number
@@ -133,7 +132,7 @@ def calibrate(
     NonFiniteError
         If a network produces NaN or infinity.
     """
-    check_names(settings, "calibrate")
+    check_names(settings, Settings.__dataclass_fields__, "calibrate")
     require(callable(progress), "progress", "a function", progress)
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw

@@ -1,6 +1,9 @@
 """Check what callers pass to public functions: one sentence that names the argument."""
 
+import difflib
+import inspect
 import os
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,3 +25,23 @@ def shown(value: Any) -> str:
         return f"{numpy}{value.dtype} {[*value.shape]}"
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def check_names(names: Iterable[str], known: Collection[str], caller: str) -> None:
+    """Raise TypeError for the first name that is not known, with the nearest one."""
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f": it takes {', '.join(known)}."
+        raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with `count` positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a built-in that does not say
+        return True
+    return True

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erk.method.arguments import require
+from erk.method.arguments import require, takes
 from erk.method.point import Point, dot, norm
 from erk.method.stiffness import Stiffness, stiffness
 
@@ -96,6 +96,7 @@ class GuidedDrift:
     ):
         for name, network in (("model", model), ("guide_model", guide_model)):
             known = callable(network) or (network is None and name == "guide_model")
+            known = known and (network is None or takes(network, 3))
             require(known, name, "a network or a function (x, sigma, labels)", network)
         require(isinstance(guidance, Real | Tensor), "guidance", "a number", guidance)
         is_pair = interval is None or np.shape(interval) == (2,)

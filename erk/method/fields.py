@@ -4,9 +4,8 @@ The dataclass `Settings` takes its defaults from here. The command line, YAML ro
 of a run, the recipe of a card and the table in the docs derive from `fields()`.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 PUBLISHED_SCHEDULES = {
@@ -139,16 +138,6 @@ def fields() -> tuple[Field, ...]:
 def field(name: str) -> Field:
     """Return the declaration of one setting; KeyError for an unknown name."""
     return {one.name: one for one in FIELDS}[name]
-
-
-def check_names(names: Iterable[str], caller: str) -> None:
-    """Raise TypeError for the first name that is no setting, with the nearest one."""
-    known = [one.name for one in FIELDS]
-    unknown = next((name for name in names if name not in known), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
 
 
 def check_needs(

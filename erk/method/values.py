@@ -139,7 +139,7 @@ def _function(one: Field, value: Any) -> Any:
 def _correction(one: Field, value: Any) -> Any:
     if value == "auto" if isinstance(value, str) else isinstance(value, Correction):
         return value
-    hint = ": a card is given as card=..." if value is not False else ""
+    hint = "; a card is given by `card`" if value is not False else ""
     raise ValueError(f"erk must be 'auto', a Correction or None, not {shown(value)}{hint}.")
 
 

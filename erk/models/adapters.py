@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from erk.method.arguments import require
+from erk.method.arguments import check_names, require, takes
 from erk.method.point import level_for
 from erk.method.values import number
 from erk.models.encoders import PixelEncoder
@@ -69,7 +69,9 @@ class Adapter:
         denoised: Prediction,
         **data: Unpack[Data],
     ):
-        require(callable(model), "model", "a network or a function (x, time)", model)
+        check_names(data, Data.__annotations__, "the adapter")
+        known = callable(model) and (takes(model, 2) or takes(model, 3))
+        require(known, "model", "a network or a function (x, time) or (x, time, labels)", model)
         shape, device = data.get("sample_shape"), data.get("device", "cpu")
         is_shape = shape is None or isinstance(shape, Sequence) and all(map(_is_size, shape))
         require(is_shape, "sample_shape", "sizes such as (3, 32, 32)", shape)

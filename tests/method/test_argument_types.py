@@ -1,5 +1,7 @@
 """Wrong types at public functions of the method: one sentence that names the argument (J)."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,44 @@ def test_values_are_shown_on_one_short_line(value, text):
     with pytest.raises(ValueError) as caught:
         require(False, "a", "b", value)
     assert str(caught.value) == f"a must be b, not {shown(value)}."
+
+
+ONE = "must be a network or a function"
+MISTAKES = {
+    "a network of x alone": (lambda: GuidedDrift(lambda x: x), f"model {ONE} (x, sigma, labels)"),
+    "an adapter's network of x alone": (
+        lambda: erk.from_denoiser(lambda x: x), f"model {ONE} (x, time) or (x, time, labels)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_network_that_takes_too_few_arguments(name):
+    """It was a TypeError from the first evaluation, after the start of a run."""
+    call, expected = MISTAKES[name]
+    with pytest.raises(ValueError) as raised:
+        call()
+    assert expected in str(raised.value)
+
+
+def test_a_misspelt_keyword_of_an_adapter():
+    """It was taken as a property of the data and ignored."""
+    with pytest.raises(TypeError, match="'label_dims'; did you mean 'label_dim'"):
+        erk.from_denoiser(denoiser, label_dims=10)
+    with pytest.raises(TypeError, match="'width': it takes sample_shape, label_dim, device."):
+        erk.from_denoiser(denoiser, width=10)
+
+
+def test_labels_that_are_left_out_are_warned_of():
+    adapter = erk.from_denoiser(
+        lambda x, sigma, labels=None: x / (1 + sigma[:, None] ** 2), sample_shape=(3,), label_dim=10
+    )
+    with pytest.warns(UserWarning, match="has 10 classes but labels are left out") as warned:
+        erk.sample(adapter, X, steps=3)
+    assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match="labels are left out"):
+        next(erk.trajectory(adapter, X, steps=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erk.sample(adapter, X, torch.zeros(2, 10), steps=3)
+        erk.sample(denoiser, X, steps=3)

@@ -45,7 +45,7 @@ BAD = {
     "ends at 0 already": dict(denoise_to_zero=True),
     "needs a network with a discrete time": dict(schedule="discrete"),
     "guidance 2 needs a guiding network": dict(guidance=2.0),
-    "a card is given as card=...": dict(erk="automatic"),
+    "a card is given by `card`": dict(erk="automatic"),
     "leave w_stiff (--w-stiff) at 0": dict(erk="auto", w_stiff=1.0),
     "leave w_con (--w-con) at 0.5": dict(erk="auto", w_con=0.3),
     "leave erk_scale (--erk-scale) at quadratic": dict(erk="auto", erk_scale="abs"),
@@ -96,7 +96,7 @@ def test_the_declarations_import_no_torch():
 
 def test_construction_reads_no_file(monkeypatch):
     monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("a file was opened"))
-    with pytest.raises(ValueError, match="a card is given as card="):
+    with pytest.raises(ValueError, match="a card is given by `card`"):
         Settings(erk="a.card.json")
     Settings(erk="auto", solver="deis")
 

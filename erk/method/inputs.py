@@ -1,0 +1,67 @@
+"""Check noise, labels and guide before anything is computed."""
+
+import warnings
+
+from torch import Tensor
+
+from erk.method.arguments import require
+from erk.method.churn import Noise
+from erk.method.drift import GuidedDrift
+
+
+def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
+    """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant.
+
+    Warn of labels that are left out.
+
+    Parameters
+    ----------
+    drift
+        The networks with their labels.
+    noise
+        To be [B, ...] of floating-point numbers, all finite, of the model's shape.
+    randn_like
+        To be a function.
+    """
+    is_noise = isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()
+    require(is_noise, "noise", "a tensor [B, ...] of floating-point numbers", noise)
+    require(callable(randn_like), "randn_like", "a function", randn_like)
+    is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
+    if is_same and drift.guidance != 1:
+        raise ValueError(
+            "the guide is the network itself with the same labels, so guidance has no effect: "
+            "give guide_labels or another guide_model."
+        )
+    shape = getattr(drift.model, "sample_shape", None)
+    if shape is not None and noise.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"the model samples [B, {', '.join(map(str, shape))}], but the noise is "
+            f"{[*noise.shape]}: draw it with erk.noise_and_labels(seeds, model)."
+        )
+    if len(noise) == 0:
+        raise ValueError("the noise has no samples: give at least one.")
+    named = (drift.model, "labels", drift.labels), (
+        drift.guide_model, "guide_labels", drift.guide_labels
+    )  # fmt: skip
+    for model, name, labels in named:
+        if getattr(model, "label_dim", 0) and not isinstance(labels, Tensor | None):
+            raise ValueError(
+                f"{name} must be a tensor, [B] of class numbers or [B, {model.label_dim}], not "
+                f"{type(labels).__name__}: give torch.as_tensor(labels)."
+            )
+        if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
+            raise ValueError(
+                f"{name} must have a row for each of the {len(noise)} samples of the noise, "
+                f"not {len(labels)}."
+            )
+    bad = (~noise.flatten(1).isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"the noise of sample {bad[0].item()} has NaN or infinity: draw it again.")
+    classes = getattr(drift.model, "label_dim", 0)
+    if classes and drift.labels is None:
+        warnings.warn(
+            f"the network has {classes} classes but labels are left out: it samples without a "
+            f"class, as if all of its inputs for classes were 0. Give labels [B, {classes}] "
+            "(erk.noise_and_labels draws them; zeros if this is meant).",
+            stacklevel=4,  # the caller of erk.sample
+        )
