@@ -135,6 +135,14 @@ def read(name):
     return (ROOT / "results" / name).read_text("utf-8")
 
 
+def cells(head):
+    """The rows of a table of the record: {row: [text of each column]}; `head` stands above it."""
+    below = read("quality.md").partition(f"\n{head}")[2]
+    table = below.partition("\n| --- ")[2].partition("\n\n")[0]
+    rows = [line.replace("**", "").strip("| ").split(" | ") for line in table.splitlines()[1:]]
+    return {name: values for name, *values in rows}
+
+
 def test_the_page_on_what_erk_guid_does_shows_the_results():
     """M6: its tables are those of the study, and the paper's numbers those of the configs."""
     page, results = PAGE.read_text("utf-8"), read("quality.md")
@@ -210,33 +218,22 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
     assert best == [1.5, 2.0, OPTIMUM] and "least at 1.5, at 1.5 or 2, and at 0.408" in page
     last = [f"{abs(one):.0f}" for one in by_weight[16][2.5]]
     assert "{} % above Heun's, {} % below and {} % above".format(*last) in page
-    for name, numbers in (
-        (", auto", ("-3.95 ± 0.17", "-4.17 ± 0.13", "-4.50 ± 0.18")),
-        (", w_stiff 1.5", ("-12.56 ± 0.51", "-29.28 ± 0.69", "17.0 ± 1.0")),
+    record = cells("16 steps, w_con 0.3. Plain Heun: digits-early")
+    assert "by {}, {} and {} %".format(*record["auto"][:3]) in page
+    assert "by {}, {} and +{} %".format(*record["w_stiff 1.5"][:3]) in page
+    record = cells("32 steps, w_con 0.5. Plain Heun: digits-early")
+    for row, words in (
+        ("sharpening of w_stiff 2 alone", "lowers FD by {}, {} and {} %, `w_stiff` 2"),
+        ("w_stiff 2", "`w_stiff` 2 by {}, {} and {} %"),
     ):
-        assert all(f"**{one}**" in read("quality.md") for one in numbers)
-        assert [round(one, 1) for one in changes(16, name)] == [
-            round(float(one.split()[0]), 1) for one in numbers
-        ]
-    assert "by -3.95 ± 0.17, -4.17 ± 0.13 and -4.50 ± 0.18 %" in page
-    assert "by -12.56 ± 0.51, -29.28 ± 0.69 and +17.0 ± 1.0 %" in page
-    said = {  # of the three networks, with ERK-Guid and by sharpening alone
-        2.0: (("10.17", "17.32", "7.98"), ("10.27", "16.68", "5.76")),
-        1.0: (("3.17", "4.75", "2.87"), ("3.93", "5.08", "2.83")),
-    }
-    for w, both in said.items():
-        for name, numbers in zip((weight_name(32, w), sharp_name(32, w)), both, strict=True):
-            for network, number in zip(SEEDS_OF_TRAINING, numbers, strict=True):
-                assert f"{-fd(network, name, '32 steps'):.2f}" == number
-                assert f"{number} ±" in page
-    for name, words in ((weight_name(32, 2.0), "`w_stiff` 2 raises FD by {} %"),
-                        (sharp_name(32, 2.0), "and sharpening alone by {} %"),
-                        ("32 steps, auto", "(`auto` {} %)")):  # fmt: skip
-        base = rows["digits: 32 steps"]
-        change = paired(rows[f"digits: {name}"], base)["fd"]
-        value, error = (100 * change[part] / base["fd"] for part in ("value", "error"))
-        digits = 2 if "auto" in name else 1
-        assert words.format(f"{value:.{digits}f} ± {error:.{digits}f}") in page
+        assert all(one.startswith("-") for one in record[row][:3])
+        falls = [one.removeprefix("-") for one in record[row][:3]]
+        assert words.format(*falls) in page
+    one, other = (record[name][0] for name in ("sharpening of w_stiff 1 alone", "w_stiff 1"))
+    assert f"(by {one[1:]} against {other[1:]} % on the first)" in page
+    alone = [float(record["sharpening of w_stiff 1 alone"][i].split()[0]) for i in range(3)]
+    with_it = [float(record["w_stiff 1"][i].split()[0]) for i in range(3)]
+    assert sum(a < b for a, b in zip(alone, with_it, strict=True)) == 2  # more, on two of three
     farther = [distance(network, sharp_name(32, 1.0), "32 steps")
                > distance(network, weight_name(32, 1.0), "32 steps")
                for network in SEEDS_OF_TRAINING]  # fmt: skip
@@ -249,3 +246,31 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
     assert fd("mnist", "16 steps, auto", "16 steps") < -3
     assert distance("mnist", "32 steps, w_stiff 0.5", "32 steps") > 0.9
     assert distance("mnist", "32 steps, halved", "32 steps") < 0.3
+
+
+def test_what_the_page_says_of_digits_holds():
+    """The network that is trained to the end: what few steps cost, and what brings it back."""
+    record, page = cells("digits.\n"), " ".join(PAGE.read_text("utf-8").split())
+
+    def value(row, column):
+        return float(record[row][column].split()[0])
+
+    few = (1, 2, 3)  # the columns of FD at 16, 8 and 6 steps
+    for row in ("converged", "auto"):
+        assert "{}, {} and {} %".format(*(record[row][i] for i in few)) in page
+    weights = [f"w_stiff {w:.3g}" for w in WEIGHTS]
+    best = [min(weights, key=lambda row, i=i: value(row, i)) for i in few]
+    parts = [(record[row][i], row.split()[1]) for row, i in zip(best, few, strict=True)]
+    assert "by {} ({}), {} ({}) and {} % ({})".format(*sum(parts, ())) in page
+    assert all(value("auto", i) < 1.5 * value(row, i) for row, i in zip(best, few, strict=True))
+    for column, least in ((1, 1.5), (2, 1.0), (3, 1.0)):
+        assert all((value(f"w_stiff {w:.3g}", column) > 100) == (w >= least) for w in WEIGHTS)
+    for w in (0.25, OPTIMUM, 0.5):
+        change, _, error = record[f"w_stiff {w:.3g}"][0].partition(" ± ")
+        assert abs(float(change)) < 2 * float(error)
+    change, _, error = record["converged"][0].partition(" ± ")
+    assert abs(value("auto", 0) - float(change)) < float(error)
+    for row, words in (("w_stiff 2", "`w_stiff` 2 raises FD by {} %"),
+                       ("sharpening of w_stiff 2 alone", "and sharpening alone by {} %"),
+                       ("auto", "(`auto` {} %)")):  # fmt: skip
+        assert words.format(record[row][0]) in page
