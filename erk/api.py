@@ -138,8 +138,8 @@ def sample(
     Raises
     ------
     ValueError
-        For settings out of range or that do not go together, and for noise or labels that do not
-        fit the model or one another.
+        For settings that are out of range or do not go together, and for noise or labels that do
+        not fit the model or one another.
     NonFiniteError
         If a network produces NaN or infinity.
     """

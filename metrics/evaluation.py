@@ -244,7 +244,7 @@ def fd_floor(
     repeats: int = 10,
     seed: int = 0,
 ) -> Estimate:
-    """Compute the FD of n perfect samples: real images drawn with replacement, to all of them.
+    """Compute the FD of n perfect samples: n of the real images, drawn with replacement, to all.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def known_protocols() -> dict[str, Protocol]:
 
 
 def find_protocol(name: str) -> Protocol:
-    """Return a protocol by name. Raises ValueError."""
+    """Return a protocol by name. Raises ValueError for an unknown one."""
     protocols = known_protocols()
     if name not in [*protocols]:
         raise ValueError(f"there is no protocol {name!r}: choose one of {', '.join(protocols)}")

@@ -85,7 +85,7 @@ def calibrate(
     progress: Callable[[], object] = lambda: None,
     **settings: Any,
 ) -> Card:
-    """Search the sampler that follows a denoiser's ODE best with `nfe` evaluations per sample.
+    """Search for the sampler that best follows a denoiser's ODE with `nfe` evaluations per sample.
 
     `erk.sample(..., card=card)` uses it. The criterion is the mean distance to the converged
     solution from the same noise: no FID, no real images.
@@ -121,8 +121,8 @@ def calibrate(
     Returns
     -------
     Card
-        The sampler, the networks it is for, and errors before and after on seeds that neither fit
-        nor choice has seen. `card.save(path)` writes it to a file.
+        The sampler, the networks it is for, and errors before and after on seeds that neither the
+        fit nor the choice has used. `card.save(path)` writes it to a file.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The command `calibrate`: search the best sampler for a network and write it to a card."""
+"""The command `calibrate`: search for the best sampler for a network and write it to a card."""
 
 from typing import Any
 
@@ -69,11 +69,12 @@ def search_options(*corrections: Any) -> Any:
                  "[default: all but pair]"),
 )  # fmt: skip
 def main(**options: Any) -> None:
-    """Search the best sampler for a network, its guidance and a number of evaluations.
+    """Search for the best sampler for a network, its guidance and a number of evaluations.
 
     Solvers, schedules, noise levels and corrections compete in their distance to the converged
-    solution from the same noise: no FID, no real images. Seeds that neither fit nor choice has seen
-    give the errors on the card. After an interruption the same command goes on.
+    solution from the same noise: no FID, no real images. The errors on the card are those
+    of seeds that neither the fit nor the choice has used. After an interruption the same command
+    continues.
     """
     from erk.commands.calibrating import run_calibration
 

@@ -20,8 +20,8 @@ SECTIONS = {
         "prepare-imagenet": "Crop ImageNet's images and pack them into an archive.",
     },
     "ERK-Guid without hand-chosen weights": {
-        "calibrate": "Search the best sampler for a network and a number of evaluations.",
-        "tune": "Search w_stiff and w_con alone.",
+        "calibrate": "Search for the best sampler for a network and a number of evaluations.",
+        "tune": "Search for w_stiff and w_con alone.",
     },
     "Networks": {
         "convert": "Convert a released network to safetensors.",

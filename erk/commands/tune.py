@@ -12,7 +12,7 @@ from erk.commands.cli import command
 )
 @search_options()
 def main(**options: Any) -> None:
-    """Search w_stiff and w_con for a network and a number of evaluations, and write a card.
+    """Search for w_stiff and w_con for a network and a number of evaluations; write a card.
 
     The same as `erk calibrate --correction weights`: the weights whose samples are nearest to the
     converged solution from the same noise. No FID, no real images.

@@ -126,7 +126,7 @@ SAMPLERS = {"erk_heun": sample_erk_heun, "erk_dpm2": sample_erk_dpm2}
 
 
 def card_sigmas(card: Any) -> Tensor:
-    """Return the noise levels of a card, [steps + 1] float32. Raises ValueError for no card."""
+    """Return the noise levels of a card, [steps + 1] float32; ValueError if it is none."""
     return levels_of(open_card(card).settings).float()
 
 

@@ -161,8 +161,8 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     On one-dimensional Gaussian data of scale S the ODE has a solution, proportional to
     sqrt(S^2 + sigma^2), so that the solver's local error is known exactly. Least squares over S
     gives the multiple of the embedded difference that removes most of it. Different priors of S
-    give different multiples: of these the nearest to 0 is taken, at most LARGEST, and none where
-    they differ in sign or where less than SHARE of the squared error would go under one of them.
+    give different multiples: of these the nearest to 0 is taken, at most LARGEST, and 0 where they
+    differ in sign or where under one of them less than SHARE of the squared error would be removed.
     The full trajectory must meet the same threshold, else all weights are zero.
 
     Parameters
@@ -175,7 +175,7 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     Returns
     -------
     Correction
-        One coefficient per step. Deterministic; takes some ten milliseconds.
+        One coefficient per step. Deterministic; takes about ten milliseconds.
     """
     require(callable(solver), "solver", "a function (Settings.solver_for)", solver)
     require(isinstance(sigmas, Tensor), "sigmas", "a tensor [N + 1]", sigmas)

@@ -124,7 +124,7 @@ def with_twin(solver: Solver, choose: Twin) -> Solver:
 
 @dataclass(frozen=True)
 class State:
-    """One step of a trajectory. What is not looked at costs nothing."""
+    """One step of a trajectory. Its quantities are computed only when they are read."""
 
     x: Tensor  # the state that the run goes on from, at sigma_next      [B, ...]
     step: Step

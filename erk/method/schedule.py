@@ -140,8 +140,8 @@ def make_schedule(
     Raises
     ------
     ValueError
-        For an unknown name, too few steps, or noise levels out of order, to which an extreme rho
-        rounds.
+        For an unknown name, too few steps, or noise levels that do not decrease, as after rounding
+        with an extreme rho.
     """
     check_schedule(schedule, steps, sigma_min, sigma_max, rho)
     if not isinstance(schedule, str):

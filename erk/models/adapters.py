@@ -122,7 +122,7 @@ def from_epsilon(
     Raises
     ------
     ValueError
-        For another table.
+        For a table that is not of this kind.
     """
     times = discrete_times(alphas_cumprod)
     return Adapter(model, times, _vp_scale, PREDICTIONS["epsilon"], **data)
@@ -158,7 +158,7 @@ def from_flow(model: Network, data_at: int = 0, **data: Unpack[Data]) -> Adapter
         noise, t from 0 to 1.
     data_at
         The end at which the data lie: 0 as in SD3, Flux and diffusers, 1 as in the two papers and
-        SiT. Others raise ValueError.
+        SiT. Other values raise ValueError.
     **data
         As for `from_epsilon`.
     """

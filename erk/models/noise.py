@@ -79,8 +79,8 @@ def noise_and_labels(
     Raises
     ------
     ValueError
-        If the model has no sample_shape, the seeds are no whole numbers or none, or the device is
-        none of this machine.
+        If the model has no sample_shape, if there are no seeds or some are not whole numbers, or if
+        this machine lacks the device.
     """
     seeds = whole_numbers(seeds)
     if not seeds:
