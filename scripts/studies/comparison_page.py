@@ -119,7 +119,7 @@ def beyond(changes: Sequence[Difference], sign: int, comparisons: int) -> list[i
 
 
 def uses(rows: Computed) -> Iterator[Table]:
-    """Yield the table of which sampler to use when: in each row the one that is nearest most often.
+    """Yield the table of which sampler to use when: in each row the one that is nearest on average.
 
     An alternative is any other sampler of the row that has the same data and evaluations.
     """
@@ -164,7 +164,10 @@ def _has_all_solvers(rows: Computed, cell: Cell) -> bool:
 
 
 def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dict[str, str]:
-    """Return what is nearest most often, and how it compares with the best alternative."""
+    """Return what is nearest on average, and how it compares with the best alternative.
+
+    The average is that of ln distance, over the data and evaluations that all options have.
+    """
     groups: dict[Any, dict[str, Row]] = {}
     for cell, row in rows.items():
         key = cell.data, cell.nfe, cell.method if per_solver else None
@@ -172,10 +175,12 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     groups = {key: one for key, one in groups.items() if len(one) > 1}
     once = {tuple(row["key"] for row in one.values()): one for one in groups.values()}
     several = [*once.values()]
-    wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
-    if not wins:
+    if not several:
         return {}
-    best = wins.most_common(1)[0][0]
+    wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
+    everywhere = [name for name in several[0] if all(name in one for one in several)] or [*wins]
+    best = min(everywhere, key=lambda name: sum(
+        math.log(error(one[name])) for one in several if name in one))  # fmt: skip
     pairs = [(one[best], min((row for name, row in one.items() if name != best), key=error))
              for one in several if best in one]  # fmt: skip
     ratios = [error(a) / error(b) for a, b in pairs]
@@ -185,9 +190,9 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     return {
         "data": ", ".join(dict.fromkeys(key[0] for key in groups)),
         "use": best,
-        "because": f"nearest to the converged solution in {wins[best]} of {len(several)} cases; "
-        f"{min(ratios):.2f} to {max(ratios):.2f} of the best alternative's distance; FD or W1 "
-        f"{says} of {len(pairs)}",
+        "because": f"nearest to the converged solution on average, and in {wins[best]} of "
+        f"{len(several)} cases; {min(ratios):.2f} to {max(ratios):.2f} of the best alternative's "
+        f"distance; FD or W1 {says} of {len(pairs)}",
     }  # fmt: skip
 
 

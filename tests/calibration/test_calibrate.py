@@ -135,6 +135,30 @@ def test_noise_levels_alone_are_optimised():
     assert len(card.settings.schedule) == 7 and card.settings.schedule[0] == 80
 
 
+class FewLevels(Denoiser):
+    """A network that knows sixty noise levels alone, as those of DDPM know a thousand."""
+
+    known = torch.logspace(-2.7, 1.9, 60, dtype=torch.float64)
+
+    def round_sigma(self, sigma):
+        nearest = (torch.as_tensor(sigma).double()[..., None] - self.known).abs().argmin(-1)
+        return self.known[nearest].to(sigma)
+
+    def __call__(self, x, sigma, labels=None):
+        return super().__call__(x, self.round_sigma(sigma), labels)
+
+
+def test_levels_are_those_that_the_network_knows():
+    """Continuous levels are rounded where they are searched, and in the run from the card."""
+    model = FewLevels()
+    card = calibrate(model, 5, **SMALL, corrections=["stepwise"], solver="deis")
+    assert card.errors["ratio"]["value"] < 1
+    levels = card.settings.sigmas(model)
+    assert torch.equal(levels, model.round_sigma(levels)) and len(levels.unique()) == len(levels)
+    noise, labels = erk.noise_and_labels(range(4), model)
+    assert erk.sample(model, noise, labels, card=card).isfinite().all()
+
+
 def test_a_stopped_calibration_continues(tmp_path):
     model, job = clusters(), SMALL | HEUN
     whole = calibrate(model, 7, **job)

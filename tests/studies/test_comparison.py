@@ -120,7 +120,7 @@ def test_the_verdict_is_against_the_best_rival_that_is_no_card(folder):
     assert [*comparison_page.verdict(cells, BEST)] == []  # of seven solvers five are not measured
 
 
-def test_the_use_of_a_situation_is_what_is_nearest_most_often(folder):
+def test_the_use_of_a_situation_is_what_is_nearest_on_average(folder):
     page = page_of(folder)
     lines = {line["situation"]: line["use"] for line in page["tables"][0]["rows"]}
     error = {row["sampler"]: row["error"] for row in page["rows"]}
