@@ -79,7 +79,7 @@ def sample(
     card: str | os.PathLike[str] | Card | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Solve the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma from noise to data.
+    """Solve the probability-flow ODE `dx/dsigma = (x - D(x; sigma)) / sigma` from noise to data.
 
     Parameters
     ----------

@@ -61,8 +61,11 @@ LONG = re.compile("(?<!<pre>)(?<!</span>)<code>([^<]{29,})</code>")
 PARTS = re.compile(r"(?s)<(pre|code|math|svg|script|style|h\d)\b.*?</\1>|<[^>]*>|[^<]+")
 """Elements whose text stays as it is, tags, and text."""
 WORD = re.compile(r"(?<!\S)(?=\S*\w[-+(])[^\s&]{3,14}(?!\S)")
-GLUE = re.compile(r"(?<=\d) (?=%|x \d|\d{3}\b|steps\b)|(?<=\d x) (?=\d)")
-"""Blanks at which no line ends: 50 000, 8 x 8, 2 %, 32 steps."""
+GLUE = re.compile(r"(?<=\d) (?=%|x \d|\d{3}\b|steps\b)|(?<=\d x) (?=\d)|(?<= [=<>]) (?=-?\d)")
+"""Blanks at which no line ends: 50 000, 8 x 8, 2 %, 32 steps, = 0."""
+SHAPE = re.compile(r"\[[A-Z]\w*(?:, [^][,]{1,9}){1,4}\]")
+"""[B, C, H, W], which is not divided; nor is a range of numbers."""
+RANGE = re.compile(r"(?<![\w.-])\d+-\d+(?![\w-]|\.\d)")
 CELL = re.compile(r"""(?s)<td((?: style="[^"]*")?)>(.*?)</td>""")
 NUMBERED = re.compile(r"\b(Table|Figure|Figs?\.|Eq\.|NFE|seed|w_con|w_stiff|tau) (?=\d)")
 BESIDE = re.compile(r"(?s)([(]?)(<math\b(?:(?!</math>).)*</math>)([.,;:)]*)")
@@ -72,6 +75,8 @@ PRIVATE = re.compile(
     r"""<span class="p">\)"""
 )
 """A default in the signature of `erk.Settings`."""
+DIVIDED = re.compile(r"""\n +(?=<span class="o">\|</span>)""")
+"""The end of a line within `str | None` in a signature."""
 SHORT = re.compile(r"(?<=<code>)[^<]{,28}(?=</code>)")
 BAR = re.compile(r"<mo[^>]*>(&#x0007C;)</mo>")
 SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
@@ -79,6 +84,7 @@ SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
     "<mo>(&#x(?:02212|0002B);)</mo>"
 )
 SLASH = re.compile("<mo>(&#x0002F;|&#x02202;|/)</mo>")
+SUBCOMMAND = rf"\berk (?:{'|'.join(name for names in SECTIONS.values() for name in names)})\b"
 LN = re.compile("(<mi>ln</mi>|<mo>ln</mo>)(?=<m)")
 
 
@@ -194,7 +200,9 @@ def _option(option: click.Parameter, context: click.Context) -> str:
 
 def _escaped(text: str) -> str:
     """Return plain text for Markdown, with its options as code."""
-    parts = re.split(r"(`[^`]*`|torchrun --.*?\.\.\.|(?<![\w-])--[A-Za-z][\w-]*)", text)
+    parts = re.split(
+        rf"(`[^`]*`|torchrun --.*?\.\.\.|{SUBCOMMAND}|(?<![\w-])--[A-Za-z][\w-]*)", text
+    )
     for n, part in enumerate(parts):
         if n % 2:
             parts[n] = f"`{part.strip('`')}`"
@@ -266,6 +274,7 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         return content.replace(" ± ", " ±&nbsp;")
     defaults = {field.name: repr(field.default) for field in fields()}
     content = PRIVATE.sub(lambda match: html.escape(defaults[match[3]]) + match[1], content)
+    content = DIVIDED.sub(" ", content)
     content = re.sub(r"</code>\s+\)", "</code>)", LONG.sub(_long, content))
     content = CELL.sub(_cell, PARTS.sub(_text, FORMULA.sub(formula, content)))
     content = re.sub(r'(?<=<span class="doc doc-object-name )([^>]*>)([\w.]+)', _dotted, content)
@@ -278,10 +287,11 @@ def _beside(match: re.Match[str]) -> str:
 
 
 def _long(match: re.Match[str]) -> str:
-    """Return long code, which a line may end after _ but not within --option."""
-    code = re.sub(r"--[a-z][\w-]*", UNBROKEN, match[1])
+    """Return long code, which a line may end after _ or ). but not within --option or -m."""
+    code = re.sub(r"(?<![\w-])--?[A-Za-z][\w-]*", UNBROKEN, match[1])
     kind = "long endless" if len(match[1]) > 90 else "long"  # than the lines of a wide screen
-    return f'<code class="{kind}">{re.sub(r"(?<=[a-z])_(?=[a-z])", "_<wbr>", code)}</code>'
+    code = re.sub(r"(?<=[a-z])_(?=[a-z])|(?<=[)])[.](?=[a-z])", r"\g<0><wbr>", code)
+    return f'<code class="{kind}">{code}</code>'
 
 
 def _dotted(match: re.Match[str]) -> str:
@@ -294,7 +304,8 @@ def _text(match: re.Match[str]) -> str:
     if match[0].startswith("<"):
         return match[0]
     text = NUMBERED.sub(r"\1&nbsp;", GLUE.sub("&nbsp;", match[0])).replace(" ± ", "&nbsp;±&nbsp;")
-    return typeset(text)
+    text = SHAPE.sub(lambda shape: shape[0].replace(" ", "&nbsp;"), text)
+    return RANGE.sub(UNBROKEN, typeset(text))
 
 
 def _cell(match: re.Match[str]) -> str:
@@ -303,7 +314,8 @@ def _cell(match: re.Match[str]) -> str:
     inner = SHORT.sub(lambda code: re.sub(" (?=--?[A-Za-z])", " <wbr>", code[0]), inner)
     inner = re.sub(r"(?<=\d)&nbsp;(±&nbsp;[\d.]+)", r' <span class="error">\1</span>', inner)
     if "<" not in inner:
-        inner = WORD.sub(UNBROKEN, inner)
+        is_short = " " in inner and len(html.unescape(inner)) <= 10  # "dpmpp 2"
+        inner = re.sub("(?s).+" if is_short else WORD, UNBROKEN, inner)
     length = len(html.unescape(re.sub("<[^>]*>", "", inner)))
     kind = ' class="sentence"' if length > 60 else ' class="phrase"' if length > 24 else ""
     return f"<td{kind if 'right' not in style else ''}{style}>{inner}</td>"

@@ -165,7 +165,7 @@ class EDM2Pipeline(DiffusionPipeline):
     network
         The denoiser.
     scheduler
-        ERKHeunScheduler(prediction_type="sample"), or any with sample prediction and sigmas.
+        `ERKHeunScheduler(prediction_type="sample")`, or any with sample prediction and sigmas.
     guide
         Guiding network: an unconditional one for CFG, a weaker one for Autoguidance.
     guidance_scale

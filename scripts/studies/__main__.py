@@ -19,6 +19,7 @@ STUDIES = {
     "variants": "variants of the calibration; the last tables of docs/beyond.md",
     "local-errors": "which weights remove a local error; the first table of docs/theory.md",
     "signs": "which sign of h lowers the global error; the second table of docs/theory.md",
+    "records": "the tables of results/*.md again from their rows, with no sampling",
 }
 
 

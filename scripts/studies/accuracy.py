@@ -69,8 +69,8 @@ def text(rows: Sequence[Row]) -> str:
     """Format the rows."""
     return (
         "# Digits that are recognised as the class asked for\n\n"
-        f"Heun, {STEPS} steps, no ERK-Guid, balanced labels, seeds from {FIRST}; share "
-        "(standard error), of all and of each class.\n\n" + shown(rows)
+        f"`python -m scripts.studies accuracy`: Heun, {STEPS} steps, no ERK-Guid, balanced labels, "
+        f"seeds from {FIRST}; share ± standard error, of all and of each class.\n\n" + shown(rows)
     )
 
 

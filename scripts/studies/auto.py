@@ -123,6 +123,12 @@ def worse(row: Row) -> bool:
     return value - 2 * error > 1 or difference > 2 * difference_se
 
 
+HEAD = """# erk="auto" with every solver
+
+`python -m scripts.studies auto`: samples of every solver with `erk="auto"` against those without,
+from the same noise. Errors are distances to the converged solution; value ± standard error, from
+blocks of seeds left out in turn. –: all coefficients are 0, the samples are the plain solver's.
+"""
 TABLES = (
     ("Ratio of mean errors", "ratio"),
     ("Median over samples of the ratio of errors", "median ratio"),
@@ -138,7 +144,7 @@ def cell(row: Row) -> str:
 def text(rows: Sequence[Row]) -> str:
     """Format the rows as three tables and the lists of what is worse."""
     acting = [row for row in rows if "ratio" in row]
-    parts = []
+    parts = [HEAD]
     for title, column in TABLES:
         lines: dict[tuple[str, str], Row] = {}
         for row in acting:
@@ -148,8 +154,10 @@ def text(rows: Sequence[Row]) -> str:
         named = [{"data": d, "solver": s} | line for (d, s), line in lines.items()]
         parts.append(f"{title}, auto against plain, by steps\n\n{to_markdown(named)}")
     larger = [cell(row) for row in acting if row["ratio"][0] > 1]
-    parts.append(f"Mean error larger than the plain solver's: {', '.join(larger) or 'none'}")
     bad = [cell(row) for row in acting if worse(row)]
-    parts.append(f"Worse by more than two standard errors: {', '.join(bad) or 'none'}")
-    parts.append(f"of {len(rows)} cells, {len(acting)} of them with coefficients other than 0.\n")
+    parts.append(
+        f"Of {len(rows)} cells, {len(acting)} have coefficients other than 0.\n\n"
+        f"- Mean error larger than the plain solver's: {', '.join(larger) or 'none'}.\n"
+        f"- Worse by more than two standard errors: {', '.join(bad) or 'none'}.\n"
+    )
     return "\n".join(parts)

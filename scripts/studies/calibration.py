@@ -27,7 +27,7 @@ from erk.method.point import norm
 from erk.method.sampler import solve
 from erk.method.settings import Settings
 from scripts.studies.data import NETWORKS, Data, change_of_fd, fd, load
-from scripts.studies.rows import RESULTS, Row, Table, key_of, shown
+from scripts.studies.rows import RESULTS, Row, Table, key_of, record
 
 SEEDS, HELD_OUT, BLOCKS = range(20_000, 20_128), range(1_000, 1_512), 16
 GUIDED_HELD_OUT = range(1_000, 1_256)
@@ -60,7 +60,7 @@ IN_PARTS = ("heun", "dpm2", "deis")  # solvers with all columns; the others have
 def main(names: Sequence[str], solvers: Sequence[str], out: Path) -> None:
     """Measure calibrated corrections of all solvers on other seeds than they are fitted to."""
     torch.set_num_threads(1)
-    table = Table(out, shown, seeds=_ends(HELD_OUT), calibration=_ends(SEEDS))
+    table = Table(out, text, seeds=_ends(HELD_OUT), calibration=_ends(SEEDS))
     for name in names:
         data = load(name)
         for solver in solvers:
@@ -74,7 +74,21 @@ def main(names: Sequence[str], solvers: Sequence[str], out: Path) -> None:
                 click.echo(row, err=True)
                 key = key_of(data, settings, SEEDS, seeds_of(data))
                 table.add(row, ["calibration", key], partial(measure, data, settings))
-    click.echo(shown(table.rows))
+    click.echo(text(table.rows))
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Format the rows."""
+    return record(
+        "Calibrated corrections of every solver",
+        f"`python -m scripts.studies calibration`: corrections fitted on seeds {_ends(SEEDS)} and "
+        f"measured on seeds {_ends(HELD_OUT)}, with model guidance {_ends(GUIDED_HELD_OUT)}. Plain "
+        "error: mean distance to the converged solution from the same noise. The columns from auto "
+        'to calibrated are ratios to it: `erk="auto"`, ERK-Guid\'s direction alone, the embedded '
+        "difference alone, all directions. Value ± standard error; –: all coefficients are 0, or "
+        "not measured.",
+        rows,
+    )
 
 
 def _ends(seeds: range) -> str:

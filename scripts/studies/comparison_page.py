@@ -1,6 +1,7 @@
 """The page of the comparison: tables, verdicts and figures of the cells that are computed."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ MEASURES = {
 }
 RIVALS = (*UNCALIBRATED, "levels")
 """The modes that are no cards."""
+FOLDER = re.compile(r" --results[ =]\S+")
 SAYS = ("lower beyond noise", "higher beyond noise")
 
 Computed = Mapping[Cell, Row]
@@ -47,7 +49,7 @@ Computed = Mapping[Cell, Row]
 
 def write_all(cells: Sequence[Cell], known: Cells, results: Path) -> list[Path]:
     """Write the page comparison.* and the figures; return the paths written."""
-    rows = {cell: row for cell in cells if (row := known[cell]) is not None}
+    rows = {cell: _shared(row) for cell in cells if (row := known[cell]) is not None}
     if not rows:
         return []
     names = list(dict.fromkeys(cell.data for cell in rows))
@@ -70,6 +72,12 @@ def write_all(cells: Sequence[Cell], known: Cells, results: Path) -> list[Path]:
         finished={cell.name: row for cell, row in rows.items()},
     )  # fmt: skip
     return write_page(results, page, figures)
+
+
+def _shared(row: Row) -> Row:
+    """Return a row whose command has no folder of one machine."""
+    made_by = row["made_by"]
+    return row | {"made_by": made_by | {"command": FOLDER.sub("", made_by["command"])}}
 
 
 def row_of(cell: Cell, row: Row) -> Row:

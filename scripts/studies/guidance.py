@@ -84,9 +84,9 @@ def text(rows: Sequence[Row]) -> str:
     ]
     return (
         "# Weights of model guidance for the embedded networks\n\n"
-        'Heun, 8 steps, erk="auto", balanced labels; value (standard error). '
-        "Made by `python -m scripts.studies guidance`. Marked: the preset's weight, of the "
-        "least FD among those above 1.\n\n" + shown(marked)
+        '`python -m scripts.studies guidance`: Heun, 8 steps, erk="auto", balanced labels; '
+        "value ± standard error. Marked: the preset's weight, of the least FD among those "
+        "above 1.\n\n" + shown(marked)
     )
 
 

@@ -29,7 +29,7 @@ from erk.commands.cli import CONTEXT, clean_exit
 from erk.generation.job import computation
 from erk.method.schedule import make_schedule
 from erk.models.presets import find_preset
-from scripts.studies.rows import RESULTS, Row, Table, shown
+from scripts.studies.rows import RESULTS, Row, Table, record
 
 PRESETS = ("digits-early", "mnist")
 BUDGETS = (5, 6, 8, 10, 15)
@@ -50,7 +50,7 @@ SEPARATE = 3  # first steps whose terms are bounded one by one
 def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
     """Compare noise levels for every preset, solver and budget."""
     torch.set_num_threads(1)
-    table = Table(out, shown, seeds=SEEDS)
+    table = Table(out, text, seeds=SEEDS)
     for name in presets:
         model = erk.load_model(find_preset(name).net)
         for solver in SOLVERS:
@@ -60,7 +60,19 @@ def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
                 key = ["levels", name, solver, SOLVERS[solver], nfe, SEEDS, model.sha256, VERSION,
                        ORDER, SEPARATE, computation()]  # fmt: skip
                 table.add(row, key, partial(compare, model, solver, nfe))
-    click.echo(shown(table.rows))
+    click.echo(text(table.rows))
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Format the rows."""
+    return record(
+        "Noise levels: published, GITS, Xue et al. and by the final state",
+        "`python -m scripts.studies levels`: mean distance to the converged solution from the same "
+        f"noise, without corrections, on {SEEDS} seeds that neither fit nor choice has seen; "
+        "ratios are to the best published schedule's. Final state: levels that minimise the "
+        "distance of the final state, as `erk calibrate` does. Value ± standard error.",
+        rows,
+    )
 
 
 def compare(model: Any, solver: str, nfe: int) -> Row:

@@ -56,6 +56,11 @@ class Table:
         write_file(self.path.with_suffix(".md"), self.text(self.rows).encode())
 
 
+def record(title: str, said: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format rows as a page: a heading, what is measured by which command, the table."""
+    return f"# {title}\n\n{said}\n\n{shown(rows)}"
+
+
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format rows as a Markdown table; lists are (value, standard error)."""
     return to_markdown([

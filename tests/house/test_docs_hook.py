@@ -65,6 +65,9 @@ def test_indices_of_results(text, expected):
     ("Table 2, seed 0, tau 1, Eq. 15", "Table&nbsp;2, seed&nbsp;0, tau&nbsp;1, Eq.&nbsp;15"),
     ("a Table of 2", "a Table of 2"),
     ("0.65 ± 0.01", "0.65&nbsp;±&nbsp;0.01"),
+    ("sigma = 0, w > -1, a = b", "sigma =&nbsp;0, w >&nbsp;-1, a = b"),
+    ("x [B, 3 or 1, ...] of [a, b]", "x [B,&nbsp;3&nbsp;or&nbsp;1,&nbsp;...] of [a, b]"),
+    ("seeds 0-63, 2026-02-16", f"seeds {word('0-63')}, 2026-02-16"),
     ('<p title="z^2">z^2</p>', '<p title="z^2">z<sup>2</sup></p>'),
     ("<code>2 % of z^2</code>", "<code>2 % of z^2</code>"),
     ("<h2>ERK-Guid</h2>", "<h2>ERK-Guid</h2>"),
@@ -75,6 +78,7 @@ def test_text_of_a_page_stays_together(text, expected):
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("<td>0.65&nbsp;±&nbsp;0.01</td>", '<td>0.65 <span class="error">±&nbsp;0.01</span></td>'),
+    ("<td>dpmpp 2</td>", f"<td>{word('dpmpp 2')}</td>"),
     ("<td>dpm-fast and heun</td>", f"<td>{word('dpm-fast')} and heun</td>"),
     ("<td><code>a --b -c</code></td>", "<td><code>a <wbr>--b <wbr>-c</code></td>"),
     (f"<td>{'word ' * 5}</td>", f'<td class="phrase">{"word " * 5}</td>'),
@@ -90,6 +94,8 @@ def test_cells(text, expected):
     ("<code>erk generate</code>", "<code>erk generate</code>"),
     (f"<code>generate.py --out-dir=1 {'a' * 9}_b</code>",
      f'<code class="long">generate.py {word("--out-dir")}=1 {"a" * 9}_<wbr>b</code>'),
+    (f"<code>python -m {'a' * 9}(b).{'c' * 9}</code>",
+     f'<code class="long">python {word("-m")} {"a" * 9}(b).<wbr>{"c" * 9}</code>'),
     (f"<code>{'1' * 91}</code>", f'<code class="long endless">{"1" * 91}</code>'),
 ])  # fmt: skip
 def test_long_code(text, expected):
@@ -112,6 +118,7 @@ def test_a_formula_keeps_its_brackets(text, expected):
     [
         ("w_con of --w-con <1> *", "w\\_con of `--w-con` &lt;1&gt; \\*"),
         ("`a_b` is", "`a_b` is"),
+        ("see erk evaluate --ref, erk", "see `erk evaluate` `--ref`, erk"),
     ],
 )
 def test_text_of_a_command_is_no_markdown(text, expected):
