@@ -129,7 +129,7 @@ WRONG_INPUTS = [
     (torch.zeros(3, 3, 8, 8), {"labels": torch.eye(2)}, "each of the 3 samples .* not 2"),
     (
         torch.zeros(2, 3, 8, 8),
-        {"guide_labels": torch.eye(3), "guidance": 2.0, "guide_model": torch.nn.Identity()},
+        {"guide_labels": torch.eye(3), "guidance": 2.0, "guide_model": lambda x, sigma, labels: x},
         "guide_labels .* not 3",
     ),
     (torch.zeros(2, 3, 8, 8), {"guide_labels": torch.eye(2)}, "guide_labels need a guiding"),
@@ -182,7 +182,7 @@ DOORS = [
 @pytest.mark.parametrize("bad", [None, 2.5])
 def test_a_wrong_type_is_refused_by_the_name_of_the_argument(door, name, bad):
     """J: tracebacks of the inside."""
-    with pytest.raises(ValueError, match=f"^{name} (must be|takes different ones of) "):
+    with pytest.raises(ValueError, match=f"^{name} (must be|takes one or more of) "):
         door(bad)
 
 

@@ -177,7 +177,9 @@ def check_choice(name: str, values: Sequence[str], known: Sequence[str]) -> None
     """Raise ValueError for an unknown or a repeated value."""
     is_list = isinstance(values, Sequence) and not isinstance(values, str)
     if not is_list or {*values} - {*known} or len({*values}) < len(values):
-        raise ValueError(f"{name} takes different ones of {', '.join(known)}, not {values!r}.")
+        raise ValueError(
+            f"{name} takes one or more of {', '.join(known)}, each once, not {values!r}."
+        )
 
 
 def seeds_of(plan: Plan) -> list[range]:

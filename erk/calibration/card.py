@@ -68,12 +68,12 @@ class Card(NamedTuple):
             case [{"solver": solver, "schedule": schedule, "afs": afs}, *_]:
                 first = ", analytic first step" if afs else ""
                 names["published"] += f" ({_short(solver)}, {_short(schedule)}{first})"
-        rows.append("mean distance to the converged solution, on seeds of neither fit nor choice:")
+        rows.append("distance to the converged solution, mean ± standard error, on other seeds:")
         width = max(map(len, names.values()))
         for name, text in names.items():
             if name in errors:
                 one = errors[name]
-                rows.append(f"{text:{width}} {one['value']:.4g} +- {one['error']:.2g}")
+                rows.append(f"{text:{width}} {one['value']:.4g} ± {one['error']:.2g}")
         return "\n".join([*rows, *([self.warning.capitalize()] if self.warning else [])])
 
     @property
@@ -89,7 +89,7 @@ class Card(NamedTuple):
         if value + error < 1:
             return ""
         says = (
-            f"on fresh seeds the error of this card is {value:.3f} +- {error:.3f} of that of the "
+            f"on fresh seeds the error of this card is {value:.3f} ± {error:.3f} of that of the "
             "best published sampler"
         )
         if value - error < 1:  # a few seeds that end elsewhere decide both means

@@ -10,9 +10,10 @@ A card: its solver takes the steps, one evaluation per call (`Walk`), on the car
 """
 
 import copy
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from torch import Tensor
 from erk.calibration.card import content_of, open_card
 from erk.integrations.sampler import levels_of, settings_for
 from erk.integrations.walk import Walk, evaluations
-from erk.method.arguments import require
+from erk.method.arguments import check_names, require
 from erk.method.corrections import auto
-from erk.method.fields import field
+from erk.method.fields import check_needs, field
 from erk.method.guidance import erk_guid, memoryless, unguided
 from erk.method.point import Guidance, Point, Solver
 from erk.method.settings import Settings
@@ -141,8 +142,16 @@ class Guided(SchedulerMixin):
         """Create a scheduler from a config, as the parent class does.
 
         `w_stiff`, `erk` or `card` replaces that of the three that the config has. Raises ValueError
-        for arguments beside `card` that contradict it.
+        for arguments beside `card` that contradict it and for `w_con` without `w_stiff`, TypeError
+        for a misspelt argument, which the parent ignores.
         """
+        known = inspect.signature(cls).parameters
+        for name in {*kwargs} - {*known}:  # others are diffusers' own
+            if difflib.get_close_matches(name, known, n=1):
+                check_names([name], known, f"{cls.__name__}.from_config")
+        has_weight = isinstance(config, Mapping) and config.get("w_stiff")
+        if not has_weight:
+            check_needs({*kwargs} & {"w_stiff", "w_con", "erk", "card"})
         if {*kwargs} & {"w_stiff", "erk", "card"}:
             kwargs = {"w_stiff": 0.0, "erk": None, "card": None} | kwargs
             if kwargs["w_stiff"] == 0:

@@ -376,7 +376,7 @@ def _hub_error(error: Exception, source: str, offline: bool, cache: Path) -> Exc
 
 def _not_cached(source: str, path: Path) -> FileNotFoundError:
     state = "has another sha256" if path.is_file() else "is missing"
-    advice = "download it once without --offline and without ERK_OFFLINE"
+    advice = "download it once without --offline and ERK_OFFLINE, or copy it to that path"
     return FileNotFoundError(f"{source} is not in the cache ({path} {state}): {advice}")
 
 

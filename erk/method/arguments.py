@@ -37,9 +37,9 @@ def check_names(names: Iterable[str], known: Collection[str], caller: str) -> No
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether a function can be called with `count` positional arguments."""
+    """Return whether a function or network can be called with `count` positional arguments."""
     try:
-        inspect.signature(function).bind(*range(count))
+        inspect.signature(getattr(function, "forward", function)).bind(*range(count))
     except TypeError:
         return False
     except ValueError:  # a built-in that does not say

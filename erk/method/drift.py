@@ -97,7 +97,7 @@ class GuidedDrift:
         for name, network in (("model", model), ("guide_model", guide_model)):
             known = callable(network) or (network is None and name == "guide_model")
             known = known and (network is None or takes(network, 3))
-            require(known, name, "a network or a function (x, sigma, labels)", network)
+            require(known, name, "a network or a function of (x, sigma, labels)", network)
         require(isinstance(guidance, Real | Tensor), "guidance", "a number", guidance)
         is_pair = interval is None or np.shape(interval) == (2,)
         require(is_pair, "interval", "(lo, hi)", interval)

@@ -96,7 +96,7 @@ FIELDS = (
           choices=SCALE_NAMES, needs="w_stiff"),
     Field("erk_proj", False, "ERK-Proj in place of ERK-Guid (Eq. 59-61).", BASELINES, bool),
     Field("erk", None, "ERK-Guid without weights: 'auto' weighs the solver's embedded difference "
-          "(docs/beyond.md).", ERK_GUID, str, choices=("auto",), form="correction"),
+          "(docs/howto/without-knobs.md).", ERK_GUID, str, choices=("auto",), form="correction"),
     Field("twin", None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON,
           spelling="", form="function"),
     Field("S_churn", 0.0, "Noise injection of EDM, for euler, heun and dpm2; 0 is off.", CHURN,

@@ -55,16 +55,19 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
     """Return the ERK-Guid correction of `step` (Eq. 19), or None where there is none.
 
-    There is none while the step has no pair, and for a step of length 0.
+    There is none while the step has no twin, and for a step of length 0. Raises ValueError for a
+    twin without h.
     """
     require(isinstance(step, Step), "step", "an erk.Step", step)
     require(isinstance(w_stiff, Real | Tensor), "w_stiff", "a number", w_stiff)
     require(isinstance(w_con, Real | Tensor), "w_con", "a number", w_con)
     require(scale in tuple(SCALES), "scale", " or ".join(SCALES), scale)
+    if step.twin is not None and step.h is None:
+        raise ValueError("this Step has a twin but no h: give h=sigma - sigma_next (Table 9).")
     if step.twin is None or step.h is None or step.sigma_next == step.start.sigma:
         return None
     estimate = stiffness(step.start, step.twin)
-    z = w_stiff * step.h.abs() * estimate.rho  # the sign of h is the direction, not part of z
+    z = w_stiff * abs(step.h) * estimate.rho  # the sign of h is the direction, not part of z
     slope = dot(step.start.f, estimate.v)
     push = step.h * SCALES[scale](z) * slope * estimate.v
     return Push(estimate, estimate.rho > w_con, z, slope, push)
@@ -73,8 +76,8 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Tensor:
     """Move a solver's answer along the stiff direction (Eq. 17-20, Algorithm 1).
 
-    Costs no network evaluation. A step without a pair (`twin` or `h` None) or of length 0 is left
-    alone.
+    Costs no network evaluation. A step without a pair (`twin` None) or of length 0 is left alone; a
+    twin without `h` is a ValueError.
 
     Parameters
     ----------

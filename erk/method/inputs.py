@@ -8,6 +8,9 @@ from erk.method.arguments import require
 from erk.method.churn import Noise
 from erk.method.drift import GuidedDrift
 
+LOUD = 5.0
+"""Standard deviation of noise above which it is taken for noise times sigma."""
+
 
 def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant.
@@ -49,6 +52,12 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
                 f"{name} must be a tensor, [B] of class numbers or [B, {model.label_dim}], not "
                 f"{type(labels).__name__}: give torch.as_tensor(labels)."
             )
+        classes = getattr(model, "label_dim", 0)
+        if classes and isinstance(labels, Tensor) and labels.shape[1:] not in ((), (classes,)):
+            raise ValueError(
+                f"{name} must be [B] of class numbers or [B, {classes}], not {[*labels.shape]}: "
+                "draw them with erk.noise_and_labels(seeds, model)."
+            )
         if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
             raise ValueError(
                 f"{name} must have a row for each of the {len(noise)} samples of the noise, "
@@ -57,6 +66,13 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     bad = (~noise.flatten(1).isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(f"the noise of sample {bad[0].item()} has NaN or infinity: draw it again.")
+    spread = noise.detach().float().std(correction=0).item()
+    if spread > LOUD:
+        warnings.warn(
+            f"the noise has standard deviation {spread:.3g}, but 1 is meant: the first noise level "
+            "multiplies it. Draw it with torch.randn or erk.noise_and_labels.",
+            stacklevel=4,
+        )
     classes = getattr(drift.model, "label_dim", 0)
     if classes and drift.labels is None:
         warnings.warn(

@@ -70,8 +70,11 @@ class Adapter:
         **data: Unpack[Data],
     ):
         check_names(data, Data.__annotations__, "the adapter")
-        known = callable(model) and (takes(model, 2) or takes(model, 3))
-        require(known, "model", "a network or a function (x, time) or (x, time, labels)", model)
+        label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
+        self._takes_labels = callable(model) and takes(model, 3)
+        known = self._takes_labels or callable(model) and takes(model, 2) and label_dim == 0
+        arguments = "(x, time, labels)" if label_dim else "(x, time) or (x, time, labels)"
+        require(known, "model", f"a network or a function of {arguments}", model)
         shape, device = data.get("sample_shape"), data.get("device", "cpu")
         is_shape = shape is None or isinstance(shape, Sequence) and all(map(_is_size, shape))
         require(is_shape, "sample_shape", "sizes such as (3, 32, 32)", shape)
@@ -80,7 +83,7 @@ class Adapter:
         self.sigma, self.sigma_inv = times.to, times.of
         self.sigma_min, self.sigma_max = times.sigma_min, times.sigma_max
         self.sample_shape = shape
-        self.label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
+        self.label_dim = label_dim
         self.device = torch.device(device)
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -89,6 +92,8 @@ class Adapter:
         time = level_for(x, self.sigma_inv(level)).flatten().expand(len(x))
         level = level_for(x, level)
         more = () if labels is None else (labels,)
+        if more and not self._takes_labels:
+            raise ValueError("labels are given, but the network takes (x, time) alone: give none.")
         answer = self.model(x * self._scale(level), time, *more)
         shape: Any = list(answer.shape) if isinstance(answer, Tensor) else type(answer)
         if shape != list(x.shape):

@@ -216,10 +216,10 @@ def test_data_far_from_sigma_data_are_named():
         ({"nfe": 0}, "nfe must be an integer from 1 to 1000, not 0"),
         ({"nfe": 5.5}, "nfe must be an integer"),
         ({"seeds": 4}, "seeds must be an integer from 8 to 100000, not 4"),
-        ({"directions": ["up"]}, "directions takes different ones of .*'up'"),
+        ({"directions": ["up"]}, "directions takes one or more of .*'up'"),
         ({"directions": []}, "directions takes at least one"),
-        ({"corrections": ["auto", "auto"]}, "corrections takes different ones"),
-        ({"corrections": "auto"}, "corrections takes different ones"),
+        ({"corrections": ["auto", "auto"]}, "corrections takes one or more of"),
+        ({"corrections": "auto"}, "corrections takes one or more of"),
         ({"solver": "heum"}, "heum"),
         ({"guidance": 2.0}, "guiding network"),
         (

@@ -188,7 +188,7 @@ def test_a_cards_key_is_what_it_does_not_what_else_the_file_says(tmp_path):
 
 def test_a_card_without_gain_warns_when_it_is_used(tmp_path):
     bad = {"ratio": {"value": 0.99, "error": 0.02}}
-    with pytest.warns(UserWarning, match=r"no gain that .* 0.990 \+- 0.020 .*more seeds"):
+    with pytest.warns(UserWarning, match=r"no gain that .* 0.990 ± 0.020 .*more seeds"):
         erk.sample(*start(1), card=written(tmp_path, content(errors=bad)))
     worse = content(errors={"ratio": {"value": 1.2, "error": 0.1}})
     assert read_card(written(tmp_path, worse)).warning.startswith("no gain: on fresh seeds")

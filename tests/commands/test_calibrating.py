@@ -157,8 +157,8 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path):
     ("arguments", "message"),
     [
         (["--preset", "digits", "--seeds", "4"], "--seeds"),
-        (["--preset", "digits", "--direction", "up"], "directions takes different ones"),
-        (["--preset", "digits", "--correction", "up"], "corrections takes different ones"),
+        (["--preset", "digits", "--direction", "up"], "directions takes one or more of"),
+        (["--preset", "digits", "--correction", "up"], "corrections takes one or more of"),
         (["--preset", "digits", "--nfe", "1", "--solver", "dpm2", "--schedule", "edm"],
          "too few evaluations: dpm2 at least"),
         (["--preset", "digits", "--guidance", "2"], "needs a guiding network"),

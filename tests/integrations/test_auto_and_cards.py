@@ -256,3 +256,15 @@ def test_the_pipeline_of_edm2(tmp_path):
     images = auto(classes, 6, latents=noise, output_type="latent").images
     close(images, erk.sample(model, noise, labels, steps=6, erk="auto"))
     assert json.loads((tmp_path / "pipe/scheduler/scheduler_config.json").read_text())["card"]
+
+
+def test_arguments_of_from_config_that_would_be_ignored():
+    """diffusers passes over what a scheduler does not know: ERK-Guid was off without a word."""
+    config = made_of(PARENTS[HEUN]).config
+    with pytest.raises(TypeError, match="'wstiff'; did you mean 'w_stiff'"):
+        HEUN.from_config(config, wstiff=1.0)
+    with pytest.raises(ValueError, match="w_con has no effect without w_stiff"):
+        HEUN.from_config(config, w_con=0.3)
+    again = HEUN.from_config(HEUN.from_config(config, w_stiff=1.0).config, w_con=0.3)
+    assert (again.config.w_stiff, again.config.w_con) == (1.0, 0.3)
+    assert HEUN.from_config(config, subfolder="scheduler").config.w_stiff == 0

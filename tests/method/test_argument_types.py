@@ -102,13 +102,39 @@ def test_values_are_shown_on_one_short_line(value, text):
     assert str(caught.value) == f"a must be b, not {shown(value)}."
 
 
-ONE = "must be a network or a function"
+class OfTime(torch.nn.Module):
+    """A network (x, time)."""
+
+    def forward(self, x, time):
+        return x / (1 + time[:, None] ** 2)
+
+
+ONE = "must be a network or a function of"
 MISTAKES = {
     "a network of x alone": (lambda: GuidedDrift(lambda x: x), f"model {ONE} (x, sigma, labels)"),
+    "a module without labels": (lambda: GuidedDrift(OfTime()), f"model {ONE} (x, sigma, labels)"),
     "an adapter's network of x alone": (
         lambda: erk.from_denoiser(lambda x: x), f"model {ONE} (x, time) or (x, time, labels)",
     ),
+    "an adapter's network with classes": (
+        lambda: erk.from_denoiser(OfTime(), label_dim=3), f"model {ONE} (x, time, labels)",
+    ),
+    "labels that the network does not take": (
+        lambda: erk.sample(erk.from_denoiser(OfTime()), X, torch.zeros(2, 4), steps=3),
+        "the network takes (x, time) alone",
+    ),
+    "labels of another number of classes": (
+        lambda: erk.sample(CLASSES, X, torch.zeros(2, 4), steps=3),
+        "labels must be [B] of class numbers or [B, 10], not [2, 4]",
+    ),
+    "a twin without h": (
+        lambda: erk_guid(step_of()._replace(twin=DRIFT(X, LEVELS[1]), h=None), 1.0, 0.5),
+        "a twin but no h",
+    ),
 }  # fmt: skip
+CLASSES = erk.from_denoiser(
+    lambda x, sigma, labels=None: x / (1 + sigma[:, None] ** 2), sample_shape=(3,), label_dim=10
+)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -129,15 +155,30 @@ def test_a_misspelt_keyword_of_an_adapter():
 
 
 def test_labels_that_are_left_out_are_warned_of():
-    adapter = erk.from_denoiser(
-        lambda x, sigma, labels=None: x / (1 + sigma[:, None] ** 2), sample_shape=(3,), label_dim=10
-    )
     with pytest.warns(UserWarning, match="has 10 classes but labels are left out") as warned:
-        erk.sample(adapter, X, steps=3)
+        erk.sample(CLASSES, X, steps=3)
     assert warned[0].filename == __file__
     with pytest.warns(UserWarning, match="labels are left out"):
-        next(erk.trajectory(adapter, X, steps=3))
+        next(erk.trajectory(CLASSES, X, steps=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        erk.sample(adapter, X, torch.zeros(2, 10), steps=3)
+        erk.sample(CLASSES, X, torch.zeros(2, 10), steps=3)
         erk.sample(denoiser, X, steps=3)
+
+
+def test_noise_that_a_noise_level_has_multiplied_is_warned_of():
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="standard deviation .*, but 1 is meant") as warned:
+        erk.sample(denoiser, 80 * noise, steps=3)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erk.sample(denoiser, noise, steps=3)
+
+
+def test_the_signed_step_of_a_loop_of_numbers():
+    """sigmas.tolist() makes h a float."""
+    first, second = DRIFT(X, LEVELS[0]), DRIFT(X * 0.9, LEVELS[1])
+    pairs = [erk.Step(X, first, twin=second, h=h) for h in (0.5, torch.tensor(0.5))]
+    ours = [erk_guid(step, 1.0, 0.0) for step in pairs]
+    assert torch.equal(*ours) and not torch.equal(ours[0], X)
