@@ -205,10 +205,8 @@ def _derivatives(
         ]
         standings = [walk.after(*one, row) for one in taken]
         for k in range(len(row)):
-            moved = [
-                at._replace(x=at.x + DIFFERENCE * vectors[k])
-                for at, (_, _, vectors) in zip(standings, taken, strict=True)
-            ]
+            more = [weight + DIFFERENCE * (j == k) for j, weight in enumerate(row)]
+            moved = [walk.after(*one, more) for one in taken]
             there = [
                 walk.follow(b.labels, at, rows, i + 1) for b, at in zip(batches, moved, strict=True)
             ]

@@ -38,10 +38,12 @@ def check_names(names: Iterable[str], known: Collection[str], caller: str) -> No
 
 def takes(function: Callable[..., Any], count: int) -> bool:
     """Return whether a function or network can be called with `count` positional arguments."""
+    try:  # a decorator may change the arguments: its own count, not those of what it wraps
+        own = inspect.signature(getattr(function, "forward", function), follow_wrapped=False)
+    except (TypeError, ValueError):  # it does not say
+        return True
     try:
-        inspect.signature(getattr(function, "forward", function)).bind(*range(count))
+        own.bind(*range(count))
     except TypeError:
         return False
-    except ValueError:  # a built-in that does not say
-        return True
     return True

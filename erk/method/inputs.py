@@ -76,8 +76,7 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     classes = getattr(drift.model, "label_dim", 0)
     if classes and drift.labels is None:
         warnings.warn(
-            f"the network has {classes} classes but labels are left out: it samples without a "
-            f"class, as if all of its inputs for classes were 0. Give labels [B, {classes}] "
-            "(erk.noise_and_labels draws them; zeros if this is meant).",
+            f"the network has {classes} classes but gets no labels, which suits a network that was "
+            "trained without them too: erk.noise_and_labels(seeds, model) draws noise and labels.",
             stacklevel=4,  # the caller of erk.sample
         )

@@ -240,10 +240,10 @@ def solve(
 
 def _warn_of_outliers(lengths: Tensor) -> None:
     """Warn of samples whose correction was shortened; `lengths` in steps, [N, B]."""
-    long = (lengths > 0.999 * LONGEST).any(0)
+    long = (lengths > (1 - 1e-5) * LONGEST).any(0)  # shortened ones, but for rounding
     if long.any():
         warnings.warn(
-            f"the card's corrections are longer than {LONGEST:g} times the solver's step and were "
+            f"corrections are longer than {LONGEST:g} times the solver's step and were "
             f"shortened (first for sample {int(long.int().argmax())} of the batch): the samples "
             "are unlike those that the card was fitted on. Sample without the card, or calibrate "
             "with more seeds.",

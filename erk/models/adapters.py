@@ -69,7 +69,7 @@ class Adapter:
         denoised: Prediction,
         **data: Unpack[Data],
     ):
-        check_names(data, Data.__annotations__, "the adapter")
+        check_names(data, Data.__annotations__, "Adapter")
         label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
         self._takes_labels = callable(model) and takes(model, 3)
         known = self._takes_labels or callable(model) and takes(model, 2) and label_dim == 0

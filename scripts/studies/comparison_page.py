@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import SubFigure
@@ -174,7 +174,8 @@ def _has_all_solvers(rows: Computed, cell: Cell) -> bool:
 def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dict[str, str]:
     """Return what is nearest on average, and how it compares with the best alternative.
 
-    The average is that of ln distance, over the data and evaluations that all options have.
+    Averaged is ln(distance / the best alternative's) over the cases that an option has, of options
+    that have at least half of the cases.
     """
     groups: dict[Any, dict[str, Row]] = {}
     for cell, row in rows.items():
@@ -183,12 +184,16 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     groups = {key: one for key, one in groups.items() if len(one) > 1}
     once = {tuple(row["key"] for row in one.values()): one for one in groups.values()}
     several = [*once.values()]
-    if not several:
+    gains: dict[str, list[float]] = {}
+    for one in several:
+        for name, row in one.items():
+            rest = min(error(other) for key, other in one.items() if key != name)
+            gains.setdefault(name, []).append(math.log(error(row) / rest))
+    usual = {name: mean(some) for name, some in gains.items() if 2 * len(some) >= len(several)}
+    if not usual:
         return {}
-    wins = Counter(min(one, key=lambda name: error(one[name])) for one in several)
-    everywhere = [name for name in several[0] if all(name in one for one in several)] or [*wins]
-    best = min(everywhere, key=lambda name: sum(
-        math.log(error(one[name])) for one in several if name in one))  # fmt: skip
+    best = min(usual, key=usual.__getitem__)
+    wins = sum(min(one, key=lambda name: error(one[name])) == best for one in several)
     pairs = [(one[best], min((row for name, row in one.items() if name != best), key=error))
              for one in several if best in one]  # fmt: skip
     ratios = [error(a) / error(b) for a, b in pairs]
@@ -197,8 +202,8 @@ def _use(rows: Computed, option: Callable[[Cell], str], per_solver: bool) -> dic
     says = " and ".join(f"{says} in {n}" for says, n in zip(SAYS, counts, strict=True))
     return {
         "data": ", ".join(dict.fromkeys(key[0] for key in groups)),
-        "use": best,
-        "because": f"nearest to the converged solution on average, and in {wins[best]} of "
+        "use": best if 2 * wins > len(several) else f"undecided; on average {best}",
+        "because": f"nearest to the converged solution on average, and in {wins} of "
         f"{len(several)} cases; {min(ratios):.2f} to {max(ratios):.2f} of the best alternative's "
         f"distance; FD or W1 {says} of {len(pairs)}",
     }  # fmt: skip

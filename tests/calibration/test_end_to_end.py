@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from erk.calibration.end_to_end import (
+    DIFFERENCE,
+    _derivatives,
     decreases,
     fit_end_to_end,
     gauss_newton,
@@ -13,6 +15,7 @@ from erk.calibration.end_to_end import (
 )
 from erk.calibration.fit import ReferenceBatch, fit, walk_of
 from erk.calibration.problem import gaussian, problem_for
+from erk.method.corrections import Correction
 from erk.method.settings import Settings
 
 PLAIN = Settings(solver="dpm2", steps=4, schedule="polynomial", dtype=torch.float64)
@@ -82,3 +85,26 @@ def test_one_weight_a_step_and_the_levels_solve_a_gaussian(free):
     plain = walk_of(problem, ["embedded"]).follow(None, walk.start(batch.noise), [[0.0]] * 4)
     assert (end - batch.path[-1]).norm() < 1e-2 * (plain - batch.path[-1]).norm()
     assert correction.sigmas == pytest.approx(levels)
+
+
+@pytest.mark.parametrize("size", [0.1, 30.0])
+def test_the_fit_walks_as_the_run_samples_also_where_corrections_are_shortened(size):
+    """And the derivatives by weights are those of that run."""
+    problem, batch = problem_for(gaussian, PLAIN), gaussian_batch(PLAIN)
+    directions, n = ("embedded", "drift"), 4
+    rows = torch.full((n, 2), size, dtype=torch.float64)
+
+    def ends(rows):
+        walk = walk_of(problem, directions)
+        return walk.follow(None, walk.start(batch.noise), rows.tolist())
+
+    walk = walk_of(problem, directions)
+    levels = tuple(walk.levels.tolist())
+    card = Correction(levels, directions, tuple(map(tuple, rows.tolist())))
+    run = problem.run(batch.noise, None, card)
+    assert torch.allclose(ends(rows), run, rtol=1e-9, atol=1e-9)
+    for i, derivative in enumerate(_derivatives(walk, [batch], rows.tolist())):
+        moved = rows.clone()
+        moved[i // 2, i % 2] += DIFFERENCE
+        exact = (ends(moved) - ends(rows)).flatten(1) / DIFFERENCE
+        assert (derivative - exact).norm() < 1e-3 * exact.norm() + 1e-6 * run.norm()

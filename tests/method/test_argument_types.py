@@ -1,5 +1,6 @@
 """Wrong types at public functions of the method: one sentence that names the argument (J)."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -109,6 +110,30 @@ class OfTime(torch.nn.Module):
         return x / (1 + time[:, None] ** 2)
 
 
+def with_labels(function):
+    """A decorator that changes the arguments, as adapters of one's own do."""
+
+    @functools.wraps(function)
+    def call(x, sigma, labels=None):
+        return function(x, sigma)
+
+    return call
+
+
+class Silent:
+    """Does not say what it takes, as some built-in functions."""
+
+    __signature__ = 3
+
+    def __call__(self, x, sigma, labels=None):
+        return x
+
+
+def test_a_network_that_can_be_called_is_taken():
+    for network in (with_labels(lambda x, sigma: x), Silent(), functools.partial(denoiser)):
+        erk.sample(network, X, steps=3)
+
+
 ONE = "must be a network or a function of"
 MISTAKES = {
     "a network of x alone": (lambda: GuidedDrift(lambda x: x), f"model {ONE} (x, sigma, labels)"),
@@ -155,10 +180,10 @@ def test_a_misspelt_keyword_of_an_adapter():
 
 
 def test_labels_that_are_left_out_are_warned_of():
-    with pytest.warns(UserWarning, match="has 10 classes but labels are left out") as warned:
+    with pytest.warns(UserWarning, match="has 10 classes but gets no labels") as warned:
         erk.sample(CLASSES, X, steps=3)
     assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match="labels are left out"):
+    with pytest.warns(UserWarning, match="gets no labels"):
         next(erk.trajectory(CLASSES, X, steps=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -267,3 +267,16 @@ def test_only_long_corrections_are_shortened():
     assert torch.allclose(x[1] - moved[1], torch.tensor([6.0, -8.0]))  # 2 steps of length 5
     assert torch.equal(x[2], moved[2])
     assert x[3].isnan().any()
+
+
+def test_the_length_is_in_the_longer_of_the_two_steps_from_the_state_before():
+    """Heun's answer can come back to where it began, Euler's can stay there."""
+    x, sigma = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor(2.0)
+    start = Point(x, torch.tensor([[3.0, 4.0], [0.0, 0.0]]), sigma)
+    answers = torch.tensor([[1.0, 0.0], [1.0, 2.5]])
+    step = Step(answers, start, torch.tensor(1.0))
+    corrected = answers + torch.tensor([0.0, 10.0])
+    assert torch.allclose(length(step, corrected), torch.tensor([[2.0], [4.0]]))
+    origin = torch.tensor([[1.0, 0.0], [1.0, -2.5]])  # UniPC's, which start.x is not
+    moved = step._replace(origin=origin)
+    assert torch.allclose(length(moved, corrected), torch.tensor([[2.0], [2.0]]))

@@ -278,10 +278,10 @@ def test_the_committed_page_is_that_of_its_cells():
 @pytest.mark.slow
 @torch.inference_mode()
 def test_no_card_of_mnist_reaches_the_limit_of_corrections():
-    """Its cells were computed before the limit: with it they are the same."""
+    """Cells that were computed before the limit: with it they are the same."""
     known, seen = Cells(ROOT / "results"), 0
     for cell in cells_of([name for name in DATA if name != "spectra"]):
-        row = known[cell]
+        row = known[cell] if cell.data == "mnist" or cell.mode == BEST else None
         settings = parse_card(row["card"], cell.name).settings if row and row["card"] else None
         if settings is None or not isinstance(settings.erk, Correction):
             continue
