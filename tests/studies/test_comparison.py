@@ -226,8 +226,11 @@ def test_beyond_says_what_the_verdicts_show():
         assert caption.startswith(start) and words in caption
     mnist, spectra, more, *guided = [t["rows"] for t in verdicts]
     for rows, words, rivals in (
-        (mnist, "distance is {} to {} of that of the best rival",
-         {"UniPC, levels", "DEIS tAB3, levels", "iPNDM, levels"}),
+        (
+            mnist,
+            "distance is {} to {} of that of the best rival",
+            {"UniPC, levels", "DEIS tAB3, levels", "iPNDM, levels"},
+        ),
         (sum(guided, []), "at {} to {} of the distance of the best rival", {"DEIS tAB3, plain"}),
     ):
         ratios = [row["card's distance"][0] / row["its distance"][0] for row in rows]
