@@ -237,7 +237,8 @@ def test_beyond_says_what_the_verdicts_show():
         assert words.format(f"{min(ratios):.2f}", f"{max(ratios):.2f}") in text
         assert {row["best rival in distance"] for row in rows} == rivals
     assert all(row["card - rival, distance"][0] < 0 for row in more)
-    [line] = [r for r in page["tables"][0]["rows"] if r["situation"].endswith("with model guidance")]
+    used = {row["situation"].rpartition(", ")[2]: row for row in page["tables"][0]["rows"]}
+    line = used["with model guidance"]
     assert line["use"] == BEST and "in 3 of 3 cases; 0.77 to 0.93 of the best" in line["because"]
     assert "at 0.77 to 0.93 of the nearest one's distance" in text
     at_10 = next(row for row in spectra if row["NFE"] == 10)
