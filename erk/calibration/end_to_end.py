@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erk.calibration.fit import Fit, ReferenceBatch, Walk, walk_of
 from erk.calibration.problem import Problem
-from erk.method.corrections import LONGEST, Correction, length
+from erk.method.corrections import Correction, at_limit
 from erk.method.drift import NonFiniteError
 
 ROUNDS = 4  # of Gauss-Newton, at most
@@ -204,14 +204,14 @@ def _derivatives(
             for b, at in zip(batches, standings, strict=True)
         ]
         standings = [walk.after(*one, row) for one in taken]
-        pairs = [*zip(standings, taken, strict=True)]
+        short = [at_limit(one[1], at.x).any() for at, one in zip(standings, taken, strict=True)]
         for k in range(len(row)):
             more = [weight + DIFFERENCE * (j == k) for j, weight in enumerate(row)]
             moved = [
                 walk.after(*one, more)  # what the limit leaves of the move
-                if (length(one[1], at.x) > (1 - 1e-5) * LONGEST).any()
+                if is_short
                 else at._replace(x=at.x + DIFFERENCE * one[2][k])
-                for at, one in pairs
+                for at, one, is_short in zip(standings, taken, short, strict=True)
             ]
             there = [
                 walk.follow(b.labels, at, rows, i + 1) for b, at in zip(batches, moved, strict=True)

@@ -105,6 +105,11 @@ def shortened(step: Step, x: Tensor) -> Tensor:
     return torch.where(excess > 1, step.x + (x - step.x) / excess, x)
 
 
+def at_limit(step: Step, x: Tensor) -> Tensor:
+    """Return which states x [B, ...] have a correction of LONGEST steps, but for rounding, [B]."""
+    return (length(step, x) > (1 - 1e-5) * LONGEST).flatten()
+
+
 @dataclass(frozen=True)
 class Correction:
     """A guidance that adds multiples of `DIRECTIONS` to every step's answer, `shortened`."""

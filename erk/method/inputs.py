@@ -15,7 +15,7 @@ LOUD = 5.0
 def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     """Raise ValueError, one sentence, for noise, labels or a guide that cannot be meant.
 
-    Warn of labels that are left out.
+    Warn of labels that are left out, and of noise that a noise level seems to have multiplied.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
         drift.guide_model, "guide_labels", drift.guide_labels
     )  # fmt: skip
     for model, name, labels in named:
-        if getattr(model, "label_dim", 0) and not isinstance(labels, Tensor | None):
+        classes = getattr(model, "label_dim", 0)
+        if classes and not isinstance(labels, Tensor | None):
             raise ValueError(
-                f"{name} must be a tensor, [B] of class numbers or [B, {model.label_dim}], not "
+                f"{name} must be a tensor, [B] of class numbers or [B, {classes}], not "
                 f"{type(labels).__name__}: give torch.as_tensor(labels)."
             )
-        classes = getattr(model, "label_dim", 0)
         if classes and isinstance(labels, Tensor) and labels.shape[1:] not in ((), (classes,)):
             raise ValueError(
                 f"{name} must be [B] of class numbers or [B, {classes}], not {[*labels.shape]}: "
@@ -71,12 +71,12 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
         warnings.warn(
             f"the noise has standard deviation {spread:.3g}, but 1 is meant: the first noise level "
             "multiplies it. Draw it with torch.randn or erk.noise_and_labels.",
-            stacklevel=4,
+            stacklevel=4,  # the caller of erk.sample
         )
     classes = getattr(drift.model, "label_dim", 0)
     if classes and drift.labels is None:
         warnings.warn(
-            f"the network has {classes} classes but gets no labels, which suits a network that was "
-            "trained without them too: erk.noise_and_labels(seeds, model) draws noise and labels.",
+            f"the network has {classes} classes but gets no labels, which only a network that was "
+            "trained without them too can use: draw both with erk.noise_and_labels(seeds, model).",
             stacklevel=4,  # the caller of erk.sample
         )

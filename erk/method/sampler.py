@@ -13,7 +13,7 @@ from torch import Tensor
 from erk.method.arguments import require
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
-from erk.method.corrections import LONGEST, WIDE, Correction, error_ratio, length
+from erk.method.corrections import LONGEST, WIDE, Correction, at_limit, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
 from erk.method.point import Drift, Guidance, Solver, Step, norm, to_double
@@ -224,29 +224,28 @@ def solve(
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the last state of `integrate`, x0 [B, ...]; `callback` is called with every State."""
-    x0, lengths = noise, []
+    x0, shortened = noise, []
     for state in integrate(drift, noise, settings, randn_like):
         x0 = state.x
         if isinstance(settings.erk, Correction):
-            lengths.append(length(state.step, state.x).flatten())
+            shortened.append(at_limit(state.step, state.x))
         if callback is not None:
             callback(state)
     if settings.erk == "auto":
         _warn_if_wide(drift, x0, settings)
-    if lengths:
-        _warn_of_outliers(torch.stack(lengths))
+    if shortened:
+        _warn_of_outliers(torch.stack(shortened).any(0))
     return x0
 
 
-def _warn_of_outliers(lengths: Tensor) -> None:
-    """Warn of samples whose correction was shortened; `lengths` in steps, [N, B]."""
-    long = (lengths > (1 - 1e-5) * LONGEST).any(0)  # shortened ones, but for rounding
-    if long.any():
+def _warn_of_outliers(shortened: Tensor) -> None:
+    """Warn of samples of which a correction was shortened, [B] bool."""
+    if shortened.any():
         warnings.warn(
-            f"corrections are longer than {LONGEST:g} times the solver's step and were "
-            f"shortened (first for sample {int(long.int().argmax())} of the batch): the samples "
-            "are unlike those that the card was fitted on. Sample without the card, or calibrate "
-            "with more seeds.",
+            f"corrections are longer than {LONGEST:g} times the solver's step and were shortened "
+            f"(first for sample {int(shortened.int().argmax())} of the batch): such samples are "
+            "unlike those that the card was fitted on. Sample without the card, or calibrate with "
+            "more seeds.",
             stacklevel=5,  # the caller of erk.sample
         )
 
