@@ -204,7 +204,7 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
     large = [one for w in WEIGHTS if w >= 1 for one in by_weight[8][w]]
     assert f"by {min(large):.0f} % and more" in page
     assert min(by_weight[8][0.25]) == min(small) and "2.1 % at most (0.25)" in page
-    assert "0.408 raises it by 6.7 % on one network, and from 1" in page
+    assert "0.408 raises it by 6.7 % for one seed, and from 1" in page
     for w in (0.25, OPTIMUM, 0.5):
         assert [change > 0 for change in by_weight[6][w]] == [True, True, False]
     least = min(map(min, by_weight[6].values()))
@@ -217,7 +217,7 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
     assert f"{min(halves):.2f} to {max(halves):.2f} of Heun's" in page
     best = [min(WEIGHTS, key=lambda w, i=i: by_weight[16][w][i]) for i in range(3)]
     assert best == [1.5, 2.0, OPTIMUM]
-    assert "at 1.5 on the first, at 1.5 or 2 on the second and at 0.408 on the third" in page
+    assert "at 1.5 for the first, at 1.5 or 2 for the second and at 0.408 for the third" in page
     last = [f"{abs(one):.0f}" for one in by_weight[16][2.5]]
     assert "{} % above Heun's, {} % below and {} % above".format(*last) in page
     record = cells("16 steps, w_con 0.3. Plain Heun: digits-early")
@@ -232,7 +232,7 @@ def test_what_the_page_says_of_error_and_sharpening_holds():
         falls = [one.removeprefix("-") for one in record[row][:3]]
         assert words.format(*falls) in page
     one, other = (record[name][0] for name in ("sharpening of w_stiff 1 alone", "w_stiff 1"))
-    assert f"(by {one[1:]} against {other[1:]} % on the first)" in page
+    assert f"(by {one[1:]} against {other[1:]} % for the first)" in page
     alone = [float(record["sharpening of w_stiff 1 alone"][i].split()[0]) for i in range(3)]
     with_it = [float(record["w_stiff 1"][i].split()[0]) for i in range(3)]
     assert sum(a < b for a, b in zip(alone, with_it, strict=True)) == 2  # more, on two of three
@@ -280,7 +280,11 @@ def test_what_the_page_says_of_digits_holds():
         assert abs(float(change)) < 2 * float(error)
     change, _, error = record["converged"][0].partition(" ± ")
     assert abs(value("auto", 0) - float(change)) < float(error)
-    for row, words in (("w_stiff 2", "`w_stiff` 2 raises FD by {} %"),
-                       ("sharpening of w_stiff 2 alone", "and sharpening alone by {} %"),
-                       ("auto", "(`auto` {} %)")):  # fmt: skip
-        assert words.format(record[row][0]) in page
+    for row, words in (
+        ("w_stiff 1", "`w_stiff` 1 lowers it by {} %"),
+        ("sharpening of w_stiff 1 alone", "and its sharpening alone by {} %"),
+        ("w_stiff 2", "but `w_stiff` 2 raises it by {} %"),
+        ("sharpening of w_stiff 2 alone", "and its sharpening alone by {} %"),
+    ):
+        assert words.format(record[row][0].removeprefix("-")) in page
+    assert f"(`auto` {record['auto'][0]} %)" in page
