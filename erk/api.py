@@ -35,13 +35,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _with_card(function: F) -> F:
     """Let `card=` set what a call leaves out; refuse what contradicts it or has no effect."""
     signature = inspect.signature(function)
+    names = {**signature.parameters, **Settings.__dataclass_fields__}
+    names.pop("settings")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         card = kwargs.pop("card", None)
         bound = signature.bind_partial(*args, **kwargs).arguments
         more = bound.pop("settings", {})
-        check_names(more, Settings.__dataclass_fields__, function.__name__)
+        check_names(more, names, function.__name__)
         given = {**bound, **more}
         if card is None:
             check_needs({name for name, value in given.items() if value is not None})

@@ -88,6 +88,10 @@ def test_a_trajectory_needs_no_gradients_and_checks_settings_at_once():
 def test_an_unknown_argument_is_refused_with_the_nearest_name():
     with pytest.raises(TypeError, match="did you mean 'solver_options'"):
         erk.sample(gaussian, torch.ones(2, 3), solver_option={})
+    with pytest.raises(TypeError, match="did you mean 'guide_model'"):
+        erk.sample(gaussian, torch.ones(2, 3), guide_modle=gaussian)
+    with pytest.raises(TypeError, match="it takes model, .*w_stiff, .*card, .*afs"):
+        erk.sample(gaussian, torch.ones(2, 3), xyz=1)
     with pytest.raises(TypeError, match="trajectory.. got an unexpected argument 'trace'"):
         erk.trajectory(gaussian, torch.ones(2, 3), trace=True)
 

@@ -118,10 +118,9 @@ class Card(NamedTuple):
         """Raise ValueError unless the card is for these denoisers."""
         here = networks(model, guide_model, self.settings.guidance)
         pairs = [
-            f"{name} {_short(self.networks[name] or UNKNOWN)} there, {_short(value or UNKNOWN)} "
-            "here"
+            f"{name} {_short(there or UNKNOWN)} there, {_short(value or UNKNOWN)} here"
             for name, value in here.items()
-            if self.networks[name] != value
+            if (there := self.networks.get(name, value)) != value
         ]
         if pairs:
             raise ValueError(
@@ -198,6 +197,7 @@ class _Correction(_Strict):
 class _Networks(_Strict):
     network: str
     guide: str | None
+    samples: str | None = None  # see `networks`
 
 
 class CardFile(_Strict):
@@ -259,7 +259,8 @@ def parse_card(row: Any, source: Any) -> Card:
         ) from None
     report = {name: row[name] for name in row if name not in CardFile.model_fields}
     errors = {name: one.model_dump() for name, one in content.errors.items()}
-    return Card(settings, content.networks.model_dump(), content.nfe, errors, report)
+    named = content.networks.model_dump(exclude_unset=True)
+    return Card(settings, named, content.nfe, errors, report)
 
 
 def content_of(card: Card) -> dict[str, Any]:

@@ -111,9 +111,17 @@ class Problem(NamedTuple):
 
 
 def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
-    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1."""
+    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1.
+
+    Of a network that is not from a file the form of its samples is returned too, where it is known:
+    all that tells it from another function.
+    """
     guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
-    return {"network": getattr(model, "sha256", ""), "guide": guide}
+    found = {"network": getattr(model, "sha256", ""), "guide": guide}
+    shape = getattr(model, "sample_shape", None)
+    if not found["network"] and shape is not None:
+        found["samples"] = f"{[*shape]} of {getattr(model, 'label_dim', 0)} classes"
+    return found
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",

@@ -69,11 +69,20 @@ def steps(
             x = step.x
         else:
             step = solver(drift, x, sigma, sigma_next, memory)
-            require(isinstance(step, Step), "solver", "a function that returns an erk.Step", step)
+            _check_step(step, x)
             step = step._replace(sigma_next=sigma_next, index=index)
             memory = step.memory
             x, kept = guidance(step, kept)
         yield x, step
+
+
+def _check_step(step: Any, x: Tensor) -> None:
+    """Raise ValueError unless a solver of one's own returned a Step of tensors like x."""
+    require(isinstance(step, Step), "solver", "a function that returns an erk.Step", step)
+    points = [step.start] if step.twin is None else [step.start, step.twin]
+    for part in (step.x, *(part for point in points for part in (point.x, point.f))):
+        expected = f"a function whose Step and Points hold tensors {[*x.shape]}, as its x is"
+        require(part.shape == x.shape, "solver", expected, [*part.shape])
 
 
 def loop(

@@ -174,7 +174,9 @@ def sentence(page: "Page") -> str:
     """
     config = config_of(page)
     said = None if config is None else config.says.get(page.scale or "any")
-    is_complete = all(row.get("measured", True) for row in page.rows)
+    is_complete = all(row.get("measured", True) for row in page.rows) and not any(
+        "--num" in one["command"] for one in page.made_by
+    )
     return "" if said is None or not is_complete or holds(said, page.rows) else said.text
 
 

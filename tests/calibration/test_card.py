@@ -124,6 +124,23 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
         erk.sample(model, noise, labels, card=path)
 
 
+def test_a_card_of_a_function_is_for_samples_of_its_form():
+    """A function has no file to be known by."""
+
+    def gaussian(shape, classes=0):
+        return erk.from_denoiser(
+            lambda x, sigma, labels=None: x * 0.25 / (0.25 + sigma.reshape(-1, 1) ** 2),
+            sample_shape=shape, label_dim=classes,
+        )  # fmt: skip
+
+    card = erk.calibrate(gaussian([3]), 3, seeds=8, solver="heun", schedule="edm", corrections=())
+    card.check(gaussian([3]), None)
+    card.check(lambda x, sigma, labels: x, None)  # of a form that it does not say
+    for other in (gaussian([2]), gaussian([3], classes=4)):
+        with pytest.raises(ValueError, match=r"samples \[3\] of 0 classes there, \["):
+            card.check(other, None)
+
+
 @pytest.mark.parametrize(
     ("card", "fault"),
     [

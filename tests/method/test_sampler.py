@@ -6,7 +6,7 @@ from problems import gaussian, gaussian_drift, gaussian_solution, linear
 
 import erk
 from erk.method.drift import GuidedDrift
-from erk.method.point import Step
+from erk.method.point import Point, Step
 from erk.method.sampler import solve, steps
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS, heun
@@ -104,6 +104,18 @@ def test_a_solver_of_the_users(solver):
     assert not torch.equal(guided, erk.sample(gaussian, noise, solver=solver, steps=6))
     states = erk.trajectory(gaussian, noise, solver=solver, steps=6)
     assert [state.index for state in states] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("part", ["x", "start", "twin"])
+def test_a_solver_whose_tensors_have_another_form_is_refused(part):
+    def halved(drift, x, sigma, sigma_next, memory):
+        step = heun(drift, x, sigma, sigma_next, memory)
+        half = {"x": step.x[:1], "start": Point(x, step.start.f[:1], sigma),
+                "twin": Point(x[:1], step.start.f, sigma)}  # fmt: skip
+        return step._replace(**{part: half[part]})
+
+    with pytest.raises(ValueError, match=r"tensors \[2, 3\], as its x is, not \[1, 3\]"):
+        erk.sample(lambda x, sigma, labels: x / 2, torch.ones(2, 3), solver=halved, steps=3)
 
 
 def test_a_solver_without_a_pair_is_refused_with_erk_guid():
