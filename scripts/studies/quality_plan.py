@@ -17,7 +17,7 @@ W_CON = {32: 0.5, 16: 0.3, 8: 0.1, 6: 0.1}
 WEIGHTS = (0.25, OPTIMUM, 0.5, 1.0, 1.5, 2.0, 2.5)
 SHARPENED = {32: 2, 8: 4}  # steps -> intervals of the control per interval
 SHARP_WEIGHTS = (2.0, 1.0)
-NUM = 5000  # images per row; mnist: those of configs/scales.yaml
+NUM = 5000  # images per row
 CONVERGED = "converged"
 HEUN = {"preset": "edm2-img512-s-fid", "solver": "heun", "schedule": "edm", "sigma_min": 0.002,
         "sigma_max": 80, "rho": 7, "w_stiff": 0.0}  # fmt: skip
@@ -73,7 +73,7 @@ def experiment(network: str, num: int = NUM, results: Path = RESULTS) -> Experim
     rows.append(Row(name=CONVERGED, settings=HEUN | DEIS, against=plain[0].name))
     config = Sampled(
         name="quality", kind="sampled", title="", paper="", rows=plain,
-        small=Small(rows=rows, num=None if network == "mnist" else num),
+        small=Small(rows=rows, num=num),
         options=SampledOptions(group_by=["steps"]),
     )  # fmt: skip
     request = Request(scale=network, results=results)
