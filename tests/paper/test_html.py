@@ -77,7 +77,8 @@ def test_a_trial_has_no_sentence(change):
     if change == "a row left out":
         rows[0]["measured"] = False
     elif change == "few images":
-        made_by = [one | {"command": "-m scripts.paper.reproduce table2 --num 40"} for one in made_by]
+        trial = {"command": "-m scripts.paper.reproduce table2 --num 40"}
+        made_by = [one | trial for one in made_by]
     else:
         said = next(iter(config_of(page).says[page.scale].holds))
         next(row for row in rows if row["name"] == said)["paired"] = {}
