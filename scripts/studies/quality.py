@@ -28,7 +28,7 @@ from scripts.studies.rows import RESULTS
               default=NETWORKS[:4], help="A network; may be repeated.")  # fmt: skip
 @click.option("--steps", "counts", multiple=True, type=click.Choice([*map(str, W_CON)]),
               default=[*map(str, W_CON)], help="May be repeated.")  # fmt: skip
-@click.option("--num", type=click.IntRange(20), default=NUM, help="Images per row.")
+@click.option("--num", type=click.IntRange(20), default=NUM, help="Images of a row, but on mnist.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, metavar="DIR",
               help="Folder of the files.")  # fmt: skip
 @clean_exit

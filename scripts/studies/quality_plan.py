@@ -17,8 +17,7 @@ W_CON = {32: 0.5, 16: 0.3, 8: 0.1, 6: 0.1}
 WEIGHTS = (0.25, OPTIMUM, 0.5, 1.0, 1.5, 2.0, 2.5)
 SHARPENED = {32: 2, 8: 4}  # steps -> intervals of the control per interval
 SHARP_WEIGHTS = (2.0, 1.0)
-NUM = 5000  # images per row
-CONVERGED = "converged"
+NUM = 5000  # images per row; mnist: those of configs/scales.yaml
 HEUN = {"preset": "edm2-img512-s-fid", "solver": "heun", "schedule": "edm", "sigma_min": 0.002,
         "sigma_max": 80, "rho": 7, "w_stiff": 0.0}  # fmt: skip
 """The paper's settings; its network is represented by the scale's."""
@@ -57,6 +56,7 @@ def rows_of(steps: int) -> Iterator[Row]:
         weight_name(steps, w): {"steps": steps, "w_stiff": w, "w_con": w_con} for w in WEIGHTS
     }
     settings[f"{plain}, halved"] = {"steps": 2 * steps}
+    settings[f"{plain}, converged"] = DEIS  # one row, but where the numbers of images differ
     if parts := SHARPENED.get(steps):
         for w in SHARP_WEIGHTS:  # the last step, to sigma = 0, has no parts
             settings[sharp_name(steps, w)] = {
@@ -70,10 +70,9 @@ def experiment(network: str, num: int = NUM, results: Path = RESULTS) -> Experim
     """Return the rows of a network; at_scale adds those of auto, and the seeds of Table 2."""
     plain = [Row(name=plain_name(n), settings=HEUN | {"steps": n}) for n in W_CON]
     rows = [row for steps in W_CON for row in rows_of(steps)]
-    rows.append(Row(name=CONVERGED, settings=HEUN | DEIS, against=plain[0].name))
     config = Sampled(
         name="quality", kind="sampled", title="", paper="", rows=plain,
-        small=Small(rows=rows, num=num),
+        small=Small(rows=rows, num=None if network == "mnist" else num),
         options=SampledOptions(group_by=["steps"]),
     )  # fmt: skip
     request = Request(scale=network, results=results)
@@ -82,7 +81,6 @@ def experiment(network: str, num: int = NUM, results: Path = RESULTS) -> Experim
 
 def restricted(one: Experiment, steps: Sequence[int]) -> Experiment:
     """Return an experiment of which only the rows of `steps` are to be measured."""
-    names = [plain_name(n) for n in steps]
-    wanted = [str(i) for i, row in enumerate(one.config.rows)
-              if row.name.startswith((*names, CONVERGED))]  # fmt: skip
+    names = tuple(map(plain_name, steps))
+    wanted = [str(i) for i, row in enumerate(one.config.rows) if row.name.startswith(names)]
     return one._replace(request=one.request._replace(rows=",".join(wanted)))
