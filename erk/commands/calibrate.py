@@ -27,19 +27,19 @@ def search_options(*corrections: Any) -> Any:
         cloup.option_group(
             "Calibration",
             cloup.option("--nfe", type=click.IntRange(1), default=8,
-                         help="Network evaluations per image, at most."),
+                         help="Largest number of network evaluations per image."),
             cloup.option("--seeds", type=click.IntRange(8), default=32, metavar="N",
-                         help="Seeds to fit on; as many again choose, as many again give the "
-                         "reported error."),
+                         help="Number of seeds for the fits; as many others are for the "
+                         "choice, and as many again for the reported error."),
             *corrections,
             cloup.option("--evaluations", type=click.IntRange(8), default=128, metavar="N",
                          help="Network evaluations per reference solution."),
             cloup.option("--out", metavar="FILE",
-                         help="The card.  [default: NETWORK-NFE.card.json]"),
+                         help="Card to write.  [default: NETWORK-NFE.card.json]"),
             shared.dry_run_option,
         ),
         cloup.option_group(
-            "Sampling: what is given is not searched",
+            "Sampling (options that are given are not searched)",
             *map(_free, FIXED),
             shared.setting("solver_options"),
             *map(shared.setting, ("sigma_min", "sigma_max")),
@@ -61,20 +61,21 @@ def search_options(*corrections: Any) -> Any:
     "erk generate --preset digits --card digits-8.card.json --seeds 0-99",
 )
 @search_options(
-    cloup.option("--correction", "corrections", multiple=True, metavar="NAME", help="Of none, "
-                 "auto, weights (w_stiff and w_con), stepwise, end-to-end; may be repeated.  "
+    cloup.option("--correction", "corrections", multiple=True, metavar="NAME", help="A kind of "
+                 "correction that competes: none, auto, weights (w_stiff and w_con), stepwise, "
+                 "end-to-end; may be repeated.  "
                  "[default: auto, stepwise, end-to-end]"),
-    cloup.option("--direction", "directions", multiple=True, metavar="NAME", help="A direction of "
-                 "the coefficients: embedded, drift, pair, change, bend, stiff; may be repeated.  "
-                 "[default: all but pair]"),
+    cloup.option("--direction", "directions", multiple=True, metavar="NAME", help="A direction "
+                 "that gets coefficients: embedded, drift, pair, change, bend, stiff; may be "
+                 "repeated.  [default: all but pair]"),
 )  # fmt: skip
 def main(**options: Any) -> None:
     """Search for the best sampler for a network, its guidance and a number of evaluations.
 
     Solvers, schedules, noise levels and corrections compete in their distance to the converged
-    solution from the same noise: no FID, no real images. The errors on the card are those
-    of seeds that neither the fit nor the choice has used. After an interruption the same command
-    continues.
+    solution from the same noise; neither FID nor real images are used. The errors on the card are
+    those on seeds that neither the fit nor the choice has used. After an interruption the same
+    command resumes.
     """
     from erk.commands.calibrating import run_calibration
 

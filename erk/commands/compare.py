@@ -21,9 +21,9 @@ from erk.commands.cli import command, require_different, require_suffix
 def main(first: Path, second: Path, out: str, num: int, table: str | None) -> None:
     """Compare the runs FIRST and SECOND image by image, the largest differences first.
 
-    Runs are folders, .zip or .npz files as erk generate writes them, paired by their seeds. The
-    difference of two images is the root mean square over pixels and colours, in grey levels of
-    255.
+    Runs are folders, .zip or .npz files that erk generate wrote; images are paired by seed. The
+    difference of two images is the root mean square over pixels and colours, in grey levels (0 to
+    255).
     """
     require_suffix("--out", out, ".png")
     import numpy as np

@@ -23,11 +23,11 @@ from erk.commands.options import offline_option, overwrite_option, refuse_existi
     "All released networks",
     cloup.option("--all", "everything", is_flag=True, help="Convert all released networks."),
     cloup.option("--dest", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write "
-                 "to; hashes.json in it records their sha256."),
+                 "to; its hashes.json records the sha256 of every file."),
     cloup.option("--only", multiple=True, metavar="PATTERN", help="Only names that match, such as "
                  "'edm2-img512-xs-*'; may be repeated."),
     cloup.option("--dry-run", is_flag=True, help="Print names and sizes and stop."),
-    cloup.option("--mirror", metavar="URL", help="A server to use instead of NVIDIA's."),
+    cloup.option("--mirror", metavar="URL", help="Server to use instead of NVIDIA's."),
 )  # fmt: skip
 @overwrite_option
 @offline_option
@@ -37,7 +37,7 @@ def main(source: str | None, output: Path | None, everything: bool, overwrite: b
     preset's name) to OUTPUT.safetensors, and its metadata to OUTPUT.json.
 
     With --all: every released network of EDM2 and EDM. Converted files are skipped, interrupted
-    downloads resume, and the files that failed are named at the end.
+    downloads resume, and files that failed are named at the end.
     """
     if everything:
         if source is not None:

@@ -74,11 +74,11 @@ def run(quick: bool = False) -> int:
 
 
 @command("erk doctor", "erk doctor --quick")
-@cloup.option("--quick", is_flag=True, help="Leave out large files of the cache.")
+@cloup.option("--quick", is_flag=True, help="Skip the large files of the cache.")
 def main(quick: bool) -> None:
     """Check this installation: packages, devices, disk, cache, weights, golden vectors.
 
-    The exit code is 0 for a sound installation, 1 if a line begins with FAIL.
+    The exit code is 0 if no check fails, 1 if a line begins with FAIL.
     """
     sys.exit(run(quick))
 

@@ -30,19 +30,20 @@ POOR = 0.05  # relative misfit that is warned about; 32 snapshots at 0.05, 0.10 
     cloup.option("--std", "stds", type=float, multiple=True, required=True, metavar="STD",
                  help="Width of the average, relative to the time of training; may be repeated."),
     cloup.option("--kimg", type=float, help="End of the average: the time of a snapshot, in "
-                 "thousands of images; later ones are not used.  [default: the last snapshot]"),
+                 "thousands of images; later snapshots are not used.  "
+                 "[default: the last snapshot]"),
     cloup.option("--out", required=True, metavar="FILE.safetensors",
-                 help="File to write; with several --std it holds {std}."),
+                 help="File to write; with several --std its name contains {std}."),
     cloup.option("--dtype", type=click.Choice(["float16", "float32"]),
                  help="Stored type of the weights.  [default: that of the snapshots]"),
     overwrite_option,
 )  # fmt: skip
 def main(sources: Sequence[str], stds: Sequence[float], out: str, kimg: float | None,
          dtype: str | None, overwrite: bool) -> None:  # fmt: skip
-    """Reconstruct networks averaged over other lengths than training stored.
+    """Reconstruct averages (EMA) of lengths that training did not store.
 
-    The result is a sum of the snapshots with coefficients by least squares, a file like any other
-    network.
+    An average is a weighted sum of the snapshots, with weights by least squares (post-hoc EMA). Its
+    file is a network like any other.
     """
     from erk.io.atomic import check_target
     from erk.models.ema import Profile, combine

@@ -39,18 +39,18 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
 )
 @shared.subset_options(
     cloup.option("--images", metavar="PATH", default="out", help="Folder, .zip or .npz of images."),
-    cloup.option("--paired", metavar="PATH", help="A second run of the same seeds; the difference "
-                 "is given with its standard error."),
+    cloup.option("--paired", metavar="PATH", help="A second run of the same seeds: also give "
+                 "the difference, --images minus --paired, with its standard error."),
 )  # fmt: skip
 @cloup.option_group(
     "Reference and metrics",
-    cloup.option("--ref", metavar="NAME|FILE", help="Reference: imagenet512, digits, ... (--list), "
-                 "or a file of statistics."),
+    cloup.option("--ref", metavar="NAME|FILE", help="Reference, such as imagenet512 or digits "
+                 "(--list prints all), or a file of statistics."),
     cloup.option("--real", metavar="PATH", help="Real images, for precision and recall."),
-    cloup.option("--protocol", metavar="NAME", help="Definitions of the metrics (--list).  "
-                 "[default: the reference's protocol]"),
-    cloup.option("--metrics", metavar="LIST", help="Some of the protocol's metrics: fid,is.  "
-                 "[default: all]"),
+    cloup.option("--protocol", metavar="NAME", help="Definitions of the metrics (--list prints "
+                 "all).  [default: the reference's protocol]"),
+    cloup.option("--metrics", metavar="LIST", help="Some of the protocol's metrics, such as "
+                 "fid,is.  [default: all]"),
     cloup.option("--groups", type=int, default=10,
                  help="Groups of seeds for the standard errors; 1 gives none."),
     cloup.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_names,
@@ -59,25 +59,26 @@ def _list_names(context: click.Context, _: click.Parameter, wanted: bool) -> Non
 @cloup.option_group(
     "Output",
     cloup.option("--json", "json_path", metavar="FILE",
-                 help="File of the result row.  [default: in results/, named after the images, the "
-                 "reference and a code of other options]"),
+                 help="Write the result row to this file.  [default: in results/, named after the "
+                 "images, the reference and a code of other options]"),
     cloup.option("--csv", "csv_path", metavar="FILE", help="Also write the row as CSV."),
-    cloup.option("--shard", metavar="I/N", help="Only extract every N-th part, from I = 0 on; then "
-                 "the same command without --shard measures all."),
+    cloup.option("--shard", metavar="I/N", help="Only extract the features of every N-th part of "
+                 "the images, starting at I (from 0); after all shards, the same command without "
+                 "--shard measures."),
 )  # fmt: skip
 @shared.feature_options(
     cloup.option("--cache-limit", type=FiniteFloat(0), default=40.0, metavar="GIB",
                  help="Remove the oldest features beyond this size."),
     cloup.option("--workers", type=click.IntRange(min=1), metavar="N",
-                 help="Threads that decode.  [default: from the number of cores]"),
+                 help="Threads that decode images.  [default: from the number of cores]"),
     cloup.option("--memory", type=click.IntRange(min=1), metavar="MIB", help="Memory for "
-                 "neighbours, beside the features.  [default: 64, on CUDA 2048]"),
+                 "precision and recall, in addition to the features.  [default: 64, on CUDA 2048]"),
     cloup.option("--extractor-precision", type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
                  default="fp32", help="Precision of the extractors; references were computed in "
                  "fp32 (docs/performance.md)."),
 )  # fmt: skip
 def main(**options: Any) -> None:
-    """Measure images: FID, FD-DINOv2, precision, recall, Inception score, with standard errors.
+    """Measure FID, FD-DINOv2, precision, recall and Inception score, with standard errors.
 
     Every image is decoded once. Features are cached, so the same command resumes an interrupted
     run, and measuring again takes seconds.

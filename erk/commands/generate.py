@@ -40,11 +40,11 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
 @shared.network_options(
     *map(shared.setting, ("guidance_kind", "apg_eta", "apg_threshold", "apg_momentum")),
     cloup.option("--list-presets", is_flag=True, is_eager=True, expose_value=False,
-                 callback=_list_presets, help="The same as erk presets."),
+                 callback=_list_presets, help="Print the presets, as erk presets does."),
     cloup.option("--vae", metavar="DIR|NAME", help="Another VAE for latent models."),
 )  # fmt: skip
 @shared.label_options(
-    cloup.option("--seeds", metavar="LIST", help="One image per seed: 0-9,12.  "
+    cloup.option("--seeds", metavar="LIST", help="One image per seed, such as 0-9,12.  "
                  "[default: 0-49999; for the presets in this package 0-63, with --grid]"),
 )  # fmt: skip
 @shared.sampling_options(
@@ -66,15 +66,16 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
     cloup.option("--format", "kind", type=click.Choice(["png", "zip", "npz"]), default="png",
                  help="One PNG per seed, or all in images.zip or images.npz."),
     cloup.option("--subdirs", is_flag=True, help="1000 images per subfolder."),
-    cloup.option("--grid", is_flag=True, help="Also write grid.png, the first 100 images with "
-                 "their seeds, and their classes unless these are drawn at random."),
+    cloup.option("--grid", is_flag=True, help="Also write grid.png: the first 100 images with "
+                 "their seeds and, unless drawn at random, their classes."),
     cloup.option("--animate", metavar="FILE.gif", help="Also animate x and D of the first 8 seeds "
-                 "along sigma, .gif or .webp."),
+                 "along sigma, as .gif or .webp."),
     cloup.option("--trace", metavar="FILE.npz", help="Write stiffness and corrections per step."),
     cloup.option("--verify", is_flag=True, help="Compare the sha256 of the existing images with "
                  "the manifest, and sample again what differs."),
-    cloup.option("--shard", metavar="I/N", help="Sample every N-th image only, from I = 0 on, "
-                 "without communication.  [default: the task of srun or a SLURM array]"),
+    cloup.option("--shard", metavar="I/N", help="Sample only every N-th image, starting at "
+                 "I (from 0); shards do not communicate.  "
+                 "[default: the task of srun or a SLURM array]"),
 )  # fmt: skip
 @cloup.option_group(
     "Evaluation",
@@ -82,9 +83,9 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
                  "reference as they are sampled, and write none (see erk evaluate)."),
     cloup.option("--real", metavar="PATH", help="With --evaluate: real images, for precision and "
                  "recall."),
-    cloup.option("--protocol", metavar="NAME", help="With --evaluate: the protocol."),
-    cloup.option("--json", "json_path", metavar="FILE", help="With --evaluate: file of the result "
-                 "row.  [default: results/PRESET-REF-SETTINGS.json]"),
+    cloup.option("--protocol", metavar="NAME", help="With --evaluate: definitions of the metrics."),
+    cloup.option("--json", "json_path", metavar="FILE", help="With --evaluate: write the result "
+                 "row to this file.  [default: results/PRESET-REF-SETTINGS.json]"),
 )  # fmt: skip
 @shared.device_options(
     cloup.option("--vae-precision", type=shared.PRECISIONS, default="auto", help="Precision of the "
@@ -94,14 +95,15 @@ def _with_seeds(options: dict[str, Any]) -> dict[str, Any]:
                  "[default: from the network's file, else 8]"),
     cloup.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
                  help="Compile the networks first, which takes a minute or two; auto: on CUDA, for "
-                 "runs that gain more."),
-    cloup.option("--profile", is_flag=True, help="Print the time that each part took."),
+                 "runs that save more time than that."),
+    cloup.option("--profile", is_flag=True,
+                 help="Print the time of each stage (docs/performance.md)."),
 )  # fmt: skip
 def main(**options: Any) -> None:
-    """Sample a diffusion model, with ERK-Guid if --w-stiff is above 0.
+    """Sample images from a diffusion model, with or without ERK-Guid.
 
     An image depends only on its seed and the settings. Running the same command again samples
-    the missing images. Several GPUs or CPU cores: torchrun --nproc-per-node N -m erk generate ...
+    the missing images. For several GPUs or CPU cores use torchrun, as in the second example.
 
     Every option may also be spelt with underscores, --w_stiff.
     """

@@ -20,10 +20,11 @@ from erk.commands.cli import command
 @cloup.option_group(
     "Reference",
     cloup.option("--dest", metavar="FILE.npz", required=True, help="The reference to write."),
-    cloup.option("--extractors", default="inception,dinov2", metavar="LIST", help="Some of "
-                 "inception, inception-spatial, dinov2, dinov2-pil, vgg16, digits, mnist."),
-    cloup.option("--features", is_flag=True, help="Keep the features, for precision and recall."),
-    cloup.option("--protocol", metavar="NAME", help="Protocol that the reference is for.  "
+    cloup.option("--extractors", default="inception,dinov2", metavar="LIST", help="Networks: "
+                 "some of inception, inception-spatial, dinov2, dinov2-pil, vgg16, digits, mnist."),
+    cloup.option("--features", is_flag=True,
+                 help="Also store the features, for precision and recall."),
+    cloup.option("--protocol", metavar="NAME", help="Protocol in which the reference is used.  "
                  "[default: from the extractors]"),
     shared.overwrite_option,
 )  # fmt: skip
@@ -31,8 +32,8 @@ from erk.commands.cli import command
 def main(**options: Any) -> None:
     """Write a reference file for erk evaluate --ref FILE.npz from real images.
 
-    Several GPUs or CPU cores: torchrun, as in the example. After an interruption the same command
-    goes on.
+    For several GPUs or CPU cores use torchrun, as in the second example. After an interruption
+    the same command resumes.
     """
     dest = Path(options["dest"])
     if dest.suffix != ".npz":

@@ -16,13 +16,17 @@ from erk.commands.cli import command
     "erk merge 1.npz 2.npz --dest all.npz           # references of disjoint sets of images",
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@cloup.option("--dest", metavar="PATH", help="Result.  [default: the only SOURCE]")
+@cloup.option(
+    "--dest",
+    metavar="PATH",
+    help="Folder or file to write.  [default: SOURCE, if there is only one]",
+)
 @cloup.option("--overwrite", is_flag=True, help="Replace an existing reference.")
 def main(sources: tuple[str, ...], dest: str | None, overwrite: bool) -> None:
-    """Merge runs, stores of features, or references (.npz) into one.
+    """Merge runs, feature caches or references (.npz) into one.
 
     A missing image, or one that differs between two runs, is an error. The sources are not
-    changed. After an interruption the same command goes on.
+    changed. After an interruption the same command resumes.
     """
     paths = [_run_folder(Path(source)) for source in sources]
     _check_paths(paths, dest)

@@ -42,9 +42,9 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
          offline: bool) -> None:  # fmt: skip
     """Find the training images nearest to the images of RUN (a folder, .zip or .npz).
 
-    Distances are Euclidean, in grey levels between pixels. An image counts as copied if its
-    nearest training image is less than a third as far as the second nearest (Yoon et al. 2023).
-    Copies within the training set hide from this ratio: there --by distance helps.
+    Distances are Euclidean; those between pixels are in grey levels. An image counts as copied if
+    its nearest training image is less than a third as far away as the second nearest (Yoon et al.
+    2023). If the training set has duplicates, this ratio misses copies of them: use --by distance.
     """
     require_suffix("--out", out, ".png")
     import torch

@@ -29,7 +29,7 @@ offline_option = cloup.option(
 )
 precision_option = cloup.option(
     "--precision", type=PRECISIONS, default="auto",
-    help="Precision of the networks; auto: fp16 on CUDA where released so, else fp32.",
+    help="Precision of the networks; auto: fp16 on CUDA if the network's file says so, else fp32.",
 )  # fmt: skip
 noise_option = cloup.option(
     "--noise", type=click.Choice(["device", "cpu"]), default="device",
@@ -115,7 +115,9 @@ def label_options(*more: Decorator, title: str = "Seeds and labels") -> Decorato
     return cloup.option_group(
         title,
         *more,
-        cloup.option("--class", "class_idx", type=int, metavar="N", help="One class for all."),
+        cloup.option(
+            "--class", "class_idx", type=int, metavar="N", help="One class for all images."
+        ),
         cloup.option(
             "--labels", metavar=RANDOM_OR_FILE, default="random",
             help="Class of each seed: drawn from the seed; seed modulo classes; or a file of lines "
@@ -143,14 +145,14 @@ def feature_options(*more: Decorator) -> Decorator:
         "Extraction and device",
         cloup.option(
             "--weights", multiple=True, metavar="NAME=FILE",
-            help="Weights of an extractor, from a file or random:SEED.",
+            help="Weights of an extractor: a file, or random:SEED; may be repeated.",
         ),
         cloup.option(
             "--allow-random-weights", "allow_random", is_flag=True,
             help="Accept random weights; the numbers then measure nothing.",
         ),
         cloup.option(
-            "--skip-corrupt", is_flag=True, help="Leave out images that cannot be read."
+            "--skip-corrupt", is_flag=True, help="Skip images that cannot be read."
         ),
         batch_option(64, "Images per network call."),
         cloup.option(
@@ -197,6 +199,6 @@ def subset_options(*more: Decorator, title: str = "Images") -> Decorator:
         ),
         cloup.option(
             "--seed", type=click.IntRange(min=0), default=0,
-            help="Seed that draws the N images, as EDM2 draws them.",
+            help="Seed that draws the N images, in the way of EDM2.",
         ),
     )  # fmt: skip

@@ -23,26 +23,28 @@ LARGEST = 4096  # pixels of --size: 48 MiB per image in memory
     cloup.option("--source", metavar="PATH", required=True,
                  help="Folder, uncompressed tar (of tars) or zip, one folder per class."),
     cloup.option("--split", type=click.Choice(["train", "val"]), help="Only ImageNet's training or "
-                 "validation images, from their names; the paper's precision and recall compare "
-                 "with val."),
-    cloup.option("--per-class", type=int, metavar="N", help="Only the first N of each class."),
-    cloup.option("--max-images", type=int, metavar="N", help="Only the first N of all."),
-    cloup.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded."),
+                 "validation images, recognised by their names; the paper's precision and recall "
+                 "use val."),
+    cloup.option("--per-class", type=int, metavar="N",
+                 help="Only the first N images of each class."),
+    cloup.option("--max-images", type=int, metavar="N", help="Only the first N images in all."),
+    cloup.option("--skip-corrupt", is_flag=True, help="Skip images that cannot be decoded."),
 )  # fmt: skip
 @cloup.option_group(
     "Archive",
     cloup.option("--dest", metavar="FILE.zip", required=True, help="The archive to write."),
-    cloup.option("--size", type=int, default=512, help="Width and height of the images, pixels."),
+    cloup.option("--size", type=int, default=512, help="Width and height of the images in pixels."),
     shared.overwrite_option,
     cloup.option("--workers", type=int, metavar="N", default=os.cpu_count() or 1,
-                 show_default="one per core", help="Threads that decode and encode."),
+                 show_default=False, help="Threads that decode and encode.  "
+                 "[default: one per core]"),
 )  # fmt: skip
 def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     """Crop and scale images as ADM and EDM2 do and pack them as EDM does.
 
-    The archive holds the real images of an evaluation. A source holds one folder (in a tar also:
-    one tar) of images per class; without such folders, as ImageNet's validation images come, the
-    archive has no labels, which precision and recall do not need.
+    The archive holds the real images of an evaluation. The source has one folder of images per
+    class, or in a tar one tar per class. Without them, as in ImageNet's validation set, the archive
+    has no labels; precision and recall need none.
     """
     target = Path(dest)
     if target.suffix != ".zip":

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 )
 @click.argument("traces", nargs=-1, required=True, metavar="FILE.npz...")
 @cloup.option("--out", required=True, metavar="FILE.png", help="The figure to write.")
-@cloup.option("--w-con", type=FiniteFloat(0), help="Draw this threshold of the stiffness.")
+@cloup.option("--w-con", type=FiniteFloat(0), help="Also draw this threshold of the stiffness.")
 def main(traces: Sequence[str], out: str, w_con: float | None) -> None:
-    """Plot the TRACES, files of erk generate --trace, into the same panels.
+    """Plot traces, the files of erk generate --trace, into the same panels.
 
-    Curves are medians over the seeds, bands reach from quartile to quartile.
+    Curves are medians over the seeds; bands reach from quartile to quartile.
     """
     require_suffix("--out", out, ".png")
     from erk.io.atomic import check_target, save_file

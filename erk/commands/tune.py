@@ -15,7 +15,7 @@ def main(**options: Any) -> None:
     """Search for w_stiff and w_con for a network and a number of evaluations; write a card.
 
     The same as `erk calibrate --correction weights`: the weights whose samples are nearest to the
-    converged solution from the same noise. No FID, no real images.
+    converged solution from the same noise, without FID and real images.
     """
     from erk.commands.calibrating import run_calibration
 

@@ -154,7 +154,7 @@ def preparation(setup: Setup, n: int) -> list[Row]:
 
 @bench(
     click.option("--extractor", "names", type=click.Choice(list(SETS)), multiple=True,
-                 default=tuple(SETS), help="May repeat."),
+                 default=tuple(SETS), help="Network; may be repeated."),
     click.option("--images", "n", default=2, help="Images of 512x512 that are timed."),
     click.option("--sets", type=int,
                  help="Images in each of FD's two sets.  [default: by network]"),

@@ -1,7 +1,7 @@
 """Our Fréchet distance against scipy's sqrtm (EDM2) and numpy's eigvals (torch-fidelity).
 
-    python -m scripts.bench.frechet              # minutes on one core
-    python -m scripts.bench.frechet --dim 1024
+python -m scripts.bench.frechet              # minutes on one core
+python -m scripts.bench.frechet --dim 1024
 """
 
 import functools
@@ -84,7 +84,13 @@ def compare(setup: Setup, dim: int, rank: int) -> list[Row]:
 
 
 @bench(
-    click.option("--dim", "dims", multiple=True, default=(1024, 2048), help="May repeat."),
+    click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        default=(1024, 2048),
+        help="Dimensions of the features; may be repeated.",
+    ),
     packages=["scipy", "torch-fidelity"],
 )
 def main(setup: Setup, dims: tuple[int, ...]) -> list[Row]:

@@ -53,8 +53,16 @@ def count(format: str, n: int) -> Counter[str]:
 
 
 @bench(
-    click.option("--format", "formats", multiple=True, default=("png", "zip"), help="May repeat."),
-    click.option("--images", "n", default=100, type=click.IntRange(1), help="Of the first run."),
+    click.option(
+        "--format",
+        "formats",
+        multiple=True,
+        default=("png", "zip"),
+        help="Format of the images; may be repeated.",
+    ),
+    click.option(
+        "--images", "n", default=100, type=click.IntRange(1), help="Images of the first run."
+    ),
 )
 def main(setup: Setup, formats: tuple[str, ...], n: int) -> Iterator[Row]:
     """Count operations on metadata per image."""

@@ -119,10 +119,10 @@ def longest(setup: Setup, size: str, batch: int, network: Any, n: int) -> list[R
 
 @bench(
     click.option("--size", "sizes", type=click.Choice(SIZES), multiple=True, default=("xs",),
-                 help="Size of the network; may repeat."),
+                 help="Size of the network; may be repeated."),
     BATCH,
     click.option("--precision", "precisions", type=click.Choice(list(PRECISIONS)), multiple=True,
-                 default=("fp32", "bf16"), help="May repeat."),
+                 default=("fp32", "bf16"), help="Precision; may be repeated."),
     click.option("--compile", "compiled", is_flag=True, help="Also time compiled networks."),
     click.option("--cudnn-benchmark", "selected", is_flag=True,
                  help="Also let cuDNN select kernels by timing."),

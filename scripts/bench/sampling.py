@@ -144,7 +144,8 @@ def rows_of(case: Case, runs: dict[str, Runs]) -> list[Row]:
 
 @bench(
     SIZE, BATCH, PRECISION, STEPS, LATENT, PEER,
-    click.option("--with", "extra", multiple=True, help="A further option of erk generate."),
+    click.option("--with", "extra", multiple=True, help="A further option for erk generate; may be "
+                 "repeated."),
 )  # fmt: skip
 def main(
     setup: Setup, size: str, batch: int, precision: str, steps: int, latent: bool,

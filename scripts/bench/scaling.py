@@ -67,9 +67,10 @@ def rows_of(case: Case, runs: dict[Key, Runs], further: int) -> list[Row]:
 
 @bench(
     SIZE, PRECISION, STEPS, LATENT,
-    click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="May repeat."),
+    click.option("--batch", "batches", multiple=True, default=(1, 4, 8), help="Images per batch; "
+                 "may be repeated."),
     click.option("--ranks", multiple=True, default=(1, 2), type=click.IntRange(0),
-                 help="Processes of torchrun, 0 for none; may repeat."),
+                 help="Processes of torchrun, 0 for none; may be repeated."),
     click.option("--further", default=16, type=click.IntRange(1),
                  help="Timed batches per process."),
 )  # fmt: skip

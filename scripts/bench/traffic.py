@@ -81,7 +81,7 @@ def networks(size: str, batch: int, against: str | None) -> Iterator[Row]:
 
 @bench(
     click.option("--size", type=click.Choice(SIZES), default="s", help="Size of EDM2's network."),
-    click.option("--batch", default=64, help="Its images per call."),
+    click.option("--batch", default=64, help="Images per call of EDM2's network."),
     click.option("--against", metavar="COMMIT", help="Also count the networks of that commit."),
     packages=["diffusers"],
 )

@@ -80,7 +80,7 @@ def _function(path: str) -> Any:
               "paper's networks and numbers of images, on a GPU.")  # fmt: skip
 @click.option("--num", type=int, metavar="N", help="Images per row.  [default: the config's]")
 @click.option("--rows", metavar="LIST", help="Compute only these rows, counted from 0: 0,2-4.")
-@click.option("--as-printed", is_flag=True, help="The settings of the paper's text where its "
+@click.option("--as-printed", is_flag=True, help="Use the settings of the paper's text where its "
               "published script has others.")  # fmt: skip
 @click.option("--budget", type=FiniteFloat(min=0), metavar="HOURS",
               help="Measure the most valuable rows first, and start none that would not end within "
@@ -91,10 +91,12 @@ def _function(path: str) -> Any:
               help="Folder of the results.  "
               "[default: results; with --num or --rows results/trial]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
-              help="Where to compute; auto: the CPU unless the scale is paper.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), help="Images at a time.")
+              help="Device to compute on; auto: the CPU unless the scale is paper.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), help="Images per network call.")
 @click.option("--real", metavar="PATH", help="Real images, for precision and recall.")
-@click.option("--cache", metavar="DIR", help="Folder of features.  [default: in ERK_CACHE]")
+@click.option(
+    "--cache", metavar="DIR", help="Folder of extracted features.  [default: in ERK_CACHE]"
+)
 @click.option("--shard", metavar="I/N", help="Compute only the features of every N-th batch, from "
               "I = 0; later run without it.  [default: that of a SLURM array]")  # fmt: skip
 @click.option("--processes", metavar="N|auto", default="1",

@@ -204,11 +204,11 @@ def save(folder: Path, settings: dict[str, Any], name: str, part: Part) -> None:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--what", type=click.Choice([*PARTS, "all"]), default="all", help="Which part.")
+@click.option("--what", type=click.Choice([*PARTS, "all"]), default="all", help="Part to compute.")
 @click.option("--samples", type=click.IntRange(FEWEST), default=SAMPLES,
-              help="Exact trajectories.")  # fmt: skip
+              help="Number of trajectories.")  # fmt: skip
 @click.option("--fast", is_flag=True, help="512 trajectories and 20 sub-steps: a quick look.")
-@click.option("--seed", type=click.IntRange(0), default=SEED, help="Of all samples.")
+@click.option("--seed", type=click.IntRange(0), default=SEED, help="Seed of the samples.")
 @click.option("--results", default=str(ROOT / "results" / "toy"), help="Folder of the results.")
 @clean_exit
 def main(what: str, samples: int, fast: bool, seed: int, results: str) -> None:

@@ -30,9 +30,9 @@ STEPS, FIRST = 32, 400_000
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", type=click.IntRange(100), default=5000, help="Number of samples.")
 @click.option("--preset", "names", multiple=True, type=click.Choice(PRESETS), default=PRESETS,
-              help="May be repeated.")  # fmt: skip
+              help="Preset; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "accuracy",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(seeds: int, names: Sequence[str], out: Path) -> None:
     """Measure how many samples of each class the classifier of MNIST recognises."""

@@ -44,13 +44,20 @@ DATA = (NETWORKS[0], *MIXTURES, *NETWORKS[1:])
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", type=click.IntRange(2 * BLOCKS), default=96, help="Number of samples.")
 @click.option("--data", "names", multiple=True, type=click.Choice(DATA), default=DATA,
-              help="May be repeated.")  # fmt: skip
+              help="Data; may be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, type=click.Choice([*SOLVERS]),
               default=(*ACTING, *(name for name in SOLVERS if name not in ACTING)),
-              help="May be repeated.")  # fmt: skip
-@click.option("--steps", "counts", multiple=True, type=int, default=STEPS, help="May be repeated.")
+              help="Solver; may be repeated.")  # fmt: skip
+@click.option(
+    "--steps",
+    "counts",
+    multiple=True,
+    type=int,
+    default=STEPS,
+    help="Number of steps; may be repeated.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "auto",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(
     seeds: int, names: Sequence[str], solvers: Sequence[str], counts: Sequence[int], out: Path

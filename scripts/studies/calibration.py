@@ -51,11 +51,11 @@ IN_PARTS = ("heun", "dpm2", "deis")  # solvers with all columns; the others have
 
 @click.command(context_settings=CONTEXT)
 @click.option("--data", "names", multiple=True, type=click.Choice(NETWORKS), default=NETWORKS,
-              help="May be repeated.")  # fmt: skip
+              help="Data; may be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, type=click.Choice([*CASES]),
-              default=tuple(CASES), help="May be repeated.")  # fmt: skip
+              default=tuple(CASES), help="Solver; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "calibration",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(names: Sequence[str], solvers: Sequence[str], out: Path) -> None:
     """Measure calibrated corrections of all solvers on other seeds than they are fitted to."""

@@ -30,10 +30,19 @@ SEEDS = 32
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--preset", "presets", multiple=True, default=PRESETS, help="May be repeated.")
-@click.option("--nfe", "budgets", multiple=True, type=int, default=BUDGETS, help="May be repeated.")
+@click.option(
+    "--preset", "presets", multiple=True, default=PRESETS, help="Preset; may be repeated."
+)
+@click.option(
+    "--nfe",
+    "budgets",
+    multiple=True,
+    type=int,
+    default=BUDGETS,
+    help="Number of evaluations; may be repeated.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "cards",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
     """Calibrate a card for every preset and budget."""

@@ -27,20 +27,20 @@ from scripts.studies.rows import RESULTS
 @click.option("--data", multiple=True, type=click.Choice([*DATA]), default=[*DATA],
               help="Data to sample; may be repeated.")  # fmt: skip
 @click.option("--solver", "solvers", multiple=True, metavar="NAME",
-              help="Some solvers only (heun, ..., any); may be repeated.")  # fmt: skip
+              help="Only this solver (heun, ..., any); may be repeated.")  # fmt: skip
 @click.option("--nfe", "nfes", multiple=True,
               type=click.Choice([str(n) for n in (*ALL, EVALUATIONS)]),
-              help="Some numbers of evaluations only; may be repeated. "
+              help="Only this number of evaluations; may be repeated. "
               f"{EVALUATIONS}: the converged solution.")  # fmt: skip
 @click.option("--num", type=click.IntRange(20), metavar="N",
-              help="Samples of a cell.  [default: 2000; with model guidance 1000]")  # fmt: skip
+              help="Samples per cell.  [default: 2000; with model guidance 1000]")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS,
-              help="Folder of the files.", metavar="DIR")  # fmt: skip
+              help="Folder of the results.", metavar="DIR")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the cost and stop.")
 @clean_exit
 def main(data: tuple[str, ...], solvers: tuple[str, ...], nfes: tuple[str, ...], num: int | None,
          results: Path, dry_run: bool) -> None:  # fmt: skip
-    """Compare solvers with and without ERK-Guid and cards at equal cost."""
+    """Compare solvers plain, with ERK-Guid and with cards, at equal cost."""
     chosen = cells_of(data, solvers, [*map(int, nfes)], num)
     cells = Cells(results)
     click.echo(cost(cells.pending(chosen)))

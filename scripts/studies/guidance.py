@@ -34,9 +34,9 @@ FIRST, BATCH = 200_000, 250
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", type=click.IntRange(100), default=500, help="Number of samples.")
 @click.option("--preset", "names", multiple=True, type=click.Choice(PRESETS), default=PRESETS,
-              help="May be repeated.")  # fmt: skip
+              help="Preset; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "guidance",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(seeds: int, names: Sequence[str], out: Path) -> None:
     """Measure weights of model guidance on the embedded networks."""

@@ -42,10 +42,19 @@ SEPARATE = 3  # first steps whose terms are bounded one by one
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--preset", "presets", multiple=True, default=PRESETS, help="May be repeated.")
-@click.option("--nfe", "budgets", multiple=True, type=int, default=BUDGETS, help="May be repeated.")
+@click.option(
+    "--preset", "presets", multiple=True, default=PRESETS, help="Preset; may be repeated."
+)
+@click.option(
+    "--nfe",
+    "budgets",
+    multiple=True,
+    type=int,
+    default=BUDGETS,
+    help="Number of evaluations; may be repeated.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "levels",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
     """Compare noise levels for every preset, solver and budget."""

@@ -27,10 +27,12 @@ from scripts.studies.rows import RESULTS
 @click.option("--data", "networks", multiple=True, type=click.Choice(NETWORKS),
               default=NETWORKS[:4], help="A network; may be repeated.")  # fmt: skip
 @click.option("--steps", "counts", multiple=True, type=click.Choice([*map(str, W_CON)]),
-              default=[*map(str, W_CON)], help="May be repeated.")  # fmt: skip
-@click.option("--num", type=click.IntRange(20), default=NUM, help="Images of a row, but on mnist.")
+              default=[*map(str, W_CON)], help="Number of steps; may be repeated.")  # fmt: skip
+@click.option(
+    "--num", type=click.IntRange(20), default=NUM, help="Images per row, except for mnist."
+)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, metavar="DIR",
-              help="Folder of the files.")  # fmt: skip
+              help="Folder of the results.")  # fmt: skip
 @clean_exit
 def main(networks: Sequence[str], counts: Sequence[str], num: int, results: Path) -> None:
     """Measure what ERK-Guid gains by less error, and what by sharper samples."""

@@ -43,7 +43,7 @@ COLUMNS = ("fd", "precision", "recall", "accuracy")
 @click.command(context_settings=CONTEXT)
 @click.option("--seeds", type=click.IntRange(100), default=5000, help="Number of samples.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "rules",
-              help="The table, without suffix.")  # fmt: skip
+              help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
 def main(seeds: int, out: Path) -> None:
     """Measure ERK-Guid with every rule of model guidance."""

@@ -67,7 +67,7 @@ def encoded() -> Data:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--only", type=click.Choice([*RUNS, "classifier"]), help="Train just this one.")
+@click.option("--only", type=click.Choice([*RUNS, "classifier"]), help="Train only this network.")
 @clean_exit
 def main(only: str | None) -> None:
     """Train the embedded networks and write them to checkpoints/."""

@@ -63,11 +63,13 @@ def encoded(mnist: Mnist) -> Data:
 
 @click.command(context_settings=CONTEXT)
 @click.option("--data", metavar="PATH", required=True, help="MNIST: a folder or an .npz.")
-@click.option("--only", type=click.Choice(list(RUNS)), help="Train just this one.")
+@click.option("--only", type=click.Choice(list(RUNS)), help="Train only this network.")
 @click.option(
     "--dest", default=str(CHECKPOINTS), show_default="checkpoints/", help="Folder of the networks."
 )
-@click.option("--state", default="out/train/mnist", help="Folder of the state, to resume from.")
+@click.option(
+    "--state", default="out/train/mnist", help="Folder of the state of training, to resume from."
+)
 @clean_exit
 def main(data: str, only: str | None, dest: str, state: str) -> None:
     """Train the MNIST networks and write them to checkpoints/."""

@@ -129,7 +129,7 @@ def save_network(name: str, run: Run, folder: Path) -> dict[str, Any]:
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--only", type=click.Choice([*RUNS]), help="Train just this one.")
+@click.option("--only", type=click.Choice([*RUNS]), help="Train only this network.")
 @click.option("--folder", default=str(CHECKPOINTS), help="Folder of weights and metadata.")
 @clean_exit
 def main(only: str | None, folder: str) -> None:
