@@ -132,7 +132,7 @@ def memory(job: Job, plans: Plans, rounds: Mapping[int, int]) -> Content:
             for name, peak in peaks.items()
         ]
         rows[-1]["bytes more per image"] = (guided - plain) / batch
-    source = "beside the weights, from the allocations that PyTorch's profiler records"
+    source = "weights not included, from the allocations that PyTorch's profiler records"
     if job.model.device.type == "cuda":
         source = "weights included, torch.cuda.max_memory_allocated"
     notes = [

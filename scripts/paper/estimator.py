@@ -64,7 +64,7 @@ def run(config: Estimator, request: Request) -> list[Path]:
     }  # fmt: skip
     iterations = config.options.iterations
     method = (
-        f"Every state with a pair of {options['preset']}, {options['steps']} Heun steps, seeds "
+        f"Every state of {options['preset']} that has a pair, {options['steps']} Heun steps, seeds "
         f"{options['seeds']}; power iteration of {iterations} JVPs in float32 from a random vector."
     )
     if request.dry_run:
@@ -78,8 +78,8 @@ def run(config: Estimator, request: Request) -> list[Path]:
     content = FIGURES[config.options.show](states)
     notes = [method, *content.notes]
     if states.dims <= SMALL:
-        notes.insert(1, "Its Jacobians are computed in full, one JVP per dimension; iterations "
-                     "multiply by them.")  # fmt: skip
+        notes.insert(1, "The Jacobians are computed in full, one JVP per dimension, and the "
+                     "iterations multiply by them.")  # fmt: skip
     content = content._replace(notes=notes)
     return write_content(config, request, options["preset"], content, provenance(job.model.device))
 
@@ -201,11 +201,12 @@ def _summary(rows: Sequence[dict[str, Any]], together: dict[str, float]) -> str:
     aligned = sum(row[DRIFT] > 2 * together["|cos| of a random direction"] for row in rows)
     return (
         f"From the calmest bin to the stiffest the median estimate is {rows[0][RATIO]:.2f} to "
-        f"{rows[-1][RATIO]:.2f} of power iteration's value, least {min(r[RATIO] for r in rows):.2f}"
-        f". Both follow the noise level over decades: among the seeds of one step the correlation "
-        f"of the logs is {together[WITHIN]:.2f}. The drift difference is nearer to the eigenvector "
-        f"than the solution difference in {nearer} of {len(rows)} bins, and its |cos| more than "
-        f"twice that of a random direction in {aligned}."
+        f"{rows[-1][RATIO]:.2f} times power iteration's value, and "
+        f"{min(r[RATIO] for r in rows):.2f} times at least. Both follow the noise level over "
+        f"decades; among the seeds of one step the correlation of their logarithms is "
+        f"{together[WITHIN]:.2f}. The drift difference is nearer to the eigenvector than the "
+        f"solution difference in {nearer} of {len(rows)} bins, and its |cos| is more than twice "
+        f"that of a random direction in {aligned}."
     )
 
 
@@ -234,8 +235,8 @@ def convergence(states: States) -> Content:
         errors[TRUE] = (history - exact).abs()
         errors[RELATIVE] = errors[TRUE] / exact
         notes.append(
-            f"To the exact value the median error is {_median(errors[TRUE][-1]):.2g} at the end, "
-            f"relative {_median(errors[RELATIVE][-1]):.2g}."
+            f"The median error to the exact value is {_median(errors[TRUE][-1]):.2g} at the end, "
+            f"{_median(errors[RELATIVE][-1]):.2g} relative to it."
         )
     data = [
         {"iteration": k + 1}

@@ -78,11 +78,12 @@ def least(rows: Sequence[Row], group: str, metric: str) -> list[str]:
         change = best["paired"][metric]
         difference = number((change["value"], change["error"]))
         beyond = "beyond noise" if change["exceeds"] else "not beyond noise"
-        notes.append(f"{group} {value}: least {LABELS[metric]} {number(best['ours'][metric])} at "
-                     f"{best['name']}, {difference} to Heun, {beyond}.")  # fmt: skip
+        notes.append(f"With {group} {value} the least {LABELS[metric]} is "
+                     f"{number(best['ours'][metric])}, at {best['name']}; minus Heun's it is "
+                     f"{difference}, {beyond}.")  # fmt: skip
     if notes:
-        notes.append("The least of several rows is chosen on the seeds that it is measured on: its "
-                     "value is biased low.")  # fmt: skip
+        notes.append("The row of least value is chosen on the seeds that it is measured on, which "
+                     "biases its value low.")  # fmt: skip
     return notes
 
 

@@ -32,8 +32,8 @@ LEVEL = 0.95  # of the intervals
 TREND = ("fd", "distance", "fd_dinov2", "fid")  # columns whose relative change has a meaning
 DISTANCE = (
     "distance: mean Euclidean distance of the samples, before they are decoded (their standard "
-    f"deviation is 0.5), to the converged solution from the same noise, first {SEEDS} seeds; "
-    "its replicates and errors are those of blocks of these seeds."
+    f"deviation is 0.5), to the converged solution from the same noise, over the first {SEEDS} "
+    "seeds; standard errors leave out blocks of these seeds in turn."
 )
 
 
@@ -322,8 +322,8 @@ def _by_chance(pairs: Sequence[Mapping[str, Any]]) -> str:
               for name in names}  # fmt: skip
     known = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
     return (
-        f"{len(pairs)} rows are compared: of {total} differences that are 0 in truth, about "
-        f"{total * (1 - LEVEL):.0f} would lie outside their 95 % interval by chance. Beyond noise "
+        f"{len(pairs)} rows are compared: if all {total} differences were 0 in truth, about "
+        f"{total * (1 - LEVEL):.0f} would be beyond noise by chance. Beyond noise "
         f"among all rows of a column (Bonferroni: {limit(len(pairs)):.2f} standard errors in place "
         f"of {limit(1):.2f}): {known}."
     )
@@ -338,7 +338,7 @@ def _notes(
     known = [one for one in finished if one]
     notes = list(config.notes)
     rows = Counter((one["n"], one["seeds"]) for one in known)
-    notes += [f"{n} images, seeds {seeds}, the same for {count} rows."
+    notes += [f"{count} rows have {n} images, seeds {seeds}."
               for (n, seeds), count in rows.items()]  # fmt: skip
     notes += _of_scale(config, request) if request.is_small else []
     notes += verdicts(config, data)
@@ -365,10 +365,10 @@ def _of_scale(config: Measured, request: Request) -> list[str]:
     """Say what stands in for the paper's networks, and what differs besides."""
     changes = {name: value for name, value in config.small.settings.items() if name != "labels"}
     weights = {networks_of(options_of(row.settings))[2] for row in config.rows} - {1.0}
-    changes |= {"guidance": ", ".join(f"{one:g}" for one in sorted(weights))} if weights else {}
+    changes |= {"guidance": " and ".join(f"{one:g}" for one in sorted(weights))} if weights else {}
     text = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                      for name, value in changes.items())  # fmt: skip
-    notes = [f"{scales()[request.scale].what} represents the paper's, with the paper's settings"
+    notes = [f"{scales()[request.scale].what} stands in for the paper's. Settings are the paper's"
              f"{f', but {text}' if text else ''}. These are not the paper's numbers."]  # fmt: skip
     if any(row.settings.get("erk") == "auto" for row in config.rows):
         notes.append("Rows named auto: the same sampler with erk=\"auto\", which has no weight to "

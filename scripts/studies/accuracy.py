@@ -70,7 +70,8 @@ def text(rows: Sequence[Row]) -> str:
     return (
         "# Digits that are recognised as the class asked for\n\n"
         f"`python -m scripts.studies accuracy`: Heun, {STEPS} steps, no ERK-Guid, balanced labels, "
-        f"seeds from {FIRST}; share ± standard error, of all and of each class.\n\n" + shown(rows)
+        f"seeds from {FIRST}; share of the images that a classifier takes for the class asked for, "
+        "of all and of each class, ± standard error.\n\n" + shown(rows)
     )
 
 

@@ -132,9 +132,10 @@ def worse(row: Row) -> bool:
 
 HEAD = """# erk="auto" with every solver
 
-`python -m scripts.studies auto`: samples of every solver with `erk="auto"` against those without,
-from the same noise. Errors are distances to the converged solution; value ± standard error, from
-blocks of seeds left out in turn. –: all coefficients are 0, the samples are the plain solver's.
+`python -m scripts.studies auto`: every solver with `erk="auto"` against the same without, from the
+same noise. Errors are distances to the converged solution; value ± standard error, from blocks of
+seeds left out in turn. – and solvers that are not listed: all coefficients are 0, so that the
+samples are the plain solver's.
 """
 TABLES = (
     ("Ratio of mean errors", "ratio"),

@@ -82,11 +82,11 @@ def text(rows: Sequence[Row]) -> str:
     return record(
         "Calibrated corrections of every solver",
         f"`python -m scripts.studies calibration`: corrections fitted on seeds {_ends(SEEDS)} and "
-        f"measured on seeds {_ends(HELD_OUT)}, with model guidance {_ends(GUIDED_HELD_OUT)}. Plain "
-        "error: mean distance to the converged solution from the same noise. The columns from auto "
-        'to calibrated are ratios to it: `erk="auto"`, ERK-Guid\'s direction alone, the embedded '
-        "difference alone, all directions. Value ± standard error; –: all coefficients are 0, or "
-        "not measured.",
+        f"measured on seeds {_ends(HELD_OUT)}, with model guidance on {_ends(GUIDED_HELD_OUT)}. "
+        "Plain error: mean distance to the converged solution from the same noise. The columns "
+        'from auto to calibrated are errors relative to it: with `erk="auto"`, and fitted with '
+        "ERK-Guid's direction alone, with the embedded difference alone and with all directions. "
+        "Value ± standard error; –: all coefficients are 0, or not measured.",
         rows,
     )
 

@@ -67,9 +67,9 @@ def text(rows: Sequence[Row]) -> str:
         f"Cards of erk calibrate at {BUDGETS[0]} to {BUDGETS[-1]} evaluations",
         "`python -m scripts.studies cards`: mean distance to the converged solution from the same "
         f"noise, of plain Heun, of the best published sampler and of the card, on {SEEDS} seeds "
-        "that neither fit nor choice has seen; ratio: card over published. The columns stepwise, "
-        f"levels and end to end have the least error of each stage on the {SEEDS} seeds of the "
-        "choice. Value ± standard error.",
+        "that were used for neither fit nor choice, ± standard error; ratio: card over published. "
+        "stepwise, levels, end to end: the least distance of each stage of the calibration on the "
+        f"{SEEDS} seeds of the choice.",
         rows,
     )
 

@@ -291,7 +291,7 @@ def verdict(rows: Computed, mode: str) -> Iterator[Table]:
         words = " ".join(_said(titles[name], nfes, compared[name]) for name in titles)
         for end in part_of(rows, method=CONVERGED).values():
             value, error = value_of(end, "quality")
-            words += f" That of the converged solution: {value:.3g} ± {error:.2g}."
+            words += f" The converged solution's {titles['quality']}: {value:.3g} ± {error:.2g}."
         yield table_of(
             f"{next(iter(rows)).data}. The {mode} against the best rival that is no card, "
             f"on the same seeds. {words} Beyond noise: more than {limit(count):.2f} paired "
@@ -311,21 +311,23 @@ def _said(title: str, nfes: Sequence[int], compared: Sequence[Difference]) -> st
 
 NOTES = [
     "NFE n: at most n evaluations of the network per sample; every solver takes as many steps as "
-    "fit (column `used` of the csv). Published schedules: Heun EDM; DPM-Solver-2 and iPNDM "
-    "EDM's nodes down to sigma_min; DEIS uniform VP time; DPM-Solver++ and UniPC uniform log-SNR.",
+    "fit (column `used` of the csv). Published schedules: EDM's for Heun; EDM's nodes down to "
+    "sigma_min for DPM-Solver-2 and iPNDM; uniform VP time for DEIS; uniform log-SNR for "
+    "DPM-Solver++ and UniPC.",
     f"plain: the published schedule. {PAPER}: w_stiff and w_con of its Table 2 at 8 steps, the "
-    "fewest it has. auto: coefficients without data, which only Heun and DPM-Solver-2 have. "
-    "levels, card, end to end: erk.calibrate for this solver, levels with no correction, card with "
-    f"{' and '.join(CORRECTIONS['card'])}, end to end with that fit too; an analytic first step "
-    f"and other schedules compete. {BEST}: nothing given, as erk calibrate MODEL --nfe n.",
-    "Calibrations use 32 seeds to fit on and as many to choose on, the page others, from "
-    f"{FIRST}; '{MORE}' was added when the others had been seen. Standard errors leave out ten "
-    "blocks of seeds in turn; differences are paired over the same seeds. The best rival is the "
-    "least of many, which flatters it.",
+    "fewest it has. auto: coefficients without data, which at these budgets only Heun and "
+    "DPM-Solver-2 have. levels, card, end to end: what erk.calibrate chooses for this solver: "
+    f"levels without a correction, card with {' and '.join(CORRECTIONS['card'])} allowed, end to "
+    "end with that fit too; an analytic first step and other schedules compete. "
+    f"{BEST}: no solver given, as with erk calibrate MODEL --nfe n.",
+    "Calibrations fit on 32 seeds and choose on 32 others; the values here are of further seeds, "
+    f"from {FIRST}. '{MORE}' was added when the others had been seen. Standard errors leave out "
+    "ten blocks of seeds in turn; differences are paired over the same seeds. The best rival is "
+    "the least of many, which flatters it.",
     f"converged: DEIS of order 4 with {EVALUATIONS} evaluations. It was added when FD had been "
-    "seen: a sampler whose FD is lower has an error that lowers it.",
-    "spectra, fixed before any number: ten Gaussians of rank 12 in 48 dimensions with variances "
-    "j^-2 and random means and subspaces, with their exact denoiser.",
+    "seen. A sampler whose FD is lower than its owes that to solver error.",
+    "spectra: ten Gaussians of rank 12 in 48 dimensions with variances j^-2 and random means and "
+    "subspaces, with their exact denoiser; fixed before anything was measured.",
 ]  # fmt: skip
 
 

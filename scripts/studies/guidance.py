@@ -85,8 +85,8 @@ def text(rows: Sequence[Row]) -> str:
     return (
         "# Weights of model guidance for the embedded networks\n\n"
         '`python -m scripts.studies guidance`: Heun, 8 steps, erk="auto", balanced labels; '
-        "value ± standard error. Marked: the preset's weight, of the least FD among those "
-        "above 1.\n\n" + shown(marked)
+        "value ± standard error. *: the preset's weight, which has the least FD of those above "
+        "1.\n\n" + shown(marked)
     )
 
 

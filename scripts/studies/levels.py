@@ -75,11 +75,11 @@ def main(presets: Sequence[str], budgets: Sequence[int], out: Path) -> None:
 def text(rows: Sequence[Row]) -> str:
     """Format the rows."""
     return record(
-        "Noise levels: published, GITS, Xue et al. and by the final state",
+        "Noise levels: published, GITS, Xue et al. and final state",
         "`python -m scripts.studies levels`: mean distance to the converged solution from the same "
-        f"noise, without corrections, on {SEEDS} seeds that neither fit nor choice has seen; "
-        "ratios are to the best published schedule's. Final state: levels that minimise the "
-        "distance of the final state, as `erk calibrate` does. Value ± standard error.",
+        f"noise, without corrections, on {SEEDS} seeds that were used for neither fit nor choice, "
+        "± standard error; ratios are to the best published schedule. Final state: levels that "
+        "minimise the distance of the final state, as `erk calibrate` chooses them.",
         rows,
     )
 

@@ -85,9 +85,10 @@ def text(rows: Sequence[Row]) -> str:
         "# ERK-Guid with rules of model guidance\n\n"
         f"`python -m scripts.studies rules`: {PRESET.name}, Heun, {STEPS} steps, balanced labels, "
         f"seeds from {FIRST}. CFG and APG with weight {PRESET.guidance:g}, APG with eta 0 and no "
-        "threshold, CFG++ with 0.6; w_con 0.3. Changes against the same rule without ERK-Guid, of "
-        f"the same seeds; of {count} changes those beyond {limit(max(count, 1)):.2f} standard "
-        "errors are beyond noise (Bonferroni).\n\n" + to_markdown(lines, names)
+        "threshold, CFG++ with weight 0.6; w_con 0.3. Changes are against the same rule without "
+        f"ERK-Guid, paired by seed; of {count} changes those of more than "
+        f"{limit(max(count, 1)):.2f} standard errors are beyond noise (Bonferroni).\n\n"
+        + to_markdown(lines, names)
     )
 
 
