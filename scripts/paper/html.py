@@ -128,7 +128,7 @@ def _ours(row: Row, name: str, is_best: bool) -> HtmlCell:
     if change is None:
         return HtmlCell(text, error, is_best)
     difference = number((change["value"], change["error"]))
-    hint = f"{difference} to {row['against']}"
+    hint = f"{difference} against {row['against']}"
     return HtmlCell(text, error, is_best, verdict_of(name, change), hint)
 
 

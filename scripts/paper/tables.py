@@ -238,7 +238,7 @@ def _published(config: Measured, data: Sequence[Mapping[str, Any]], request: Req
         minus = {f"ours − {name}": value for name, value in one.get("minus_published", {}).items()}
         rows.append({"row": one["name"]} | shown | minus)
     more = [f"ours − {name}" for name in config.columns] if not request.is_small else []
-    note = "" if more else " Another data set: no difference to them is formed."
+    note = "" if more else " Another data set, so no differences are shown."
     published = [row.published for row in config.rows if row.published]
     groups = [group for row, group in zip(config.rows, _groups(config), strict=True)
               if row.published]  # fmt: skip
@@ -384,7 +384,7 @@ def _abstaining(data: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [one["name"] for one in data
              if one.get("paired") and one["settings"].get("erk") == "auto"
              and not any(pair["value"] for pair in one["paired"].values())]  # fmt: skip
-    return [f"auto changes nothing in {'; '.join(names)}."] if names else []
+    return [f"auto has no correction for these rows: {'; '.join(names)}."] if names else []
 
 
 def _missing(config: Measured, request: Request, finished: Sequence[Finished]) -> Iterable[str]:

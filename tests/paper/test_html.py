@@ -39,7 +39,7 @@ def test_ours_and_published_values_are_side_by_side():
                      ["c", "–", "–", "–", "–"]]  # fmt: skip
     fd, score = table.rows[1][2:4]
     assert (fd.error, fd.is_best, fd.verdict) == ("0.13", True, "better")
-    assert fd.hint == "-1.04 ± 0.10 to a" and score.verdict == "worse"  # a lower IS is worse
+    assert fd.hint == "-1.04 ± 0.10 against a" and score.verdict == "worse"  # a lower IS is worse
     assert [one.caption for one in details_of(PAGE)] == ["Differences."]
 
 

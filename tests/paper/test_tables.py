@@ -86,7 +86,7 @@ def test_page_on_digits_never_compares_with_the_paper():
     assert all(not one.get("minus_published") for one in page.rows)
     text = to_md(page)
     assert "ours −" not in text and "These are not the paper's numbers" in text
-    assert "no difference to them is formed" in text and "| **82.8** | 2.74 |" in text
+    assert "so no differences are shown" in text and "| **82.8** | 2.74 |" in text
     assert "fd, of 1 paired differences: worse in 1 (32 steps, w_stiff 0.5)." in text
     assert "| 32 steps, w_stiff 0.5 | 32 steps | 25.0" in text and " | -1.3 | -0.4 |" in text
     assert page.rows[0]["seconds"] == 2.0 and page.rows[1]["seconds"] is None
