@@ -35,9 +35,8 @@ LARGEST = 4096  # pixels of --size: 48 MiB per image in memory
     cloup.option("--dest", metavar="FILE.zip", required=True, help="The archive to write."),
     cloup.option("--size", type=int, default=512, help="Width and height of the images in pixels."),
     shared.overwrite_option,
-    cloup.option("--workers", type=int, metavar="N", default=os.cpu_count() or 1,
-                 show_default=False, help="Threads that decode and encode.  "
-                 "[default: one per core]"),
+    cloup.option("--workers", type=int, metavar="N",
+                 help="Threads that decode and encode.  [default: one per core]"),
 )  # fmt: skip
 def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
     """Crop and scale images as ADM and EDM2 do and pack them as EDM does.
@@ -58,6 +57,8 @@ def main(source: str, dest: str, overwrite: bool, **options: Any) -> None:
         raise ValueError(f"--size must be at most {LARGEST}, not {options['size']}")
     from erk.commands.imagenet_archive import prepare
 
+    if options["workers"] is None:
+        options["workers"] = os.cpu_count() or 1
     click.echo(prepare(Path(source), target, **options))
 
 
