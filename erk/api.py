@@ -86,10 +86,11 @@ def sample(
     Parameters
     ----------
     model
-        Denoiser D(x, sigma, labels) -> [B, ...]; sees float32. sigma is [] for a function and [B]
-        on x's device for a `torch.nn.Module`; `erk.from_denoiser(function)` gives a function [B].
+        Denoiser D(x, sigma, labels) -> [B, ...], called with float32. sigma is [] for a function
+        and [B] on x's device for a `torch.nn.Module`; `erk.from_denoiser(function)` makes a
+        function get [B], too.
     noise
-        Unit-variance noise, [B, ...] (`erk.noise_and_labels`).
+        Noise of unit variance, [B, ...], as from `erk.noise_and_labels`.
     labels
         Passed to the networks: [B, label_dim] float32 for an `erk.Model`, None without classes.
     solver
@@ -101,7 +102,7 @@ def sample(
     steps
         Intervals of a named schedule.
     sigma_min
-        Lowest noise level of a named schedule, before sigma = 0.
+        Lowest noise level above 0 of a named schedule.
     sigma_max
         Highest noise level of a named schedule.
     rho
@@ -109,7 +110,7 @@ def sample(
     guide_model
         The guiding network of CFG or Autoguidance.
     guidance
-        Its weight in D = D_guide + guidance (D_main - D_guide); 1, the default, is off.
+        Weight of the guide in D = D_guide + guidance (D_main - D_guide); 1, the default, is off.
     guidance_interval
         (lo, hi) in sigma within which the guide acts.
     w_stiff
@@ -117,9 +118,9 @@ def sample(
     w_con
         Stiffness above which ERK-Guid acts.
     erk
-        ERK-Guid without weights: "auto".
+        "auto": ERK-Guid without weights.
     dtype
-        dtype of the state and of the result; noise injected as EDM does needs a float64 state.
+        dtype of the state and of the result; EDM's injection of noise keeps the state in float64.
     callback
         Called with the `State` of every step, such as an `erk.Trace()`.
     guide_labels
@@ -174,7 +175,7 @@ def trajectory(
     Parameters
     ----------
     model
-        As for `sample`, and so are the other arguments.
+        This and the other arguments are as for `sample`.
     **settings
         All fields of `erk.Settings`, as for `sample`.
 
@@ -227,10 +228,10 @@ def save_images(
     Parameters
     ----------
     images
-        uint8 [B, C, H, W] with C = 1 or 3, such as `model.decode(x0)`; or floats, of which -1..1
+        uint8 [B, C, H, W] with C = 1 or 3, such as `model.decode(x0)`; or floats, whose range -1..1
         becomes 0..255.
     folder
-        Created if it does not exist.
+        Folder to write to; it is created if it does not exist.
     seeds
         One number per image, for the file names; default: 0, 1, ...
 
@@ -242,7 +243,7 @@ def save_images(
     Raises
     ------
     ValueError
-        For another shape or dtype, NaN, and seeds that do not give each image a file.
+        For another shape or dtype, NaN, and seeds that do not give each image its own file.
     """
     from erk.generation.images import save_images as write_images
 
@@ -264,7 +265,7 @@ def plot_trace(
 ) -> bytes:
     """Plot stiffness, gate and correction along the noise level.
 
-    Curves are medians over the samples, bands reach from quartile to quartile.
+    Curves are medians over the samples; bands reach from quartile to quartile.
 
     Parameters
     ----------
@@ -326,19 +327,19 @@ def animate(
     decode: Callable[[Tensor], Tensor] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Path:
-    """Write x and D along a trajectory as a .gif or .webp animation, a frame per step.
+    """Write x and D along a trajectory as a .gif or .webp animation, one frame per step.
 
     Parameters
     ----------
     states
-        The states of `erk.trajectory`, of a few samples: all are shown.
+        The states of `erk.trajectory` for a few samples, which are all shown.
     path
         The file, .gif or .webp.
     decode
-        Samples [B, ...] float32 -> images uint8 [B, C, H, W], such as `model.decode`; default:
-        pixels, of which -1..1 becomes 0..255.
+        Samples [B, ...] float32 -> images uint8 [B, C, H, W], such as `model.decode`; default: the
+        samples are pixels, whose range -1..1 becomes 0..255.
     captions
-        One per sample; default: its number.
+        One text per sample; default: its number.
 
     Returns
     -------

@@ -53,21 +53,21 @@ def evaluate(
     Parameters
     ----------
     images
-        Folder, .zip, .npz, uint8 tensor [N, C, H, W], an iterable of such batches, or features from
+        Folder, .zip, .npz, uint8 tensor [N, C, H, W], an iterable of such tensors, or features from
         `extract`.
     reference
-        Name ("imagenet512"), address or file of statistics, Reference; or real images in the forms
-        of ``images``, which then need a protocol.
+        Name ("imagenet512"), address or file of statistics, or a Reference; or real images in the
+        forms of ``images``, with which a protocol is required.
     protocol
-        Its definitions are used, see configs/protocols.yaml; None: those that the reference is
-        meant for.
+        Name of the definitions of the metrics (configs/protocols.yaml); None: those for which the
+        reference is meant.
     metrics
-        Some of the protocol's columns, a list or one text ("fid,is"); None: all.
+        Some of the protocol's metrics, as a list or one text ("fid,is"); None: all.
     real
-        Real images besides a reference of statistics, for precision and recall.
+        Real images in addition to a reference of statistics, for precision and recall.
     labels
-        Integers [N], the classes asked for, one per image of the set (also of those that cannot be
-        read); stored images may know theirs.
+        Integers [N], the requested classes, one per image of the set (including images that cannot
+        be read); None: those that are stored with the images, if any.
     extractors
         Name -> loaded extractor, so that a training loop loads each network once.
     options
@@ -82,7 +82,7 @@ def evaluate(
     Raises
     ------
     ValueError, OSError
-        What is missing or does not fit: another image size, labels, networks or real images.
+        If something is missing or does not fit: image size, labels, networks or real images.
     """
     require(images is not None, "images", IMAGES, images)
     chosen, known = _options(options), {} if extractors is None else extractors

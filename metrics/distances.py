@@ -51,8 +51,8 @@ def frechet_distance(real: Gaussian, generated: Gaussian, *, factor: Tensor | No
     real, generated
         Moments, or (mean [D], cov [D, D]), arrays or tensors.
     factor
-        ``covariance_factor(real.cov)`` if known; half of the work when one reference meets many
-        sets.
+        ``covariance_factor(real.cov)`` if known, which saves work when many sets are compared with
+        one reference.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def inception_score(
     shuffle
         Whether samples are shuffled first, by RandomState(2020).
     split_size
-        Samples per part instead, the last one smaller; ``splits`` is then not used.
+        Samples per part, of which the last may have fewer; ``splits`` is then not used.
 
     Returns
     -------

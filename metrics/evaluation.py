@@ -49,17 +49,17 @@ class Evaluation:
     n
         Number of images.
     values
-        Column -> value; None: not defined, ``undefined`` says why.
+        Column -> value; None: not defined, for the reason in ``undefined``.
     replicates
-        Column -> values without each group of images, where a standard error is defined.
+        Column -> values with each group of images left out, where a standard error is defined.
     undefined
         Reasons of values and standard errors that are missing.
     caveats
         What limits the use of the values.
     details
-        Reference, real images, extractors, ...: the other entries of ``to_dict``.
+        The other entries of ``to_dict``: reference, real images, extractors, ...
     pairing
-        Hashes of the groups of images and, where known, of the classes asked for.
+        Hashes of the groups of images and, where known, of the requested classes.
     errors
         Column -> standard error, or None.
     notes
@@ -183,8 +183,8 @@ def paired_differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
     """Return a - b of every column that has standard errors in both, with its standard error.
 
     Both evaluations are of the same seeds in the same groups, so what they share cancels. Raises
-    ValueError for evaluations that differ in protocol, reference, extractors, number of images,
-    groups or classes, as far as they know these.
+    ValueError for evaluations that are known to differ in protocol, reference, extractors, number
+    of images, groups or classes.
     """
     expected = "an Evaluation of metrics.evaluate"
     require(isinstance(a, Evaluation), "a", expected, a)
@@ -251,9 +251,9 @@ def fd_floor(
     real
         Statistics with features.
     n
-        Number of images; with labels rounded down to a multiple of the classes.
+        Number of images; with labels it is rounded down to a multiple of the number of classes.
     labels
-        int64 [N] of the features: each class is drawn equally often.
+        Classes of the features, int64 [N]; if they are given, each class is drawn equally often.
     repeats
         Number of seeded draws.
     seed
@@ -262,8 +262,8 @@ def fd_floor(
     Returns
     -------
     Estimate
-        Mean over the draws and standard deviation of ONE draw (not of the mean): below their sum,
-        differences of FD at this n mean nothing.
+        Mean over the draws and standard deviation of one draw (not of the mean): differences
+        between FDs below their sum mean nothing at this n.
 
     Raises
     ------

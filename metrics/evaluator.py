@@ -233,20 +233,20 @@ def load_evaluator(
     extractors: Mapping[str, Extractor] | None = None,
     options: Options | None = None,
 ) -> Evaluator:
-    """Load what evaluating against a reference takes, and check that it fits together.
+    """Load all that an evaluation against a reference needs, and check that it fits together.
 
     Parameters
     ----------
     reference
         See `load_reference`; None: the ``real`` images alone.
     protocol
-        Its definitions are used; None: those that the reference is meant for.
+        Name of the definitions of the metrics; None: those for which the reference is meant.
     metrics
-        Some of the protocol's columns; None: all.
+        Some of the protocol's metrics; None: all.
     real
-        Real images, for precision and recall where the reference keeps no features.
+        Real images, for precision and recall if the reference has no features.
     extractors
-        Loaded extractors, used in place of those that ``options`` would load.
+        Loaded extractors to use instead of those that ``options`` would load.
     options
         See `Options`.
 

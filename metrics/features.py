@@ -119,12 +119,12 @@ def extract(
     device
         Device of the extractors.
     skip_corrupt
-        Leave out images that cannot be read.
+        Skip images that cannot be read.
 
     Raises
     ------
     ValueError
-        No images, broken images, NaN features or images that an extractor does not take.
+        For no images, broken images, NaN features or images that an extractor does not take.
     """
     images = opened(images)
     check_extractors(extractors)

@@ -70,17 +70,17 @@ def fingerprint(source: ImageSource) -> str:
 def open_images(path: str | Path, least: int = 2) -> ImageSource:
     """List the images of a folder (with its sub-folders, see `list_files`), a zip or an npz.
 
-    A folder or zip holds 8-bit grey or RGB images (png, jpg); ``grid.png`` and files that are no
-    images are ignored, images of other formats are counted in the notes. A folder without images
-    may hold one zip or npz instead. An npz holds ``images`` or ``arr_0``, uint8 [N, H, W] or
-    [N, H, W, C], and optionally ``seeds``, ``labels``.
+    A folder or zip holds 8-bit grey or RGB images (png, jpg). ``grid.png`` and files that are not
+    images are ignored; images of other formats are counted in the notes. A folder without images
+    may hold one zip or npz instead. An npz holds ``images`` or ``arr_0``, uint8 [N, H, W] or [N, H,
+    W, C], and optionally ``seeds``, ``labels``.
 
     Parameters
     ----------
     path
         Folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn.
     least
-        The fewest images that serve: 2 to measure, 1 to look at.
+        Least number of images: 2 to measure, 1 to look at.
 
     Raises
     ------

@@ -47,8 +47,9 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features [N, D] and [M, D].
 
-    Precision is the share of generated samples inside a real ball, recall the share of real
-    samples inside a generated ball. Arguments and errors: see ``membership``.
+    A ball reaches from a sample to its k-th neighbour in its set. Precision is the share of
+    generated samples inside a ball of a real one, recall the share of real samples inside a ball of
+    a generated one. Arguments and errors: see ``membership``.
     """
     result = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
     return result.precise.double().mean().item(), result.recalled[0].double().mean().item()
@@ -59,8 +60,9 @@ def density_coverage(
 ) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020) of features [N, D] and [M, D].
 
-    Density is the mean number of real balls around a generated sample, over k; coverage the
-    share of real balls that hold a generated sample. Arguments and errors: see ``membership``.
+    Density is the mean number of real balls that contain a generated sample, divided by k; coverage
+    is the share of real balls that contain a generated sample. Arguments and errors: see
+    ``membership``.
     """
     result = membership(real=real, generated=generated, k=k, strict=strict, memory=memory)
     return result.inside.double().mean().item() / k, result.covered[0].double().mean().item()

@@ -17,14 +17,14 @@ from metrics.store import default_folder
 
 @dataclass(frozen=True)
 class Options:
-    """How images are evaluated.
+    """The options of an evaluation.
 
     Parameters
     ----------
     weights
         Extractor -> a file of weights, or "random:SEED", which needs ``allow_random``.
     allow_random
-        Allow random weights: for trials, whose numbers measure nothing.
+        Allow random weights, for trials; the numbers then measure nothing.
     precision
         Precision of the extractors, see `load_extractor`.
     device
@@ -36,11 +36,11 @@ class Options:
     batch
         Images per network call.
     skip_corrupt
-        Leave out images that cannot be read.
+        Skip images that cannot be read.
     groups
         Groups of images left out in turn for standard errors; 1: no errors.
     memory
-        Bytes for the nearest-neighbour search, besides the features.
+        Bytes for the nearest-neighbour search, in addition to the features.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)

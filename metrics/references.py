@@ -75,7 +75,7 @@ def load_reference(
     offline
         Never download; else files are downloaded once, into the cache.
     load
-        Loads an extractor that a reference of real images needs and ``extractors`` lacks.
+        Loads an extractor that a reference of real images needs and that is not in ``extractors``.
 
     Raises
     ------

@@ -26,10 +26,10 @@ class Statistics(NamedTuple):
 
 
 class Moments:
-    """Number, mean and scatter of features, in float64; what two runs gathered can be merged.
+    """Number, mean and scatter of features, in float64; those of two processes can be merged.
 
-    The scatter is accumulated around the mean (Chan et al. 1983), not as a sum of products: of
-    features far from 0, or all alike, sums of products would leave only rounding.
+    The scatter is accumulated around the mean (Chan et al. 1983), not as a sum of products, which
+    would leave only rounding errors for features far from 0 or all alike.
     ``Moments(2048).add(batch)`` accumulates batches, ``a.merge(b)`` joins processes.
 
     Attributes

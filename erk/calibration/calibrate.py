@@ -88,26 +88,28 @@ def calibrate(
     """Search for the sampler that best follows a denoiser's ODE with `nfe` evaluations per sample.
 
     `erk.sample(..., card=card)` uses it. The criterion is the mean distance to the converged
-    solution from the same noise: no FID, no real images.
+    solution from the same noise; neither FID nor real images are used.
 
     Parameters
     ----------
     model : denoiser
         D(x, sigma, labels) with `sample_shape`; an `erk.Model` or an adapter (`erk.from_v`, ...).
     nfe : int
-        Evaluations of the network per sample, at most.
+        Largest number of network evaluations per sample.
     seeds : int
-        Seeds to fit on; as many again choose among the fits, as many again give the report.
+        Number of seeds for the fits; as many others are for the choice, and as many again for the
+        reported errors.
     guide_model : denoiser, optional
         The guiding network, for guidance other than 1.
     corrections : sequence of str
-        Of "auto", "weights" (w_stiff and w_con), "stepwise" and "end-to-end"; () for none.
+        Corrections that compete: "auto", "weights" (w_stiff and w_con), "stepwise" and
+        "end-to-end"; (): none.
     directions : sequence of str
-        Names in `erk.method.corrections.DIRECTIONS` that coefficients are fitted for.
+        Names in `erk.method.corrections.DIRECTIONS` for which coefficients are fitted.
     evaluations : int
-        Network evaluations on a reference path.
+        Network evaluations per reference path.
     batch : int
-        Samples per network evaluation.
+        Samples per network call.
     draw : callable, optional
         seeds -> unit-variance noise [B, ...] and labels; default: `erk.noise_and_labels`.
     folder : Path, optional
@@ -121,14 +123,14 @@ def calibrate(
     Returns
     -------
     Card
-        The sampler, the networks it is for, and errors before and after on seeds that neither the
-        fit nor the choice has used. `card.save(path)` writes it to a file.
+        The sampler, the networks that it is for, and its errors and those of published samplers on
+        seeds that neither the fit nor the choice has used. `card.save(path)` writes it to a file.
 
     Raises
     ------
     ValueError
-        For too few evaluations or seeds, settings that do not go together or that a card has no
-        room for, and a denoiser that returns two answers for one input.
+        For too few evaluations or seeds, settings that do not go together or that a card cannot
+        hold, and a denoiser that gives different results for the same input.
     NonFiniteError
         If a network produces NaN or infinity.
     """

@@ -39,9 +39,9 @@ def reference_path(
 ) -> Tensor:
     """Solve the ODE from unit-variance noise and return its states at given noise levels.
 
-    DEIS of order 4 runs on a fine schedule of its states alone; between two fine levels the path
-    is the cubic Hermite interpolant of their states and drifts. At sigma = 0 it is D, as in every
-    sampler here.
+    DEIS of order 4 runs on a fine schedule of its own; between two fine levels the path is the
+    cubic Hermite interpolant of their states and drifts. At sigma = 0 it is D, as in every sampler
+    here.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def reference_path(
     noise : Tensor [B, ...]
         Unit-variance noise; its dtype is that of the path.
     sigmas : Tensor [N + 1]
-        Strictly decreasing noise levels, the last one may be 0.
+        Strictly decreasing noise levels; the last one may be 0.
     evaluations : int
         Network evaluations, whatever `sigmas` are.
 
@@ -147,9 +147,9 @@ def converged(
 ) -> Tensor:
     """Compute the converged solution from unit-variance noise [B, ...], [B, ...].
 
-    Every convergent solver tends to it between the first and last noise levels of `settings`, with
-    their model guidance. Nothing else of `settings` matters. Raises ValueError for guidance that
-    depends on the steps.
+    It is the limit of every convergent solver between the first and last noise levels of
+    `settings`, with their model guidance; nothing else of `settings` matters. Raises ValueError for
+    guidance that depends on the steps.
     """
     require(isinstance(settings, Settings), "settings", "an erk.Settings", settings)
     require(isinstance(noise, Tensor), "noise", "a tensor [B, ...]", noise)

@@ -16,7 +16,9 @@ RULE = ("guidance_kind", "apg_eta", "apg_threshold")
 
 
 def _free(name: str) -> Any:
-    changes = {} if field(name).kind is bool else {"default": None}
+    changes: dict[str, Any] = {} if field(name).kind is bool else {"default": None}
+    if name == "schedule":  # no default: it is searched
+        changes["help"] = field(name).help
     return shared.setting(name, **changes)
 
 

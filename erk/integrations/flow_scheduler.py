@@ -32,11 +32,11 @@ class ERKFlowMatchHeunScheduler(
 ):
     """Heun's method with ERK-Guid for flow models, with velocity prediction.
 
-    Config and `set_timesteps` (`sigmas`, `mu`, `timesteps`) are FlowMatchEulerDiscreteScheduler's,
-    which pipelines use; every level is followed by a second evaluation (order 2). Without ERK-Guid
-    every step is FlowMatchHeunDiscreteScheduler's, in s. With `w_stiff`, `erk` or a `card` it is
-    Heun's in sigma, as in `erk.sample(erk.from_flow(...))`, except from s = 1, where sigma is
-    infinite: that step is FlowMatchHeunDiscreteScheduler's, uncorrected.
+    Config and `set_timesteps` (`sigmas`, `mu`, `timesteps`) are those of
+    FlowMatchEulerDiscreteScheduler, which pipelines use; each step has a second evaluation (order
+    2). Without ERK-Guid every step is FlowMatchHeunDiscreteScheduler's, in s. With `w_stiff`, `erk`
+    or a `card` it is Heun's in sigma, as in `erk.sample(erk.from_flow(...))`, except from s = 1,
+    where sigma is infinite: that step is FlowMatchHeunDiscreteScheduler's, uncorrected.
     """
 
     SOLVERS = ("heun",)

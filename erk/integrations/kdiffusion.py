@@ -44,7 +44,7 @@ def sample_erk_heun(
     erk: str | None = None,
     card: Any = None,
 ) -> Tensor:
-    """Sample by EDM's Heun method with ERK-Guid, two calls of the model per step.
+    """Sample by EDM's Heun method with ERK-Guid, with two calls of the model per step.
 
     Parameters
     ----------
@@ -53,16 +53,16 @@ def sample_erk_heun(
     x
         Noise times sigmas[0], [B, ...].
     sigmas
-        Decreasing noise levels, [steps + 1]; with a card `card_sigmas(card)`.
+        Decreasing noise levels, [steps + 1]; with a card those of `card_sigmas(card)`.
     extra_args
         Keyword arguments of the model.
     callback
         Receives a dictionary in each step that calls the model, after its first call: x and
         denoised there, i, sigma and sigma_hat (equal). Changing x in place changes the run.
     disable
-        Hides the progress bar.
+        Whether the progress bar is hidden.
     w_stiff
-        Scale of the correction; 0 is off. Default: 1, and 0 with `erk` or a card.
+        Strength of the correction; 0 is off. Default: 1, or 0 with `erk` or a card.
     w_con
         Stiffness above which a sample is corrected. Default: 0.5.
     erk
@@ -126,7 +126,7 @@ SAMPLERS = {"erk_heun": sample_erk_heun, "erk_dpm2": sample_erk_dpm2}
 
 
 def card_sigmas(card: Any) -> Tensor:
-    """Return the noise levels of a card, [steps + 1] float32; ValueError if it is none."""
+    """Return the noise levels of a card, [steps + 1] float32; ValueError for another file."""
     return levels_of(open_card(card).settings).float()
 
 

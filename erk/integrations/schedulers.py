@@ -150,10 +150,10 @@ class _GuidedDPM(Guided):
 class ERKDPMSolverSinglestepScheduler(_GuidedDPM, DPMSolverSinglestepScheduler):
     """diffusers' DPMSolverSinglestepScheduler (DPM-Solver-2S) with ERK-Guid.
 
-    The pair of a second-order step is its start and its middle stage; a step of order 1 has the
-    previous node as euler has. `w_stiff` scales the correction (0: off), `w_con` is the stiffness
-    above which a sample is corrected; `erk="auto"` or a `card` replaces both. Raises ValueError for
-    stochastic algorithms and for solver_order 3, which have no pair.
+    The pair of a second-order step is its start and its middle stage; that of a step of order 1 is
+    its start and the previous node. `w_stiff` scales the correction (0: off), `w_con` is the
+    stiffness above which a sample is corrected; `erk="auto"` or a `card` replaces both. Raises
+    ValueError for stochastic algorithms and for solver_order 3, which have no pair.
     """
 
     SOLVERS = ("dpm2", "euler")

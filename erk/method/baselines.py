@@ -24,9 +24,10 @@ def with_langevin(
 ) -> Solver:
     """Return `solver` followed by a Langevin corrector at sigma_next (Song et al. 2021, Alg. 4).
 
-    With the score s = -f / sigma and unit noise e the state moves by step s + sqrt(2 step) e,
-    step = 2 (snr |e| / |s|)^2. Norms are per sample, so that no sample depends on its batch mates.
-    One more evaluation per step. Its state has no pair, so ERK-Guid is not combined with it.
+    With the score s = -f / sigma and unit noise e the state moves by step s + sqrt(2 step) e, step
+    = 2 (snr |e| / |s|)^2. Norms are per sample, so that no sample depends on the others of its
+    batch. This costs one more evaluation per step. The corrected state has no pair, so ERK-Guid is
+    not combined with it.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def with_langevin(
     snr
         Signal-to-noise ratio of the corrector.
     randn_like
-        Draws e; None drops the noise, and |e| is its expected size.
+        Draws e; None: no noise is added, and |e| is its expected size.
     """
 
     def langevin(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any) -> Step:
@@ -57,10 +58,10 @@ def adaptive_heun(
 ) -> Iterator[tuple[Tensor, Step]]:
     """Run Heun on the levels `sigmas` [N + 1], halving an interval where stiffness exceeds `tau`.
 
-    Each sample decides alone, from ERK-Guid's estimate at the start of the interval. Both variants
-    run on the whole batch and each sample keeps one, so that no bit of it depends on its batch
-    mates; `drift.nfe` becomes [B], the evaluations that each sample needs (a halved interval
-    costs 4 in place of 2). Yields as `sampler.steps` does.
+    This is decided for each sample, by ERK-Guid's estimate at the start of the interval. Both
+    variants run on the whole batch and each sample keeps one, so that no sample depends on the
+    others of its batch; `drift.nfe` becomes [B], the evaluations that each sample needs (4 for a
+    halved interval instead of 2). Yields as `sampler.steps` does.
     """
     require(callable(drift), "drift", "a GuidedDrift", drift)
     require(isinstance(x, Tensor), "x", "a tensor [B, ...]", x)

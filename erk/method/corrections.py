@@ -112,7 +112,7 @@ def at_limit(step: Step, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Correction:
-    """A guidance that adds multiples of `DIRECTIONS` to every step's answer, `shortened`."""
+    """A guidance that adds multiples of `DIRECTIONS` to the result of every step, `shortened`."""
 
     sigmas: tuple[float, ...]  # noise levels, [N + 1]
     directions: tuple[str, ...]  # names in DIRECTIONS, K of them
@@ -161,14 +161,14 @@ def _describe(levels: Tensor) -> str:
 
 
 def auto(solver: Solver, sigmas: Tensor) -> Correction:
-    """Compute the correction that a solver needs on Gaussian data; no network is evaluated.
+    """Compute the correction that a solver needs on Gaussian data, without any network.
 
-    On one-dimensional Gaussian data of scale S the ODE has a solution, proportional to
-    sqrt(S^2 + sigma^2), so that the solver's local error is known exactly. Least squares over S
-    gives the multiple of the embedded difference that removes most of it. Different priors of S
-    give different multiples: of these the nearest to 0 is taken, at most LARGEST, and 0 where they
-    differ in sign or where under one of them less than SHARE of the squared error would be removed.
-    The full trajectory must meet the same threshold, else all weights are zero.
+    On one-dimensional Gaussian data of scale S the ODE has a solution, proportional to sqrt(S^2 +
+    sigma^2), so that the solver's local error is known exactly. Least squares over S gives the
+    multiple of the embedded difference that removes most of it. Different priors of S give
+    different multiples. The one nearest to 0 is used, limited to LARGEST in size; it is 0 where the
+    multiples differ in sign, or where under any prior less than SHARE of the squared error would be
+    removed. If that is so at the end of the trajectory, all multiples are 0.
 
     Parameters
     ----------

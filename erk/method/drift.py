@@ -65,9 +65,9 @@ def check_finite(x: Tensor, step: int, sigma: Tensor | float, half: bool = False
 class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 
-    Classifier-free guidance takes an unconditional network as `guide_model`, Autoguidance a
-    weaker one. A guide that IS the main network shares its call, at twice the batch. `nfe` and
-    `guide_nfe` count the evaluations of each network.
+    Classifier-free guidance takes an unconditional network as `guide_model`, Autoguidance a weaker
+    one. If the guide is the main network, both are evaluated in one call at twice the batch. `nfe`
+    and `guide_nfe` count the evaluations of each network.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class GuidedDrift:
     guidance
         Weight of model guidance; at 1 the guide is not called.
     interval
-        (lo, hi): guidance acts for lo < sigma <= hi only (Kynkaanniemi et al. 2024).
+        (lo, hi): the guide acts only for lo < sigma <= hi (Kynkäänniemi et al. 2024).
     guide_labels
         Labels of the guide, such as none for CFG within one network; default: `labels`.
     """
@@ -193,10 +193,10 @@ def _level_for(model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
 class ProjectedDrift(GuidedDrift):
     """ERK-Proj: model guidance damped outside the stiff direction (Eq. 59-61).
 
-    The guiding difference g = f_main - f_guide becomes `eta g + (1 - eta) <g, v> v` with
-    eta = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come
-    from the MAIN network's drift (the paper does not say which) at two successive evaluations.
-    Until there is a pair the plain g acts (Heun: the first step).
+    The difference of the drifts g = f_main - f_guide becomes `eta g + (1 - eta) <g, v> v` with eta
+    = exp(-w_stiff rho), so that in stiff regions only its stiff part acts. rho and v come from the
+    main network's drift (the paper does not say which) at two successive evaluations. Until there
+    is a pair (Heun: in the first step) the plain g acts.
 
     Parameters
     ----------
@@ -205,8 +205,9 @@ class ProjectedDrift(GuidedDrift):
     w_stiff
         Strength of the damping.
     embedded
-        Whether only evaluations at one sigma are a pair, i.e. Heun's embedded one, whose estimates
-        hold for the whole step; False for solvers that never return to a sigma: any two.
+        True: only two evaluations at the same sigma are a pair, i.e. Heun's, whose estimates hold
+        for the whole step; False, for solvers that never evaluate twice at a sigma: any two
+        successive ones.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from erk.method.stiffness import Stiffness, stiffness
 
 
 class Push(NamedTuple):
-    """The correction that ERK-Guid subtracts from a solver's answer, with its factors.
+    """The correction that ERK-Guid subtracts from a solver's result, with its factors.
 
     Attributes
     ----------
@@ -55,8 +55,7 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
     """Return the ERK-Guid correction of `step` (Eq. 19), or None where there is none.
 
-    There is none while the step has no twin, and for a step of length 0. Raises ValueError for a
-    twin without h.
+    There is none for a step without a twin or of length 0. Raises ValueError for a twin without h.
     """
     require(isinstance(step, Step), "step", "an erk.Step", step)
     require(isinstance(w_stiff, Real | Tensor), "w_stiff", "a number", w_stiff)
@@ -74,10 +73,10 @@ def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 
 
 def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Tensor:
-    """Move a solver's answer along the stiff direction (Eq. 17-20, Algorithm 1).
+    """Correct a solver's result along the stiff direction (Eq. 17-20, Algorithm 1).
 
-    Costs no network evaluation. A step without a pair (`twin` None) or of length 0 is left alone; a
-    twin without `h` is a ValueError.
+    Costs no network evaluation. A step without a pair (`twin` None) or of length 0 is not
+    corrected; a twin without `h` raises ValueError.
 
     Parameters
     ----------
@@ -86,14 +85,14 @@ def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
     w_stiff
         Strength of the correction, >= 0; 0 is off.
     w_con
-        Stiffness above which a sample is corrected; each sample is decided alone.
+        Stiffness above which a sample is corrected; it is compared for each sample.
     scale
         Growth of the correction with z, one of `SCALES`.
 
     Returns
     -------
     Tensor
-        The state to go on from, [B, ...].
+        The corrected state, [B, ...].
     """
     correction = erk_push(step, w_stiff, w_con, scale)
     if correction is None:
@@ -105,7 +104,7 @@ def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
 class ErkGuid:
     """ERK-Guid as the guidance of a run: `erk_guid` with its weights.
 
-    Raises ValueError at the second step of a solver that never reports a pair: the guidance would
+    Raises ValueError at the second step if the solver reports no pair, because the guidance would
     silently be off.
     """
 

@@ -26,14 +26,14 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a solver: its answer, where it began, and the pair that ERK-Guid uses.
+    """One step of a solver: its result, its start, and the pair that ERK-Guid uses.
 
     A solver reports what it knows; the sampling loop fills in `sigma_next` and `index`.
 
     Attributes
     ----------
     x
-        Answer at sigma_next, [B, ...].
+        The solver's result at sigma_next, [B, ...].
     start
         The evaluation at the beginning of the step.
     sigma_next
@@ -41,13 +41,13 @@ class Step(NamedTuple):
     index
         Number of the interval, from 0.
     twin
-        The other member of the pair (Table 9); None: not known yet.
+        The second point of the pair (Table 9); None: not known yet.
     h
-        Signed step of the guidance, [] (Table 9; the sign stands for beta).
+        Signed step size for ERK-Guid, [] (Table 9; the sign stands for beta).
     memory
         Passed to the solver at its next step.
     origin
-        The state before the step, if not start.x (UniPC), [B, ...].
+        The state before the step where it is not start.x (UniPC), [B, ...].
     """
 
     x: Tensor

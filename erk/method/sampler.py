@@ -31,28 +31,28 @@ def steps(
 ) -> Iterator[tuple[Tensor, Step]]:
     """Run a solver along a schedule: the one sampling loop.
 
-    An interval that ends at sigma = 0 is Euler's and never guided: there x becomes D, which no
-    analytic first step replaces.
+    An interval that ends at sigma = 0 is an Euler step without ERK-Guid: x becomes D, even where an
+    analytic first step is set.
 
     Parameters
     ----------
     drift
-        The ODE.
+        The drift of the ODE.
     x
         State at sigmas[0], [B, ...].
     sigmas
         Noise levels, [N + 1] on the CPU, in the dtype of x.
     solver
-        Takes a step.
+        Computes each step.
     guidance
-        Corrects the answer of the solver.
+        Corrects the solver's result.
     churn
-        Adds noise before the step.
+        Adds noise before each step.
 
     Yields
     ------
     tuple[Tensor, Step]
-        The state that the run goes on from, [B, ...], and the step, for each of N intervals.
+        The state after each of the N intervals, [B, ...], and the solver's step.
     """
     require(isinstance(x, Tensor), "x", "a tensor [B, ...]", x)
     require(isinstance(sigmas, Tensor) and sigmas.ndim == 1, "sigmas", "a tensor [N + 1]", sigmas)
@@ -133,7 +133,7 @@ def with_twin(solver: Solver, choose: Twin) -> Solver:
 
 @dataclass(frozen=True)
 class State:
-    """One step of a trajectory. Its quantities are computed only when they are read."""
+    """One step of a trajectory, whose quantities are computed only when they are read."""
 
     x: Tensor  # the state that the run goes on from, at sigma_next      [B, ...]
     step: Step
@@ -163,7 +163,7 @@ class State:
 
     @property
     def correction(self) -> Tensor:
-        """The difference that the guidance made to the solver's answer, [B, ...]."""
+        """What the correction added to the solver's result, [B, ...]."""
         return self.x - self.step.x
 
     @property
@@ -290,7 +290,7 @@ class Trace:
 
     @property
     def sigmas(self) -> Tensor:
-        """Noise levels at which the steps began, [steps]; ValueError without any."""
+        """Noise levels at which the steps began, [steps]; ValueError if there are none."""
         self._check()
         return torch.stack(self.levels)
 

@@ -61,7 +61,7 @@ def _setting(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a sample beside the networks, the noise and the labels.
+    """All that determines a sample, apart from the networks, the noise and the labels.
 
     A union: a solver with its options; a schedule; model guidance or none; one correction, i.e.
     ERK-Guid (w_stiff > 0), ERK-Proj (erk_proj), an embedded correction (erk) or none; churn or
@@ -145,7 +145,7 @@ class Settings:
 
     @property
     def levels(self) -> str | tuple[float, ...]:
-        """The schedule: its name, the solver's published one where none is given, or its levels."""
+        """The noise levels, or the name of the schedule: by default the solver's published one."""
         if self.schedule is None:
             return published_schedule(self.solver)
         return self.schedule  # type: ignore[return-value]  # levels are a tuple since construction
@@ -252,7 +252,7 @@ class Settings:
         return (self.churn_rule or getattr(model, "churn_rule", "edm2")) == "edm"
 
     def churn(self, model: Any, intervals: int, randn_like: Noise) -> Churn | None:
-        """Return EDM's noise injection for a run of so many intervals, or None when it is off."""
+        """Return EDM's noise injection for a run of N intervals, or None if it is off."""
         if self.S_churn == 0:
             return None
         gamma = min(self.S_churn / intervals, math.sqrt(2) - 1)

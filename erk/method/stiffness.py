@@ -10,7 +10,7 @@ from erk.method.point import Point, norm
 
 
 class Stiffness(NamedTuple):
-    """Estimates of one pair, per sample.
+    """Estimates from one pair, per sample.
 
     Attributes
     ----------
@@ -29,11 +29,11 @@ class Stiffness(NamedTuple):
 
 
 def stiffness(a: Point, b: Point) -> Stiffness:
-    """Cost-free stiffness and eigenvector estimates of the pair (a, b) (Eq. 17, 18).
+    """Estimate stiffness and dominant eigenvector from the pair (a, b) (Eq. 17, 18).
 
-    The order of the pair only flips the sign of v, which the guidance does not see. Two equal
-    states have rho = 0, two equal drifts v = 0: dividing by infinity says so without the additive
-    epsilon that would spoil the order of convergence at small steps.
+    No network is evaluated. Exchanging a and b only changes the sign of v, which has no effect on
+    the guidance. Two equal states give rho = 0, two equal drifts v = 0, by a division by infinity:
+    an additive epsilon would spoil the order of convergence at small steps.
     """
     require(isinstance(a, Point), "a", "an erk.Point", a)
     require(isinstance(b, Point), "b", "an erk.Point", b)

@@ -127,7 +127,7 @@ def from_epsilon(
     Raises
     ------
     ValueError
-        For a table that is not of this kind.
+        If alphas_cumprod is not decreasing within (0, 1).
     """
     times = discrete_times(alphas_cumprod)
     return Adapter(model, times, _vp_scale, PREDICTIONS["epsilon"], **data)
@@ -154,7 +154,7 @@ def from_v(
 def from_flow(model: Network, data_at: int = 0, **data: Unpack[Data]) -> Adapter:
     """Return the denoiser of a rectified flow (Liu et al. 2022; Lipman et al. 2022).
 
-    sigma = (share of noise) / (share of data).
+    Here sigma is the share of noise divided by the share of data.
 
     Parameters
     ----------
@@ -194,9 +194,9 @@ def from_denoiser(
     model
         D(x; sigma), [B, ...].
     sigma_min
-        Lowest noise level that it was trained for.
+        Lowest noise level of its training.
     sigma_max
-        Highest noise level that it was trained for.
+        Highest noise level of its training.
     **data
         As for `from_epsilon`.
     """

@@ -47,8 +47,8 @@ class Model:
 
     Notes
     -----
-    PyTorch's fused attention has no forward derivative on the CPU: torch.func.jvp of an EDM2
-    network needs ``with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`` around it.
+    PyTorch's fused attention has no forward derivative on the CPU: call torch.func.jvp of an EDM2
+    network within ``with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):``.
     """
 
     def __init__(self, network: nn.Module, encoder: Encoder, device: str | torch.device = "cpu"):
@@ -115,7 +115,7 @@ class Model:
         return self.encoder.decode(x0)
 
     def check_decodable(self) -> None:
-        """Raise ValueError if samples have another number of channels than the decoder takes."""
+        """Raise ValueError if the samples do not have the channels that the decoder takes."""
         channels, allowed = self.sample_shape[0], getattr(self.encoder, "channels", None)
         if allowed is not None and channels not in allowed:
             raise ValueError(
@@ -176,16 +176,16 @@ def load_model(
     offline
         Use the download cache only.
     vae
-        Hub name or folder of the latent decoder, in place of the published one; it is loaded by the
-        first `decode`.
+        Hub name or folder of a latent decoder to use instead of the published one; the first
+        `decode` loads it.
     vae_precision
         Precision of the latent decoder, TF32 included; "auto" is float32 as published, with TF32 in
         convolutions on CUDA.
     vae_batch
-        Latents that are decoded at a time; default 8.
+        Latents per call of the decoder; default: the value in the network's file, else 8.
     compiled
         Compile the network and its VAE at their first calls, and again for each new shape of the
-        input; `erk generate --compile auto` does so where a run is long enough.
+        input; `erk generate --compile auto` does so if a run is long enough.
 
     Returns
     -------

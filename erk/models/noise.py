@@ -63,12 +63,13 @@ def noise_and_labels(
     Parameters
     ----------
     seeds
-        One sample per seed, at least one; a sample depends on its seed alone.
+        At least one seed; each gives one sample, which depends on this seed alone.
     model
-        Anything with a `sample_shape` (C, H, W): an `erk.Model`, an adapter that was given one.
-        `label_dim` defaults to 0 and `device` to the CPU.
+        Anything with a `sample_shape` (C, H, W), such as an `erk.Model` or an adapter that was
+        given one. `label_dim` defaults to 0 and `device` to the CPU.
     device
-        Where random numbers are drawn, which changes them; default: the model's device.
+        Device on which random numbers are drawn (another device gives other numbers); default: the
+        model's.
 
     Returns
     -------

@@ -2,9 +2,9 @@
 
 The package `erk` must be importable there (docs/integrations.md). `erk_heun` and `erk_dpm2` are
 added to the lists of samplers with default weights. Three nodes return a sampler for SamplerCustom:
-"ERK-Guid sampler" with any weights, "ERK-Guid auto" without weights, "ERK-Guid card" as a card of
-erk calibrate says, with its noise levels. workflow.json is a graph with the node "ERK-Guid auto".
-Without ComfyUI, importing this folder has no effect.
+"ERK-Guid sampler" with weights, "ERK-Guid auto" without weights, and "ERK-Guid card" with the
+sampler and the noise levels of a card of erk calibrate. workflow.json is a graph with the node
+"ERK-Guid auto". Without ComfyUI, importing this folder has no effect.
 """
 
 import math
