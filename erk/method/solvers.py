@@ -42,7 +42,7 @@ def euler(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: An
 def heun(drift: Drift, x: Tensor, sigma: Tensor, sigma_next: Tensor, memory: Any = None) -> Step:
     """Take a step of Heun's method (EDM's sampler): order 2, 2 evaluations.
 
-    The twin of x_i is the Euler solution of the previous step, which is known at the same sigma_i.
+    The twin of x_i is the Euler solution of the previous step, at the same sigma_i.
     """
     return heun_from(drift, drift(x, sigma), sigma_next)._replace(twin=memory)
 
@@ -154,9 +154,8 @@ def dpmpp(
 ) -> Step:
     """Take a step of multistep DPM-Solver++ (Lu et al. 2022b): 1 evaluation, in -ln sigma.
 
-    It extrapolates D, or with predict_x0 False the noise, i.e. the drift. The published order 3 has
-    half of the right weight of the second derivative, so it converges at order 2, with a small
-    error.
+    It extrapolates D, or with predict_x0 False the noise, i.e. the drift. Published order 3 has
+    half of the second derivative's right weight: it converges at order 2.
     """
     points = _latest(drift(x, sigma), memory, order)
     if sigma_next == sigma:
@@ -193,8 +192,8 @@ def unipc(
 ) -> Step:
     """Take a step of UniPC (Zhao et al. 2023): predictor and corrector, 1 evaluation.
 
-    The drift is evaluated at the predicted state and kept for the next step, whose start is that
-    point. The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
+    The drift is evaluated at the predicted state and kept for the next step, whose start is there.
+    The last step only predicts. `variant`: B(h) = h ('bh1') or e^h - 1 ('bh2').
     """
     points = memory or (drift(x, sigma),)
     if sigma_next == sigma:
