@@ -68,7 +68,7 @@ def test_quality_is_that_of_the_results(name, result):
 
 
 @pytest.mark.parametrize(("heading", "result"), [
-    ("5000 seeds, without and with", "accuracy"), ("Presets with a guide", "guidance")])  # fmt: skip
+    ("5000 seeds, without", "accuracy"), ("Presets with a guide", "guidance")])  # fmt: skip
 def test_guidance_is_that_of_the_results(heading, result):
     known = [[row[0], row[1], *row[3:5]] for row in record(result)]
     shown = table(heading)
