@@ -16,6 +16,7 @@ corrections) is not searched: one solver with "stepwise" is a card of coefficien
 "weights" the choice of w_stiff and w_con.
 """
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -134,7 +135,9 @@ def calibrate(
     NonFiniteError
         If a network produces NaN or infinity.
     """
-    check_names(settings, Settings.__dataclass_fields__, "calibrate")
+    names = {**inspect.signature(calibrate).parameters, **Settings.__dataclass_fields__}
+    names.pop("settings")
+    check_names(settings, names, "calibrate")
     require(callable(progress), "progress", "a function", progress)
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw

@@ -197,7 +197,7 @@ class _Correction(_Strict):
 class _Networks(_Strict):
     network: str
     guide: str | None
-    samples: str | None = None  # see `networks`
+    samples: str = ""  # their shape; see `networks`
 
 
 class CardFile(_Strict):

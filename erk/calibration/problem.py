@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -113,14 +114,14 @@ class Problem(NamedTuple):
 def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
     """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1.
 
-    Of a network that is not from a file the form of its samples is returned too, where it is known:
+    Of a network that is not from a file the shape of its samples is returned too, if it says one:
     all that tells it from another function.
     """
     guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
     found = {"network": getattr(model, "sha256", ""), "guide": guide}
-    shape = getattr(model, "sample_shape", None)
-    if not found["network"] and shape is not None:
-        found["samples"] = f"{[*shape]} of {getattr(model, 'label_dim', 0)} classes"
+    if not found["network"]:
+        with suppress(AttributeError, TypeError, ValueError):
+            found["samples"] = str([int(size) for size in model.sample_shape])
     return found
 
 

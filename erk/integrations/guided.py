@@ -199,7 +199,7 @@ class Guided(SchedulerMixin):
                 )
         card = open_card(self.config.card)
         card.check_given({"steps": given.get("num_inference_steps")})
-        if self._model is None and (card.networks["network"] or card.networks["guide"]):
+        if self._model is None and (card.networks["network"] or card.networks.get("guide")):
             raise ValueError(
                 "the card is for the networks of files, which a scheduler does not see: sample "
                 "with EDM2Pipeline, or call check_card(model, guide_model, guidance) first."

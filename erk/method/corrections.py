@@ -168,7 +168,8 @@ def auto(solver: Solver, sigmas: Tensor) -> Correction:
     multiple of the embedded difference that removes most of it. Different priors of S give
     different multiples. The one nearest to 0 is used, limited to LARGEST in size; it is 0 where the
     multiples differ in sign, or where under any prior less than SHARE of the squared error would be
-    removed. If that is so at the end of the trajectory, all multiples are 0.
+    removed. If under any prior less than SHARE of the squared error at the end of the trajectory
+    would be removed, all multiples are 0.
 
     Parameters
     ----------

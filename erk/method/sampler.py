@@ -16,7 +16,7 @@ from erk.method.churn import Churn, Noise
 from erk.method.corrections import LONGEST, WIDE, Correction, at_limit, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
-from erk.method.point import Drift, Guidance, Solver, Step, norm, to_double
+from erk.method.point import Drift, Guidance, Point, Solver, Step, norm, to_double
 from erk.method.settings import Settings, Twin, check_double
 from erk.method.solvers import euler
 
@@ -79,10 +79,15 @@ def steps(
 def _check_step(step: Any, x: Tensor) -> None:
     """Raise ValueError unless a solver of one's own returned a Step of tensors like x."""
     require(isinstance(step, Step), "solver", "a function that returns an erk.Step", step)
-    points = [step.start] if step.twin is None else [step.start, step.twin]
-    for part in (step.x, *(part for point in points for part in (point.x, point.f))):
-        expected = f"a function whose Step and Points hold tensors {[*x.shape]}, as its x is"
-        require(part.shape == x.shape, "solver", expected, [*part.shape])
+    points = [point for point in (step.start, step.twin) if point is not None]
+    for point in points:
+        if not isinstance(point, Point):
+            require(False, "solver", "a function whose start and twin are an erk.Point", point)
+    parts = [step.x, *(part for point in points for part in point[:2])]
+    for part in parts if step.origin is None else (*parts, step.origin):
+        if not isinstance(part, Tensor) or part.shape != x.shape:
+            expected = f"a function whose Step and Points hold tensors {[*x.shape]}, as its x is"
+            require(False, "solver", expected, part)
 
 
 def loop(

@@ -127,7 +127,7 @@ def from_epsilon(
     Raises
     ------
     ValueError
-        If alphas_cumprod is not decreasing within (0, 1).
+        If alphas_cumprod is not a list of two or more numbers that decrease within (0, 1).
     """
     times = discrete_times(alphas_cumprod)
     return Adapter(model, times, _vp_scale, PREDICTIONS["epsilon"], **data)

@@ -1,7 +1,7 @@
 """Our Fréchet distance against scipy's sqrtm (EDM2) and numpy's eigvals (torch-fidelity).
 
-python -m scripts.bench.frechet              # minutes on one core
-python -m scripts.bench.frechet --dim 1024
+    python -m scripts.bench.frechet              # minutes on one core
+    python -m scripts.bench.frechet --dim 1024
 """
 
 import functools

@@ -14,7 +14,16 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from metrics.report import number
-from scripts.paper.config import PAPER, AnyConfig, config_names, load_config
+from scripts.paper.config import (
+    PAPER,
+    AnyConfig,
+    Measured,
+    Request,
+    config_names,
+    images_of,
+    load_config,
+)
+from scripts.paper.scales import at_scale
 from scripts.typeset import typeset
 
 if TYPE_CHECKING:
@@ -174,10 +183,21 @@ def sentence(page: "Page") -> str:
     """
     config = config_of(page)
     said = None if config is None else config.says.get(page.scale or "any")
-    is_complete = all(row.get("measured", True) for row in page.rows) and not any(
-        "--num" in one["command"] for one in page.made_by
-    )
-    return "" if said is None or not is_complete or holds(said, page.rows) else said.text
+    if said is None or is_trial(page, config) or holds(said, page.rows):
+        return ""
+    return said.text
+
+
+def is_trial(page: "Page", config: AnyConfig) -> bool:
+    """Return whether rows of a page are missing, or have other images than the config asks for."""
+    if not all(row.get("measured", True) for row in page.rows):
+        return True
+    if not isinstance(config, Measured) or page.scale is None:
+        return any("--num" in one["command"] for one in page.made_by)
+    request = Request(scale=page.scale)
+    config = at_scale(config, request)
+    images = {row.name: images_of(config, row, request) for row in config.rows}
+    return any(row["images"] != images.get(row["name"], row["images"]) for row in page.rows)
 
 
 def paper_line(page: "Page") -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import erk
-from erk.calibration.card import FORMAT, open_card, read_card, sampler_of
+from erk.calibration.card import FORMAT, content_of, open_card, read_card, sampler_of
 from erk.io.files import IrregularFileError
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
@@ -124,21 +124,26 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
         erk.sample(model, noise, labels, card=path)
 
 
-def test_a_card_of_a_function_is_for_samples_of_its_form():
+def test_a_card_of_a_function_is_for_samples_of_its_shape():
     """A function has no file to be known by."""
 
-    def gaussian(shape, classes=0):
-        return erk.from_denoiser(
-            lambda x, sigma, labels=None: x * 0.25 / (0.25 + sigma.reshape(-1, 1) ** 2),
-            sample_shape=shape, label_dim=classes,
-        )  # fmt: skip
+    class Gaussian:
+        def __init__(self, shape):
+            self.sample_shape = shape
 
-    card = erk.calibrate(gaussian([3]), 3, seeds=8, solver="heun", schedule="edm", corrections=())
-    card.check(gaussian([3]), None)
-    card.check(lambda x, sigma, labels: x, None)  # of a form that it does not say
-    for other in (gaussian([2]), gaussian([3], classes=4)):
-        with pytest.raises(ValueError, match=r"samples \[3\] of 0 classes there, \["):
-            card.check(other, None)
+        def __call__(self, x, sigma, labels=None):
+            return x * 0.25 / (0.25 + sigma.reshape(-1, 1) ** 2)
+
+    card = erk.calibrate(
+        Gaussian([3]), 3, seeds=8, solver="heun", schedule="edm", corrections=()
+    )  # fmt: skip
+    again = open_card(content_of(card))
+    assert again.key == card.key
+    for same in ((3,), torch.Size([3]), torch.tensor([3]), 3, None):  # the last two do not say it
+        again.check(Gaussian(same), None)
+    again.check(lambda x, sigma, labels: x, None)
+    with pytest.raises(ValueError, match=r"samples \[3\] there, \[2\] here"):
+        again.check(Gaussian([2]), None)
 
 
 @pytest.mark.parametrize(

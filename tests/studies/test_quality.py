@@ -288,5 +288,6 @@ def test_what_the_page_says_of_digits_holds():
         ("w_stiff 2", "but `w_stiff` 2 raises it by {} %"),
         ("sharpening of w_stiff 2 alone", "and its sharpening alone by {} %"),
     ):
+        assert record[row][0].startswith("-") == ("w_stiff 1" in row)
         assert words.format(record[row][0].removeprefix("-")) in page
     assert f"(`auto` {record['auto'][0]} %)" in page
