@@ -63,8 +63,8 @@ PARTS = re.compile(r"(?s)<(pre|code|math|svg|script|style|h\d)\b.*?</\1>|<[^>]*>
 WORD = re.compile(r"(?<!\S)(?=\S*\w[-+(])[^\s&]{3,14}(?!\S)")
 GLUE = re.compile(r"(?<=\d) (?=%|x \d|\d{3}\b|steps\b)|(?<=\d x) (?=\d)|(?<= [=<>]) (?=-?\d)")
 """Blanks at which no line ends: 50 000, 8 x 8, 2 %, 32 steps, = 0."""
-SHAPE = re.compile(r"\[[A-Z]\w*(?:, [^][,]{1,9}){1,4}\]")
-"""[B, C, H, W], which is not divided; nor is a range of numbers."""
+SHAPE = re.compile(r"\[[A-Z]\w*(?:, [^][,]{1,9}){1,4}\]|\[(?:[A-Z]|steps) \+ 1\]")
+"""[B, C, H, W] or [N + 1], which is not divided; nor is a range of numbers."""
 RANGE = re.compile(r"(?<![\w.-])\d+-\d+(?![\w-]|\.\d)")
 CELL = re.compile(r"""(?s)<td((?: style="[^"]*")?)>(.*?)</td>""")
 NUMBERED = re.compile(r"\b(Table|Figure|Figs?\.|Eq\.|NFE|seed|w_con|w_stiff|tau) (?=\d)")
@@ -77,6 +77,7 @@ PRIVATE = re.compile(
 """A default in the signature of `erk.Settings`."""
 DIVIDED = re.compile(r"""\n +(?=<span class="o">\|</span>)""")
 """The end of a line within `str | None` in a signature."""
+DOCUMENT = re.compile(r"docs/([\w/-]+)\.md")
 SHORT = re.compile(r"(?<=<code>)[^<]{,28}(?=</code>)")
 BAR = re.compile(r"<mo[^>]*>(&#x0007C;)</mo>")
 SIGN = re.compile(  # + or - after one of = ( [ , / < > and the like
@@ -100,6 +101,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = (ROOT / source).read_text("utf-8")
             text = text.replace('<div class="columns">', f'{HEADER}<div class="columns">', 1)
             text = text.replace('href="comparison.html"', 'href="results/comparison.html"', 1)
+            text = _linked(text, "")
             files.append(File.generated(config, target, content=text))
         elif source in pages or not source.startswith("results/"):
             files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
@@ -122,11 +124,21 @@ def settings() -> str:
 def _titled(text: str) -> str:
     """Turn the names of files of docs/ into links that show their titles."""
 
-    def link(match: re.Match[str]) -> str:
-        title = (ROOT / match[0]).read_text("utf-8").partition("\n")[0].removeprefix("# ")
-        return f"[{title}](../{match[1]}.md)"
+    return DOCUMENT.sub(lambda name: f"[{_title(name[0])}](../{name[1]}.md)", text)
 
-    return re.sub(r"docs/([\w/-]+)\.md", link, text)
+
+def _linked(text: str, up: str) -> str:
+    """Do the same in HTML, for a page that is below the root by as many levels as `up` has."""
+
+    def link(name: re.Match[str]) -> str:
+        return f'<a href="{up}{name[1]}.html">{html.escape(_title(name[0]), quote=False)}</a>'
+
+    return DOCUMENT.sub(link, text)
+
+
+def _title(path: str) -> str:
+    """Return the title of a file of docs/."""
+    return (ROOT / path).read_text("utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _row(field: Field) -> str:
@@ -276,6 +288,8 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
     content = PRIVATE.sub(lambda match: html.escape(defaults[match[3]]) + match[1], content)
     content = DIVIDED.sub(" ", content)
     content = re.sub(r"</code>\s+\)", "</code>)", LONG.sub(_long, content))
+    up = "../" * page.file.src_uri.count("/")
+    content = PARTS.sub(lambda part: _linked_text(part[0], up), content)
     content = CELL.sub(_cell, PARTS.sub(_text, FORMULA.sub(formula, content)))
     content = re.sub(r'(?<=<span class="doc doc-object-name )([^>]*>)([\w.]+)', _dotted, content)
     return BESIDE.sub(_beside, content)
@@ -299,8 +313,15 @@ def _dotted(match: re.Match[str]) -> str:
     return match[1] + match[2].replace(".", ".<wbr>")
 
 
+def _linked_text(part: str, up: str) -> str:
+    """Return one of PARTS; text that names a file of docs/ links to its page."""
+    return part if part.startswith("<") else _linked(part, up)
+
+
 def _text(match: re.Match[str]) -> str:
     """Return text whose numbers, names and errors are not divided, with powers raised."""
+    if match[0].startswith("<h"):  # in a heading only 50 000 and the like
+        return GLUE.sub("&nbsp;", match[0])
     if match[0].startswith("<"):
         return match[0]
     text = NUMBERED.sub(r"\1&nbsp;", GLUE.sub("&nbsp;", match[0])).replace(" ± ", "&nbsp;±&nbsp;")
@@ -309,7 +330,10 @@ def _text(match: re.Match[str]) -> str:
 
 
 def _cell(match: re.Match[str]) -> str:
-    """Return a table's cell: an error may have a line, short words are unbroken, text is wide."""
+    """Return a table's cell: an error may have a line, short words are unbroken, text is wide.
+
+    In a long list each long code begins a line.
+    """
     style, inner = match.groups()
     inner = SHORT.sub(lambda code: re.sub(" (?=--?[A-Za-z])", " <wbr>", code[0]), inner)
     inner = re.sub(r"(?<=\d)&nbsp;(±&nbsp;[\d.]+)", r' <span class="error">\1</span>', inner)
@@ -317,5 +341,9 @@ def _cell(match: re.Match[str]) -> str:
         is_short = " " in inner and len(html.unescape(inner)) <= 10  # "dpmpp 2"
         inner = re.sub("(?s).+" if is_short else WORD, UNBROKEN, inner)
     length = len(html.unescape(re.sub("<[^>]*>", "", inner)))
+    if length > 60:
+        inner = re.sub(
+            r'(?<=[,;]) (?=<code class="long)|(?<=:) (?=<code[^>]*>test_)', "<br>", inner
+        )
     kind = ' class="sentence"' if length > 60 else ' class="phrase"' if length > 24 else ""
     return f"<td{kind if 'right' not in style else ''}{style}>{inner}</td>"

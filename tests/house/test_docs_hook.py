@@ -12,6 +12,8 @@ from scripts.docs_hook import (
     _beside,
     _cell,
     _escaped,
+    _linked,
+    _linked_text,
     _long,
     _text,
     _with_origin,
@@ -71,6 +73,8 @@ def test_indices_of_results(text, expected):
     ('<p title="z^2">z^2</p>', '<p title="z^2">z<sup>2</sup></p>'),
     ("<code>2 % of z^2</code>", "<code>2 % of z^2</code>"),
     ("<h2>ERK-Guid</h2>", "<h2>ERK-Guid</h2>"),
+    ("<h2>50 000 images</h2>", "<h2>50&nbsp;000 images</h2>"),
+    ("noise levels [N + 1] of a + 1", "noise levels [N&nbsp;+&nbsp;1] of a + 1"),
 ])  # fmt: skip
 def test_text_of_a_page_stays_together(text, expected):
     assert PARTS.sub(_text, text) == expected
@@ -81,6 +85,9 @@ def test_text_of_a_page_stays_together(text, expected):
     ("<td>dpmpp 2</td>", f"<td>{word('dpmpp 2')}</td>"),
     ("<td>dpm-fast and heun</td>", f"<td>{word('dpm-fast')} and heun</td>"),
     ("<td><code>a --b -c</code></td>", "<td><code>a <wbr>--b <wbr>-c</code></td>"),
+    (f'<td>{"word " * 13}, <code class="long">b</code></td>',
+     f'<td class="sentence">{"word " * 13},<br><code class="long">b</code></td>'),
+    ('<td>a, <code class="long">b</code></td>', '<td>a, <code class="long">b</code></td>'),
     (f"<td>{'word ' * 5}</td>", f'<td class="phrase">{"word " * 5}</td>'),
     (f"<td>{'word ' * 13}</td>", f'<td class="sentence">{"word " * 13}</td>'),
     (f'<td style="text-align: right;">{"1" * 30}</td>',
@@ -88,6 +95,14 @@ def test_text_of_a_page_stays_together(text, expected):
 ])  # fmt: skip
 def test_cells(text, expected):
     assert CELL.sub(_cell, text) == expected
+
+
+def test_names_of_documents_become_links_with_titles():
+    link = '<a href="../glossary.html">Glossary</a>'
+    assert _linked("(docs/glossary.md)", "../") == f"({link})"
+    parts = "see docs/glossary.md and <code>docs/glossary.md</code>"
+    linked = PARTS.sub(lambda part: _linked_text(part[0], "../"), parts)
+    assert linked == f"see {link} and <code>docs/glossary.md</code>"
 
 
 @pytest.mark.parametrize(("text", "expected"), [

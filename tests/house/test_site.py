@@ -29,7 +29,7 @@ pytest.importorskip("mkdocs", reason="needs the extra [docs]")
 
 
 TAG = re.compile(  # of HTML, MathML (m...) and SVG
-    "a|article|b|body|button|clipboard-copy|code|dd|details|div|dl|dt|em|figcaption|figure|footer|"
+    "a|article|b|body|br|button|clipboard-copy|code|dd|details|div|dl|dt|em|figcaption|figure|footer|"
     "form|h[1-6]|head|header|html|img|input|label|li|link|m[a-z]+|nav|ol|output|p|pre|script|section|"
     "small|span|strong|style|summary|sub|sup|table|tbody|td|th|thead|title|tr|ul|wbr|"
     "svg|g|path|rect|circle|line|text|defs|use|polyline"
@@ -179,7 +179,7 @@ UNSIGNED = """[...document.querySelectorAll(
     .filter(box => box.scrollWidth > box.clientWidth && getComputedStyle(box).maskImage === "none")
     .map(box => box.textContent.slice(0, 60))"""  # what is cut and does not fade at its end
 BROKEN = """[
-    ...[...document.querySelectorAll(":is(p, li, dd) > code:not(.long, :has(*))")]
+    ...[...document.querySelectorAll(":is(p, li, dd, em) > code:not(.long, :has(*))")]
         .filter(code => code.getClientRects().length > 1),
     ...[...document.querySelectorAll(".headerlink")].filter(link => link.offsetParent)
         .filter(link => link.offsetLeft < link.parentElement.offsetLeft + 9)
