@@ -261,8 +261,8 @@ def test_the_page_of_the_paper_says_what_table_4_on_mnist_shows():
                for s in ("DPM-Solver-2", "Heun", "DEIS")}  # fmt: skip
     text = read("docs/paper.md").partition("**Table 4 reproduces")[2].partition("\n- ")[0]
     text = " ".join(text.split())
-    low, *_, high = sorted(round(-one) for one in percent["DPM-Solver-2"])
-    assert len(rows) == 18 and f"in all six cells, by {low} to {high} %" in text
+    low, *_, high = sorted(-one for one in percent["DPM-Solver-2"])
+    assert len(rows) == 18 and f"in all six cells, by {low:.1f} to {high:.1f} %" in text
     assert f"up to {round(1 + max(percent['Heun']) / 100)} times" in text
     assert f"With DEIS it changes by {round(max(map(abs, percent['DEIS'])))} % at most" in text
     first = [re.search(rf"\| conditional, NFE 6, {name} \| 6 \| \**([\d.]+)", page)[1]
