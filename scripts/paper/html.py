@@ -183,7 +183,7 @@ def sentence(page: "Page") -> str:
     """
     config = config_of(page)
     said = None if config is None else config.says.get(page.scale or "any")
-    if said is None or is_trial(page, config) or holds(said, page.rows):
+    if config is None or said is None or is_trial(page, config) or holds(said, page.rows):
         return ""
     return said.text
 

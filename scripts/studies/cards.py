@@ -30,17 +30,10 @@ SEEDS = 32
 
 
 @click.command(context_settings=CONTEXT)
-@click.option(
-    "--preset", "presets", multiple=True, default=PRESETS, help="Preset; may be repeated."
-)
-@click.option(
-    "--nfe",
-    "budgets",
-    multiple=True,
-    type=int,
-    default=BUDGETS,
-    help="Number of evaluations; may be repeated.",
-)
+@click.option("--preset", "presets", multiple=True, default=PRESETS,
+              help="Preset; may be repeated.")  # fmt: skip
+@click.option("--nfe", "budgets", multiple=True, type=int, default=BUDGETS,
+              help="Number of evaluations; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "cards",
               help="Path of the table, without suffix.")  # fmt: skip
 @clean_exit
