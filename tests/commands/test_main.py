@@ -92,7 +92,7 @@ def test_commands_share_the_options_of_the_sampler():
     shared = {p.name: p.to_info_dict() for p in calibrate.main.params if p.name in options}
     assert {"solver", "schedule", "sigma_max", "guidance", "net", "labels", "device"} <= {*shared}
     different = {name for name, info in shared.items() if info != options[name]}
-    assert different <= {"seeds", "batch", "solver", "steps"}
+    assert different <= {"seeds", "batch", "solver", "schedule", "steps"}
 
 
 def test_every_setting_has_its_option():
