@@ -16,7 +16,7 @@ from torch import Tensor
 
 from erk.calibration.card import Card, open_card
 from erk.io.atomic import write_file
-from erk.method.arguments import PATHS, check_names, require
+from erk.method.arguments import PATHS, require
 from erk.method.churn import Noise
 from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
@@ -24,7 +24,7 @@ from erk.method.fields import check_needs
 from erk.method.inputs import check_inputs
 from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
-from erk.method.settings import Settings
+from erk.method.settings import Settings, check_settings
 from erk.method.values import number
 from erk.models.encoders import DecodeError, PixelEncoder
 
@@ -35,15 +35,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _with_card(function: F) -> F:
     """Let `card=` set what a call leaves out; refuse what contradicts it or has no effect."""
     signature = inspect.signature(function)
-    names = {**signature.parameters, **Settings.__dataclass_fields__}
-    names.pop("settings")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         card = kwargs.pop("card", None)
         bound = signature.bind_partial(*args, **kwargs).arguments
         more = bound.pop("settings", {})
-        check_names(more, names, function.__name__)
+        check_settings(more, function)
         given = {**bound, **more}
         if card is None:
             check_needs({name for name, value in given.items() if value is not None})

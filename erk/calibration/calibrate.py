@@ -16,7 +16,6 @@ corrections) is not searched: one solver with "stepwise" is a card of coefficien
 "weights" the choice of w_stiff and w_con.
 """
 
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -54,10 +53,10 @@ from erk.calibration.problem import (
 )
 from erk.calibration.search import FIRST, most_runs
 from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
-from erk.method.arguments import check_names, require
+from erk.method.arguments import require
 from erk.method.corrections import DIRECTIONS
 from erk.method.point import norm, to_double
-from erk.method.settings import Settings
+from erk.method.settings import Settings, check_settings
 from erk.method.values import number
 
 VERSION = 4  # of the numbers of a calibration; raise it when they change
@@ -135,9 +134,7 @@ def calibrate(
     NonFiniteError
         If a network produces NaN or infinity.
     """
-    names = {**inspect.signature(calibrate).parameters, **Settings.__dataclass_fields__}
-    names.pop("settings")
-    check_names(settings, names, "calibrate")
+    check_settings(settings, calibrate)
     require(callable(progress), "progress", "a function", progress)
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw

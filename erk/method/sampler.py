@@ -81,13 +81,15 @@ def _check_step(step: Any, x: Tensor) -> None:
     require(isinstance(step, Step), "solver", "a function that returns an erk.Step", step)
     points = [point for point in (step.start, step.twin) if point is not None]
     for point in points:
-        if not isinstance(point, Point):
-            require(False, "solver", "a function whose start and twin are an erk.Point", point)
-    parts = [step.x, *(part for point in points for part in point[:2])]
-    for part in parts if step.origin is None else (*parts, step.origin):
-        if not isinstance(part, Tensor) or part.shape != x.shape:
-            expected = f"a function whose Step and Points hold tensors {[*x.shape]}, as its x is"
-            require(False, "solver", expected, part)
+        is_point = isinstance(point, Point)
+        require(is_point, "solver", "a function whose start and twin are erk.Points", point)
+    parts = [step.x, *(part for point in points for part in (point.x, point.f))]
+    if step.origin is not None:
+        parts.append(step.origin)
+    wrong = [part for part in parts if not isinstance(part, Tensor) or part.shape != x.shape]
+    if wrong:
+        expected = f"a function whose Step and Points hold tensors {[*x.shape]}, as its x is"
+        require(False, "solver", expected, wrong[0])
 
 
 def loop(

@@ -3,18 +3,19 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erk.method.arguments import shown
+from erk.method.arguments import check_names, shown
 from erk.method.churn import Churn, Noise
 from erk.method.conflicts import CONFLICTS
 from erk.method.corrections import Correction, auto
@@ -37,7 +38,7 @@ from erk.method.solvers import (
 )
 from erk.method.values import checked, plain
 
-__all__ = ["RECIPE", "Settings", "Twin", "fields"]
+__all__ = ["RECIPE", "Settings", "Twin", "check_settings", "fields"]
 
 Twin = Callable[[Step, Step | None], tuple[Point | None, Tensor | None]]
 """(step, the previous step or None) -> (twin, h): a pair for ERK-Guid chosen by the caller."""
@@ -350,3 +351,10 @@ def _named(function: Any) -> Any:
             "continued: define it by def in a module that is imported."
         )
     return f"{module}.{name}"
+
+
+def check_settings(given: Iterable[str], function: Callable[..., Any]) -> None:
+    """Raise TypeError for a name that is no setting, with the arguments that a function takes."""
+    names = {**inspect.signature(function).parameters, **Settings.__dataclass_fields__}
+    names.pop("settings")
+    check_names(given, names, function.__name__)
