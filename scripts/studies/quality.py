@@ -4,8 +4,8 @@
     python -m scripts.studies quality --data mnist --steps 8    # some rows, into the same files
 
 Rows are those of the paper's tables: FD, precision, recall, accuracy and the distance to the
-converged solution. Their seeds are those of Table 2, so that both share what is measured. Fixed
-before any other row was sampled: the weights; w_con, that of the released script; the control rows.
+converged solution. digits-early has the seeds of Table 2: both share what is measured. Fixed before
+any other row was sampled: the weights; w_con, that of the released script; the control rows.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,7 @@ from scripts.studies.rows import RESULTS
               default=NETWORKS[:4], help="A network; may be repeated.")  # fmt: skip
 @click.option("--steps", "counts", multiple=True, type=click.Choice([*map(str, W_CON)]),
               default=[*map(str, W_CON)], help="Number of steps; may be repeated.")  # fmt: skip
-@click.option(
-    "--num", type=click.IntRange(20), default=NUM, help="Images per row, except for mnist."
-)
+@click.option("--num", type=click.IntRange(20), default=NUM, help="Images per row.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, metavar="DIR",
               help="Folder of the results.")  # fmt: skip
 @clean_exit

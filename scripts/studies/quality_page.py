@@ -151,10 +151,9 @@ def text(measured: Measured) -> str:
 HEAD = f"""# Solver error against quality
 
 `python -m scripts.studies quality`: Heun with ERK-Guid on the EDM schedule against plain Heun with
-the same seeds, those of Table 2, {NUM} images per row (mnist at 32 steps: 2000). FD: change in
-percent. Distance to the converged solution from the same noise: ratio to plain Heun's. Of
-digits-early there are networks of three training seeds: mean ± standard deviation over those that
-are measured; of one network: value ± standard error.
+the same seeds, {NUM} images per row. FD: change in percent. Distance to the converged solution from
+the same noise: ratio to plain Heun's. Of digits-early there are networks of three training seeds:
+mean ± standard deviation over those that are measured; of one network: value ± standard error.
 
 - halved: twice the steps. converged: DEIS, 128 steps.
 - sharpening alone: ERK-Guid on two to four times as many steps, where the solver error is small,

@@ -17,7 +17,7 @@ W_CON = {32: 0.5, 16: 0.3, 8: 0.1, 6: 0.1}
 WEIGHTS = (0.25, OPTIMUM, 0.5, 1.0, 1.5, 2.0, 2.5)
 SHARPENED = {32: 2, 8: 4}  # steps -> intervals of the control per interval
 SHARP_WEIGHTS = (2.0, 1.0)
-NUM = 5000  # images per row; mnist: those of configs/scales.yaml
+NUM = 5000  # images per row
 HEUN = {"preset": "edm2-img512-s-fid", "solver": "heun", "schedule": "edm", "sigma_min": 0.002,
         "sigma_max": 80, "rho": 7, "w_stiff": 0.0}  # fmt: skip
 """The paper's settings; its network is represented by the scale's."""
@@ -56,7 +56,7 @@ def rows_of(steps: int) -> Iterator[Row]:
         weight_name(steps, w): {"steps": steps, "w_stiff": w, "w_con": w_con} for w in WEIGHTS
     }
     settings[f"{plain}, halved"] = {"steps": 2 * steps}
-    settings[f"{plain}, converged"] = DEIS  # one row, but where the numbers of images differ
+    settings[f"{plain}, converged"] = DEIS  # the same images at every number of steps
     if parts := SHARPENED.get(steps):
         for w in SHARP_WEIGHTS:  # the last step, to sigma = 0, has no parts
             settings[sharp_name(steps, w)] = {
@@ -72,7 +72,7 @@ def experiment(network: str, num: int = NUM, results: Path = RESULTS) -> Experim
     rows = [row for steps in W_CON for row in rows_of(steps)]
     config = Sampled(
         name="quality", kind="sampled", title="", paper="", rows=plain,
-        small=Small(rows=rows, num=None if network == "mnist" else num),
+        small=Small(rows=rows, num=num),
         options=SampledOptions(group_by=["steps"]),
     )  # fmt: skip
     request = Request(scale=network, results=results)
