@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erk.calibration.candidates import published, solver_name
 from erk.calibration.card import Card, sampler_of
@@ -213,7 +214,7 @@ def calibrate_problem(problem: Problem, plan: Plan, parts: Parts) -> Card:
         for name, one in samplers.items()
         if one is not None
     }
-    report: dict[str, Any] = {name: mean_with_error(values) for name, values in errors.items()}
+    report: dict[str, Any] = {name: summary(values) for name, values in errors.items()}
     report["ratio"] = ratio(errors["card"], errors["published"])._asdict()
     rough = first(fresh, problem.batch)[0]
     change = {"reference_change_from_half": change_from_half(problem, rough, plan)}
@@ -248,6 +249,12 @@ def change_from_half(problem: Problem, samples: Samples, plan: Plan) -> float:
     alone = problem._replace(draw=lambda _: (samples.noise, samples.labels), batch=count)
     again = draw_samples(alone, range(count), "half", half, Parts())[0]
     return norm(to_double(again.ends[0]) - to_double(samples.ends[0])).mean().item()
+
+
+def summary(values: Tensor) -> dict[str, float]:
+    """Return the numbers of the distances of fresh samples [n]: one far sample hides in a mean."""
+    middle, most = values.median().item(), values.max().item()
+    return mean_with_error(values) | {"median": middle, "greatest": most, "seeds": len(values)}
 
 
 def described(one: Contender) -> dict[str, Any]:

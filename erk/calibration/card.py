@@ -52,29 +52,43 @@ class Card(NamedTuple):
     settings: Settings
     networks: dict[str, str | None]  # of `networks`
     nfe: int  # evaluations of the network per sample that it was calibrated for
-    errors: dict[str, dict[str, float]]  # heun, published, card, ratio: value and standard error
+    errors: dict[str, dict[str, float]]  # heun, published, card: `summary`; ratio: value, error
     report: dict[str, Any] = {}  # the computation, as JSON; not used in sampling
 
     def __str__(self) -> str:
         """The sampler and its errors in a few lines, with the warning if there is no gain."""
-        s, errors = self.settings, self.errors
-        options = ", ".join(f"{name} {value}" for name, value in s.solver_options.items())
-        levels = s.levels if isinstance(s.levels, str) else f"{len(s.levels)} noise levels"
-        first = ", analytic first step" if s.afs else ""
-        rows = [f"{s.solver}{f' ({options})' if options else ''}, {levels}{first}"]
         names = {"heun": "Heun, EDM's schedule", "published": "best published sampler",
-                 "card": "this card", "ratio": "ratio of the last two"}  # fmt: skip
+                 "card": "this card", "ratio": "ratio of the last two means"}  # fmt: skip
         match self.report.get("contenders"):  # of a file: not validated
             case [{"solver": solver, "schedule": schedule, "afs": afs}, *_]:
                 first = ", analytic first step" if afs else ""
                 names["published"] += f" ({_short(solver)}, {_short(schedule)}{first})"
-        rows.append("distance to the converged solution, mean ± standard error, on other seeds:")
-        width = max(map(len, names.values()))
-        for name, text in names.items():
-            if name in errors:
-                one = errors[name]
-                rows.append(f"{text:{width}} {one['value']:.4g} ± {one['error']:.2g}")
+        seeds = self.errors.get("card", {}).get("seeds")
+        table = [["", "mean ± standard error", "median", "greatest"]] + [
+            [text, f"{one['value']:.4g} ± {one['error']:.2g}",
+             *(f"{one[name]:.4g}" for name in ("median", "greatest") if name in one)]
+            for name, text in names.items() if (one := self.errors.get(name))
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(4)]
+        fresh = f"{seeds} seeds" if seeds else "seeds"
+        rows = [self._sampler(), f"distance to the converged solution, on {fresh} that neither the "
+                "fit nor the choice has used:"]  # fmt: skip
+        rows += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        if seeds:
+            unseen = 100 * (1 - 0.05 ** (1 / seeds))
+            rows.append(f"What happens to fewer than {unseen:.0f} % of samples may not show on "
+                        f"{seeds} seeds (95 % confidence).")  # fmt: skip
         return "\n".join([*rows, *([self.warning.capitalize()] if self.warning else [])])
+
+    def _sampler(self) -> str:
+        s = self.settings
+        options = ", ".join(f"{name} {value}" for name, value in s.solver_options.items())
+        levels = s.erk.sigmas if isinstance(s.erk, Correction) else s.levels
+        shown = f"{levels} schedule, {s.steps} steps"
+        if not isinstance(levels, str):
+            shown = f"{len(levels)} noise levels from {levels[0]:.4g} to {levels[-1]:.4g}"
+        first = ", analytic first step" if s.afs else ""
+        return f"{s.solver}{f' ({options})' if options else ''}, {shown}{first}"
 
     @property
     def key(self) -> str:
@@ -165,6 +179,9 @@ class _Strict(BaseModel):
 class _Value(_Strict):
     value: FiniteFloat
     error: FiniteFloat
+    median: FiniteFloat = 0.0  # this and below: of distances, not of a ratio of means
+    greatest: FiniteFloat = 0.0
+    seeds: Annotated[int, Field(ge=1)] = 1
 
 
 class _Correction(_Strict):
@@ -258,7 +275,7 @@ def parse_card(row: Any, source: Any) -> Card:
             "again, or give another file."
         ) from None
     report = {name: row[name] for name in row if name not in CardFile.model_fields}
-    errors = {name: one.model_dump() for name, one in content.errors.items()}
+    errors = {name: one.model_dump(exclude_unset=True) for name, one in content.errors.items()}
     named = content.networks.model_dump(exclude_unset=True)
     return Card(settings, named, content.nfe, errors, report)
 

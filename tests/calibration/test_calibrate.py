@@ -9,7 +9,7 @@ import torch
 
 import erk
 from erk.calibration.calibrate import calibrate, cost_of, plan_of, seeds_of
-from erk.calibration.card import read_card, sampler_of
+from erk.calibration.card import content_of, parse_card, read_card, sampler_of
 from erk.calibration.fit import USUAL
 from erk.calibration.parts import Parts
 from erk.calibration.problem import gaussian, problem_for
@@ -71,8 +71,32 @@ def test_the_reported_errors_are_those_of_seeds_that_nobody_has_seen(card):
     model, fresh = clusters(), range(900_016, 900_024)
     noise, _ = erk.noise_and_labels(fresh, model)
     exact = converged(card.settings, model, noise, evaluations=40)
-    measured = errors(card.settings, model, noise, None, exact).mean().item()
-    assert card.errors["card"]["value"] == pytest.approx(measured, rel=1e-3)
+    measured = errors(card.settings, model, noise, None, exact)
+    expected = {"value": measured.mean(), "median": measured.median(), "greatest": measured.max()}
+    shown = {name: card.errors["card"][name] for name in expected}
+    assert shown == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-3)
+    assert card.errors["card"]["seeds"] == 8
+
+
+def test_a_printed_card_says_what_its_seeds_can_show(card):
+    """One sample that ends elsewhere decides the mean, and few seeds may not have one."""
+    lines = str(card).splitlines()
+    first, last = card.settings.erk.sigmas[0], card.settings.erk.sigmas[-1]
+    assert lines[0].startswith(f"{card.settings.solver} (")
+    assert f"noise levels from {first:.4g} to {last:.4g}" in lines[0]
+    assert lines[1].startswith("distance to the converged solution, on 8 seeds")
+    own = next(line for line in lines if line.startswith("this card"))
+    assert own.split()[-2:] == [f"{card.errors['card'][k]:.4g}" for k in ("median", "greatest")]
+    assert "fewer than 31 % of samples may not show on 8 seeds" in lines[-1]  # .69^8 = .05
+
+
+def test_a_card_without_medians_is_printed_too(card):
+    old = {name: {k: one[k] for k in ("value", "error")} for name, one in card.errors.items()}
+    content = json.loads(json.dumps({**content_of(card), "errors": old}))
+    lines = str(parse_card(content, "old")).splitlines()
+    assert "on seeds that" in lines[1] and lines[-1].startswith("ratio of the last two")
+    plain = card._replace(settings=Settings("heun", "edm", steps=3))
+    assert str(plain).startswith("heun, edm schedule, 3 steps\n")
 
 
 def test_a_written_card_is_the_returned_one(card, tmp_path):
