@@ -41,7 +41,10 @@ class NonFiniteError(FloatingPointError):
         self.sample, self.step, self.sigma, self.half = sample, step, sigma, half
         advice = "check the weights and the settings of the sampler"
         if half:
-            advice = "in float16 numbers end at 65504: use --precision bf16 or fp32"
+            advice = (
+                "in float16 numbers end at 65504: use bfloat16 or float32, by command --precision "
+                "bf16 or fp32"
+            )
         super().__init__(
             f"the network gave NaN or infinity for {name or f'sample {sample} of the batch'} at "
             f"step {step} (sigma {sigma:g}); {advice}"

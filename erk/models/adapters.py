@@ -1,7 +1,8 @@
 """Any network as a denoiser D(x; sigma): predictors of noise, of v, of a flow's velocity, of D.
 
 An adapter passes the network the state and the time that it was trained with and computes D from
-its answer. With x = data + sigma noise, a variance-preserving network sees x / sqrt(1 + sigma^2), a
+its answer. The state has the dtype of the network's weights; the time does not, because bfloat16
+has no 999. With x = data + sigma noise, a variance-preserving network sees x / sqrt(1 + sigma^2), a
 flow x / (1 + sigma). All have the same probability-flow ODE (Karras et al. 2022, Eq. 4), so every
 solver and every correction applies.
 """
@@ -12,7 +13,7 @@ from numbers import Integral
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erk.method.arguments import check_names, require, takes
 from erk.method.point import level_for
@@ -21,7 +22,11 @@ from erk.models.encoders import PixelEncoder
 from erk.runtime.distributed import check_device
 
 Network = Callable[..., Tensor]
-"""(state [B, ...], time [B] float) or (state, time, labels), where there are any -> [B, ...]."""
+"""(state [B, ...], time [B]) or (state, time, labels), where there are any -> [B, ...].
+
+time has the dtype of x; the state and labels of floats have that of the network's weights, or of x
+for a function.
+"""
 
 Prediction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [B, ...], sigma, the network's answer [B, ...]) -> D [B, ...]; sigma broadcasts over x."""
@@ -91,17 +96,26 @@ class Adapter:
         level = torch.as_tensor(sigma).to(x.dtype)
         time = level_for(x, self.sigma_inv(level)).flatten().expand(len(x))
         level = level_for(x, level)
-        more = () if labels is None else (labels,)
+        dtype = self.compute_dtype or x.dtype
+        more = () if labels is None else (_in(dtype, labels),)
         if more and not self._takes_labels:
             raise ValueError("labels are given, but the network takes (x, time) alone: give none.")
-        answer = self.model(x * self._scale(level), time, *more)
+        answer = self.model((x * self._scale(level)).to(dtype), time, *more)
         shape: Any = list(answer.shape) if isinstance(answer, Tensor) else type(answer)
         if shape != list(x.shape):
             raise ValueError(
                 f"the network answers {shape} to a state of {list(x.shape)}; give a "
                 "function that returns its prediction alone (without a learned variance)."
             )
-        return self._denoised(x, level, answer)
+        return self._denoised(x, level, answer.to(x.dtype))
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """The dtype of the network's first weight of 16 bits or more; None: it has no weights."""
+        weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        # weights of 8 bits are only stored in that form: the network computes in another
+        wide = (w.dtype for w in weights if w.is_floating_point() and w.element_size() > 1)
+        return next(wide, None)
 
     def decode(self, x: Tensor) -> Tensor:
         """Return samples in -1..1, [B, C, H, W], as images uint8."""
@@ -117,8 +131,9 @@ def from_epsilon(
     ----------
     model
         `model(x_t, t)` or `model(x_t, t, labels)`: the noise in x_t = sqrt(a_t) data +
-        sqrt(1 - a_t) noise. t [B] counts steps from 0; it is fractional between the levels of
-        `alphas_cumprod`, interpolated in ln sigma as in diffusers.
+        sqrt(1 - a_t) noise. t [B] float32 counts steps from 0; it is fractional between the levels
+        of `alphas_cumprod`, interpolated in ln sigma as in diffusers. x_t and labels of floats have
+        the dtype of the network's weights, float32 for a function.
     alphas_cumprod
         a_t, [T], decreasing within (0, 1).
     **data
@@ -160,7 +175,7 @@ def from_flow(model: Network, data_at: int = 0, **data: Unpack[Data]) -> Adapter
     ----------
     model
         `model(x_t, t)` or `model(x_t, t, labels)`: dx_t/dt on the straight line between data and
-        noise, t from 0 to 1.
+        noise, t [B] from 0 to 1; dtypes as for `from_epsilon`.
     data_at
         The end at which the data lie: 0 as in SD3, Flux and diffusers, 1 as in the two papers and
         SiT. Other values raise ValueError.
@@ -192,7 +207,7 @@ def from_denoiser(
     Parameters
     ----------
     model
-        D(x; sigma), [B, ...].
+        D(x; sigma), [B, ...]; dtypes as for `from_epsilon`.
     sigma_min
         Lowest noise level of its training.
     sigma_max
@@ -233,6 +248,11 @@ def _interpolate(points: Tensor, x: Tensor, y: Tensor) -> Tensor:
     right = torch.searchsorted(x, points.contiguous()).clamp(1, len(x) - 1)
     share = ((points - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
     return torch.lerp(y[right - 1], y[right], share)
+
+
+def _in(dtype: torch.dtype, labels: Tensor) -> Tensor:
+    """Return labels of floats, such as one-hot vectors, in a dtype; class numbers as they are."""
+    return labels.to(dtype) if labels.is_floating_point() else labels
 
 
 def _vp_scale(sigma: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_float16_that_overflows_stops_with_seed_step_and_sigma(way, loud, tmp_pa
     message = done.stderr.splitlines()[-1]
     error = "Error: the network gave NaN or infinity for seed 7 at step 0 (sigma 8"
     assert message.startswith(error)
-    assert message.endswith("in float16 numbers end at 65504: use --precision bf16 or fp32")
+    assert message.endswith("use bfloat16 or float32, by command --precision bf16 or fp32")
     assert not Path("out").exists() and not Path("row.json").exists()
 
 

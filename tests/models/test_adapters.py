@@ -109,6 +109,41 @@ def test_the_network_sees_its_own_state_and_time():
     assert seen[-1][1].tolist() == [0.25, 0.25]
 
 
+class Recorder(torch.nn.Module):
+    """A network that keeps the dtypes it sees."""
+
+    def __init__(self, answer=0.0):
+        super().__init__()
+        self.codes = torch.nn.Parameter(torch.ones(1).to(torch.float8_e4m3fn), requires_grad=False)
+        self.weight, self.answer = torch.nn.Parameter(torch.ones(1)), answer
+
+    def forward(self, x, t, labels):
+        self.seen = x.dtype, t.dtype, labels.dtype
+        assert t.tolist() == [999.0] * len(x)  # 1000 in bfloat16
+        return torch.full_like(x, self.answer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_state_has_the_dtype_of_the_weights(dtype):
+    network, x = Recorder(), torch.ones(2, 3)
+    network.weight = torch.nn.Parameter(network.weight.to(dtype))
+    model = erk.from_epsilon(network, ALPHAS)
+    assert model(x, 1e4, torch.ones(2, 7)).dtype == torch.float32
+    assert network.seen == (dtype, torch.float32, dtype) and model.compute_dtype == dtype
+    model(x, 1e4, torch.tensor([4, 7]))
+    assert network.seen == (dtype, torch.float32, torch.int64)
+    whole = torch.nn.Linear(3, 3).to(dtype)
+    half = erk.from_denoiser(lambda x, sigma: whole(x.to(dtype)))
+    assert half(x, 1.0).dtype == torch.float32 and half.compute_dtype is None
+
+
+def test_float16_that_overflows_is_named():
+    model = erk.from_epsilon(Recorder(answer=math.inf).half(), ALPHAS, label_dim=3)
+    noise, labels = torch.ones(2, 3), torch.ones(2, 3)
+    with pytest.raises(erk.NonFiniteError, match="end at 65504: use bfloat16 or float32"):
+        erk.sample(model, noise, labels, schedule=[1e4, 5e3])
+
+
 def test_levels_the_network_knows():
     """A named schedule stays within them; `discrete` walks in the network's own time."""
     model = ADAPTERS["epsilon"]()
