@@ -6,13 +6,14 @@ Chunks of images, stored or from a sampler, are then all evaluated in the same w
 
 import functools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from erk.io.missing import name_missing
 from erk.method.arguments import require
 from erk.runtime.distributed import World
 from metrics.caveats import (
@@ -23,7 +24,7 @@ from metrics.caveats import (
 )
 from metrics.chunks import Chunks
 from metrics.evaluation import Evaluation, evaluate_features, floor_of
-from metrics.extractors import Extractor, check_extractors
+from metrics.extractors import Extractor, check_extractors, weights_url
 from metrics.extractors.weights import check_same_weights, refuse_unused
 from metrics.features import (
     ExtractionPlan,
@@ -38,7 +39,7 @@ from metrics.measures import NO_REAL, Measure
 from metrics.options import Options
 from metrics.protocols import Protocol, find_protocol, known_protocols
 from metrics.reference_files import Reference
-from metrics.references import check_extractor, known_size, load_reference
+from metrics.references import check_extractor, known_references, known_size, load_reference
 from metrics.selection import checked_labels, is_in_seed_order, labels_of
 from metrics.sizes import Size, check_same_size
 
@@ -259,8 +260,27 @@ def load_evaluator(
     require(isinstance(options, Options), "options", "metrics.options.Options", options)
     require(isinstance(real, ImageSource | str | Path | None), "real", "stored images", real)
     source = open_images(real) if isinstance(real, str | Path) else real
+    name_files(reference, protocol, metrics, source is not None, known, options)
     rules, loaded = resolve(reference, protocol, metrics, source is not None, known, options)
     return with_extractors(rules, loaded, source, source is not None, known, options)
+
+
+def name_files(
+    reference: str | Path | Reference | None,
+    protocol: Protocol | str | None,
+    metrics: str | Sequence[str] | None,
+    has_real: bool,
+    extractors: Mapping[str, Extractor],
+    options: Options,
+) -> None:
+    """Name the missing files, see `name_missing`, before a published reference is downloaded."""
+    row = known_references().get(str(reference))
+    if row is None or not row.is_remote:  # its networks follow once it is read: it names them
+        return
+    chosen = row.protocol if protocol is None else protocol
+    rules = find_protocol(chosen) if isinstance(chosen, str) else chosen
+    wanted = _usable(rules.only(metrics), None, has_real).outputs()
+    name_missing([row.statistics, *_addresses(wanted, extractors, options)], options.offline)
 
 
 def resolve(
@@ -308,16 +328,17 @@ def with_extractors(
     options: Options,
 ) -> Evaluator:
     """Load the extractors that the protocol needs and build the Evaluator."""
-    usable = [one for one in protocol.measures if has_real or _is_usable(one, reference)]
-    if not usable:
+    usable = _usable(protocol, reference, has_real)
+    if not usable.measures:
         raise ValueError(f"{', '.join(protocol.columns)}: {NO_REAL}")
-    wanted = replace(protocol, measures=tuple(usable)).outputs()
+    wanted = usable.outputs()
     refuse_unused(options.weights, wanted)
+    name_missing(_addresses(wanted, extractors, options), options.offline)
     loaded = {
         name: extractors[name] if name in extractors else options.load(name) for name in wanted
     }
     if reference is not None:
-        for one in usable:
+        for one in usable.measures:
             if one.rule.needs_statistics and one.statistics == one.extractor:
                 check_extractor(reference, loaded[one.extractor])
     check_same_size(sizes := sizes_of(reference, source, options.skip_corrupt))
@@ -341,6 +362,19 @@ def sizes_of(
     if real is not None:
         sizes[str(real.path)] = size_of(real, skip_corrupt)
     return sizes
+
+
+def _usable(protocol: Protocol, reference: Reference | None, has_real: bool) -> Protocol:
+    """Keep the measures that can be computed."""
+    usable = [one for one in protocol.measures if has_real or _is_usable(one, reference)]
+    return replace(protocol, measures=tuple(usable))
+
+
+def _addresses(
+    wanted: Iterable[str], extractors: Mapping[str, Extractor], options: Options
+) -> list[str | None]:
+    """Return the addresses of the weights that have to be loaded."""
+    return [weights_url(one) for one in wanted if one not in {*extractors, *options.weights}]
 
 
 def _is_usable(measure: Measure, reference: Reference | None) -> bool:

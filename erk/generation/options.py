@@ -21,6 +21,7 @@ from erk.generation.seeds import format_seeds, parse_seeds, same_noise
 from erk.generation.with_card import apply_card, open_with_guidance
 from erk.io.download import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
+from erk.io.missing import name_missing
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models.compiling import (
@@ -30,7 +31,7 @@ from erk.models.compiling import (
     describe_seconds,
     pays,
 )
-from erk.models.model import Model, load_model
+from erk.models.model import Model, address_of, load_model
 from erk.models.presets import find_preset
 from erk.runtime.distributed import pick_device
 from erk.runtime.memory import keep_freed_memory, load_fitting
@@ -314,6 +315,7 @@ def load_networks(
     common: dict[str, Any] = {name: options[name] for name in ("precision", "offline")}
     common["compiled"] = compiled
     vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
+    name_missing([address_of(one) for one in (net, gnet) if one], options["offline"])
     model = load_model(net, device, **vae, **common)
     if gnet is None:
         return model, None

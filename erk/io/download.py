@@ -113,7 +113,7 @@ def _from_disk(source: str, sha256: str | None, offline: bool, root: Path) -> Pa
 
 
 def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
-    target = root / _cache_name(url)
+    target = root / cache_name(url)
     if _is_right(target, sha256):
         return target
     if offline:
@@ -137,7 +137,7 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
     return target
 
 
-def _cache_name(url: str) -> Path:
+def cache_name(url: str) -> Path:
     """Return host/folders/file; every address has another path.
 
     Addresses that such a path does not show (http, queries, unusual characters) add digits of their

@@ -30,7 +30,7 @@ def names(folder):
 
 def test_downloads_once_into_a_readable_path(site, tmp_path):
     path = fetch(site.url, HASH.upper(), cache=tmp_path)
-    assert path == tmp_path / download._cache_name(site.url)
+    assert path == tmp_path / download.cache_name(site.url)
     assert path.parent == tmp_path / "127.0.0.1" / "models"
     assert path.read_bytes() == BODY
     assert fetch(site.url, HASH, cache=tmp_path) == path == fetch(site.url, cache=tmp_path)
@@ -76,7 +76,7 @@ def test_a_server_that_never_gets_it_right(site, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(download, "TIMEOUT", (10, 0.3))
     site.body, site.faults = BODY[:1000], [fault] * 99
     if fault == "other range":  # of an earlier try
-        part = tmp_path / f"{download._cache_name(site.url)}.part"
+        part = tmp_path / f"{download.cache_name(site.url)}.part"
         part.parent.mkdir(parents=True)
         part.write_bytes(BODY[:10])
         part.with_name(f"{part.name}.tag").write_text(site.etag)
@@ -141,25 +141,25 @@ ADDRESSES = [
     "https://h_8/a.pkl", "https://h/a:b", "https://h/a_b", "https://h/a.pkl?id=1",
     "https://h/a.pkl?id=2", "https://h//a.pkl",
     "http://h/a.b:c", "http://h/a.b_c", "http://h/a", "https://h/a/b.pkl", "https://h/a%2Fb.pkl", "https://h/A.pkl",
-    "https://h/" + download._cache_name("http://h/a.pkl").name,
+    "https://h/" + download.cache_name("http://h/a.pkl").name,
 ]  # fmt: skip
 
 
 def test_metadata_lie_beside_their_network():
-    paths = [download._cache_name(f"http://h/net.{kind}?id=1") for kind in ("safetensors", "json")]
+    paths = [download.cache_name(f"http://h/net.{kind}?id=1") for kind in ("safetensors", "json")]
     assert paths[0].with_suffix(".json") == paths[1]
 
 
 def test_every_address_has_its_path():  # M22
-    assert download._cache_name(ADDRESSES[0]) == Path("h/a.pkl")  # as before
-    assert len({download._cache_name(address) for address in ADDRESSES}) == len(ADDRESSES)
+    assert download.cache_name(ADDRESSES[0]) == Path("h/a.pkl")  # as before
+    assert len({download.cache_name(address) for address in ADDRESSES}) == len(ADDRESSES)
 
 
 @pytest.mark.parametrize("address", ["http://../esc/f", "https://./f", "https://h/../f",
                                      "https://h/a/./f", "https://.h/f"])  # fmt: skip
 def test_no_address_leaves_the_cache(address):  # M22
     with pytest.raises(ValueError, match="names no file"):
-        download._cache_name(address)
+        download.cache_name(address)
 
 
 def test_each_try_and_its_cause_is_shown(site, tmp_path, capsys):  # N5
@@ -267,7 +267,7 @@ def test_a_wrong_hash_is_an_error_and_nothing_is_kept(site, tmp_path):
 def test_offline_uses_only_the_cache(site, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         fetch(site.url, offline=True, cache=tmp_path)
-    path = tmp_path / download._cache_name(site.url)
+    path = tmp_path / download.cache_name(site.url)
     assert path.parent == tmp_path / "127.0.0.1" / "models"
     assert f"not in the cache ({path}" in str(caught.value) and site.url in str(caught.value)
     fetch(site.url, cache=tmp_path)
@@ -298,7 +298,7 @@ def test_another_process_continues_when_the_first_is_killed(site, tmp_path):
     program = "import sys; from erk.io.download import fetch; print(fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, site.url, HASH, "", str(tmp_path)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    part = tmp_path / f"{download._cache_name(site.url)}.part"
+    part = tmp_path / f"{download.cache_name(site.url)}.part"
     for _ in range(6000):
         if part.exists() and part.stat().st_size > 200_000:
             break
