@@ -40,8 +40,9 @@ from metrics.statistics import (
 
 NO_REAL = "real images are needed, give them by --real PATH (in Python real=PATH)"
 NO_LABELS = (
-    "the images' classes are not known: generate with --labels balanced, or measure during "
-    "sampling, erk generate --evaluate"
+    "the images' classes are not known: erk generate records them with --labels balanced or "
+    "--class; for classes that it draws or reads from a file use erk generate --evaluate; to other "
+    "images add a dataset.json with their classes"
 )
 
 SUBSETS = 100  # of a kernel distance

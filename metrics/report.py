@@ -56,7 +56,7 @@ def paired_text(
     names = [printable(name) for name in names]
     first = (
         f"{names[0]} minus {names[1]}, the same seeds in pairs; ± standard error; beyond noise: "
-        "the 95 % interval of the difference does not hold 0"
+        "the 95 % interval of the difference excludes 0"
     )
     return f"{first}\n\n{to_text(lines)}"
 

@@ -100,15 +100,20 @@ class ClassifierExtractor(NamedTuple):
         """Compute features and logits of images uint8 [B, C, S, S]; ValueError for others."""
         shape = (self.row.channels, self.row.size, self.row.size)
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
-            kind = {1: "grey", 3: "RGB"}.get(self.row.channels, f"{self.row.channels}-channel")
             raise ValueError(
-                f"the {self.name} extractor takes {kind} images of {self.row.size}x{self.row.size} "
-                f"pixels, uint8 [B, {', '.join(map(str, shape))}], not {images.dtype} "
-                f"{list(images.shape)}: choose another --protocol, such as torch-fidelity"
+                f"the {self.name} extractor takes {_described(shape, torch.uint8)}, not "
+                f"{_described(images.shape[1:], images.dtype)}: choose another --protocol, such as "
+                f"{self._other(images.shape[1:])}"
             )
         with computing(self.precision, self.device):
             x = normalise(images.to(self.device), self.row.levels)
             return as_float32(Outputs(*self.network(x)))
+
+    def _other(self, shape: Sequence[int]) -> str:
+        """Name another extractor, and its protocol, for images [C, H, W], or one that fits all."""
+        rows = known_classifiers().items()
+        fitting = [name for name, row in rows if (row.channels, row.size, row.size) == shape]
+        return next((name for name in fitting if name != self.name), "torch-fidelity")
 
 
 def normalise(images: Tensor, levels: int) -> Tensor:
@@ -117,6 +122,16 @@ def normalise(images: Tensor, levels: int) -> Tensor:
     Real and generated images pass the same quantiser.
     """
     return (images.float() * (levels / 255)).round() / (levels / 2) - 1
+
+
+def _described(shape: Sequence[int], dtype: torch.dtype) -> str:
+    """Say which images [C, H, W] are, such as "grey images of 8x8 pixels (uint8)"."""
+    kind = str(dtype).removeprefix("torch.")
+    if len(shape) != 3:
+        return f"{kind} with {len(shape) + 1} dimensions"
+    channels, height, width = shape
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    return f"{colour} images of {height}x{width} pixels ({kind})"
 
 
 @functools.cache

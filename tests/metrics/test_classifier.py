@@ -59,15 +59,17 @@ def test_features(extractor, digits):
 
 
 @pytest.mark.parametrize(
-    "images",
+    ("images", "said"),
     [
-        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
-        torch.zeros(2, 1, 8, 8),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "RGB images of 8x8 pixels.*as torch-fidelity"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "grey images of 28x28 pixels.*as mnist"),
+        (torch.zeros(2, 1, 8, 8), "grey images of 8x8 pixels \\(float32\\).*as torch-fidelity"),
+        (torch.zeros(8, 8), "float32 with 2 dimensions"),
     ],
 )
-def test_other_images_are_refused(extractor, images):
-    with pytest.raises(ValueError, match="the digits extractor takes grey images of 8x8 pixels"):
+def test_other_images_are_refused(extractor, images, said):
+    takes = "the digits extractor takes grey images of 8x8 pixels"
+    with pytest.raises(ValueError, match=f"{takes} \\(uint8\\), not {said}"):
         extractor(images)
 
 
