@@ -13,7 +13,7 @@ from torch import Tensor
 from erk.method.arguments import require
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
-from erk.method.corrections import LONGEST, WIDE, Correction, at_limit, error_ratio
+from erk.method.corrections import FAR, LONGEST, WIDE, Correction, at_limit, error_ratio
 from erk.method.drift import GuidedDrift, NonFiniteError
 from erk.method.guidance import TELEMETRY, telemetry, unguided
 from erk.method.point import Drift, Guidance, Point, Solver, Step, norm, to_double
@@ -240,30 +240,45 @@ def solve(
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the last state of `integrate`, x0 [B, ...]; `callback` is called with every State."""
-    x0, shortened = noise, []
+    x0, long, limit = noise, [], _limit(settings)
     for state in integrate(drift, noise, settings, randn_like):
         x0 = state.x
-        if isinstance(settings.erk, Correction):
-            shortened.append(at_limit(state.step, state.x))
+        if limit is not None:
+            long.append(at_limit(state.step, state.x, limit))
         if callback is not None:
             callback(state)
     if settings.erk == "auto":
         _warn_if_wide(drift, x0, settings)
-    if shortened:
-        _warn_of_outliers(torch.stack(shortened).any(0))
+    if long:
+        _warn_of_outliers(torch.stack(long).any(0), settings)
     return x0
 
 
-def _warn_of_outliers(shortened: Tensor) -> None:
-    """Warn of samples of which a correction was shortened, [B] bool."""
-    if shortened.any():
-        warnings.warn(
+def _limit(settings: Settings) -> float | None:
+    """Return the length of corrections, in steps, that a run warns of; None: of no length."""
+    if isinstance(settings.erk, Correction):
+        return LONGEST
+    return FAR if settings.w_stiff > 0 and not settings.erk_proj else None
+
+
+def _warn_of_outliers(long: Tensor, settings: Settings) -> None:
+    """Warn of samples with a correction of the length `_limit`, [B] bool."""
+    if not long.any():
+        return
+    first = f"(first for sample {int(long.int().argmax())} of the batch)"
+    if isinstance(settings.erk, Correction):
+        text = (
             f"corrections are longer than {LONGEST:g} times the solver's step and were shortened "
-            f"(first for sample {int(shortened.int().argmax())} of the batch): such samples are "
-            "unlike those that the card was fitted on. Sample without the card, or calibrate with "
-            "more seeds.",
-            stacklevel=5,  # the caller of erk.sample
+            f"{first}: such samples are unlike those that the card was fitted on. Sample without "
+            "the card, or calibrate with more seeds."
         )
+    else:
+        text = (
+            f"corrections are longer than {FAR:g} times the solver's step {first}: w_stiff "
+            f"{settings.w_stiff:g} is too large for such samples, which end far off. Lower it, "
+            "raise w_con or take more steps."
+        )
+    warnings.warn(text, stacklevel=5)  # the caller of erk.sample
 
 
 def _warn_if_wide(drift: GuidedDrift, x0: Tensor, settings: Settings) -> None:

@@ -14,8 +14,8 @@ import erk
 from erk.analysis import toy, toy_results
 from erk.commands import generate
 from erk.method import corrections
-from erk.method.corrections import LONGEST, Correction, auto, length, shortened
-from erk.method.guidance import unguided
+from erk.method.corrections import FAR, LONGEST, Correction, at_limit, auto, length, shortened
+from erk.method.guidance import erk_guid, unguided
 from erk.method.point import Point, Step, norm
 from erk.method.sampler import loop, solve, steps
 from erk.method.settings import Settings
@@ -257,6 +257,25 @@ def test_a_correction_of_many_steps_is_shortened_and_warned_of():
         run(-0.2)
 
 
+def test_a_correction_by_weights_of_many_steps_is_warned_of_and_keeps_its_bits():
+    """w_stiff 1e9 gave samples of 4e17 without a word; the paper's weights are not limited."""
+    model = erk.load_model("digits")
+    noise, labels = erk.noise_and_labels(range(4), model)
+
+    def run(w_stiff):
+        states = []
+        x0 = erk.sample(model, noise, labels, steps=6, w_stiff=w_stiff, callback=states.append)
+        for state in states[:-1]:
+            assert torch.equal(state.x, erk_guid(state.step, w_stiff, 0.5))
+        return x0
+
+    with pytest.warns(UserWarning, match=r"than 10 times .* sample \d of .* w_stiff 1e\+09 is too"):
+        assert run(1e9).abs().max() > 1e15
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(2.5)
+
+
 def test_only_long_corrections_are_shortened():
     """Row by row: short (every bit stays), too long, of a step of length 0, and not finite."""
     start = Point(torch.zeros(4, 2), torch.zeros(4, 2), torch.tensor(2.0))
@@ -267,6 +286,15 @@ def test_only_long_corrections_are_shortened():
     assert torch.allclose(x[1] - moved[1], torch.tensor([6.0, -8.0]))  # 2 steps of length 5
     assert torch.equal(x[2], moved[2])
     assert x[3].isnan().any()
+
+
+def test_a_correction_whose_norm_overflows_float16_is_shortened_not_dropped():
+    start = Point(torch.zeros(1, 8).half(), torch.zeros(1, 8).half(), torch.tensor(2.0).half())
+    step = Step(torch.ones(1, 8).half(), start, torch.tensor(1.0).half())
+    wanted = torch.full((1, 8), 40000.0).half()  # of norm 113137
+    x = shortened(step, wanted)
+    assert x.dtype == torch.float16 and torch.equal(x, torch.full_like(x, 3.0))
+    assert at_limit(step, x) and at_limit(step, wanted, FAR)
 
 
 def test_the_length_is_in_the_longer_of_the_two_steps_from_the_state_before():
