@@ -55,17 +55,21 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 def erk_push(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic") -> Push | None:
     """Return the ERK-Guid correction of `step` (Eq. 19), or None where there is none.
 
-    There is none for a step without a twin or of length 0. Raises ValueError for a twin without h.
+    There is none for a step without a twin or of length 0. Raises ValueError for a twin without h,
+    and for a step whose tensors differ in shape, which would broadcast.
     """
     require(isinstance(step, Step), "step", "an erk.Step", step)
-    require(isinstance(w_stiff, Real | Tensor), "w_stiff", "a number", w_stiff)
-    require(isinstance(w_con, Real | Tensor), "w_con", "a number", w_con)
+    for name, weight in (("w_stiff", w_stiff), ("w_con", w_con)):
+        is_weight = isinstance(weight, Tensor) or (isinstance(weight, Real) and weight >= 0)
+        require(is_weight, name, "a number of at least 0", weight)
     require(scale in tuple(SCALES), "scale", " or ".join(SCALES), scale)
     if step.twin is not None and step.h is None:
         raise ValueError("this Step has a twin but no h: give h=sigma - sigma_next (Table 9).")
     if step.twin is None or step.h is None or step.sigma_next == step.start.sigma:
         return None
     estimate = stiffness(step.start, step.twin)
+    is_same = step.x.shape == step.start.x.shape
+    require(is_same, "x of the step", f"{[*step.start.x.shape]} as its start", step.x)
     z = w_stiff * abs(step.h) * estimate.rho  # the sign of h is the direction, not part of z
     slope = dot(step.start.f, estimate.v)
     push = step.h * SCALES[scale](z) * slope * estimate.v
@@ -76,16 +80,16 @@ def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
     """Correct a solver's result along the stiff direction (Eq. 17-20, Algorithm 1).
 
     Costs no network evaluation. A step without a pair (`twin` None) or of length 0 is not
-    corrected; a twin without `h` raises ValueError.
+    corrected.
 
     Parameters
     ----------
     step
         One step of any solver: `x` [B, ...], `start`, `twin` and `h` are read.
     w_stiff
-        Strength of the correction, >= 0; 0 is off.
+        Strength of the correction, at least 0, which is off.
     w_con
-        Stiffness above which a sample is corrected; it is compared for each sample.
+        Stiffness, at least 0, above which a sample is corrected; it is compared for each sample.
     scale
         Growth of the correction with z, one of `SCALES`.
 
@@ -93,6 +97,11 @@ def erk_guid(step: Step, w_stiff: float, w_con: float, scale: str = "quadratic")
     -------
     Tensor
         The corrected state, [B, ...].
+
+    Raises
+    ------
+    ValueError
+        For weights below 0, a twin without `h`, and tensors of different shapes.
     """
     correction = erk_push(step, w_stiff, w_con, scale)
     if correction is None:

@@ -33,10 +33,14 @@ def stiffness(a: Point, b: Point) -> Stiffness:
 
     No network is evaluated. Exchanging a and b only changes the sign of v, which has no effect on
     the guidance. Two equal states give rho = 0, two equal drifts v = 0, by a division by infinity:
-    an additive epsilon would spoil the order of convergence at small steps.
+    an additive epsilon would spoil the order of convergence at small steps. Points of different
+    shapes raise ValueError: they would broadcast.
     """
     require(isinstance(a, Point), "a", "an erk.Point", a)
     require(isinstance(b, Point), "b", "an erk.Point", b)
+    shape = a.x.shape
+    for name, one in {"a.f": a.f, "b.x": b.x, "b.f": b.f}.items():
+        require(one.shape == shape, name, f"of the shape {[*shape]} of a.x", one)
     difference = a.f - b.f
     dx, df = norm(a.x - b.x), norm(difference)
     return Stiffness(df / _or_infinity(dx), difference / _or_infinity(df), dx, df)

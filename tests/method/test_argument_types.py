@@ -14,6 +14,7 @@ from erk.method.baselines import adaptive_heun
 from erk.method.corrections import auto
 from erk.method.drift import GuidedDrift
 from erk.method.guidance import ErkGuid, erk_guid, telemetry
+from erk.method.point import Step
 from erk.method.sampler import steps
 from erk.method.schedule import make_schedule
 from erk.method.solvers import heun, make_solver
@@ -28,6 +29,11 @@ def denoiser(x, sigma, labels=None):
 
 def step_of():
     return heun(GuidedDrift(denoiser), X, LEVELS[0], LEVELS[1], None)
+
+
+def paired_step():
+    twin = DRIFT(2 * X, LEVELS[0])
+    return Step(X, DRIFT(X, LEVELS[0]), LEVELS[1], twin=twin, h=torch.tensor(1.0))
 
 
 DRIFT = GuidedDrift(denoiser)
@@ -155,6 +161,20 @@ MISTAKES = {
     "a twin without h": (
         lambda: erk_guid(step_of()._replace(twin=DRIFT(X, LEVELS[1]), h=None), 1.0, 0.5),
         "a twin but no h",
+    ),
+    "a weight below 0": (
+        lambda: erk_guid(step_of(), -1.0, 0.5), "w_stiff must be a number of at least 0, not -1.0",
+    ),
+    "a weight that is not a number": (
+        lambda: erk_guid(step_of(), 1.0, float("nan")), "w_con must be a number of at least 0",
+    ),
+    "a twin that would broadcast": (
+        lambda: erk_guid(step_of()._replace(twin=DRIFT(X[:1], LEVELS[1])), 1.0, 0.5),
+        "b.x must be of the shape [2, 3] of a.x, not torch.float32 [1, 3]",
+    ),
+    "a result that would broadcast": (
+        lambda: erk_guid(paired_step()._replace(x=X[:1]), 1.0, 0.5),
+        "x of the step must be [2, 3] as its start, not torch.float32 [1, 3]",
     ),
 }  # fmt: skip
 CLASSES = erk.from_denoiser(
