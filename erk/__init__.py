@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from erk.api import animate as animate
     from erk.api import plot_trace as plot_trace
     from erk.api import sample as sample
-    from erk.api import save_images as save_images
     from erk.api import trajectory as trajectory
     from erk.calibration.calibrate import calibrate as calibrate
+    from erk.generation.images import save_images as save_images
     from erk.method.drift import NonFiniteError as NonFiniteError
     from erk.method.guidance import erk_guid as erk_guid
     from erk.method.point import Point as Point
@@ -54,7 +54,7 @@ _PUBLIC = {
     "noise_and_labels": ".models.noise",
     "plot_trace": ".api",
     "sample": ".api",
-    "save_images": ".api",
+    "save_images": ".generation.images",
     "steps": ".method.sampler",
     "trajectory": ".api",
 }
@@ -68,4 +68,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return [*__all__, "__version__"]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from erk.calibration.card import Card, open_card
-from erk.io.atomic import write_file
+from erk.io.atomic import save_file
 from erk.method.arguments import PATHS, require
 from erk.method.churn import Noise
+from erk.method.conflicts import check_given
 from erk.method.corrections import Correction
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.fields import check_needs
@@ -26,7 +27,7 @@ from erk.method.point import Solver
 from erk.method.sampler import Callback, State, Trace, integrate, solve
 from erk.method.settings import Settings, check_settings
 from erk.method.values import number
-from erk.models.encoders import DecodeError, PixelEncoder
+from erk.models.encoders import PixelEncoder
 
 ARRAYS = ("sigmas", "stiffness", "gate", "df", "push")  # of a trace that is plotted
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,13 +46,18 @@ def _with_card(function: F) -> F:
         given = {**bound, **more}
         if card is None:
             check_needs({name for name, value in given.items() if value is not None})
+            known = _settings_in(given)
+            check_given(known, Settings(**known))
             return function(*args, **kwargs)
-        known = {k: v for k, v in given.items() if k in Settings.__dataclass_fields__}
         card = open_card(card)
         card.check(given.get("model"), given.get("guide_model"))
-        return function(**given | card.sampler_for(known))
+        return function(**given | card.sampler_for(_settings_in(given)))
 
     return call  # type: ignore[return-value]
+
+
+def _settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in Settings.__dataclass_fields__}
 
 
 @_with_card
@@ -218,44 +224,6 @@ def _prepare(
     return drift, plan
 
 
-def save_images(
-    images: Tensor, folder: str | os.PathLike[str], seeds: Sequence[int] | None = None
-) -> list[Path]:
-    """Write images as PNG files, 000000.png for seed 0.
-
-    Parameters
-    ----------
-    images
-        uint8 [B, C, H, W] with C = 1 or 3, such as `model.decode(x0)`; or floats, whose range -1..1
-        becomes 0..255.
-    folder
-        Folder to write to; it is created if it does not exist.
-    seeds
-        One number per image, for the file names; default: 0, 1, ...
-
-    Returns
-    -------
-    list[Path]
-        The files, in the order of the images.
-
-    Raises
-    ------
-    ValueError
-        For another shape or dtype, NaN, and seeds that do not give each image its own file.
-    """
-    from erk.generation.images import save_images as write_images
-
-    require(isinstance(folder, PATHS), "folder", "a path", folder)
-    if isinstance(images, Tensor) and images.is_floating_point():
-        try:
-            images = PixelEncoder().decode(images)
-        except DecodeError as error:
-            raise ValueError(
-                f"image {error.sample} has NaN or infinity: check the network and its settings."
-            ) from None
-    return write_images(images, folder, seeds)
-
-
 def plot_trace(
     trace: Trace | Iterable[State] | Mapping[str, Any],
     path: str | os.PathLike[str] | None = None,
@@ -296,8 +264,7 @@ def plot_trace(
         raise ValueError("no step has a pair, so there is nothing to plot: take more steps.")
     image = trace_plot.plot_trace(trace, w_con)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_file(Path(path), image)
+        save_file(Path(path), image)
     return image
 
 

@@ -18,7 +18,7 @@ from erk.generation.job import Job
 from erk.generation.options import open_job
 from erk.generation.sampling import draw_inputs
 from erk.generation.sheets import SheetCell, captioned_sheet
-from erk.io.atomic import check_target, write_file
+from erk.io.atomic import check_target, save_file
 from erk.method.fields import field
 from erk.method.sampler import State, integrate
 from erk.method.settings import Settings
@@ -112,5 +112,4 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
     options: dict[str, Any] = {"lossless": True} if is_webp else {"optimize": False}
     images[0].save(stream, FORMATS[path.suffix], save_all=True, append_images=images[1:],
                    duration=durations, loop=0, **options)  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, stream.getvalue())
+    save_file(path, stream.getvalue())

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from erk.generation.seeds import MAX_SEED
-from erk.io.atomic import write_file
+from erk.io.atomic import make_folder, write_file
 from erk.io.untrusted import decode_image, read_image_file
+from erk.method.arguments import PATHS, require
 from erk.models.noise import whole_numbers
 
 Array = np.ndarray
@@ -24,36 +25,41 @@ PER_SUBDIR = 1000
 
 
 def save_images(
-    images: Any, path: str | os.PathLike[str], seeds: Sequence[int] | None = None
+    images: Any, folder: str | os.PathLike[str], seeds: Sequence[int] | None = None
 ) -> list[Path]:
     """Write images as PNG files named by seed: 000123.png.
 
     Parameters
     ----------
-    images : Tensor or array
-        uint8 [N, C, H, W] with C = 1 or 3, as `model.decode` returns them.
-    path : path
-        The folder; it is created if needed, and existing files of the same names are replaced.
-    seeds : sequence of int, optional
-        The number in each file name; default: 0 to N - 1.
+    images
+        Tensor or array, uint8 [N, C, H, W] with C = 1 or 3, as `model.decode` returns them.
+        Floats are refused, because nothing says whether their range is -1..1, 0..1 or 0..255.
+    folder
+        Folder to write to; it is created if it does not exist, and existing files of the same
+        names are replaced.
+    seeds
+        One number per image, for the file names; default: 0 to N - 1.
 
     Returns
     -------
-    list of Path
+    list[Path]
         The files, in the order of the images.
 
     Raises
     ------
     ValueError
-        If the images are not uint8 [N, C, H, W], or do not match the seeds.
+        For images of another dtype or shape, seeds that do not give each image its own file, and a
+        folder that cannot be created or written to.
     OSError
         If a file cannot be written.
     """
+    require(isinstance(folder, PATHS), "folder", "a path", folder)
     array = images.cpu().numpy() if hasattr(images, "cpu") else np.asarray(images)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(
             f"images must be uint8 [N, C, H, W] with C = 1 or 3, not {array.dtype} "
-            f"{list(array.shape)}; decode latents first (model.decode)."
+            f"{list(array.shape)}: give model.decode(x0), or, for pixels in -1..1, "
+            "(x0 * 127.5 + 128).clip(0, 255).to(torch.uint8)."
         )
     numbers = list(range(len(array))) if seeds is None else whole_numbers(seeds)
     if len(numbers) != len(array):
@@ -64,8 +70,8 @@ def save_images(
         raise ValueError(
             "seeds repeat a number, so that images would share a file: give each once."
         )
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    make_folder(folder)
     paths = [image_path(folder, number) for number in numbers]
     for file, image in zip(paths, array, strict=True):
         write_file(file, png_bytes(image))

@@ -22,6 +22,7 @@ from erk.generation.with_card import apply_card, open_with_guidance
 from erk.io.download import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.io.missing import name_missing
+from erk.method.conflicts import check_given
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 from erk.models.compiling import (
@@ -142,6 +143,7 @@ def plan_job(options: dict[str, Any], folder: Path | None = None) -> JobPlan:
     card, options = open_with_guidance(options)
     net, gnet, guidance = networks_of(options)
     settings = settings_of(options, guidance)
+    check_given(options.get("given") or (), settings)
     if card is not None:
         settings = apply_card(card, settings, options, DEFAULTS)
     seeds = parse_seeds(options["seeds"])

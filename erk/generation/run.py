@@ -13,7 +13,7 @@ from erk.generation.job import Job
 from erk.generation.options import JobPlan, plan_job
 from erk.generation.run_folder import RunFolder
 from erk.generation.sampling import generate
-from erk.io.atomic import check_target, write_file
+from erk.io.atomic import check_target, save_file
 from erk.models.compiling import compilation_key, keep_seconds
 from erk.runtime.distributed import World, gather, join
 from erk.runtime.progress import image_bar
@@ -132,6 +132,5 @@ def _write_trace(path: Path, parts: list[dict[str, Any]], sigmas: np.ndarray) ->
     rows = {name: values[:, order] for name, values in joined.items()}
     content: dict[str, Any] = {"seeds": seeds[order], "sigmas": sigmas, **rows}
     np.savez_compressed(stream, **content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, stream.getvalue())
+    save_file(path, stream.getvalue())
     click.echo(f"wrote {path}, of the {len(seeds)} images sampled now")

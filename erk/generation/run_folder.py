@@ -28,7 +28,7 @@ from erk.generation.sampling import ImageBatch
 from erk.generation.seeds import format_seeds, format_seeds_short, parse_seeds
 from erk.generation.sheets import caption, grid
 from erk.generation.writer import Submit, background, spare_cores, thread_map
-from erk.io.atomic import uninterrupted, write_file
+from erk.io.atomic import make_folder, uninterrupted, write_file
 from erk.io.files import sha256_of
 from erk.runtime.distributed import World, barrier, broadcast
 from erk.runtime.timing import OFF, Timer
@@ -165,7 +165,7 @@ class RunFolder(RunState):
         if self.is_complete and not self.pending and not self._has_leftovers():
             return
         if not self.path.exists():
-            self.path.mkdir(parents=True)
+            make_folder(self.path)
             self._created.append(self.path)
         with self._locks.brief():
             if self._state() != self._seen:  # another process has been faster

@@ -41,9 +41,12 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def save_file(path: str | Path, content: str | bytes) -> Path:
-    """Write text or bytes atomically, creating the folders; return the path. Raises OSError."""
+    """Write text or bytes atomically, creating the folders; return the path.
+
+    Raises ValueError if the folder cannot be created or written to, OSError if the file cannot.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with uninterrupted():
         write_file(path, content.encode() if isinstance(content, str) else content)
     return path
@@ -224,6 +227,17 @@ def check_writable(folder: Path) -> None:
     if not path.is_dir() or not os.access(path, os.W_OK):
         reason = "is not a folder" if not path.is_dir() else "is not writable"
         raise ValueError(f"cannot write to {folder}: {path} {reason}; choose another folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder that files are written to. Raises ValueError if that cannot be done."""
+    check_writable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # no permission says that nothing can be created in /proc
+        raise ValueError(
+            f"cannot create the folder {folder} ({error.strerror}): choose another folder."
+        ) from error
 
 
 IMAGES = (".png", ".jpg", ".jpeg")  # suffixes of files that a folder's readers would add

@@ -1,6 +1,6 @@
 """Combinations of settings that are refused, each with one sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from erk.method.fields import field
@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 ONE_EVALUATION = ("euler", "ipndm", "ipndm_v", "deis", "dpmpp", "unipc")
 """The named solvers that evaluate the network once per step."""
+THRESHOLDED = tuple(field(name).default for name in ("w_con", "erk_scale", "twin"))
 APG = tuple(field(name).default for name in ("apg_eta", "apg_threshold", "apg_momentum"))
+
+
+def _ends_at_zero(settings: "Settings") -> bool:
+    levels = settings.levels
+    return levels == "edm" if isinstance(levels, str) else levels[-1] == 0
+
 
 CONFLICTS: tuple[tuple[Callable[["Settings"], bool], str], ...] = (
     (
@@ -56,6 +63,14 @@ CONFLICTS: tuple[tuple[Callable[["Settings"], bool], str], ...] = (
         "ERK-Proj (erk_proj) has no effect with w_stiff 0: give w_stiff > 0.",
     ),
     (
+        lambda s: s.erk_proj and (s.w_con, s.erk_scale, s.twin) != THRESHOLDED,
+        "ERK-Proj (erk_proj) uses w_stiff alone: leave out w_con, erk_scale and twin.",
+    ),
+    (
+        lambda s: s.twin is not None and s.adaptive_tau is not None,
+        "adaptive steps (adaptive_tau) measure the stiffness of Heun's pair: leave out twin.",
+    ),
+    (
         lambda s: s.w_stiff > 0 and (s.pc_snr > 0 or s.adaptive_tau is not None),
         "ERK-Guid, adaptive steps and the Langevin corrector exclude each other: set w_stiff to 0.",
     ),
@@ -70,8 +85,13 @@ CONFLICTS: tuple[tuple[Callable[["Settings"], bool], str], ...] = (
         "adaptive steps begin with an evaluation of the network: leave out afs.",
     ),
     (
-        lambda s: s.denoise_to_zero and s.levels == "edm",
-        "the 'edm' schedule ends at 0 already: leave out denoise_to_zero.",
+        lambda s: s.denoise_to_zero and _ends_at_zero(s),
+        "the noise levels end at 0 already: leave out denoise_to_zero.",
+    ),
+    (
+        lambda s: s.rho is not None and not isinstance(s.levels, str),
+        "rho is the exponent of a named schedule: leave it out of a run with a list of noise "
+        "levels.",
     ),
     (
         lambda s: s.erk is not None and s.twin is not None,
@@ -86,3 +106,23 @@ CONFLICTS: tuple[tuple[Callable[["Settings"], bool], str], ...] = (
     ),
 )
 """What is forbidden, and the sentence that says what to change."""
+
+
+def check_given(given: Collection[str], settings: "Settings") -> None:
+    """Raise ValueError for a setting that was given, maybe its default, and has no effect.
+
+    All settings together, as `vars(settings)` are, say nothing but what they are.
+    """
+    if {*given} >= {*settings.__dataclass_fields__}:
+        return
+    if "denoise_to_zero" in given and not settings.denoise_to_zero and _ends_at_zero(settings):
+        raise ValueError(
+            "denoise_to_zero=False has no effect, because the noise levels end at 0: leave it out, "
+            "or take schedule='polynomial', which ends at sigma_min."
+        )
+    levels = settings.levels
+    if "steps" in given and not isinstance(levels, str) and settings.steps != len(levels) - 1:
+        raise ValueError(
+            f"the schedule lists {len(levels)} noise levels, so it has {len(levels) - 1} steps and "
+            f"not {settings.steps}: leave out steps."
+        )

@@ -110,7 +110,8 @@ FIELDS = (
     Field("churn_rule", None, "Draw the injected noise as edm (float64, at every step) or as edm2.",
           CHURN, str, choices=CHURN_RULES, note="that of the network's release", needs="S_churn"),
     Field("afs", False, "Analytic first step: one evaluation less.", SOLVER, bool),
-    Field("denoise_to_zero", False, "End with an Euler step to sigma = 0.", SOLVER, bool),
+    Field("denoise_to_zero", False, "After noise levels that end above 0: add an "
+          "Euler step to 0.", SOLVER, bool),
     Field("adaptive_tau", None, "Halve Heun's steps where stiffness exceeds TAU (Table 10).",
           BASELINES, symbol="tau", metavar="TAU", above=0),
     Field("pc_snr", 0.0, "Signal-to-noise ratio of the Langevin corrector; 0 is off (Table 11).",

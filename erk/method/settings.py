@@ -29,6 +29,7 @@ from erk.method.drift import (
 from erk.method.fields import FIELDS, field, fields
 from erk.method.guidance import ErkGuid
 from erk.method.point import NO_DOUBLE, Point, Solver, Step
+from erk.method.ranges import plain
 from erk.method.schedule import SCHEDULES, check_schedule, make_schedule
 from erk.method.solvers import (
     analytic_first,
@@ -36,7 +37,7 @@ from erk.method.solvers import (
     make_solver,
     published_schedule,
 )
-from erk.method.values import checked, plain
+from erk.method.values import checked
 
 __all__ = ["RECIPE", "Settings", "Twin", "check_settings", "fields"]
 
@@ -140,8 +141,8 @@ class Settings:
             usual = field(name).default
             if getattr(self, name) != usual:
                 raise ValueError(
-                    f"erk (--erk) brings its coefficients: leave {name} ({field(name).option}) "
-                    f"at {usual}."
+                    f"erk (--erk) takes the place of ERK-Guid's weights: leave {name} "
+                    f"({field(name).option}) at {usual}, or leave out erk."
                 )
 
     @property

@@ -42,7 +42,16 @@ BAD = {
     "exclude each other": dict(w_stiff=1.0, pc_snr=0.1),
     "defined for the plain heun": dict(solver="euler", adaptive_tau=1.0),
     "leave out afs": dict(afs=True, adaptive_tau=1.0),
-    "ends at 0 already": dict(denoise_to_zero=True),
+    "the noise levels end at 0 already": dict(denoise_to_zero=True),
+    "levels end at 0 already": dict(schedule=[2.0, 1.0, 0.0], denoise_to_zero=True),
+    "denoise_to_zero=False has no effect": dict(denoise_to_zero=False),
+    "because the noise levels end at 0": dict(schedule=[2.0, 1.0, 0.0], denoise_to_zero=False),
+    "lists 3 noise levels, so it has 2 steps and not 6": dict(schedule=[3, 2, 1], steps=6),
+    "leave it out of a run with a list": dict(schedule=[3, 2, 1], rho=7.0),
+    "leave out w_con, erk_scale and twin": dict(
+        guidance=2.0, erk_proj=True, w_stiff=1.0, w_con=0.3
+    ),
+    "leave out twin.": dict(adaptive_tau=1.0, twin=lambda step, previous: (None, None)),
     "needs a network with a discrete time": dict(schedule="discrete"),
     "guidance 2 needs a guiding network": dict(guidance=2.0),
     "a card is given by `card`": dict(erk="automatic"),
@@ -68,6 +77,15 @@ def test_bad_settings_are_refused_with_one_sentence(message, settings):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         erk.sample(linear(1.0), torch.ones(1, 2), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_all_settings_together_may_be_given():
+    settings = Settings(solver="dpm2", steps=3)
+    noise = torch.ones(1, 2)
+    wanted = erk.sample(linear(1.0), noise, solver="dpm2", steps=3)
+    assert torch.equal(erk.sample(linear(1.0), noise, **vars(settings)), wanted)
+    erk.sample(linear(1.0), noise, **vars(Settings(steps=3)))
+    erk.sample(linear(1.0), noise, schedule=[3.0, 2.0, 1.0], steps=2, denoise_to_zero=False)
 
 
 def test_every_field_is_declared_once():
