@@ -43,7 +43,7 @@ DECIDED = (*SAMPLER, *GUIDANCE, "erk")
 """The settings that a card decides."""
 FREE = ("dtype",)
 """Settings that may be given beside a card."""
-UNKNOWN = "of no file"
+UNKNOWN = "not from a file"
 
 
 class Card(NamedTuple):
@@ -132,7 +132,7 @@ class Card(NamedTuple):
         """Raise ValueError unless the card is for these denoisers."""
         here = networks(model, guide_model, self.settings.guidance)
         pairs = [
-            f"{name} {_short(there or UNKNOWN)} there, {_short(value or UNKNOWN)} here"
+            f"the card's {name}: {_short(there or UNKNOWN)}, this one: {_short(value or UNKNOWN)}"
             for name, value in here.items()
             if (there := self.networks.get(name, value)) != value
         ]

@@ -64,13 +64,20 @@ def variable(one: Field) -> str:
 def check_needs(context: click.Context) -> list[str]:
     """Return the options on the command line.
 
-    Raises ValueError for a setting that has no effect without another one.
+    Raises ValueError for a number out of range, before PyTorch is imported, which takes seconds,
+    and for a setting that has no effect without another one.
     """
+    from erk.method.ranges import in_range  # help pages need no NumPy
+
     source = click.core.ParameterSource.COMMANDLINE
     given = {name for name in context.params if context.get_parameter_source(name) is source}
     spelling = {one.name: one.opts[0] for one in context.command.params}
-    settings = {one.name for one in fields.fields() if variable(one) in given}
-    fields.check_needs(settings | given & {"card"}, lambda one: spelling[variable(one)])
+    settings = [one for one in fields.fields() if variable(one) in given]
+    for one in settings:
+        if one.kind in (int, float):
+            in_range(one, context.params[variable(one)])
+    names = {one.name for one in settings} | given & {"card"}
+    fields.check_needs(names, lambda one: spelling[variable(one)])
     return sorted(given)
 
 

@@ -1,12 +1,9 @@
 """Check the value of a setting against its declaration, and convert it to plain Python.
 
-Numbers of NumPy and torch become numbers, arrays, tensors and lists become tuples, so that two
-settings are equal, and have one identity, exactly where they give the same samples.
+Two settings are equal, and have one identity, exactly where they give the same samples.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ import torch
 from erk.method.arguments import require, shown
 from erk.method.corrections import Correction
 from erk.method.fields import Field
+from erk.method.ranges import in_range, plain
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,68 +31,17 @@ def number(name: str, value: Any, kind: type = float, **limits: Any) -> Any:
 
     `limits` are those of a `Field`: least, above, most, finite.
     """
-    return _number(Field(name, 0, "", "", kind, **limits), value)
-
-
-def plain(value: Any) -> Any:
-    """Return numbers of NumPy and torch as Python's, arrays and lists as tuples."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple | range):
-        return tuple(map(plain, value))
-    if isinstance(value, Real) and not isinstance(value, int | float):
-        return float(value)
-    return value
+    return in_range(Field(name, 0, "", "", kind, **limits), value)
 
 
 def _value(one: Field, value: Any) -> Any:
     if one.kind in (int, float):
-        return _number(one, value)
+        return in_range(one, value)
     value = plain(value)
     is_bool, is_choice = isinstance(value, bool), one.kind is bool or value in one.choices
     require(is_bool or one.kind is not bool, one.name, "True or False", value)
     require(is_choice, one.name, " or ".join(one.choices), value)
     return value
-
-
-def _number(one: Field, value: Any) -> int | float:
-    value = plain(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        converted = _as_kind(one.kind, value)
-        if converted is not None and _is_within(one, converted):
-            return converted
-    raise ValueError(f"{one.name} must be {_expected(one)}, not {shown(value)}.")
-
-
-def _as_kind(kind: type, value: int | float) -> int | float | None:
-    """Return the number as int or float; None where it is neither."""
-    if kind is int:
-        return int(value) if isinstance(value, int) or value.is_integer() else None
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond all floats
-        return None
-
-
-def _is_within(one: Field, value: int | float) -> bool:
-    is_number = isinstance(value, int) or not math.isnan(value)  # isnan overflows on large integers
-    return is_number and (
-        (one.least is None or value >= one.least)
-        and (one.above is None or value > one.above)
-        and (one.most is None or value <= one.most)
-        and (not one.finite or abs(value) != math.inf)
-    )
-
-
-def _expected(one: Field) -> str:
-    """Describe the numbers that a setting takes, such as 'a finite number of at least 0'."""
-    text = "an integer" if one.kind is int else "a finite number" if one.finite else "a number"
-    if one.above is not None:
-        return f"{text} above {one.above:g}"
-    if one.most is not None:
-        least, most = (f"{x:g}" if isinstance(x, float) else x for x in (one.least, one.most))
-        return f"{text} from {least} to {most}"
-    return text if one.least is None else f"{text} of at least {one.least:g}"
 
 
 def _solver(one: Field, value: Any) -> Any:
@@ -110,14 +57,14 @@ def _schedule(one: Field, value: Any) -> Any:
     levels = plain(value)
     require(isinstance(levels, tuple), "schedule", "a name or a list of noise levels", value)
     entry = one._replace(kind=float, name="a noise level of schedule", finite=True)
-    return tuple(_number(entry, level) for level in levels)
+    return tuple(in_range(entry, level) for level in levels)
 
 
 def _interval(one: Field, value: Any) -> tuple[float, float]:
     bounds = plain(value)
     entry = one._replace(kind=float, name="a bound of guidance_interval", finite=False)
     if isinstance(bounds, tuple) and len(bounds) == 2:
-        lo, hi = (_number(entry, bound) for bound in bounds)
+        lo, hi = (in_range(entry, bound) for bound in bounds)
         if 0 <= lo < hi:
             return lo, hi
     raise ValueError(

@@ -89,8 +89,9 @@ BAD = [
     ([*NET, "--gnet", NETS / "edm2_pixel.pkl", "--guidance", "2"], "so --guidance has no effect"),
     (
         [*NET, "--w-con", "0.3", "--erk", "auto"],
-        "erk (--erk) brings its coefficients: leave w_con (--w-con)",
+        "erk (--erk) takes the place of ERK-Guid's weights: leave w_con (--w-con)",
     ),
+    ([*NET, "--schedule", "3,2,1", "--steps", "6"], "so it has 2 steps and not 6: leave out steps"),
     (["--preset", "toy"], "which only erk calibrate knows"),  # N17
 ]
 
@@ -187,6 +188,20 @@ def test_bad_input_as_the_user_sees_it(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_number_out_of_range_is_refused_before_torch_is_imported():
+    """`erk generate --steps 0` took 13 seconds on a busy machine."""
+    program = (
+        "import sys\nfrom click.testing import CliRunner\n"
+        "from erk.commands.generate import main\n"
+        "for option, value in {'--steps': '0', '--w-stiff': '-1', '--rho': 'nan'}.items():\n"
+        "    done = CliRunner().invoke(main, ['--outdir', 'out', '--seeds', '0', option, value])\n"
+        "    assert done.exit_code == 2 and ' must be ' in done.output, done.output\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_warning_is_one_line_without_its_place_in_the_source(tmp_path):
     """A card that corrects by hundreds of steps: the warning named a line of memory.py."""
     card, folder = tmp_path / "a.card.json", tmp_path / "out"
@@ -206,3 +221,7 @@ def test_a_warning_is_one_line_without_its_place_in_the_source(tmp_path):
                "--outdir", folder)  # fmt: skip
     assert done.returncode == 0 and "UserWarning" not in done.stderr
     assert re.search("\nwarning: corrections are longer than 2 times", done.stderr)
+    done = erk("generate", "--preset", "digits", "--w-stiff", "1e9", "--steps", "6",
+               "--seeds", "0-3", "--outdir", tmp_path / "weights")  # fmt: skip
+    assert done.returncode == 0 and "UserWarning" not in done.stderr
+    assert re.search(r"warning: corrections .* w_stiff 1e\+09 is too large", done.stderr)

@@ -256,7 +256,9 @@ def test_cards_for_something_else_are_refused(tmp_path):
         "sets guidance to 1.0, which contradicts 7.5": {
             "card": path, "extra_args": {"cond_scale": 7.5},
         },
-        "network of no file there, 111111111111 here": {"model": FromFile(), "card": path},
+        "the card's network: not from a file, this one: 111111111111": {
+            "model": FromFile(), "card": path,
+        },
         "sets 6 noise levels from 10 to 0, which contradicts the 8 sigmas": {
             "sigmas": NODES, "card": path,
         },
