@@ -118,8 +118,7 @@ class JobPlan:
         if self.compiled:
             seconds = describe_seconds(compilation_key(model.sha256, self.batch, self.device))
             _notify(f"compiles the networks once ({seconds}; {len(self.seeds)} images)")
-        pair = same_noise(self.seeds)
-        if pair is not None:
+        if (pair := same_noise(self.seeds)) is not None:
             _notify("the seeds {} and {} draw the same noise: seeds count modulo 2^32, as in "
                     "EDM".format(*pair))  # fmt: skip
         return Job(
@@ -314,8 +313,7 @@ def load_networks(
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # as torchrun does: CPU rounding depends on the thread count
     torch.backends.cudnn.deterministic = True
-    common: dict[str, Any] = {name: options[name] for name in ("precision", "offline")}
-    common["compiled"] = compiled
+    common = {name: options[name] for name in ("precision", "offline")} | {"compiled": compiled}
     vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
     name_missing([address_of(one) for one in (net, gnet) if one], options["offline"])
     model = load_model(net, device, **vae, **common)
