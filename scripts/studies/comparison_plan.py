@@ -70,7 +70,7 @@ PLACES = {MORE: ("spectra",)}
 ALL, FEW = (3, 4, 5, 6, 8, 10, 12, 16, 20), (5, 8)
 NFES = {"card": FEW, "end to end": FEW}
 GUIDED = (5, 8, 12, 20)
-GUIDED_NFES = {"plain": GUIDED, "auto": GUIDED, "levels": (5, 8, 12), "card": (8,),
+GUIDED_NFES = {"plain": GUIDED, "auto": GUIDED, "levels": (8,), "card": (8,),
                BEST: GUIDED}  # fmt: skip
 """Mode -> evaluations of the network per sample, at most; a fit costs more than its cell."""
 NUM, NUM_GUIDED = 2000, 1000  # samples of a cell
