@@ -95,14 +95,12 @@ def length(step: Step, x: Tensor) -> Tensor:
     """Return the length of the corrections x - step.x [B, ...] in steps, [B, 1, ...].
 
     Of the solver's step and Euler's the longer counts: one of them can be near 0 where a correction
-    is due (two terms that cancel, an answer that overshoots). Float16 ends at 65504, which the norm
-    of many numbers exceeds, so lengths are float32 at least.
+    is due (two terms that cancel, an answer that overshoots). Float16 ends at 65504, which
+    differences and the norm of many numbers exceed, so lengths are float32 at least.
     """
-    before, wide = step.before, torch.promote_types(x.dtype, torch.float32)
-    solvers, eulers, correction = (
-        norm(moved.to(wide)) for moved in (step.x - before, step.euler - before, x - step.x)
-    )
-    return correction / torch.maximum(solvers, eulers)
+    before, x = _wide(step.before), _wide(x)
+    steps = torch.maximum(norm(step.x - before), norm(step.euler - before))
+    return norm(x - step.x) / steps
 
 
 def shortened(step: Step, x: Tensor) -> Tensor:
@@ -112,7 +110,12 @@ def shortened(step: Step, x: Tensor) -> Tensor:
     be longer than the step by orders of magnitude.
     """
     excess = length(step, x) / LONGEST
-    return torch.where(excess > 1, step.x + ((x - step.x) / excess).to(x.dtype), x)
+    short = step.x + (_wide(x) - step.x) / excess
+    return torch.where(excess > 1, short.to(x.dtype), x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def at_limit(step: Step, x: Tensor, limit: float = LONGEST) -> Tensor:

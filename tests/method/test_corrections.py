@@ -295,6 +295,9 @@ def test_a_correction_whose_norm_overflows_float16_is_shortened_not_dropped():
     x = shortened(step, wanted)
     assert x.dtype == torch.float16 and torch.equal(x, torch.full_like(x, 3.0))
     assert at_limit(step, x) and at_limit(step, wanted, FAR)
+    far = Step(torch.full((1, 8), 4e4).half(), start, torch.tensor(1.0).half())
+    x = shortened(far, torch.full((1, 8), -6e4).half())  # 1e5 away, or 2.5 steps
+    assert torch.equal(x, torch.full_like(x, -4e4))
 
 
 def test_the_length_is_in_the_longer_of_the_two_steps_from_the_state_before():
