@@ -253,7 +253,7 @@ def change_from_half(problem: Problem, samples: Samples, plan: Plan) -> float:
 
 def summary(values: Tensor) -> dict[str, float]:
     """Return the numbers of the distances of fresh samples [n]: one far sample hides in a mean."""
-    middle, most = values.median().item(), values.max().item()
+    middle, most = values.quantile(0.5).item(), values.max().item()
     return mean_with_error(values) | {"median": middle, "greatest": most, "seeds": len(values)}
 
 

@@ -76,7 +76,7 @@ class Card(NamedTuple):
         rows += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         if seeds:
             unseen = 100 * (1 - 0.05 ** (1 / seeds))
-            rows.append(f"What happens to fewer than {unseen:.0f} % of samples may not show on "
+            rows.append(f"What happens to fewer than {unseen:.2g} % of samples may not show on "
                         f"{seeds} seeds (95 % confidence).")  # fmt: skip
         return "\n".join([*rows, *([self.warning.capitalize()] if self.warning else [])])
 
