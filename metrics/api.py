@@ -12,7 +12,7 @@ from erk.method.arguments import require
 from erk.runtime.distributed import World
 from metrics.chunks import Batches
 from metrics.evaluation import Evaluation
-from metrics.evaluator import Evaluator, name_files, resolve, sizes_of, with_extractors
+from metrics.evaluator import Evaluator, resolve, sizes_of, with_extractors
 from metrics.extractors import Extractor, check_extractors
 from metrics.features import (
     IMAGES,
@@ -103,9 +103,9 @@ def evaluate(
     has_real = compared is not None
     are_features = isinstance(generated, Features)
     are_features = are_features and (not has_real or isinstance(compared, Features))
-    if not are_features:
-        name_files(statistics, protocol, metrics, has_real, known, chosen)
-    rules, loaded = resolve(statistics, protocol, metrics, has_real, known, chosen)
+    rules, loaded = resolve(
+        statistics, protocol, metrics, has_real, known, chosen, networks=not are_features
+    )
     _check_sizes(generated, compared, loaded, chosen)
     source = compared if isinstance(compared, ImageSource) else None
     if are_features:

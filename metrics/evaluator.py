@@ -260,12 +260,11 @@ def load_evaluator(
     require(isinstance(options, Options), "options", "metrics.options.Options", options)
     require(isinstance(real, ImageSource | str | Path | None), "real", "stored images", real)
     source = open_images(real) if isinstance(real, str | Path) else real
-    name_files(reference, protocol, metrics, source is not None, known, options)
     rules, loaded = resolve(reference, protocol, metrics, source is not None, known, options)
     return with_extractors(rules, loaded, source, source is not None, known, options)
 
 
-def name_files(
+def _name_files(
     reference: str | Path | Reference | None,
     protocol: Protocol | str | None,
     metrics: str | Sequence[str] | None,
@@ -290,11 +289,17 @@ def resolve(
     has_real: bool,
     extractors: Mapping[str, Extractor],
     options: Options,
+    networks: bool = True,
 ) -> tuple[Protocol, Reference | None]:
-    """Load the reference and find the protocol; ValueError if they do not fit together."""
+    """Load the reference and find the protocol; ValueError if they do not fit together.
+
+    `networks`: whether the extractors are loaded next, see `with_extractors`.
+    """
     require(isinstance(reference, str | Path | Reference | None), "reference", "a path", reference)
     require(isinstance(protocol, str | Protocol | None), "protocol", "a name", protocol)
     check_extractors(extractors)
+    if networks:
+        _name_files(reference, protocol, metrics, has_real, extractors, options)
     if isinstance(reference, str | Path):
         load = functools.cache(options.load_for_reference)
         reference = load_reference(reference, extractors, options.offline, load)

@@ -32,7 +32,7 @@ from erk.models.compiling import (
     describe_seconds,
     pays,
 )
-from erk.models.model import Model, address_of, load_model
+from erk.models.model import Model, files_of, load_model
 from erk.models.presets import find_preset
 from erk.runtime.distributed import pick_device
 from erk.runtime.memory import keep_freed_memory, load_fitting
@@ -315,7 +315,7 @@ def load_networks(
     torch.backends.cudnn.deterministic = True
     common = {name: options[name] for name in ("precision", "offline")} | {"compiled": compiled}
     vae = {name: options[name] for name in ("vae", "vae_precision", "vae_batch")}
-    name_missing([address_of(one) for one in (net, gnet) if one], options["offline"])
+    name_missing(files_of(net, gnet), options["offline"])
     model = load_model(net, device, **vae, **common)
     if gnet is None:
         return model, None

@@ -27,16 +27,16 @@ def name_missing(sources: Iterable[str | None], offline: bool = False) -> None:
     """
     root = cache_dir()
     web = [one for one in sources if one is not None and one.startswith(("http://", "https://"))]
-    paths = {shown(one): root / cache_name(one) for one in web}
-    missing = {url: path for url, path in paths.items() if not path.is_file()}
+    urls = {root / cache_name(one): shown(one) for one in web}  # a query, not shown, may differ
+    missing = {path: url for path, url in urls.items() if not path.is_file()}
     if len(missing) < 2:
         return
     if is_offline(offline):
-        listed = ", ".join(f"{url} ({path})" for url, path in missing.items())
+        listed = ", ".join(f"{url} ({path})" for path, url in missing.items())
         raise FileNotFoundError(
             f"{len(missing)} files are not in the cache, {listed}: download them once without "
             "--offline and ERK_OFFLINE, or copy them to the paths in brackets"
         )
     if os.environ.get("RANK", "0") == "0":
-        lines = "".join(f"\n  {url}\n    to {path}" for url, path in missing.items())
+        lines = "".join(f"\n  {url}\n    to {path}" for path, url in missing.items())
         print(f"downloading {len(missing)} missing files:{lines}", file=sys.stderr)

@@ -251,10 +251,10 @@ def fetch_checkpoint(address: str, offline: bool = False) -> Path:
     if address.startswith("hf://"):
         address = _file_on_hub(address, offline)
     path = fetch(address, offline=offline)
-    if "://" in address and path.suffix == ".safetensors":
-        base, mark, rest = address.partition("@" if address.startswith("hf://") else "?")
+    if (metadata := _metadata_of(address)) is not None:
+        base, mark, rest = _split(address)
         try:
-            fetch(f"{base.removesuffix('.safetensors')}.json{mark}{rest}", offline=offline)
+            fetch(metadata, offline=offline)
         except FileNotFoundError as missing:
             if not address.startswith("hf://"):
                 raise
@@ -263,6 +263,25 @@ def fetch_checkpoint(address: str, offline: bool = False) -> Path:
             except FileNotFoundError:
                 raise missing from None
     return path
+
+
+def files_of(*sources: str | Path | None) -> list[str | None]:
+    """Return the paths or URLs of networks and of their metadata; None: there are none."""
+    addresses = [address_of(one) for one in sources if one is not None]
+    return [*addresses, *map(_metadata_of, addresses)]
+
+
+def _metadata_of(address: str) -> str | None:
+    """Return the address of the metadata of safetensors at a URL; None for other files."""
+    base, mark, rest = _split(address)
+    if "://" not in address or not base.endswith(".safetensors"):
+        return None
+    return f"{base.removesuffix('.safetensors')}.json{mark}{rest}"
+
+
+def _split(address: str) -> tuple[str, str, str]:
+    """Return a URL without its query, or its revision on the hub, and what follows."""
+    return address.partition("@" if address.startswith("hf://") else "?")
 
 
 def _file_on_hub(address: str, offline: bool) -> str:

@@ -12,6 +12,7 @@ RUNS = [
     (evaluate, [*EVALUATE, "--protocol", "torch-fidelity"], ["inception", "vgg16"]),
     (evaluate, [*EVALUATE, "--ref", "imagenet64"], ["img64.pkl", "inception", "dinov2"]),
     (generate, ["--preset", "edm2-img64-s-autog"], ["img64-s-", "img64-xs-"]),
+    (generate, ["--net", "https://h/a.safetensors?v=1"], ["a.safetensors (", "/h/a-"]),
     (make_reference, ["--images", "fake.npz", "--dest", "r.npz"], ["inception", "dinov2"]),
 ]
 
@@ -37,6 +38,8 @@ def test_commands_name_all_files(images, command, arguments, files):
 def test_metrics_evaluate_names_all_files_unless_features_are_given(images):
     with pytest.raises(FileNotFoundError, match="^3 files are not in the cache, "):
         metrics.evaluate(images, "imagenet64", offline=True)
+    with pytest.raises(ValueError, match="^protocol must be a name, not 3"):
+        metrics.evaluate(images, "imagenet64", protocol=3, offline=True)
     names = {"inception": metrics.load_extractor("inception", weights="random:0")}
     features = metrics.extract(images, names)
     with pytest.raises(FileNotFoundError, match="img64.pkl is not in the cache"):

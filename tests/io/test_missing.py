@@ -26,6 +26,11 @@ def test_two_missing_files_are_named_with_their_paths(cache, capsys, monkeypatch
     assert capsys.readouterr().err == ""
 
 
+def test_addresses_that_differ_in_what_is_not_shown_are_two_files(cache):
+    with pytest.raises(FileNotFoundError, match="^2 files are not in the cache, https://h/a "):
+        name_missing(["https://h/a?id=1", "https://h/a?id=2", "https://h/a?id=2&token=x"], True)
+
+
 def test_a_single_missing_file_is_left_to_fetch(cache, capsys):
     (cache / "h").mkdir()
     (cache / "h" / "a.pth").touch()
