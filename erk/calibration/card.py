@@ -63,13 +63,14 @@ class Card(NamedTuple):
             case [{"solver": solver, "schedule": schedule, "afs": afs}, *_]:
                 first = ", analytic first step" if afs else ""
                 names["published"] += f" ({_short(solver)}, {_short(schedule)}{first})"
-        seeds = self.errors.get("card", {}).get("seeds")
-        table = [["", "mean ± standard error", "median", "greatest"]] + [
+        own = self.errors.get("card", {})
+        seeds, more = own.get("seeds"), [name for name in ("median", "greatest") if name in own]
+        table = [["", "mean ± standard error", *more]] + [
             [text, f"{one['value']:.4g} ± {one['error']:.2g}",
-             *(f"{one[name]:.4g}" for name in ("median", "greatest") if name in one)]
+             *(f"{one[name]:.4g}" for name in more if name in one)]
             for name, text in names.items() if (one := self.errors.get(name))
         ]  # fmt: skip
-        widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(4)]
+        widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(2 + len(more))]
         fresh = f"{seeds} seeds" if seeds else "seeds"
         rows = [self._sampler(), f"distance to the converged solution, on {fresh} that neither the "
                 "fit nor the choice has used:"]  # fmt: skip

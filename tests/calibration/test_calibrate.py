@@ -98,6 +98,7 @@ def test_a_card_without_medians_is_printed_too(card):
     content = json.loads(json.dumps({**content_of(card), "errors": old}))
     lines = str(parse_card(content, "old")).splitlines()
     assert "on seeds that" in lines[1] and lines[-1].startswith("ratio of the last two")
+    assert lines[2].strip() == "mean ± standard error"
     plain = card._replace(settings=Settings("heun", "edm", steps=3))
     assert str(plain).startswith("heun, edm schedule, 3 steps\n")
 
