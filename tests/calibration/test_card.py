@@ -113,14 +113,14 @@ def test_a_rule_of_guidance_contradicts_a_card_of_another_weight_than_1(tmp_path
 def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
     model, noise, labels = start()
     other = erk.load_model("checkpoints/digits-weak.safetensors")
-    with pytest.raises(ValueError, match=r"network \w{12} there, \w{12} here"):
+    with pytest.raises(ValueError, match=r"card.s network: \w{12}, this one: \w{12}"):
         erk.sample(other, noise, labels, card=written(tmp_path, content()))
     guided = setting(guidance=2.0)
     guided["networks"]["guide"] = "f" * 64
     path = written(tmp_path, guided)
-    with pytest.raises(ValueError, match=r"guide ffffffffffff there, \w{12} here"):
+    with pytest.raises(ValueError, match=r"card.s guide: ffffffffffff, this one: \w{12}"):
         erk.sample(model, noise, labels, card=path, guide_model=other)
-    with pytest.raises(ValueError, match="guide ffffffffffff there"):
+    with pytest.raises(ValueError, match="guide: ffffffffffff, this one: not from a file"):
         erk.sample(model, noise, labels, card=path)
 
 
@@ -142,7 +142,7 @@ def test_a_card_of_a_function_is_for_samples_of_its_shape():
     for same in ((3,), torch.Size([3]), torch.tensor([3]), 3, None):  # the last two do not say it
         again.check(Gaussian(same), None)
     again.check(lambda x, sigma, labels: x, None)
-    with pytest.raises(ValueError, match=r"samples \[3\] there, \[2\] here"):
+    with pytest.raises(ValueError, match=r"card.s samples: \[3\], this one: \[2\]"):
         again.check(Gaussian([2]), None)
 
 

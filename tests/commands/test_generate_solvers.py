@@ -107,7 +107,7 @@ BAD = {
     "exclude each other": ["--pc-snr", "0.1", "--w-stiff", "1"],
     "erk_proj (--erk-proj) needs model guidance": ["--erk-proj", "--w-stiff", "1"],
     "a discrete time": ["--schedule", "discrete"],
-    "ends at 0 already": ["--denoise-to-zero"],
+    "end at 0 already": ["--denoise-to-zero"],
 }  # fmt: skip
 
 
