@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from erk.calibration.card import open_card
+from erk.method.conflicts import ends_at_zero
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
 
@@ -66,10 +67,8 @@ def levels_of(settings: Settings, model: Any = None) -> Tensor:
 
     `model` limits the levels of a schedule that the card only names.
     """
-    levels = settings.levels
     if not isinstance(settings.erk, Correction):
         return settings.sigmas(model).double()
-    listed = not isinstance(levels, str)
-    ends_at_zero = settings.denoise_to_zero or (levels[-1] == 0 if listed else levels == "edm")
     known = [level for level in settings.erk.sigmas if level > 0]
-    return torch.tensor(known + [0.0] * ends_at_zero, dtype=torch.float64)
+    last = [0.0] if settings.denoise_to_zero or ends_at_zero(settings) else []
+    return torch.tensor(known + last, dtype=torch.float64)

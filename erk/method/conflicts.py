@@ -15,7 +15,8 @@ THRESHOLDED = tuple(field(name).default for name in ("w_con", "erk_scale", "twin
 APG = tuple(field(name).default for name in ("apg_eta", "apg_threshold", "apg_momentum"))
 
 
-def _ends_at_zero(settings: "Settings") -> bool:
+def ends_at_zero(settings: "Settings") -> bool:
+    """Return whether the noise levels end at 0 without `denoise_to_zero`."""
     levels = settings.levels
     return levels == "edm" if isinstance(levels, str) else levels[-1] == 0
 
@@ -85,7 +86,7 @@ CONFLICTS: tuple[tuple[Callable[["Settings"], bool], str], ...] = (
         "adaptive steps begin with an evaluation of the network: leave out afs.",
     ),
     (
-        lambda s: s.denoise_to_zero and _ends_at_zero(s),
+        lambda s: s.denoise_to_zero and ends_at_zero(s),
         "the noise levels end at 0 already: leave out denoise_to_zero.",
     ),
     (
@@ -115,10 +116,10 @@ def check_given(given: Collection[str], settings: "Settings") -> None:
     """
     if {*given} >= {*settings.__dataclass_fields__}:
         return
-    if "denoise_to_zero" in given and not settings.denoise_to_zero and _ends_at_zero(settings):
+    if "denoise_to_zero" in given and not settings.denoise_to_zero and ends_at_zero(settings):
         raise ValueError(
             "denoise_to_zero=False has no effect, because the noise levels end at 0: leave it out, "
-            "or take schedule='polynomial', which ends at sigma_min."
+            "or take levels that end above 0, such as schedule='polynomial'."
         )
     levels = settings.levels
     if "steps" in given and not isinstance(levels, str) and settings.steps != len(levels) - 1:

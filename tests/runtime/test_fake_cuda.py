@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from erk.generation.sampling import _to_host
+from erk.method.corrections import at_limit
 from erk.method.sampler import loop
 from erk.method.settings import Settings
 from erk.method.solvers import SOLVERS
@@ -134,7 +135,8 @@ def last_state(settings, network, guide=None):
     sigmas = settings.sigmas()
     with Guard():
         start = noise.to(settings.dtype) * sigmas[0]
-        *_, (x, _) = loop(drift, start, sigmas, settings, torch.empty_like)
+        for x, step in loop(drift, start, sigmas, settings, torch.empty_like):
+            at_limit(step, x)  # as `solve` does
     return x
 
 
