@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from erk.commands.cli import CONTEXT, clean_exit
-from scripts.paper.config import ROOT, Request, Sampled, Sweep, config_names, load_config
+from scripts.paper.config import ROOT, AnyConfig, Request, Sampled, Sweep, config_names, load_config
 from scripts.paper.figures import drawn, page_of_sweep
 from scripts.paper.index import variants, write_index
 from scripts.paper.page import WRITERS, Page, read_page, write_page
@@ -42,16 +42,16 @@ def images_of(page: Page) -> dict[str, bytes]:
     """Draw the image of a sweep from its rows; other images need more than a page has."""
     if page.kind != "sweep" or not page.finished:
         return {}
-    name, request = known()[page.name]
-    config = at_scale(load_config(name), request)
+    config = at_scale(*known()[page.name])
     assert isinstance(config, Sweep)
     return drawn(config, page)
 
 
 @cache
-def known() -> dict[str, tuple[str, Request]]:
+def known() -> dict[str, tuple[AnyConfig, Request]]:
     """Return the name of every page of an experiment, with its config and what was asked for."""
-    return {name + suffix: (name, request) for name in config_names()
+    configs = map(load_config, config_names())
+    return {config.name + suffix: (config, request) for config in configs
             for suffix, request in variants().items()}  # fmt: skip
 
 
@@ -62,8 +62,8 @@ def rendered(folder: Path) -> Iterator[Page]:
             continue
         page = read_page(path)
         if page.finished and page.name in known():
-            name, request = known()[page.name]
-            page = _rendered(page, at_scale(load_config(name), request), request)
+            config, request = known()[page.name]
+            page = _rendered(page, at_scale(config, request), request)
         yield page
 
 

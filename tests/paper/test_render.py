@@ -2,7 +2,6 @@
 
 import shutil
 
-import pytest
 from click.testing import CliRunner
 
 from scripts.paper.config import ROOT
@@ -12,11 +11,15 @@ from scripts.paper.render import ends_of, main, rendered
 RESULTS = ROOT / "results"
 
 
-@pytest.mark.parametrize("page", list(rendered(RESULTS)), ids=lambda page: page.name)
-def test_committed_pages_are_those_of_this_version(page):
-    for end in ends_of(RESULTS, page):
-        stored = (RESULTS / f"{page.name}.{end}").read_text("utf-8")
-        assert stored == WRITERS[end](page), "run python -m scripts.paper.render"
+def test_committed_pages_are_those_of_this_version():
+    pages = [(page, end) for page in rendered(RESULTS) for end in ends_of(RESULTS, page)]
+    assert len(pages) > 100
+    others = [
+        f"{page.name}.{end}"
+        for page, end in pages
+        if (RESULTS / f"{page.name}.{end}").read_text("utf-8") != WRITERS[end](page)
+    ]
+    assert not others, "run python -m scripts.paper.render"
 
 
 def test_render_restores_the_pages_of_a_folder(tmp_path):
