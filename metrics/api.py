@@ -25,7 +25,7 @@ from metrics.features import (
     opened,
     size_of,
 )
-from metrics.images import BUNDLED, ImageSource
+from metrics.images import ImageSource
 from metrics.npz import array_names
 from metrics.options import Options
 from metrics.protocols import Protocol
@@ -143,7 +143,7 @@ def _is_reference(value: Any) -> bool:
     path = Path(value)
     if str(value) in known_references() or "://" in str(value):
         return True
-    if str(value).startswith(BUNDLED) or path.is_dir() or path.suffix.lower() == ".zip":
+    if path.is_dir() or path.suffix.lower() == ".zip":
         return False
     names = array_names(path) if path.suffix.lower() == ".npz" and path.is_file() else []
     return "images" not in names and ("arr_0" not in names or "mu" in names)

@@ -38,7 +38,6 @@ OTHER_SUFFIXES = (  # of images that are not read
     *(".avif", ".heic", ".jxl"),
 )
 ARCHIVES = (".zip", ".npz")
-BUNDLED = "sklearn:"  # before the name of images that come with scikit-learn
 
 
 class BrokenImageError(ValueError):
@@ -78,7 +77,7 @@ def open_images(path: str | Path, least: int = 2) -> ImageSource:
     Parameters
     ----------
     path
-        Folder, .zip or .npz; or "sklearn:NAME", images that come with scikit-learn.
+        Folder, .zip or .npz.
     least
         Least number of images: 2 to measure, 1 to look at.
 
@@ -90,8 +89,6 @@ def open_images(path: str | Path, least: int = 2) -> ImageSource:
         Fewer images, or a file that cannot be read.
     """
     require(isinstance(path, PATHS), "path", "a folder, a zip or an npz of images", path)
-    if str(path).startswith(BUNDLED):
-        return _open_bundled(str(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a folder, a zip or an npz of images")
@@ -309,23 +306,6 @@ def _of_array(path: Path, names: list[str], pixels: np.ndarray) -> ImageSource:
         lambda data, _=None: np.frombuffer(data, np.uint8).reshape(pixels.shape[1:]),
         {},
     )
-
-
-def _open_bundled(address: str) -> ImageSource:
-    """Open images [N, H, W] of scikit-learn; their largest value becomes 255, truncated."""
-    from sklearn import datasets  # late: a second
-
-    load = getattr(datasets, f"load_{address.removeprefix(BUNDLED)}", None)
-    try:
-        bunch: Any = load() if load else None
-    except TypeError:  # a function that needs arguments
-        bunch = None
-    if not hasattr(bunch, "images") or bunch.images.ndim != 3:
-        raise ValueError(f"scikit-learn has no grey images {address!r}: try sklearn:digits")
-    pixels = (bunch.images * (255 / bunch.images.max())).astype(np.uint8)[..., None]
-    names = [f"images[{index}]" for index in range(len(pixels))]
-    labels = [int(label) for label in bunch.target]
-    return _of_array(Path(address), names, pixels)._replace(labels=labels)
 
 
 def check_unique(names: Sequence[str], path: Path) -> None:

@@ -17,7 +17,7 @@ from erk.method.arguments import PATHS, require
 from metrics.extractors import Extractor, check_extractors, load_extractor
 from metrics.extractors.weights import check_same_weights
 from metrics.features import extract
-from metrics.images import BUNDLED, load_images
+from metrics.images import load_images
 from metrics.reference_files import Reference, read_reference
 from metrics.sizes import Size
 from metrics.statistics import Statistics, moments_of
@@ -34,7 +34,7 @@ class ReferenceRow:
     image_size: Annotated[int, Strict()]  # pixels
     statistics: str | None = None  # a file of them: an address, or a path in this repository
     licence: str | None = None  # of the file; None: its source names none
-    images: str | None = None  # real images: an address, a path or sklearn:NAME
+    images: str | None = None  # real images: an address or a path
     features: str | None = None  # other real images, for precision and recall
     extractors: tuple[str, ...] = ()  # of the real images
 
@@ -91,7 +91,7 @@ def load_reference(
     if row is None:
         reference = read_reference(_path(name, offline), known)
     elif row.statistics is not None:
-        read = read_reference(Path(_located(row.statistics, offline)), known)
+        read = read_reference(_located(row.statistics, offline), known)
         reference = read._replace(name=name, protocol=row.protocol, image_size=row.image_size)
     else:
         networks = {one: known[one] if one in known else load(one) for one in row.extractors}
@@ -191,10 +191,8 @@ def _reference_of_images(
     return Reference(name, digest.hexdigest(), statistics, row.protocol, labels, row.image_size)
 
 
-def _located(source: str, offline: bool) -> str | Path:
+def _located(source: str, offline: bool) -> Path:
     """Return the local file of an address, or of a path relative to configs/references.yaml."""
-    if source.startswith(BUNDLED):
-        return source
     return fetch(source, offline=offline) if "://" in source else ROWS.parent / source
 
 

@@ -18,7 +18,7 @@ from command_runs import command
 from PIL import Image
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "processes", "erk.generation.run", "sklearn.datasets"])
+SERVER.set_forkserver_preload(["pytest", "processes", "erk.generation.run"])
 Image.init()  # Pillow loads its formats at first use, which every fork would repeat
 HERE = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 FILE_OPERATIONS = ("fsync", "replace", "link", "unlink", "mkdir", "rmdir")

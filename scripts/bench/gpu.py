@@ -7,8 +7,8 @@
 Every piece is a process with a time limit: one that hangs or fails does not stop the others. After
 every piece its records, pieces.json and the summary README.md are packed into records.tar, in the
 folder of the environment variable OUT if it is set, else in results/bench/cuda. DIR is a checkout
-of NVlabs/edm2. A machine with PyTorch 2.11, pandas, timm and scikit-learn may lack five packages of
-ours, 9 MB with what they need. Download them here, for its Python, and carry the folder:
+of NVlabs/edm2. A machine with PyTorch 2.11, pandas and timm may lack five packages of ours, 9 MB
+with what they need. Download them here, for its Python, and carry the folder:
 
     pip download --no-deps -d wheels diffusers torch-fidelity
     pip download --only-binary=:all: --python-version 3.12 -d wheels pydantic cloup platformdirs
@@ -37,7 +37,7 @@ from scripts.bench.pieces import DONE, run_piece
 STATE, SUMMARY, ARCHIVE = "pieces.json", "README.md", "records.tar"
 SHARED = ("diffusers.models.autoencoders.autoencoder_kl", "erk.commands.evaluate", "pytest",
           "erk.commands.generate", "erk.commands.make_reference", "scripts.bench.networks",
-          "sklearn.datasets", "timm", "torch_fidelity", "torch_fidelity.metric_prc")  # fmt: skip
+          "timm", "torch_fidelity", "torch_fidelity.metric_prc")  # fmt: skip
 """Modules of several pieces, imported once on a CPU; some ask for a GPU, then nothing may fork."""
 
 Rows = Sequence[dict[str, Any]]

@@ -71,11 +71,11 @@ def test_digits(extractor, built_in, digits):
     assert torch.equal(load_reference("digits").statistics["digits"].cov, result.cov)
 
 
-def test_real_digits_are_the_pixels_of_scikit_learn(digits):
-    values = load_digits().images
-    assert torch.equal(
-        (digits[0][:, 0].float() * 16 / 255).round(), torch.from_numpy(values).float()
-    )
+def test_real_digits_are_those_of_scikit_learn(digits):
+    images, labels = digits
+    pixels, classes = load_digits(return_X_y=True)
+    assert torch.equal(images.flatten(1), torch.from_numpy((pixels * 255 / 16).astype("uint8")))
+    assert torch.equal(labels, torch.from_numpy(classes))
 
 
 def test_a_bare_npz_of_digits(tmp_path, extractor, built_in):

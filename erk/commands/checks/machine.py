@@ -14,7 +14,7 @@ from typing import Any
 from erk.commands.checks.row import SETUP, Row, describe, failed, few
 
 ROOT = Path(__file__).resolve().parents[3]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}  # package -> its import
+MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # package -> its import
 NVIDIA = Path("/proc/driver/nvidia/version")  # exists if the driver is loaded
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 TORCH = re.compile(r"torch \(?(==|>=)([\d.]+)")  # what torchvision requires
