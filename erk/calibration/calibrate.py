@@ -84,6 +84,7 @@ def calibrate(
     draw: Draw | None = None,
     folder: Path | None = None,
     progress: Callable[[], object] = lambda: None,
+    guide_labels: Tensor | None = None,
     **settings: Any,
 ) -> Card:
     """Search for the sampler that best follows a denoiser's ODE with `nfe` evaluations per sample.
@@ -118,6 +119,9 @@ def calibrate(
         identified by their `sha256`.
     progress : callable
         Called after every intermediate result, such as `tqdm(desc="Calibrating").update`.
+    guide_labels : Tensor, optional
+        Labels of the guide, one row [1, ...] for all samples, such as those of no class for CFG
+        within one network; default: the labels of the sample.
     **settings
         Fields of `erk.Settings` that are given, not searched: solver, schedule, afs, guidance, ...
 
@@ -138,8 +142,9 @@ def calibrate(
     check_settings(settings, calibrate)
     require(callable(progress), "progress", "a function", progress)
     problem, plan = plan_of(
-        model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch, draw
-    )
+        model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch,
+        draw, guide_labels,
+    )  # fmt: skip
     key = None if folder is None else key_of(problem, plan)
     return calibrate_problem(problem, plan, Parts(folder, key, VERSION, progress))
 
@@ -155,6 +160,7 @@ def plan_of(
     evaluations: int,
     batch: int,
     draw: Draw | None,
+    guide_labels: Tensor | None = None,
 ) -> tuple[Problem, Plan]:
     """Check the arguments of `calibrate`; no network is evaluated. Raises ValueError."""
     base = Settings(**fixed)
@@ -168,7 +174,7 @@ def plan_of(
     seeds = number("seeds", seeds, int, least=FIRST, most=MOST_SEEDS)
     nfe = number("nfe", nfe, int, least=1, most=MOST_NFE)
     candidates = published(nfe, fixed, model)
-    problem = problem_for(model, candidates[0], guide_model, draw, batch)
+    problem = problem_for(model, candidates[0], guide_model, draw, batch, guide_labels)
     plan = Plan(
         nfe, seeds, candidates, tuple(corrections), tuple(directions),
         check_evaluations(evaluations), "schedule" not in fixed,

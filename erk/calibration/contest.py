@@ -326,11 +326,10 @@ def first(samples: Sequence[Samples], count: int | None) -> list[Samples]:
 
 def measure(problem: Problem, samples: Sequence[Samples]) -> Tensor:
     """Measure each sample's distance to its converged solution, [n] float64."""
-    s, model, guide = problem.settings, problem.model, problem.guide_model
-    parts = [
-        errors(s, model, one.noise, one.labels, exact_of(problem, one).to(one.noise.device), guide)
-        for one in samples
-    ]
+    parts = []
+    for one in samples:
+        exact = exact_of(problem, one).to(one.noise.device)
+        parts.append(errors(problem.settings, problem.drift(one.labels), one.noise, exact))
     return torch.cat(parts).cpu()
 
 

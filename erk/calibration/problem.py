@@ -1,22 +1,25 @@
 """The ODE that a solver's error is measured on: networks, settings, and noise from seeds."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from erk.method.arguments import require
 from erk.method.drift import Denoiser, GuidedDrift
 from erk.method.fields import field
 from erk.method.guidance import unguided
+from erk.method.inputs import check_guide
 from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
 from erk.method.values import number
+from erk.models.adapters import weights_sha256
 from erk.models.noise import noise_and_labels
 
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
@@ -36,6 +39,7 @@ class Problem(NamedTuple):
     settings: Settings  # without a correction
     draw: Draw
     batch: int = 64  # samples per evaluation
+    guide_labels: Tensor | None = None  # those of every sample, [1, ...]; None: its own
 
     @property
     def sigmas(self) -> Tensor:
@@ -50,11 +54,18 @@ class Problem(NamedTuple):
 
     def drift(self, labels: Tensor | None) -> GuidedDrift:
         """Return the drift of the networks, with model guidance."""
-        return self.settings.drift(self.model, labels, self.guide_model)
+        return self.settings.drift(*self._networks(labels))
 
     def exact_drift(self, labels: Tensor | None) -> GuidedDrift:
         """Return the drift with model guidance and nothing else: the right side of the ODE."""
-        return self.settings.exact_drift(self.model, labels, self.guide_model)
+        return self.settings.exact_drift(*self._networks(labels))
+
+    def _networks(self, labels: Tensor | None) -> tuple[Any, ...]:
+        """Return the arguments of a drift, with a row of guide_labels for each of labels."""
+        guided = self.guide_labels
+        if guided is not None and labels is not None:
+            guided = guided.expand(len(labels), *guided.shape[1:])
+        return self.model, labels, self.guide_model, guided
 
     def batches(self, seeds: Sequence[int]) -> list[Sequence[int]]:
         """Split the seeds into batches."""
@@ -74,6 +85,8 @@ class Problem(NamedTuple):
         scale = self.settings.erk_scale
         if scale != field("erk_scale").default:
             identity = identity | {"erk_scale": scale}
+        if self.guide_labels is not None:
+            identity = identity | {"guide_labels": _hash([self.guide_labels])}
         return identity | {
             "dtype": str(self.settings.dtype),
             "batch": self.batch,
@@ -84,11 +97,7 @@ class Problem(NamedTuple):
 
     def _fingerprint(self, seeds: Sequence[int]) -> str:
         """Hash the noise and labels of the seeds."""
-        content = hashlib.sha256()
-        for group in self.batches(seeds):
-            for tensor in self.draw(group):
-                content.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
-        return content.hexdigest()
+        return _hash(tensor for group in self.batches(seeds) for tensor in self.draw(group))
 
     @torch.inference_mode()
     def run(
@@ -112,17 +121,29 @@ class Problem(NamedTuple):
 
 
 def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
-    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1.
+    """Return the SHA-256 of the denoisers' files or weights; no guide at guidance 1.
 
     Of a network that is not from a file the shape of its samples is returned too, if it says one:
-    all that tells it from another function.
+    all that tells a function, whose SHA-256 is "", from another one.
     """
-    guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
-    found = {"network": getattr(model, "sha256", ""), "guide": guide}
-    if not found["network"]:
+    guide = None if guidance == 1 else _sha256(guide_model)
+    found = {"network": _sha256(model), "guide": guide}
+    if not getattr(model, "sha256", ""):
         with suppress(AttributeError, TypeError, ValueError):
             found["samples"] = str([int(size) for size in model.sample_shape])
     return found
+
+
+def _sha256(model: Any) -> str:
+    known = str(getattr(model, "sha256", ""))
+    return weights_sha256(model) if not known and isinstance(model, nn.Module) else known
+
+
+def _hash(tensors: Iterable[Tensor | None]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
+    return content.hexdigest()
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",
@@ -149,17 +170,26 @@ def problem_for(
     guide_model: Any = None,
     draw: Draw | None = None,
     batch: int = 64,
+    guide_labels: Tensor | None = None,
 ) -> Problem:
     """Return the problem of a model whose noise and labels come from `erk.noise_and_labels`.
 
-    `draw` replaces that rule. Raises ValueError for a guidance without a guide, for a batch that is
-    no positive integer, and where fewer than two noise levels are above 0: nothing is to be
-    corrected.
+    `draw` replaces that rule. Raises ValueError for a guidance without a guide or with one that is
+    the network itself with the same labels, for guide_labels of other than one row, for a batch
+    that is no positive integer, and where fewer than two noise levels are above 0: nothing is to
+    be corrected.
     """
+    is_row = isinstance(guide_labels, Tensor) and guide_labels.shape[:1] == (1,)
+    require(
+        guide_labels is None or is_row,
+        "guide_labels",
+        "one row, [1, ...], for all samples",
+        guide_labels,
+    )
     batch = number("batch", batch, int, least=1)
     draw = partial(noise_and_labels, model=model) if draw is None else draw
-    problem = Problem(model, guide_model, settings, draw, batch)
-    problem.exact_drift(None)
+    problem = Problem(model, guide_model, settings, draw, batch, guide_labels)
+    check_guide(problem.exact_drift(None))
     levels = problem.sigmas
     if (levels > 0).sum() < 2:
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erk.calibration.parts import Parts
 from erk.calibration.problem import Problem
-from erk.calibration.solver_error import Ratio, converged, ratio
+from erk.calibration.solver_error import Ratio, ends, ratio, reference_path
 from erk.method.guidance import erk_guid, memoryless
 from erk.method.point import Guidance, Step, norm, to_double
 from erk.method.stiffness import stiffness
@@ -159,13 +159,14 @@ def converged_ends(
     """Compute the converged solutions from the seeds' noise, batch by batch: [n, ...]."""
 
     @torch.inference_mode()
-    def ends(group: Sequence[int]) -> Tensor:
+    def end(group: Sequence[int]) -> Tensor:
         noise, labels = problem.draw(group)
-        p = problem
-        return converged(p.settings, p.model, noise, labels, p.guide_model, evaluations)
+        start = noise.to(problem.settings.dtype)
+        path = reference_path(problem.exact_drift(labels), start, ends(problem.sigmas), evaluations)
+        return path[-1]
 
     groups = enumerate(problem.batches(seeds))
-    return torch.cat([parts.keep(f"{name}-{i}", lambda g=g: ends(g)) for i, g in groups])  # type: ignore[misc]
+    return torch.cat([parts.keep(f"{name}-{i}", lambda g=g: end(g)) for i, g in groups])  # type: ignore[misc]
 
 
 def ratio_of(trial: Trial, plain: Trial) -> Ratio:

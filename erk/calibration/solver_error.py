@@ -144,6 +144,7 @@ def converged(
     labels: Tensor | None = None,
     guide_model: Denoiser | None = None,
     evaluations: int = EVALUATIONS,
+    guide_labels: Tensor | None = None,
 ) -> Tensor:
     """Compute the converged solution from unit-variance noise [B, ...], [B, ...].
 
@@ -153,7 +154,7 @@ def converged(
     """
     require(isinstance(settings, Settings), "settings", "an erk.Settings", settings)
     require(isinstance(noise, Tensor), "noise", "a tensor [B, ...]", noise)
-    drift = settings.exact_drift(model, labels, guide_model)
+    drift = settings.exact_drift(model, labels, guide_model, guide_labels)
     levels = ends(settings.sigmas(model))
     return reference_path(drift, noise.to(settings.dtype), levels, evaluations)[-1]
 
@@ -165,16 +166,9 @@ def ends(sigmas: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def errors(
-    settings: Settings,
-    model: Denoiser,
-    noise: Tensor,
-    labels: Tensor | None,
-    exact: Tensor,
-    guide_model: Denoiser | None = None,
-) -> Tensor:
+def errors(settings: Settings, drift: GuidedDrift, noise: Tensor, exact: Tensor) -> Tensor:
     """Sample, and compute each sample's distance to its converged solution `exact`, [B] float64."""
-    [last] = deque(integrate(settings.drift(model, labels, guide_model), noise, settings), 1)
+    [last] = deque(integrate(drift, noise, settings), 1)
     return to_double(norm(last.x - exact).flatten())
 
 

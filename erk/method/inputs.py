@@ -29,12 +29,7 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     is_noise = isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()
     require(is_noise, "noise", "a tensor [B, ...] of floating-point numbers", noise)
     require(callable(randn_like), "randn_like", "a function", randn_like)
-    is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
-    if is_same and drift.guidance != 1:
-        raise ValueError(
-            "the guide is the network itself with the same labels, so guidance has no effect: "
-            "give guide_labels or another guide_model."
-        )
+    check_guide(drift)
     shape = getattr(drift.model, "sample_shape", None)
     if shape is not None and noise.shape[1:] != tuple(shape):
         raise ValueError(
@@ -79,4 +74,14 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
             f"the network has {classes} classes but gets no labels, which only a network that was "
             "trained without them too can use: draw both with erk.noise_and_labels(seeds, model).",
             stacklevel=4,  # the caller of erk.sample
+        )
+
+
+def check_guide(drift: GuidedDrift) -> None:
+    """Raise ValueError for a guide that is the network itself with the same labels."""
+    is_same = drift.guide_model is drift.model and drift.guide_labels is drift.labels
+    if is_same and drift.guidance != 1:
+        raise ValueError(
+            "the guide is the network itself with the same labels, so guidance has no effect: "
+            "give guide_labels or another guide_model."
         )

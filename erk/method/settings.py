@@ -203,7 +203,11 @@ class Settings:
         return GuidedDrift(*shared)
 
     def exact_drift(
-        self, model: Denoiser, labels: Tensor | None, guide_model: Denoiser | None
+        self,
+        model: Denoiser,
+        labels: Tensor | None,
+        guide_model: Denoiser | None,
+        guide_labels: Tensor | None = None,
     ) -> GuidedDrift:
         """Return the drift with model guidance and nothing else: the right side of the ODE.
 
@@ -214,7 +218,7 @@ class Settings:
                 "with guidance_kind 'cfg++' or apg_momentum the drift depends on the steps, so "
                 "there is no converged solution: take 'cfg', or 'apg' without momentum."
             )
-        return replace(self, erk_proj=False).drift(model, labels, guide_model)
+        return replace(self, erk_proj=False).drift(model, labels, guide_model, guide_labels)
 
     def correction(self, sigmas: Tensor, model: Any = None) -> ErkGuid | Correction | None:
         """Return what corrects the solver's answers; None without ERK-Guid or with ERK-Proj.

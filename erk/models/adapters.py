@@ -7,6 +7,7 @@ flow x / (1 + sigma). All have the same probability-flow ODE (Karras et al. 2022
 solver and every correction applies.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -30,6 +31,8 @@ for a function.
 
 Prediction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [B, ...], sigma, the network's answer [B, ...]) -> D [B, ...]; sigma broadcasts over x."""
+
+FEW = 64  # values of a weight that identify it
 
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": lambda x, sigma, answer: x - sigma * answer,
@@ -110,6 +113,17 @@ class Adapter:
         return self._denoised(x, level, answer.to(x.dtype))
 
     @property
+    def sha256(self) -> str:
+        """Digest of `weights_sha256` and of what D is made of; "" if the network is a function."""
+        if not isinstance(self.model, nn.Module):
+            return ""
+        level = torch.tensor([0.1, 1.0, 10.0])
+        parts = self._scale(level), self.sigma_inv(level), self._denoised(level, level, 1 + level)
+        rounded = [[f"{value:.4g}" for value in part.tolist()] for part in parts]
+        content = [weights_sha256(self.model), rounded, self.sample_shape and [*self.sample_shape]]
+        return hashlib.sha256(str(content).encode()).hexdigest()
+
+    @property
     def compute_dtype(self) -> torch.dtype | None:
         """The dtype of the network's first weight of 16 bits or more; None: it has no weights."""
         weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
@@ -120,6 +134,19 @@ class Adapter:
     def decode(self, x: Tensor) -> Tensor:
         """Return samples in -1..1, [B, C, H, W], as images uint8."""
         return PixelEncoder().decode(x)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of dtype, shape and first values of every weight.
+
+    These tell networks apart; all values of a large one would take seconds.
+    """
+    content = hashlib.sha256()
+    for weight in network.state_dict().values():
+        if isinstance(weight, Tensor):
+            content.update(f"{weight.dtype} {[*weight.shape]}".encode())
+            content.update(weight.flatten()[:FEW].double().cpu().numpy().tobytes())
+    return content.hexdigest()
 
 
 def from_epsilon(

@@ -53,7 +53,7 @@ class Experiment:
         """Measure the error with a correction relative to without."""
         plain = self.settings(steps)
         before, after = (
-            errors(s, self.data.model, self.noise, self.labels, self.ends, self.data.guide_model)
+            errors(s, self.data.problem(s).drift(self.labels), self.noise, self.ends)
             for s in (plain, replace(plain, erk=correction))
         )
         value, error = ratio(after, before)

@@ -71,7 +71,7 @@ def test_the_reported_errors_are_those_of_seeds_that_nobody_has_seen(card):
     model, fresh = clusters(), range(900_016, 900_024)
     noise, _ = erk.noise_and_labels(fresh, model)
     exact = converged(card.settings, model, noise, evaluations=40)
-    measured = errors(card.settings, model, noise, None, exact)
+    measured = errors(card.settings, card.settings.drift(model), noise, exact)
     expected = {"value": measured.mean(), "median": measured.quantile(0.5)}
     expected["greatest"] = measured.max()
     shown = {name: card.errors["card"][name] for name in expected}
@@ -317,3 +317,55 @@ def test_a_batch_that_does_not_fit_into_memory_is_named():
 
     with pytest.raises(MemoryError, match="smaller --batch"):
         Parts().keep("a", fail)
+
+
+class Labelled(torch.nn.Module):
+    """A closed form whose data lie elsewhere for each class, and wider without one."""
+
+    def __init__(self, width=0.25):
+        super().__init__()
+        self.width = torch.nn.Parameter(torch.tensor([width]))
+        means = torch.randn(3, 4, generator=torch.Generator().manual_seed(5)) / 4
+        self.means = torch.nn.Parameter(means)
+
+    def forward(self, x, sigma, labels):
+        mean, sigma = labels @ self.means, sigma[:, None]
+        wide = self.width + (labels.sum(1, keepdim=True) == 0)
+        return mean + (x - mean) * wide / (wide + sigma**2)
+
+
+def labelled(width=0.25):
+    network = Labelled(width).requires_grad_(False)
+    return erk.from_denoiser(network, 0.002, 80.0, sample_shape=(4,), label_dim=3)
+
+
+@pytest.mark.parametrize("corrections", [["stepwise"], ["weights"]])
+def test_the_guide_can_have_labels_of_its_own(corrections):
+    """CFG within one network: the errors of the card are those of `erk.sample` with it."""
+    model, nothing, fresh = labelled(), torch.zeros(1, 3), range(900_016, 900_024)
+    guide = dict(guide_model=model, guide_labels=nothing)
+    card = calibrate(model, 7, solver="heun", schedule="polynomial", corrections=corrections,
+                     guidance=2.0, **guide, **SMALL)  # fmt: skip
+    noise, labels = erk.noise_and_labels(fresh, model)
+    exact = converged(card.settings, model, noise, labels, model, 40, nothing.expand(8, 3))
+    wrong = converged(card.settings, model, noise, labels, labelled(1.25), 40)
+    x = erk.sample(model, noise, labels, card=card, **guide)
+    error, other = ((x - end).norm(dim=1).mean().item() for end in (exact, wrong))
+    assert error == pytest.approx(card.errors["card"]["value"], rel=1e-3)
+    assert abs(other - error) > 0.01 * error  # the labels of the sample make another ODE
+
+
+def test_labels_of_the_guide_are_one_row_and_other_than_those_of_the_samples():
+    model = labelled()
+    for wrong in (torch.zeros(8, 3), torch.zeros(()), [0, 0, 0]):
+        with pytest.raises(ValueError, match="guide_labels must be one row"):
+            calibrate(model, 5, guide_model=model, guide_labels=wrong, guidance=2.0, **SMALL)
+    with pytest.raises(ValueError, match="the guide is the network itself with the same labels"):
+        calibrate(model, 5, guide_model=model, guidance=2.0, **SMALL)
+
+
+def test_kept_results_are_for_these_labels_of_the_guide():
+    model = labelled()
+    keys = [problem_for(model, Settings(guidance=2.0, steps=4), model, guide_labels=row).key([0])
+            for row in (torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1, 3))]  # fmt: skip
+    assert keys[0] == keys[2] != keys[1]

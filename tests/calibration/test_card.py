@@ -1,5 +1,6 @@
 """Cards are validated, and used for the networks they are for alone."""
 
+import copy
 import json
 import os
 
@@ -8,6 +9,7 @@ import torch
 
 import erk
 from erk.calibration.card import FORMAT, content_of, open_card, read_card, sampler_of
+from erk.calibration.problem import networks
 from erk.io.files import IrregularFileError
 from erk.method.corrections import Correction
 from erk.method.settings import Settings
@@ -122,6 +124,24 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
         erk.sample(model, noise, labels, card=path, guide_model=other)
     with pytest.raises(ValueError, match="guide: ffffffffffff, this one: not from a file"):
         erk.sample(model, noise, labels, card=path)
+
+
+def test_a_module_is_recognised_by_its_weights():
+    """Also within an adapter, together with what it predicts, its times and the sample's shape."""
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    torch.manual_seed(0)
+    one, other = torch.nn.Bilinear(2, 2, 2), torch.nn.Bilinear(2, 2, 2)
+    same = copy.deepcopy(one)
+    adapted = [
+        erk.from_epsilon(one, table), erk.from_epsilon(other, table), erk.from_v(one, table),
+        erk.from_epsilon(one, table[:500]), erk.from_epsilon(one, table, sample_shape=(1, 2, 2)),
+        erk.from_flow(one), erk.from_flow(one, data_at=1), erk.from_denoiser(one), one, other,
+    ]  # fmt: skip
+    names = [networks(model, None, 1.0)["network"] for model in adapted]
+    assert len({*names}) == len(names) and "" not in names
+    assert networks(erk.from_epsilon(same, table), None, 1.0)["network"] == names[0]
+    assert networks(torch.compile(same), None, 1.0)["network"] == names[8]
+    assert networks(erk.from_flow(lambda x, t: x), None, 1.0)["network"] == ""
 
 
 def test_a_card_of_a_function_is_for_samples_of_its_shape():

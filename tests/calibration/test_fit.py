@@ -67,7 +67,7 @@ def test_gaussian_data_of_one_scale_is_solved_exactly(solver):
     fresh = gaussian_batch(problem, 1)
     corrected = replace(plain, erk=fitted.correction)
     before, after = (
-        errors(s, gaussian, fresh.noise, None, fresh.path[-1]) for s in (plain, corrected)
+        errors(s, s.drift(gaussian), fresh.noise, fresh.path[-1]) for s in (plain, corrected)
     )
     assert after.mean() < 1e-3 * before.mean()
 
@@ -101,5 +101,7 @@ def test_sampling_follows_the_path_that_was_fitted(solver):
     fitted = fit(problem, batches, USUAL)
     assert all(0 < share <= 1 for share in fitted.explained)
     corrected = replace(plain, erk=fitted.correction)
-    before, after = (errors(s, model, noise, labels, path[-1]).mean() for s in (plain, corrected))
+    before, after = (
+        errors(s, s.drift(model, labels), noise, path[-1]).mean() for s in (plain, corrected)
+    )
     assert after < 0.8 * before

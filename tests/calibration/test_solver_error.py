@@ -38,7 +38,7 @@ def test_the_path_of_a_network_agrees_with_adaptive_steps():
     noise, labels = erk.noise_and_labels(range(500, 504), model)
     exact = adaptive_solution(model, noise * 80, labels)
     plan = Settings(schedule="logsnr")
-    error = errors(plan, model, noise, labels, converged(plan, model, noise, labels))
+    error = errors(plan, plan.drift(model, labels), noise, converged(plan, model, noise, labels))
     apart = (converged(plan, model, noise, labels) - exact).flatten(1).norm(dim=1).mean()
     assert apart < 1e-3 < 0.05 * error.mean()
 
