@@ -5,7 +5,7 @@ and writes the same card.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,6 @@ from erk.runtime.provenance import provenance
 
 TOY = "toy"  # the preset that is no network
 DONE = "{} exists already; nothing to do."
-QUIET_SECONDS = 0.5
 GIVEN = ("solver", "schedule", "steps", "rho", "solver_option", "afs", "denoise_to_zero")
 """Options whose settings are searched unless given."""
 
@@ -142,17 +141,19 @@ def run_calibration(options: dict[str, Any]) -> None:
     click.echo(describe_cost(cost, seconds, plan, request.fixed["guidance"] != 1), err=True)
     if options["dry_run"]:
         return
-    with keeping(path, key, calibration.VERSION) as parts:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = Parts(path.with_name(path.name + ".parts"), key, calibration.VERSION)
+    with progress_bar(problem, cost):
         card = fitting(calibration.calibrate_problem, problem, plan, parts)
-        if card is None:
-            raise MemoryError(
-                f"calibrating {problem.batch} samples at a time does not fit into memory: "
-                "use a smaller --batch, fewer --seeds or another --device"
-            )
-        origin = {"evaluations": cost, **provenance(problem.model.device)}  # type: ignore[attr-defined]
-        card = card._replace(report={"calibration": facts, **card.report, **origin})
-        card.save(path)
-        parts.remove()
+    if card is None:
+        raise MemoryError(
+            f"calibrating {problem.batch} samples at a time does not fit into memory: "
+            "use a smaller --batch, fewer --seeds or another --device"
+        )
+    origin = {"evaluations": cost, **provenance(problem.model.device)}  # type: ignore[attr-defined]
+    card = card._replace(report={"calibration": facts, **card.report, **origin})
+    card.save(path)
+    parts.remove()
     click.echo(f"{card}\nwrote {path}")
 
 
@@ -171,12 +172,20 @@ def is_done(path: Path, facts: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def keeping(path: Path, key: Any, version: int) -> Iterator[Parts]:
-    """Yield the intermediate results of the card at `path`, with a progress bar."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name(path.name + ".parts")
-    with tqdm(desc="Calibrating", unit="part", mininterval=QUIET_SECONDS) as bar:
-        yield Parts(folder, key, version, bar.update)
+def progress_bar(problem: Problem, most: int) -> Iterator[None]:
+    """Show the evaluations of the network on stderr, of at most `most` samples."""
+    network = getattr(problem.model, "network", None)  # the exact toy takes seconds
+    both = problem.guide_model is problem.model  # evaluated in one batch
+    with tqdm(
+        total=most * (1 + both), desc="Calibrating", mininterval=0.5, disable=network is None,
+        bar_format="{l_bar}{bar}| {n_fmt} of at most {total_fmt} evaluations [{elapsed}]",
+    ) as bar:  # fmt: skip
+        def count(_: Any, given: tuple[Tensor, ...], __: Any) -> None:
+            bar.update(len(given[0]))
+
+        hook = network.register_forward_hook(count) if network is not None else nullcontext()
+        with hook:
+            yield
 
 
 def describe_cost(cost: int, seconds: float, plan: Plan, guided: bool) -> str:
