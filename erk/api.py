@@ -16,7 +16,7 @@ from torch import Tensor
 
 from erk.calibration.card import Card, open_card
 from erk.io.atomic import save_file
-from erk.method.arguments import PATHS, require
+from erk.method.arguments import PATHS, require, takes
 from erk.method.churn import Noise
 from erk.method.conflicts import check_given
 from erk.method.corrections import Correction
@@ -157,7 +157,8 @@ def sample(
         **settings,
     )  # fmt: skip
     check_inputs(drift, noise, randn_like)
-    require(callback is None or callable(callback), "callback", "a function", callback)
+    is_callback = callback is None or takes(callback, 1)
+    require(is_callback, "callback", "a function of an erk.State", callback)
     with torch.no_grad():
         return solve(drift, noise, plan, randn_like, callback).to(dtype)
 
@@ -319,7 +320,8 @@ def animate(
     from erk.generation.film import check_film, render_frames, write_frames
 
     check_film(str(path))
-    require(decode is None or callable(decode), "decode", "a function", decode)
+    is_function = decode is None or takes(decode, 1)
+    require(is_function, "decode", "a function of samples [B, ...]", decode)
     listed = _listed(states, "states", "the states of erk.trajectory")
     if not listed:
         raise ValueError("a trajectory without states cannot be animated.")

@@ -54,7 +54,7 @@ from erk.calibration.problem import (
 )
 from erk.calibration.search import FIRST, most_runs
 from erk.calibration.solver_error import EVALUATIONS, mean_with_error, ratio
-from erk.method.arguments import require
+from erk.method.arguments import require, takes
 from erk.method.corrections import DIRECTIONS
 from erk.method.point import norm, to_double
 from erk.method.settings import Settings, check_settings
@@ -140,7 +140,9 @@ def calibrate(
         If a network produces NaN or infinity.
     """
     check_settings(settings, calibrate)
-    require(callable(progress), "progress", "a function", progress)
+    require(takes(progress, 0), "progress", "a function without arguments", progress)
+    is_draw = draw is None or takes(draw, 1)
+    require(is_draw, "draw", "a function of a list of seeds", draw)
     problem, plan = plan_of(
         model, nfe, settings, seeds, guide_model, corrections, directions, evaluations, batch,
         draw, guide_labels,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from erk.calibration.card import open_card
 from erk.integrations.sampler import levels_of, settings_for
-from erk.method.arguments import require
+from erk.method.arguments import require, takes
 from erk.method.corrections import Correction
 from erk.method.guidance import unguided
 from erk.method.point import Guidance, Point
@@ -137,7 +137,8 @@ def _check(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any) -> N
     is_list = isinstance(sigmas, Tensor) and sigmas.ndim == 1
     require(is_list, "sigmas", "a tensor [steps + 1]", sigmas)
     require(isinstance(extra_args, Mapping | None), "extra_args", "a dictionary", extra_args)
-    require(callback is None or callable(callback), "callback", "a function", callback)
+    is_callback = callback is None or takes(callback, 1)
+    require(is_callback, "callback", "a function of a dictionary", callback)
 
 
 def _sample(

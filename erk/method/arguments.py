@@ -12,10 +12,13 @@ LONGEST = 80  # characters of a value in a message
 PATHS = (str, os.PathLike)
 
 
-def require(is_right: bool, name: str, expected: str, value: Any) -> None:
-    """Raise ValueError, "`name` must be `expected`, not `value`.", unless the value is right."""
+def require(is_right: bool, name: str, expected: str, value: Any, advice: str = "") -> None:
+    """Raise ValueError, "`name` must be `expected`, not `value`.", unless the value is right.
+
+    `advice` follows the value.
+    """
     if not is_right:
-        raise ValueError(f"{name} must be {expected}, not {shown(value)}.")
+        raise ValueError(f"{name} must be {expected}, not {shown(value)}{advice}.")
 
 
 def shown(value: Any) -> str:
@@ -36,8 +39,10 @@ def check_names(names: Iterable[str], known: Collection[str], caller: str) -> No
         raise TypeError(f"{caller}() got an unexpected argument '{unknown}'{hint}")
 
 
-def takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether a function or network can be called with `count` positional arguments."""
+def takes(function: Any, count: int) -> bool:
+    """Return whether this is a function or network that `count` positional arguments fit."""
+    if not callable(function):
+        return False
     try:  # a decorator may change the arguments: its own count, not those of what it wraps
         own = inspect.signature(getattr(function, "forward", function), follow_wrapped=False)
     except (TypeError, ValueError):  # it does not say
@@ -47,3 +52,19 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def call_network(network: Callable[..., Any], *arguments: Any) -> Any:
+    """Return network(*arguments); an error of its code gets a note of what it was called with."""
+    try:
+        return network(*arguments)
+    except (IndexError, RuntimeError, TypeError) as error:
+        if not hasattr(error, "__notes__"):  # of the network within an adapter
+            given = ", ".join(_kind(argument) for argument in arguments)
+            error.add_note(f"The network was called with ({given}).")
+        raise
+
+
+def _kind(value: Any) -> str:
+    """Return dtype and shape of a tensor, the repr of anything else."""
+    return f"{value.dtype} {[*value.shape]}" if hasattr(value, "shape") else shown(value)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erk.method.arguments import require, takes
+from erk.method.arguments import call_network, require, takes
 from erk.method.point import Point, dot, norm
 from erk.method.stiffness import Stiffness, stiffness
 
@@ -65,6 +65,17 @@ def check_finite(x: Tensor, step: int, sigma: Tensor | float, half: bool = False
         raise NonFiniteError(int(bad[0]), step, float(sigma), half)
 
 
+def check_network(name: str, network: Any) -> None:
+    """Raise ValueError unless a network or function takes (x, sigma, labels)."""
+    known, advice = takes(network, 3), ""
+    if not known and takes(network, 2):
+        advice = (
+            "; it takes two arguments: add labels=None, or give erk.from_denoiser(...), which "
+            "calls it with x and sigma [B]"
+        )
+    require(known, name, "a network or a function of (x, sigma, labels)", network, advice)
+
+
 class GuidedDrift:
     """The drift of a denoiser, or of two: D = D_guide + guidance (D_main - D_guide).
 
@@ -98,9 +109,8 @@ class GuidedDrift:
         guide_labels: Tensor | None = None,
     ):
         for name, network in (("model", model), ("guide_model", guide_model)):
-            known = callable(network) or (network is None and name == "guide_model")
-            known = known and (network is None or takes(network, 3))
-            require(known, name, "a network or a function of (x, sigma, labels)", network)
+            if network is not None or name == "model":
+                check_network(name, network)
         require(isinstance(guidance, Real | Tensor), "guidance", "a number", guidance)
         is_pair = interval is None or np.shape(interval) == (2,)
         require(is_pair, "interval", "(lo, hi)", interval)
@@ -161,7 +171,7 @@ class GuidedDrift:
     @staticmethod
     def _call(model: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return D(x; sigma); ValueError unless it has x's shape: it would broadcast unseen."""
-        denoised = model(x, _level_for(model, x, sigma), labels)
+        denoised = call_network(model, x, _level_for(model, x, sigma), labels)
         is_tensor = isinstance(denoised, Tensor)
         if not is_tensor or denoised.shape != x.shape or denoised.is_complex():
             answer = f"{denoised.dtype} {tuple(denoised.shape)}" if is_tensor else type(denoised)

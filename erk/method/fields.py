@@ -99,7 +99,7 @@ FIELDS = (
           "difference (docs/howto/without-knobs.md).", ERK_GUID, str, choices=("auto",),
           form="correction"),
     Field("twin", None, "A pair for ERK-Guid: (step, previous step) -> (twin, h).", PYTHON,
-          spelling="", form="function"),
+          spelling="", form="twin"),
     Field("S_churn", 0.0, "Amount of EDM's noise injection, for euler, heun and dpm2; 0 is off.",
           CHURN, symbol="S_churn", least=0),
     Field("S_min", 0.0, "Lowest noise level at which noise is injected.", CHURN, unit="sigma",

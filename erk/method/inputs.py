@@ -4,7 +4,7 @@ import warnings
 
 from torch import Tensor
 
-from erk.method.arguments import require
+from erk.method.arguments import require, takes
 from erk.method.churn import Noise
 from erk.method.drift import GuidedDrift
 
@@ -28,7 +28,7 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     """
     is_noise = isinstance(noise, Tensor) and noise.ndim > 1 and noise.is_floating_point()
     require(is_noise, "noise", "a tensor [B, ...] of floating-point numbers", noise)
-    require(callable(randn_like), "randn_like", "a function", randn_like)
+    require(takes(randn_like, 1), "randn_like", "a function of a tensor [B, ...]", randn_like)
     check_guide(drift)
     shape = getattr(drift.model, "sample_shape", None)
     if shape is not None and noise.shape[1:] != tuple(shape):
@@ -43,15 +43,16 @@ def check_inputs(drift: GuidedDrift, noise: Tensor, randn_like: Noise) -> None:
     )  # fmt: skip
     for model, name, labels in named:
         classes = getattr(model, "label_dim", 0)
+        form = f"[B, {classes}], or [B] of class numbers for a network that takes them"
         if classes and not isinstance(labels, Tensor | None):
             raise ValueError(
-                f"{name} must be a tensor, [B] of class numbers or [B, {classes}], not "
-                f"{type(labels).__name__}: give torch.as_tensor(labels)."
+                f"{name} must be a tensor, {form}, not {type(labels).__name__}: give "
+                "torch.as_tensor(labels)."
             )
         if classes and isinstance(labels, Tensor) and labels.shape[1:] not in ((), (classes,)):
             raise ValueError(
-                f"{name} must be [B] of class numbers or [B, {classes}], not {[*labels.shape]}: "
-                "draw them with erk.noise_and_labels(seeds, model)."
+                f"{name} must be {form}, not {[*labels.shape]}: draw them with "
+                "erk.noise_and_labels(seeds, model)."
             )
         if isinstance(labels, Tensor) and labels.ndim and len(labels) not in (1, len(noise)):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erk.method.arguments import require
+from erk.method.arguments import require, takes
 from erk.method.baselines import adaptive_heun, with_langevin
 from erk.method.churn import Churn, Noise
 from erk.method.corrections import FAR, LONGEST, WIDE, Correction, at_limit, error_ratio
@@ -56,10 +56,15 @@ def steps(
     """
     require(isinstance(x, Tensor), "x", "a tensor [B, ...]", x)
     require(isinstance(sigmas, Tensor) and sigmas.ndim == 1, "sigmas", "a tensor [N + 1]", sigmas)
-    functions: dict[str, Any] = {"drift": drift, "solver": solver, "guidance": guidance}
-    functions |= {} if churn is None else {"churn": churn}
-    for name, function in functions.items():
-        require(callable(function), name, "a function", function)
+    functions: list[tuple[str, Any, str]] = [
+        ("drift", drift, "(x, sigma)"),
+        ("solver", solver, "(drift, x, sigma, sigma_next, memory)"),
+        ("guidance", guidance, "(step, memory)"),
+    ]
+    functions += [] if churn is None else [("churn", churn, "(x, sigma)")]
+    for name, function, arguments in functions:
+        known = takes(function, arguments.count(",") + 1)
+        require(known, name, f"a function of {arguments}", function)
     memory, kept = None, None
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         if churn is not None:

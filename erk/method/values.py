@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from erk.method.arguments import require, shown
+from erk.method.arguments import require, shown, takes
 from erk.method.corrections import Correction
 from erk.method.fields import Field
 from erk.method.ranges import in_range, plain
@@ -45,8 +45,9 @@ def _value(one: Field, value: Any) -> Any:
 
 
 def _solver(one: Field, value: Any) -> Any:
-    known = isinstance(value, str) or callable(value)
-    require(known, "solver", f"{', '.join(one.choices)} or a function", value)
+    known = isinstance(value, str) or takes(value, 5)
+    signature = "(drift, x, sigma, sigma_next, memory=None) -> erk.Step"
+    require(known, "solver", f"{', '.join(one.choices)} or a function {signature}", value)
     return plain(value)
 
 
@@ -78,8 +79,9 @@ def _options(one: Field, value: Any) -> dict[str, Any]:
     return {key: plain(item) for key, item in value.items()}
 
 
-def _function(one: Field, value: Any) -> Any:
-    require(callable(value), one.name, "a function", value)
+def _twin(one: Field, value: Any) -> Any:
+    expected = "a function (step, previous step or None) -> (twin, h)"
+    require(takes(value, 2), one.name, expected, value)
     return value
 
 
@@ -102,7 +104,7 @@ FORMS: dict[str, Callable[[Field, Any], Any]] = {
     "schedule": _schedule,
     "interval": _interval,
     "correction": _correction,
-    "function": _function,
+    "twin": _twin,
     "options": _options,
     "dtype": _dtype,
 }

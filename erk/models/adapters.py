@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from erk.method.arguments import check_names, require, takes
+from erk.method.arguments import call_network, check_names, require, takes
 from erk.method.point import level_for
 from erk.method.values import number
 from erk.models.encoders import PixelEncoder
@@ -79,8 +79,8 @@ class Adapter:
     ):
         check_names(data, Data.__annotations__, "Adapter")
         label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
-        self._takes_labels = callable(model) and takes(model, 3)
-        known = self._takes_labels or callable(model) and takes(model, 2) and label_dim == 0
+        self._takes_labels = takes(model, 3)
+        known = self._takes_labels or takes(model, 2) and label_dim == 0
         arguments = "(x, time, labels)" if label_dim else "(x, time) or (x, time, labels)"
         require(known, "model", f"a network or a function of {arguments}", model)
         shape, device = data.get("sample_shape"), data.get("device", "cpu")
@@ -103,12 +103,13 @@ class Adapter:
         more = () if labels is None else (_in(dtype, labels),)
         if more and not self._takes_labels:
             raise ValueError("labels are given, but the network takes (x, time) alone: give none.")
-        answer = self.model((x * self._scale(level)).to(dtype), time, *more)
+        answer = call_network(self.model, (x * self._scale(level)).to(dtype), time, *more)
         shape: Any = list(answer.shape) if isinstance(answer, Tensor) else type(answer)
         if shape != list(x.shape):
             raise ValueError(
-                f"the network answers {shape} to a state of {list(x.shape)}; give a "
-                "function that returns its prediction alone (without a learned variance)."
+                f"the network answers {shape} to a state of {list(x.shape)}: give a function that "
+                "returns its prediction alone, such as lambda x, t: network(x, t).sample for a "
+                "network of diffusers, or network(x, t).chunk(2, 1)[0] without a learned variance."
             )
         return self._denoised(x, level, answer.to(x.dtype))
 

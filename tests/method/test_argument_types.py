@@ -144,6 +144,46 @@ ONE = "must be a network or a function of"
 MISTAKES = {
     "a network of x alone": (lambda: GuidedDrift(lambda x: x), f"model {ONE} (x, sigma, labels)"),
     "a module without labels": (lambda: GuidedDrift(OfTime()), f"model {ONE} (x, sigma, labels)"),
+    "a function without labels": (
+        lambda: erk.sample(lambda x, sigma: x, X, steps=3),
+        "it takes two arguments: add labels=None, or give erk.from_denoiser(...), which calls it",
+    ),
+    "a guide without labels": (
+        lambda: GuidedDrift(denoiser, None, OfTime(), 2.0),
+        f"guide_model {ONE} (x, sigma, labels)",
+    ),
+    "a solver without memory": (
+        lambda: erk.Settings(solver=lambda drift, x, sigma, sigma_next: x),
+        "or a function (drift, x, sigma, sigma_next, memory=None) -> erk.Step, not <function",
+    ),
+    "a twin of one argument": (
+        lambda: erk.Settings(twin=lambda step: (None, None)),
+        "twin must be a function (step, previous step or None) -> (twin, h), not <function",
+    ),
+    "a guidance without memory": (
+        lambda: next(steps(DRIFT, X, LEVELS, heun, lambda step: step.x)),
+        "guidance must be a function of (step, memory), not <function",
+    ),
+    "a callback without arguments": (
+        lambda: erk.sample(denoiser, X, steps=3, callback=lambda: None),
+        "callback must be a function of an erk.State, not <function",
+    ),
+    "noise without arguments": (
+        lambda: erk.sample(denoiser, X, steps=3, randn_like=lambda: X),
+        "randn_like must be a function of a tensor [B, ...], not <function",
+    ),
+    "a decoder without arguments": (
+        lambda: erk.animate([], "a.gif", decode=lambda: X),
+        "decode must be a function of samples [B, ...], not <function",
+    ),
+    "progress with an argument": (
+        lambda: erk.calibrate(CLASSES, progress=lambda done: None),
+        "progress must be a function without arguments, not <function",
+    ),
+    "a draw without seeds": (
+        lambda: erk.calibrate(CLASSES, draw=lambda: X),
+        "draw must be a function of a list of seeds, not <function",
+    ),
     "an adapter's network of x alone": (
         lambda: erk.from_denoiser(lambda x: x), f"model {ONE} (x, time) or (x, time, labels)",
     ),
@@ -156,7 +196,7 @@ MISTAKES = {
     ),
     "labels of another number of classes": (
         lambda: erk.sample(CLASSES, X, torch.zeros(2, 4), steps=3),
-        "labels must be [B] of class numbers or [B, 10], not [2, 4]",
+        "labels must be [B, 10], or [B] of class numbers for a network that takes them, not [2, 4]",
     ),
     "a twin without h": (
         lambda: erk_guid(step_of()._replace(twin=DRIFT(X, LEVELS[1]), h=None), 1.0, 0.5),
@@ -189,6 +229,33 @@ def test_a_network_that_takes_too_few_arguments(name):
     with pytest.raises(ValueError) as raised:
         call()
     assert expected in str(raised.value)
+
+
+NOTES = {
+    "a function of a single level": (
+        lambda: erk.sample(lambda x, sigma, labels: x / sigma[:, None], X, steps=3),
+        "(torch.float32 [2, 3], torch.float32 [], None)",
+    ),
+    "an adapter's network": (
+        lambda: erk.sample(erk.from_denoiser(lambda x, sigma: x @ x), X, steps=3),
+        "(torch.float32 [2, 3], torch.float32 [2])",
+    ),
+    "class numbers from one-hot labels": (
+        lambda: erk.sample(
+            erk.from_denoiser(lambda x, sigma, labels: x * torch.eye(3)[labels], label_dim=3),
+            X, torch.eye(3)[:2], steps=3,
+        ),
+        "(torch.float32 [2, 3], torch.float32 [2], torch.float32 [2, 3])",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_an_error_in_a_network_says_what_it_was_called_with(name):
+    call, shapes = NOTES[name]
+    with pytest.raises((IndexError, RuntimeError)) as raised:
+        call()
+    assert raised.value.__notes__ == [f"The network was called with {shapes}."]
 
 
 def test_a_misspelt_keyword_of_an_adapter():

@@ -12,7 +12,7 @@ from erk.method.fields import fields
 from erk.method.values import FORMS
 
 REFUSED = {
-    "solver must be euler, heun, .* or a function, not": [["heun"], 3, None],
+    "solver must be euler, heun, .* or a function \\(drift, .*, not": [["heun"], 3, None],
     "schedule must be a name or a list of noise levels, not": [5.0, {"edm": 1}],
     "a noise level of schedule must be a finite number, not": [[[3.0, 1.0]], ["3", "1"], [3, None]],
     "noise levels above 0 are 1e-12 to 1e\\+12, not": [[1e160, 1.0], [1.0, 1e-160]],
@@ -38,7 +38,7 @@ REFUSED = {
     "erk_scale must be quadratic or abs or alpha, not": ["cubic", None, 2],
     "erk_proj must be True or False, not": [1, "yes", None],
     "erk must be 'auto', a Correction or None, not": [False, True, 0, 1.0, {}, {"for": {}}],
-    "twin must be a function, not": [3, "pair"],
+    "twin must be a function \\(step, .*\\) -> \\(twin, h\\), not": [3, "pair"],
     "S_churn must be a finite number of at least 0, not": [-1, math.nan, "8"],
     "S_min must be a finite number of at least 0, not": [-1, math.nan],
     "S_max must be a number of at least 0, not": [math.nan, "inf"],

@@ -1,6 +1,8 @@
 """Networks that predict other things than D, on Gaussian data, for which every one is known."""
 
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,3 +196,6 @@ def test_mistakes_have_one_sentence():
         erk.from_denoiser(lambda x, sigma: torch.cat([x, x], 1))(torch.ones(2, 3), 1.0)
     with pytest.raises(ValueError, match=r"answers <class 'tuple'> to a state of \[2, 3\]"):  # J
         erk.from_denoiser(lambda x, sigma: (x,))(torch.ones(2, 3), 1.0)
+    advice = "such as lambda x, t: network(x, t).sample for a network of diffusers"
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        erk.from_epsilon(lambda x, t: SimpleNamespace(sample=x), ALPHAS)(torch.ones(2, 3), 1.0)
