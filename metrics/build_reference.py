@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from erk.io.missing import name_missing
 from erk.runtime.distributed import gather, join
 from erk.runtime.memory import keep_freed_memory
-from metrics.extractors import extractor_names, load_extractor, weights_url
+from metrics.extractors import download_weights, extractor_names, load_extractor
 from metrics.extractors.weights import refuse_random, refuse_unused
 from metrics.features import ExtractionPlan, image_chunks, load_features, store_features
 from metrics.images import ImageSource, first_shape
@@ -104,7 +103,7 @@ def extraction_plan(
             outputs.append("spatial")
     refuse_random(weights, allow_random)
     refuse_unused(weights, wanted)
-    name_missing([weights_url(name) for name in wanted if name not in weights], offline)
+    download_weights([name for name in wanted if name not in weights], offline)
     extractors = {
         name: load_extractor(name, str(device), weights.get(name), offline) for name in wanted
     }

@@ -24,7 +24,7 @@ from metrics.caveats import (
 )
 from metrics.chunks import Chunks
 from metrics.evaluation import Evaluation, evaluate_features, floor_of
-from metrics.extractors import Extractor, check_extractors, weights_url
+from metrics.extractors import Extractor, check_extractors, download_weights, weights_url
 from metrics.extractors.weights import check_same_weights, refuse_unused
 from metrics.features import (
     ExtractionPlan,
@@ -279,7 +279,8 @@ def _name_files(
     chosen = row.protocol if protocol is None else protocol
     rules = find_protocol(chosen) if isinstance(chosen, str) else chosen
     wanted = _usable(rules.only(metrics), None, has_real).outputs()
-    name_missing([row.statistics, *_addresses(wanted, extractors, options)], options.offline)
+    networks = map(weights_url, _published(wanted, extractors, options))
+    name_missing([row.statistics, *networks], options.offline)
 
 
 def resolve(
@@ -338,7 +339,8 @@ def with_extractors(
         raise ValueError(f"{', '.join(protocol.columns)}: {NO_REAL}")
     wanted = usable.outputs()
     refuse_unused(options.weights, wanted)
-    name_missing(_addresses(wanted, extractors, options), options.offline)
+    # random weights fit no reference of others
+    download_weights(_published(wanted, extractors, options), options.offline, reference is None)
     loaded = {
         name: extractors[name] if name in extractors else options.load(name) for name in wanted
     }
@@ -375,11 +377,11 @@ def _usable(protocol: Protocol, reference: Reference | None, has_real: bool) -> 
     return replace(protocol, measures=tuple(usable))
 
 
-def _addresses(
+def _published(
     wanted: Iterable[str], extractors: Mapping[str, Extractor], options: Options
-) -> list[str | None]:
-    """Return the addresses of the weights that have to be loaded."""
-    return [weights_url(one) for one in wanted if one not in {*extractors, *options.weights}]
+) -> list[str]:
+    """Return the extractors whose published weights have to be loaded."""
+    return [one for one in wanted if one not in {*extractors, *options.weights}]
 
 
 def _is_usable(measure: Measure, reference: Reference | None) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from erk.io.connection import BoundedSession
 
 TRIES = 5  # with fewer new bytes than MIN_RATE asks of a minute
+UNREACHED = 2  # tries where no server was reached and nothing is downloaded yet
 PAUSE = 1.0  # seconds before the second try, doubled before each further try
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes; see also WINDOW
 LARGE = 20_000_000  # bytes; larger downloads show a progress bar
@@ -39,6 +40,9 @@ DIGEST = 32  # hexadecimal digits
 
 
 class _TryAgainError(Exception): ...  # another try may succeed
+
+
+class _UnreachableError(_TryAgainError): ...  # an unknown host, or a refused connection
 
 
 def fetch(
@@ -173,20 +177,22 @@ def shown(url: str) -> str:
 
 def _download(url: str, target: Path, sha256: str | None) -> None:
     part = _beside(target, ".part")
-    tries, best = 0, _size(part)
+    tries, limit, best = 0, UNREACHED, _size(part)
     while True:
         try:
             _transfer(url, part)
             break
         except _TryAgainError as error:
+            if best or not isinstance(error, _UnreachableError):
+                limit = TRIES
             tries = tries + 1 if _size(part) - best < MIN_RATE * WINDOW else 1
             best = max(best, _size(part))
-            if tries == TRIES:
+            if tries == limit:
                 advice = f"check the network and run the command again, or put the file at {target}"
-                raise ConnectionError(f"{error} ({TRIES} tries): {advice}") from None
+                raise ConnectionError(f"{error} ({limit} tries): {advice}") from None
             pause = PAUSE * 2 ** (tries - 1)
             if os.environ.get("RANK", "0") == "0":
-                print(f"{error}; trying again in {pause:g} s ({tries} of {TRIES})", file=sys.stderr)
+                print(f"{error}; trying again in {pause:g} s ({tries} of {limit})", file=sys.stderr)
         time.sleep(pause)
     _check_hash(part, sha256, shown(url), remove=(part, _beside(part, ".tag")))
     write_file(hash_record(target), f"{sha256_of(part)}\n".encode())
@@ -238,7 +244,16 @@ def _transfer(url: str, part: Path) -> None:
     except requests.TooManyRedirects:
         raise OSError(f"{name} redirects in circles: check the address") from None
     except (requests.RequestException, HTTPError) as error:
-        raise _TryAgainError(f"{name} does not answer ({type(error).__name__})") from None
+        kind = _UnreachableError if _is_unreachable(error) else _TryAgainError
+        raise kind(f"{name} does not answer ({type(error).__name__})") from None
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return whether no connection to the server, or to its proxy, could be opened."""
+    from urllib3.exceptions import NewConnectionError
+
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(getattr(reason, "original_error", reason), NewConnectionError)
 
 
 def _check_redirects(reply: Response, name: str) -> None:

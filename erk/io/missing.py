@@ -3,8 +3,20 @@
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from erk.io.download import cache_dir, cache_name, is_offline, shown
+
+
+def missing_files(sources: Iterable[str | None]) -> dict[Path, str]:
+    """Return path in the cache -> address of the files that are not there.
+
+    Paths, addresses on the hub and None are ignored.
+    """
+    root = cache_dir()
+    web = [one for one in sources if one is not None and one.startswith(("http://", "https://"))]
+    urls = {root / cache_name(one): one for one in web}
+    return {path: url for path, url in urls.items() if not path.is_file()}
 
 
 def name_missing(sources: Iterable[str | None], offline: bool = False) -> None:
@@ -25,10 +37,7 @@ def name_missing(sources: Iterable[str | None], offline: bool = False) -> None:
     FileNotFoundError
         With all files, if two or more are missing and downloads are disabled.
     """
-    root = cache_dir()
-    web = [one for one in sources if one is not None and one.startswith(("http://", "https://"))]
-    urls = {root / cache_name(one): shown(one) for one in web}  # a query, not shown, may differ
-    missing = {path: url for path, url in urls.items() if not path.is_file()}
+    missing = {path: shown(url) for path, url in missing_files(sources).items()}
     if len(missing) < 2:
         return
     if is_offline(offline):

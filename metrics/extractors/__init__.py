@@ -1,13 +1,15 @@
 """Feature extractors by name: each brings its input format, its weights and their hash."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from erk.io.download import fetch
+from erk.io.missing import missing_files, name_missing
 from erk.method.arguments import require
 from erk.runtime.distributed import check_device
 
@@ -107,6 +109,39 @@ def weights_url(name: str) -> str | None:
     """Return the address of an extractor's published weights; None: they come with the code."""
     address: str | None = _module(name).url()
     return address
+
+
+def download_weights(names: Iterable[str], offline: bool = False, trial: bool = True) -> None:
+    """Download the published weights of extractors that are not in the cache, before any is loaded.
+
+    Parameters
+    ----------
+    names
+        Extractors, as for `load_extractor`.
+    offline
+        Never download.
+    trial
+        Whether the error says how to try a command with random weights instead.
+
+    Raises
+    ------
+    OSError
+        Weights that are missing or cannot be downloaded.
+    """
+    urls = {name: weights_url(name) for name in names}
+    try:
+        name_missing(urls.values(), offline)
+        for url in missing_files(urls.values()).values():
+            fetch(url, offline=offline)
+    except OSError as error:
+        if not trial:
+            raise
+        missing = missing_files(urls.values()).values()
+        random = " ".join(f"--weights {name}=random:0" for name in urls if urls[name] in missing)
+        raise type(error)(
+            f"{error}; for a trial whose numbers measure nothing, add {random} "
+            "--allow-random-weights"
+        ) from None
 
 
 @functools.cache

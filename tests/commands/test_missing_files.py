@@ -1,5 +1,7 @@
 """Every command names all missing files of its networks at once."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -44,3 +46,35 @@ def test_metrics_evaluate_names_all_files_unless_features_are_given(images):
     features = metrics.extract(images, names)
     with pytest.raises(FileNotFoundError, match="img64.pkl is not in the cache"):
         metrics.evaluate(features, "imagenet64", metrics="fid", offline=True)
+
+
+ALL = "add --weights inception=random:0 --weights vgg16=random:0 --allow-random-weights"
+RANDOM = ["--weights", "inception=random:0", "--allow-random-weights"]
+TRIALS = [
+    (evaluate, [*EVALUATE, "--protocol", "torch-fidelity"], ALL),
+    (evaluate, [*EVALUATE, "--protocol", "torch-fidelity", *RANDOM],
+     "add --weights vgg16=random:0"),
+    (evaluate, [*EVALUATE, "--protocol", "edm"], "add --weights inception=random:0"),
+    (make_reference, ["--images", "fake.npz", "--dest", "r.npz", "--extractors", "vgg16"],
+     "add --weights vgg16=random:0"),
+    (evaluate, ["--images", "fake.npz", "--ref", "imagenet64", "--protocol", "edm"], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "arguments", "trial"), TRIALS)
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_error_names_the_weights_of_a_trial(
+    images, monkeypatch, command, arguments, trial, offline
+):
+    """A user without internet was told of one network after the other."""
+    monkeypatch.setattr("erk.io.download.PAUSE", 0.0)
+    monkeypatch.setattr("socket.getaddrinfo", Mock(side_effect=OSError("no name")))
+    monkeypatch.delenv("ERK_OFFLINE", raising=False)
+    done = CliRunner().invoke(command.main, [*arguments, *["--offline"] * offline])
+    message = done.stderr.splitlines()[-1]
+    assert done.exit_code == 2 and message.startswith("Error: "), done.output
+    if trial is None:  # random weights do not fit the reference
+        assert "random" not in message
+    else:
+        assert f"; for a trial whose numbers measure nothing, {trial} " in message + " "
+        assert message.endswith(" --allow-random-weights") and message.count("--allow") == 1

@@ -28,6 +28,11 @@ def names(folder):
     return sorted(re.sub("-[0-9a-f]{32}", "", path.name) for path in paths)
 
 
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def test_downloads_once_into_a_readable_path(site, tmp_path):
     path = fetch(site.url, HASH.upper(), cache=tmp_path)
     assert path == tmp_path / download.cache_name(site.url)
@@ -211,15 +216,43 @@ def test_a_redirect_that_gives_up_encryption(site, tmp_path, monkeypatch):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    """A failing name lookup: one sentence with the address, the cause and what to do."""
+    """A failing name lookup: one sentence with the address, the cause and what to do, soon."""
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("ERK_OFFLINE", raising=False)
     failure = socket.gaierror(-3, "Temporary failure in name resolution")
-    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=failure))
-    with pytest.raises(ConnectionError, match="host.invalid/a.pkl does not answer") as caught:
+    monkeypatch.setattr(socket, "getaddrinfo", lookup := Mock(side_effect=failure))
+    with pytest.raises(ConnectionError, match=r"host.invalid/a.pkl does not answer") as caught:
         fetch("http://host.invalid/a.pkl", cache=tmp_path)
+    assert "(2 tries): check the network" in str(caught.value) and lookup.call_count == 2
     assert "put the file at" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_refused_connection_is_tried_once_more(site, tmp_path, monkeypatch):
+    """A lookup without internet takes 20 s: five tries made a user wait two minutes."""
+    with pytest.raises(ConnectionError, match=r"answer .*\(2 tries\)"):
+        fetch(f"http://127.0.0.1:{closed_port()}/a.pkl", cache=tmp_path)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(ConnectionError, match=r"\(ProxyError\) \(2 tries\)"):
+        fetch(site.url, cache=tmp_path)
+
+
+@pytest.mark.parametrize("first", [503, "cut"])
+def test_a_server_that_was_reached_is_tried_five_times(site, tmp_path, monkeypatch, first):
+    """It may restart."""
+    site.faults, transfer, tries = [first], download._transfer, []
+
+    def once(url, part):
+        tries.append(url)
+        if len(tries) == 2:
+            site.server_close()
+        transfer(url, part)
+
+    monkeypatch.setattr(download, "_transfer", once)
+    with pytest.raises(ConnectionError, match=r"does not answer .*\(5 tries\)"):
+        fetch(site.url, cache=tmp_path)
+    assert len(tries) == 5
 
 
 @pytest.mark.parametrize("change", ["etag", "no range", "no etag"])
