@@ -19,7 +19,7 @@ from erk.generation.job import VERSION, Job, Labels, check_labels
 from erk.generation.metadata import read_metadata
 from erk.generation.seeds import format_seeds, parse_seeds, same_noise
 from erk.generation.with_card import apply_card, open_with_guidance
-from erk.io.download import shown
+from erk.io.addresses import shown
 from erk.io.files import MAX_TEXT, read_hashed, sha256_of
 from erk.io.missing import name_missing
 from erk.method.conflicts import check_given

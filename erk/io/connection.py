@@ -10,6 +10,7 @@ from typing import Any
 
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import NewConnectionError
 
 
 class SlowError(OSError):
@@ -81,6 +82,12 @@ class BoundedSession(Session):
         self._sockets.append(connection)
         if self._is_slow:
             _shut(connection)
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether no connection to the server, or to its proxy, could be opened."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(getattr(reason, "original_error", reason), NewConnectionError)
 
 
 class _Adapter(HTTPAdapter):

@@ -7,7 +7,6 @@ processes wait for it), `.sha256` (the hash of the downloaded bytes, which erk d
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -16,10 +15,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 
+from erk.io.addresses import cache_name, shown
 from erk.io.atomic import publish, sync, write_file
 from erk.io.files import sha256_of
 
@@ -35,8 +34,6 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes; see also WI
 LARGE = 20_000_000  # bytes; larger downloads show a progress bar
 LARGEST = 20 << 30  # bytes of a file whose length the server does not declare
 MIN_RATE, WINDOW = 1000, 60.0  # bytes per second, and the seconds over which they are counted
-SECRET = re.compile(r"(?i)token|sig|expires|key|credential|policy|auth|x-(amz|goog)-")
-DIGEST = 32  # hexadecimal digits
 
 
 class _TryAgainError(Exception): ...  # another try may succeed
@@ -141,40 +138,6 @@ def _from_web(url: str, sha256: str | None, offline: bool, root: Path) -> Path:
     return target
 
 
-def cache_name(url: str) -> Path:
-    """Return host/folders/file; every address has another path.
-
-    Addresses that such a path does not show (http, queries, unusual characters) add digits of their
-    hash to the file name. Parameters of the query that are secrets, such as tokens, do not count.
-    """
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as error:  # a port beyond 65535, a bracket without a partner
-        raise ValueError(f"the address {shown(url)} is wrong ({error}): correct it") from None
-    names = [name for name in parts.path.split("/") if name]
-    host = parts.hostname or ""
-    if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:]+", host) or not names or {".", ".."} & set(names):
-        raise ValueError(f"the address {shown(url)} names no file: give http(s)://host/path/file")
-    public = [one for one in parts.query.split("&") if not SECRET.search(one.partition("=")[0])]
-    query = "&".join(public)
-    start, end = f"{parts.scheme}://{host}{port}", f"?{query}" if query else ""
-    path = Path(*(re.sub(r"[^\w.%+=@~-]", "_", name) for name in (host, *names)))
-    looks_hashed = re.search(f"-[0-9a-f]{{{DIGEST}}}$", path.stem)
-    if f"https://{path.as_posix()}" == start + parts.path + end and not looks_hashed:
-        return path
-    full = parts.path
-    if Path(names[-1]).suffix == path.suffix:  # the name has it: NAME.json is beside its network
-        full = full.removesuffix(path.suffix)
-    digest = hashlib.sha256(f"{start}{full}{end}".encode()).hexdigest()[:DIGEST]
-    return path.with_name(f"{path.stem}-{digest}{path.suffix}")
-
-
-def shown(url: str) -> str:
-    """Return a URL without user, password and query, which may be secrets."""
-    return re.sub(r"(://[^?#]*).*", r"\1", re.sub(r"://[^/?#]*@", "://", url))
-
-
 def _download(url: str, target: Path, sha256: str | None) -> None:
     part = _beside(target, ".part")
     tries, limit, best = 0, UNREACHED, _size(part)
@@ -205,7 +168,7 @@ def _transfer(url: str, part: Path) -> None:
     import requests  # late: most runs find the file in the cache
     from urllib3.exceptions import HTTPError
 
-    from erk.io.connection import BoundedSession, SlowError
+    from erk.io.connection import BoundedSession, SlowError, is_unreachable
 
     have, name, headers = _size(part), shown(url), {"Accept-Encoding": "identity"}
     tag = _beside(part, ".tag")
@@ -244,16 +207,8 @@ def _transfer(url: str, part: Path) -> None:
     except requests.TooManyRedirects:
         raise OSError(f"{name} redirects in circles: check the address") from None
     except (requests.RequestException, HTTPError) as error:
-        kind = _UnreachableError if _is_unreachable(error) else _TryAgainError
+        kind = _UnreachableError if is_unreachable(error) else _TryAgainError
         raise kind(f"{name} does not answer ({type(error).__name__})") from None
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Return whether no connection to the server, or to its proxy, could be opened."""
-    from urllib3.exceptions import NewConnectionError
-
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(getattr(reason, "original_error", reason), NewConnectionError)
 
 
 def _check_redirects(reply: Response, name: str) -> None:

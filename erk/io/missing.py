@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from erk.io.download import cache_dir, cache_name, is_offline, shown
+from erk.io.addresses import cache_name, shown
+from erk.io.download import cache_dir, is_offline
 
 
 def missing_files(sources: Iterable[str | None]) -> dict[Path, str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erk.io.download import fetch, hub_files, is_offline, shown
+from erk.io.addresses import shown
+from erk.io.download import fetch, hub_files, is_offline
 from erk.models.checkpoint import build, read
 from erk.models.compiling import check_compiler, compile_network
 from erk.models.encoders import Encoder, VAEEncoder

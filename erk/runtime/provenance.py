@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from erk.io.download import shown
+from erk.io.addresses import shown
 
 CODE = ("*.py", "*.yaml", "*.safetensors")  # files that results depend on
 

@@ -200,6 +200,21 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch):
         assert words[0] == "make-reference" or "fd" in done.output
 
 
+def test_the_trial_without_internet(tmp_path, monkeypatch):
+    """The command of docs/howto/data.md names every network of its protocol."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ERK_OFFLINE", "1")
+    for name in ("fake", "real"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (8, 8), (99 * number, 9, 9)).save(tmp_path / name / f"{number}.png")
+    trials = [words for words in commands("docs/howto/data.md") if "--weights" in words]
+    assert len(trials) == 1 and trials[0][6] == "torch-fidelity"
+    done = CliRunner().invoke(main, trials[0])
+    assert done.exit_code == 0 and "RANDOM WEIGHTS" in done.output, done.output
+
+
 def test_every_command_of_the_documents_has_known_options(monkeypatch):
     seen = 0
     for page in PAGES:

@@ -1,4 +1,6 @@
-"""Servers that would hold a connection open."""
+"""Servers that would hold a connection open, and those that give none."""
+
+import socket
 
 import pytest
 from download_site import BODY, HASH
@@ -34,3 +36,35 @@ def test_the_body_of_a_redirect_is_not_read(site, tmp_path):
     site.faults = ["long redirect"]
     assert fetch(site.url, HASH, cache=tmp_path).read_bytes() == BODY
     assert site.endless < 64 << 20
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_refused_connection_is_tried_once_more(site, tmp_path, monkeypatch):
+    """A lookup without internet takes 20 s: five tries made a user wait two minutes."""
+    with pytest.raises(ConnectionError, match=r"answer .*\(2 tries\)"):
+        fetch(f"http://127.0.0.1:{closed_port()}/a.pkl", cache=tmp_path)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(ConnectionError, match=r"\(ProxyError\) \(2 tries\)"):
+        fetch(site.url, cache=tmp_path)
+
+
+@pytest.mark.parametrize("first", [503, "cut"])
+def test_a_server_that_was_reached_is_tried_five_times(site, tmp_path, monkeypatch, first):
+    """It may restart."""
+    site.faults, transfer, tries = [first], download._transfer, []
+
+    def once(url, part):
+        tries.append(url)
+        if len(tries) == 2:
+            site.server_close()
+        transfer(url, part)
+
+    monkeypatch.setattr(download, "_transfer", once)
+    with pytest.raises(ConnectionError, match=r"does not answer .*\(5 tries\)"):
+        fetch(site.url, cache=tmp_path)
+    assert len(tries) == 5

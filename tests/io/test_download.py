@@ -28,11 +28,6 @@ def names(folder):
     return sorted(re.sub("-[0-9a-f]{32}", "", path.name) for path in paths)
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def test_downloads_once_into_a_readable_path(site, tmp_path):
     path = fetch(site.url, HASH.upper(), cache=tmp_path)
     assert path == tmp_path / download.cache_name(site.url)
@@ -226,33 +221,6 @@ def test_no_network(tmp_path, monkeypatch):
         fetch("http://host.invalid/a.pkl", cache=tmp_path)
     assert "(2 tries): check the network" in str(caught.value) and lookup.call_count == 2
     assert "put the file at" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_refused_connection_is_tried_once_more(site, tmp_path, monkeypatch):
-    """A lookup without internet takes 20 s: five tries made a user wait two minutes."""
-    with pytest.raises(ConnectionError, match=r"answer .*\(2 tries\)"):
-        fetch(f"http://127.0.0.1:{closed_port()}/a.pkl", cache=tmp_path)
-    monkeypatch.setenv("NO_PROXY", "")
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
-    with pytest.raises(ConnectionError, match=r"\(ProxyError\) \(2 tries\)"):
-        fetch(site.url, cache=tmp_path)
-
-
-@pytest.mark.parametrize("first", [503, "cut"])
-def test_a_server_that_was_reached_is_tried_five_times(site, tmp_path, monkeypatch, first):
-    """It may restart."""
-    site.faults, transfer, tries = [first], download._transfer, []
-
-    def once(url, part):
-        tries.append(url)
-        if len(tries) == 2:
-            site.server_close()
-        transfer(url, part)
-
-    monkeypatch.setattr(download, "_transfer", once)
-    with pytest.raises(ConnectionError, match=r"does not answer .*\(5 tries\)"):
-        fetch(site.url, cache=tmp_path)
-    assert len(tries) == 5
 
 
 @pytest.mark.parametrize("change", ["etag", "no range", "no etag"])
