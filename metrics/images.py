@@ -1,16 +1,16 @@
 """Sources of images: a folder, a zip, an npz or scikit-learn's, read as uint8 in seed order."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from erk.io.atomic import attach_path
 from erk.io.folders import list_files
@@ -31,6 +31,9 @@ from erk.io.untrusted import (
 from erk.method.arguments import PATHS, require
 from metrics.npz import map_npz, read_npz
 from metrics.side_files import RUN, Read, is_class, read_beside, read_labels, read_run
+
+if TYPE_CHECKING:  # a mistyped path is reported before torch loads
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (  # of images that are not read
@@ -103,6 +106,8 @@ def open_images(path: str | Path, least: int = 2) -> ImageSource:
 
 def load_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """Read all images of a source: uint8 [N, C, H, W] and labels int64 [N], if it has labels."""
+    import torch
+
     source = open_images(path)
     images = [read_image(source, index) for index in range(len(source.names))]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

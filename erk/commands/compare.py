@@ -28,16 +28,19 @@ def main(first: Path, second: Path, out: str, num: int, table: str | None) -> No
     require_suffix("--out", out, ".png")
     import numpy as np
 
-    from erk.commands.run_pairs import changed_settings, differences, sheet
-    from erk.generation.images import png_bytes
     from erk.io.atomic import check_target, save_file
     from metrics.images import open_images
-    from metrics.report import to_csv
 
     require_different("--out", out, "--csv", table)
     for path in (out, *([table] if table else [])):
         check_target(path, first, second)
     runs = open_images(first, least=1), open_images(second, least=1)
+
+    # only now: torch takes seconds to load
+    from erk.commands.run_pairs import changed_settings, differences, sheet
+    from erk.generation.images import png_bytes
+    from metrics.report import to_csv
+
     pairs = list(differences(*runs))
     values = np.array([pair.difference for pair in pairs])
     largest = heapq.nlargest(num, pairs)

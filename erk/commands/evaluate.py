@@ -83,28 +83,32 @@ def main(**options: Any) -> None:
     Every image is decoded once. Features are cached, so the same command resumes an interrupted
     run, and measuring again takes seconds.
     """
-    from erk.commands.result_rows import report
     from erk.io.atomic import check_target
-    from erk.runtime.distributed import join, pick_device
     from erk.runtime.shards import shard_of
     from metrics.images import open_images
-    from metrics.selection import subset
 
+    # what needs neither torch, whose import takes seconds, nor a download comes first
     for path in (options["json_path"] or "results/row", options["csv_path"]):
         if path is not None:
             check_target(path, *(options[name] for name in ("images", "paired", "real", "ref")))
     require_different("--json", options["json_path"], "--csv", options["csv_path"])
-    device = pick_device(options["device"])
     shard = shard_of(options["shard"], {})
     if shard is not None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("--shard and torchrun both divide the work: use one of them")
     _check_options(options)
-    runs = [options["images"], *([options["paired"]] if options["paired"] else [])]
-    # before the evaluator, which may download: a mistyped path must not wait for the network
-    sources = [subset(open_images(run), options["num"], options["seed"]) for run in runs]
+    paths = [options[name] for name in ("images", "paired", "real") if options[name] is not None]
+    sources = [*map(open_images, paths)]
+    real = sources.pop() if options["real"] is not None else None
+
+    from erk.commands.result_rows import report
+    from erk.runtime.distributed import join, pick_device
+    from metrics.selection import subset
+
+    device = pick_device(options["device"])
+    sources = [subset(one, options["num"], options["seed"]) for one in sources]
     _check_pair(sources)
     _check_known_sizes(sources, options)
-    evaluator = _load_evaluator(options, device)
+    evaluator = _load_evaluator(options, real, device)
     for source in sources:
         evaluator.check_source(source)
     with join(device) as world:
@@ -117,7 +121,9 @@ def main(**options: Any) -> None:
         report(evaluator, sources, results, options)
 
 
-def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluator":
+def _load_evaluator(
+    options: dict[str, Any], real: "ImageSource | None", device: "torch.device"
+) -> "Evaluator":
     from erk.runtime.memory import keep_freed_memory
     from metrics.evaluator import load_evaluator
     from metrics.options import Options
@@ -128,7 +134,7 @@ def _load_evaluator(options: dict[str, Any], device: "torch.device") -> "Evaluat
         options["ref"],
         protocol=options["protocol"],
         metrics=options["metrics"],
-        real=options["real"],
+        real=real,
         options=Options(
             weights=shared.weights_of(options["weights"]),
             memory=options["memory"] and options["memory"] * 2**20,

@@ -39,18 +39,21 @@ def main(**options: Any) -> None:
     if dest.suffix != ".npz":
         raise ValueError(f"a reference is a .npz file: call it {dest.with_suffix('.npz')}")
     from erk.io.atomic import check_target
-    from erk.runtime.distributed import pick_device
-    from metrics.build_reference import build_reference, extraction_plan
     from metrics.images import open_images
-    from metrics.protocols import find_protocol
-    from metrics.selection import subset
 
     check_target(dest, options["images"])
     shared.refuse_existing(dest, options["overwrite"])
+    source = open_images(options["images"])  # before torch, whose import takes seconds
+
+    from erk.runtime.distributed import pick_device
+    from metrics.build_reference import build_reference, extraction_plan
+    from metrics.protocols import find_protocol
+    from metrics.selection import subset
+
     if options["protocol"] is not None:
         find_protocol(options["protocol"])
     names = [name.strip() for name in options["extractors"].split(",")]
-    source = subset(open_images(options["images"]), options["num"], options["seed"])
+    source = subset(source, options["num"], options["seed"])
     passed = ("allow_random", "cache", "batch", "skip_corrupt", "offline")
     for note in source.notes:
         click.echo(f"{source.path}: {note}", err=True)

@@ -47,17 +47,20 @@ def main(run: Path, train: str, out: str, space: str, order: str, num: int, k: i
     2023). If the training set has duplicates, this ratio misses copies of them: use --by distance.
     """
     require_suffix("--out", out, ".png")
+    from erk.io.atomic import check_target, save_file
+    from metrics.images import open_images, read_image
+
+    check_target(out, run, train)
+    generated = open_images(run, least=1)  # before torch, whose import takes seconds
+
     import torch
 
     from erk.generation.images import png_bytes
-    from erk.io.atomic import check_target, save_file
     from erk.runtime.distributed import pick_device
     from metrics.extractors import load_extractor
-    from metrics.images import open_images, read_image
     from metrics.nearest import Pixels, feature_blocks, nearest
 
-    check_target(out, run, train)
-    generated, target = open_images(run, least=1), str(pick_device(device))
+    target = str(pick_device(device))
     total, blocks, read = _training_set(train, offline)
     if total < k:
         raise ValueError(f"{train} holds {total} images, fewer than --k {k}")
