@@ -176,7 +176,8 @@ class GuidedDrift:
         if not is_tensor or denoised.shape != x.shape or denoised.is_complex():
             answer = f"{denoised.dtype} {tuple(denoised.shape)}" if is_tensor else type(denoised)
             raise ValueError(
-                f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {answer}."
+                f"a denoiser must return D(x; sigma) of x's shape {tuple(x.shape)}, not {answer}: "
+                "a network that predicts something else needs an adapter, such as erk.from_epsilon."
             )
         return denoised
 

@@ -112,7 +112,7 @@ def test_the_page_on_integrations(tmp_path, monkeypatch):
     for name, networks in (("card", ("", None)), ("digits.card", (digits, None))):
         card_of(networks=networks).save(f"{name}.json")
     card_of(levels=[80.0, *LEVELS]).save("flow.card.json")
-    weights, auto, flow, edm2, card, k_diffusion, cards, any_model, calibrate = python_blocks(page)
+    weights, auto, flow, edm2, card, k_diffusion, cards, *own = python_blocks(page)
     space = {"pipe": Pipeline(), "flow": FlowPipeline()}
     execute(weights, page, space)
     assert space["pipe"].scheduler.config.w_stiff == 1 and space["image"].isfinite().all()
@@ -132,11 +132,26 @@ def test_the_page_on_integrations(tmp_path, monkeypatch):
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     space |= {"alphas_cumprod": table, "labels": torch.ones(2, 1), "no_labels": torch.zeros(2, 1)}
     space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt()[:, None]
+    any_model, images, calibrate, numbers, unet = own
     execute(any_model, page, space)
     assert space["x0"].isfinite().all()
     space["network"] = lambda x, t, y: x * (1 - table[t.round().long()]).sqrt().reshape(-1, 1, 1, 1)
+    execute(images, page, space)
+    assert len([*(tmp_path / "out/own").glob("*.png")]) == 16
+    assert space["labels"].shape == (16, 10)
     execute(calibrate, page, space)
     assert (tmp_path / "heun-9.card.json").is_file() and space["card"].settings.solver == "heun"
+    classes, seen = torch.nn.Embedding(11, 1), set()
+
+    def embedding_network(x, t, numbers):
+        seen.update(numbers.tolist())
+        return space["network"](x, t, None) + 0 * classes(numbers).reshape(-1, 1, 1, 1)
+
+    space["embedding_network"] = embedding_network
+    execute(numbers, page, space)
+    assert space["x0"].isfinite().all() and seen == {10, *space["labels"].argmax(1).tolist()}
+    execute(unet, page, space)
+    assert len([*(tmp_path / "out/unet").glob("*.png")]) == 4
 
 
 def test_the_page_on_images_and_traces(tmp_path, monkeypatch):
@@ -173,6 +188,7 @@ def test_the_readme(tmp_path, monkeypatch):
     assert few.count("(1, 2, 2)") == few.count("nfe=5") == 1
     execute(few, "README.md", space)
     assert space["x0"].isfinite().all() and space["card"].nfe == 5
+    assert len([*(tmp_path / "out/own").glob("*.png")]) == 16
     x, f = torch.ones(2, 3), torch.full((2, 3), 0.5)
     space |= {"x": x, "f": f, "sigma": torch.tensor(2.0), "sigma_next": torch.tensor(1.5)}
     space |= {"f_euler": f * 0.9, "x_euler": x - 0.25, "x_heun": x - 0.2, "twin": None}

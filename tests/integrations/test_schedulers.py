@@ -1,6 +1,7 @@
 """Schedulers of diffusers with ERK-Guid: the parent's at w_stiff 0, erk.sample's above it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,3 +301,30 @@ def test_wrong_types_are_refused_by_the_name_of_the_argument(kind):
         given = {"model_output": draw(), "sample": draw(), name: 3}
         with pytest.raises(ValueError, match=f"^{name} must be a tensor"):
             scheduler.step(timestep=scheduler.timesteps[0], **given)
+
+
+class Net(torch.nn.Module):
+    """A network as the pipelines of diffusers use one."""
+
+    config = SimpleNamespace(sample_size=4, in_channels=1)
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def forward(self, x, t):
+        return SimpleNamespace(sample=0.1 * x)
+
+
+def test_pipelines_of_ddim_and_ddpm():
+    """As docs/integrations.md says: what to do about it depends on diffusers."""
+    from diffusers import DDIMPipeline, DDPMPipeline
+
+    ddim = DDIMPipeline(Net(), SINGLE())
+    assert type(ddim.scheduler).__name__ == "DDIMScheduler"
+    for scheduler in (HEUN, SINGLE, MULTI):
+        ddim.scheduler = scheduler(erk="auto")
+        with pytest.raises(TypeError, match="unexpected keyword argument 'eta'"):
+            ddim(num_inference_steps=3)
+    for scheduler in (SINGLE, MULTI):
+        run = DDPMPipeline(ddim.unet, scheduler(w_stiff=0.5))
+        assert run(num_inference_steps=3, output_type="np").images.shape == (1, 4, 4, 1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'generator'"):
+        DDPMPipeline(ddim.unet, HEUN())(num_inference_steps=3)

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,10 @@ MISTAKES = {
     "a guide without labels": (
         lambda: GuidedDrift(denoiser, None, OfTime(), 2.0),
         f"guide_model {ONE} (x, sigma, labels)",
+    ),
+    "a network of noise without an adapter": (
+        lambda: erk.sample(lambda x, sigma, labels: SimpleNamespace(sample=x), X, steps=3),
+        "a network that predicts something else needs an adapter, such as erk.from_epsilon.",
     ),
     "a solver without memory": (
         lambda: erk.Settings(solver=lambda drift, x, sigma, sigma_next: x),
