@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erk.method.arguments import require
 from erk.runtime.distributed import World
-from metrics.chunks import Batches
+from metrics.chunks import Batches, check_headers
 from metrics.evaluation import Evaluation
 from metrics.evaluator import Evaluator, resolve, sizes_of, with_extractors
 from metrics.extractors import Extractor, check_extractors
@@ -100,6 +100,9 @@ def evaluate(
     given: Any = real if statistics is reference else reference
     compared = _opened(given)
     _check_sizes(generated, compared, statistics, chosen)  # before a download
+    for one in (generated, compared):
+        if isinstance(one, ImageSource):
+            check_headers(one, chosen.skip_corrupt)
     has_real = compared is not None
     are_features = isinstance(generated, Features)
     are_features = are_features and (not has_real or isinstance(compared, Features))

@@ -11,6 +11,7 @@ import torch
 
 from erk.runtime.distributed import gather, join
 from erk.runtime.memory import keep_freed_memory
+from metrics.chunks import check_headers
 from metrics.extractors import download_weights, extractor_names, load_extractor
 from metrics.extractors.weights import refuse_random, refuse_unused
 from metrics.features import ExtractionPlan, image_chunks, load_features, store_features
@@ -58,6 +59,7 @@ def build_reference(
     """
     if protocol is not None:
         find_protocol(protocol)
+    check_headers(source, plan.skip_corrupt)
     height, width, _ = first_shape(source, plan.skip_corrupt)
     with join(torch.device(plan.device)) as world:
         chunks = image_chunks(source, plan)(world.rank, world.size)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erk.io.image_headers import header_shape
 from erk.io.untrusted import ShapeError
 from metrics.images import (
     BrokenImageError,
@@ -101,6 +102,30 @@ def _checked(part: Any) -> Tensor:
             f"{type(part).__name__}{shape}"
         )
     return part
+
+
+def check_headers(source: ImageSource, skip_corrupt: bool = False) -> None:
+    """Raise ValueError if an image of a folder has another shape than the first, by its header.
+
+    `source_chunks` checks every image, but only when the networks have seen those before. Damaged
+    files and archives are left to it.
+    """
+    if not source.path.is_dir():
+        return
+    shape, names = first_shape(source, skip_corrupt), source.names
+    parts = [range(start, len(names))[:CHUNK] for start in range(0, len(names), CHUNK)]
+
+    def other(part: range) -> tuple[int, tuple[int, ...]] | None:
+        for index in part:
+            actual = header_shape(source.path / names[index])
+            if actual not in (None, shape):
+                return index, actual
+        return None
+
+    with ThreadPoolExecutor(min(16, len(parts))) as pool:  # opening waits on a shared disk
+        for found in pool.map(other, parts):
+            if found is not None:
+                raise _another_shape(source, *found, shape)
 
 
 def tensor_chunks(images: Iterable[Tensor]) -> Iterator[Chunk]:
@@ -198,10 +223,16 @@ def _decode(
             return None
         raise
     except ShapeError as error:
-        raise ValueError(
-            f"{image_name(source, index)} is {_described(error.shape)} but the first image "
-            f"is {_described(shape)}: measure images of one size and mode at a time"
-        ) from None
+        raise _another_shape(source, index, error.shape, shape) from None
+
+
+def _another_shape(
+    source: ImageSource, index: int, actual: tuple[int, ...], shape: tuple[int, ...]
+) -> ValueError:
+    return ValueError(
+        f"{image_name(source, index)} is {_described(actual)} but the first image "
+        f"is {_described(shape)}: measure images of one size and mode at a time"
+    )
 
 
 def _described(shape: tuple[int, ...]) -> str:

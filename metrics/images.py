@@ -46,6 +46,8 @@ ARCHIVES = (".zip", ".npz")
 class BrokenImageError(ValueError):
     """An image that cannot be decoded."""
 
+    option = "--skip-corrupt"  # skips it, in the commands that have it
+
 
 class ImageSource(NamedTuple):
     """Images that can be read one by one, from several threads; nothing is decoded at opening."""

@@ -263,7 +263,16 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:  # "[Errno 2] ..." is not a sentence
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         message += ADVICE.get(error.errno or 0, "")
+    option = getattr(error, "option", None)
+    if option in _known_options():
+        message += f", or add {option}"
     return _line(message)
+
+
+def _known_options() -> list[str]:
+    """Return the options of the command that runs."""
+    context = click.get_current_context(silent=True)
+    return [] if context is None else [opt for one in context.command.params for opt in one.opts]
 
 
 def _shortage(error: BaseException | None) -> BaseException | None:
@@ -294,9 +303,8 @@ def _without_memory(error: BaseException) -> str:
         )
     if type(error) is MemoryError and ": " in str(error):
         return str(error)
-    context = click.get_current_context(silent=True)
-    options = [] if context is None else [opt for one in context.command.params for opt in one.opts]
-    advice = "give a smaller --batch" if "--batch" in options else "process fewer or smaller images"
+    has_batch = "--batch" in _known_options()
+    advice = "give a smaller --batch" if has_batch else "process fewer or smaller images"
     amount = ALLOCATED.search(str(error))
     failed = f" ({amount[1]} could not be allocated)" if amount else ""
     return f"memory ran out{failed}: end other programs, or {advice}"

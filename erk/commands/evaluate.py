@@ -107,7 +107,7 @@ def main(**options: Any) -> None:
     device = pick_device(options["device"])
     sources = [subset(one, options["num"], options["seed"]) for one in sources]
     _check_pair(sources)
-    _check_known_sizes(sources, options)
+    _check_known_sizes(sources, real, options)
     evaluator = _load_evaluator(options, real, device)
     for source in sources:
         evaluator.check_source(source)
@@ -159,16 +159,23 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _check_known_sizes(sources: "list[ImageSource]", options: dict[str, Any]) -> None:
-    """Raise ValueError for another size than that of a known reference, before its download."""
+def _check_known_sizes(
+    sources: "list[ImageSource]", real: "ImageSource | None", options: dict[str, Any]
+) -> None:
+    """Raise ValueError for sizes that differ, as far as they are known before a download."""
+    from metrics.chunks import check_headers
     from metrics.evaluator import sizes_of
     from metrics.features import size_of
     from metrics.sizes import check_same_size
 
+    skip_corrupt = options["skip_corrupt"]
     for source in sources:
-        size = size_of(source, options["skip_corrupt"])
-        reference = sizes_of(options["ref"], None, options["skip_corrupt"])
-        check_same_size({str(source.path): size} | reference)
+        size = size_of(source, skip_corrupt)
+        others = sizes_of(options["ref"], real, skip_corrupt)
+        check_same_size({str(source.path): size} | others)
+    for one in (*sources, real):
+        if one is not None:
+            check_headers(one, skip_corrupt)
 
 
 def _check_pair(sources: "list[ImageSource]") -> None:

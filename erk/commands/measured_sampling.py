@@ -14,7 +14,7 @@ from erk.io.cache import digest
 from erk.models.encoders import VAEEncoder
 from erk.runtime.distributed import join, pick_device
 from erk.runtime.shards import shard_of
-from metrics.chunks import Chunks
+from metrics.chunks import Chunks, check_headers
 from metrics.evaluator import Evaluator, load_evaluator
 from metrics.images import open_images
 from metrics.options import Options
@@ -81,6 +81,8 @@ def _opened(
     size, job = known_size(reference), None
     rules = None if protocol is None else find_protocol(protocol)
     source = None if real is None else open_images(real)
+    if source is not None:
+        check_headers(source)
     if size is not None:
         job = open_job(options)
         sizes = {"the run": _image_size(job, options["vae"]), f"the reference {reference}": size}

@@ -242,7 +242,7 @@ def test_own_statistics_and_real_images(evaluate, save_pngs, digits, extractor):
         (["--ref", "digits", "--weights", "vgg16=a.pth"], "weights for vgg16 are not used here"),
         (
             ["--ref", "digits", "--real", "large"],
-            "the reference digits holds images of 8x8 pixels but large",
+            "out holds images of 8x8 pixels but large of 16x16",
         ),
         (["--real", "large"], "--protocol is missing"),
         (["--real", "large", "--protocol", "digits"], "8x8 pixels but large of 16x16"),
