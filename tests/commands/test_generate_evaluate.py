@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from erk.commands import evaluate, generate, measured_sampling
 from erk.generation import stream
@@ -47,6 +48,15 @@ def test_numbers_equal_those_of_the_images(run):
         assert a[f"{name}_se"] == pytest.approx(b[f"{name}_se"], rel=1e-5), name
     assert a["seeds"] == b["seeds"] == "0-59" and a["nfe"] == 7 and a["guide_nfe"] == 0
     assert a["run"]["settings"]["w_stiff"] == 0.5 and a["run"]["network"]["sha256"]
+
+
+def test_real_images_of_several_sizes_are_refused_before_a_network_loads(run, monkeypatch):
+    Path("real").mkdir()
+    for number, size in enumerate((8, 8, 9)):
+        Image.new("L", (size, 8)).save(f"real/{number}.png")
+    monkeypatch.setattr(measured_sampling, "load_evaluator", lambda *_, **__: pytest.fail("loaded"))
+    done = run(generate.main, *JOB, "--evaluate", "digits", "--real", "real")
+    assert done.exit_code == 2 and "real/2.png is 9x8 grey but the first image" in done.stderr
 
 
 def test_a_stopped_run_makes_only_what_is_missing(run, monkeypatch):
