@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erk.io.image_headers import header_shape
-from erk.io.untrusted import ShapeError
+from erk.io.untrusted import ShapeError, header_shape
 from metrics.images import (
     BrokenImageError,
     ImageSource,

@@ -36,6 +36,7 @@ MAX_IMAGE_RATIO = 8  # maximum decompression ratio of an image, whose format com
 MIN_ARRAY_LIMIT = 1 << 26  # bytes that any array may have
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
 MAX_IMAGE_BYTES = 1 << 26  # of an image file
+HEADER = 1 << 12  # bytes of an image file, which hold its header unless metadata come first
 MAX_SCANS = 100  # of a JPEG file
 PNG = b"\x89PNG\r\n\x1a\n"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, lengths of name and extra
@@ -350,6 +351,21 @@ def open_image(data: bytes, limit: int = MAX_PIXELS) -> Image.Image:
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise RefusedError(f"it is a JPEG with more than {MAX_SCANS} scans: convert it to PNG")
     return image
+
+
+def header_shape(path: Path) -> tuple[int, int, int] | None:
+    """Return (H, W, C) of an image file that `decode_image` reads, by its first bytes.
+
+    None if these do not say it: decoding says more. Raises OSError.
+    """
+    with open_regular(path) as file:
+        data = file.read(HEADER)
+    try:
+        with open_image(data) as image:
+            _check(image, data, None)
+            return image.height, image.width, 1 if image.mode == "L" else 3
+    except Exception:  # every decoder raises its own classes
+        return None
 
 
 def check_depth(image: Image.Image, data: bytes) -> None:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erk.io.image_headers import header_shape
-from erk.io.untrusted import decode_image
+from erk.io.untrusted import decode_image, header_shape
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
 
