@@ -50,10 +50,26 @@ def _with_card(function: F) -> F:
             check_given(known, Settings(**known))
             return function(*args, **kwargs)
         card = open_card(card)
+        _check_guide(card, given.get("guide_model"))
         card.check(given.get("model"), given.get("guide_model"))
         return function(**given | card.sampler_for(_settings_in(given)))
 
     return call  # type: ignore[return-value]
+
+
+def _check_guide(card: Card, guide_model: Any) -> None:
+    """Raise ValueError for a guide that the card does not use, or for none where it needs one."""
+    guidance = card.settings.guidance
+    if guidance == 1 and guide_model is not None:
+        raise ValueError(
+            "the card is for no model guidance, so guide_model has no effect: leave it out, or "
+            "take a card that was calibrated with it."
+        )
+    if guidance != 1 and guide_model is None:
+        raise ValueError(
+            f"the card is for guidance {guidance:g}: give the guide_model that it was calibrated "
+            "with, and its guide_labels."
+        )
 
 
 def _settings_in(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from erk.io.untrusted import ShapeError, header_shape
 from metrics.images import (
     BrokenImageError,
     ImageSource,
+    another_shape,
     first_shape,
-    image_name,
     read_bytes,
     read_image,
 )
@@ -124,7 +124,7 @@ def check_headers(source: ImageSource, skip_corrupt: bool = False) -> None:
     with ThreadPoolExecutor(min(16, len(parts))) as pool:  # opening waits on a shared disk
         for found in pool.map(other, parts):
             if found is not None:
-                raise _another_shape(source, *found, shape)
+                raise another_shape(source, *found, shape)
 
 
 def tensor_chunks(images: Iterable[Tensor]) -> Iterator[Chunk]:
@@ -222,18 +222,4 @@ def _decode(
             return None
         raise
     except ShapeError as error:
-        raise _another_shape(source, index, error.shape, shape) from None
-
-
-def _another_shape(
-    source: ImageSource, index: int, actual: tuple[int, ...], shape: tuple[int, ...]
-) -> ValueError:
-    return ValueError(
-        f"{image_name(source, index)} is {_described(actual)} but the first image "
-        f"is {_described(shape)}: measure images of one size and mode at a time"
-    )
-
-
-def _described(shape: tuple[int, ...]) -> str:
-    height, width, channels = shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+        raise another_shape(source, index, error.shape, shape) from None

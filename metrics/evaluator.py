@@ -312,7 +312,8 @@ def resolve(
     protocol = protocol or (reference and reference.protocol)
     if protocol is None:
         what = f"the reference {reference.name} names" if reference else "real images name"
-        raise ValueError(f"{what} no protocol: choose one of {', '.join(known_protocols())}")
+        names = ", ".join(known_protocols())
+        raise ValueError(f"{what} no protocol: choose one of {names}, such as protocol='edm'")
     rules = find_protocol(protocol) if isinstance(protocol, str) else protocol
     rules = rules.only(metrics)
     if reference is not None and set(rules.statistics()) - set(reference.statistics):

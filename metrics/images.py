@@ -110,10 +110,31 @@ def load_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """Read all images of a source: uint8 [N, C, H, W] and labels int64 [N], if it has labels."""
     import torch
 
-    source = open_images(path)
-    images = [read_image(source, index) for index in range(len(source.names))]
+    source, images = open_images(path), list[np.ndarray]()
+    for index in range(len(source.names)):
+        shape = images[0].shape if images else None
+        try:
+            images.append(read_image(source, index, shape=shape))
+        except ShapeError as error:
+            assert shape is not None
+            raise another_shape(source, index, error.shape, shape) from None
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return pixels, None if source.labels is None else torch.tensor(source.labels)
+
+
+def another_shape(
+    source: ImageSource, index: int, actual: tuple[int, ...], shape: tuple[int, ...]
+) -> ValueError:
+    """Return the error of an image that has another shape [H, W, C] than the first."""
+    return ValueError(
+        f"{image_name(source, index)} is {_described(actual)} but the first image is "
+        f"{_described(shape)}: resize them to one size once, in one mode, or measure them apart"
+    )
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
 def image_name(source: ImageSource, index: int) -> str:

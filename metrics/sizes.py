@@ -15,5 +15,5 @@ def check_same_size(sizes: Mapping[str, Size | None]) -> None:
         if size != (height, width):
             raise ValueError(
                 f"{first} holds images of {size[1]}x{size[0]} pixels but {name} of "
-                f"{width}x{height}: their numbers would not compare"
+                f"{width}x{height}: their numbers would not compare, so resize one, once"
             )

@@ -189,7 +189,7 @@ def check_choice(name: str, values: Sequence[str], known: Sequence[str]) -> None
     is_list = isinstance(values, Sequence) and not isinstance(values, str)
     if not is_list or {*values} - {*known} or len({*values}) < len(values):
         raise ValueError(
-            f"{name} takes one or more of {', '.join(known)}, each once, not {values!r}."
+            f"{name} takes one or more of {', '.join(known)}, each once, as a list, not {values!r}."
         )
 
 

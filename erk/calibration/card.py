@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from erk.calibration.problem import networks
+from erk.calibration.problem import PARAMETERS, networks
 from erk.io.atomic import write_file
 from erk.io.cache import save_json
 from erk.io.files import read_regular
@@ -83,13 +83,15 @@ class Card(NamedTuple):
 
     def _sampler(self) -> str:
         s = self.settings
+        guided = f", guidance {s.guidance:g}" if s.guidance != 1 else ""
         options = ", ".join(f"{name} {value}" for name, value in s.solver_options.items())
         levels = s.erk.sigmas if isinstance(s.erk, Correction) else s.levels
         shown = f"{levels} schedule, {s.steps} steps"
         if not isinstance(levels, str):
             shown = f"{len(levels)} noise levels from {levels[0]:.4g} to {levels[-1]:.4g}"
         first = ", analytic first step" if s.afs else ""
-        return f"{s.solver}{f' ({options})' if options else ''}, {shown}{first}"
+        nfe = f"at most {self.nfe} evaluations"
+        return f"{s.solver}{f' ({options})' if options else ''}, {shown}{first}, {nfe}{guided}"
 
     @property
     def key(self) -> str:
@@ -129,13 +131,17 @@ class Card(NamedTuple):
             warnings.warn(self.warning, stacklevel=3)
         return {name: getattr(self.settings, name) for name in DECIDED}
 
-    def check(self, model: Any, guide_model: Any) -> None:
-        """Raise ValueError unless the card is for these denoisers."""
+    def check(self, model: Any, guide_model: Any, wrapped: bool = False) -> None:
+        """Raise ValueError unless the card is for these denoisers.
+
+        `wrapped`: a host has put the network into a module of its own, which is not compared.
+        """
         here = networks(model, guide_model, self.settings.guidance)
         pairs = [
             f"the card's {name}: {_short(there or UNKNOWN)}, this one: {_short(value or UNKNOWN)}"
             for name, value in here.items()
             if (there := self.networks.get(name, value)) != value
+            and not (wrapped and name in PARAMETERS)
         ]
         if pairs:
             raise ValueError(
@@ -216,6 +222,8 @@ class _Networks(_Strict):
     network: str
     guide: str | None
     samples: str = ""  # their shape; see `networks`
+    parameters: str = ""
+    guide_parameters: str = ""
 
 
 class CardFile(_Strict):

@@ -19,7 +19,7 @@ from erk.method.point import Guidance, Step
 from erk.method.sampler import loop, solve
 from erk.method.settings import Settings
 from erk.method.values import number
-from erk.models.adapters import weights_sha256
+from erk.models.adapters import Adapter, parameters_sha256
 from erk.models.noise import noise_and_labels
 
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor | None]]
@@ -120,23 +120,32 @@ class Problem(NamedTuple):
         return end
 
 
-def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
-    """Return the SHA-256 of the denoisers' files or weights; no guide at guidance 1.
+PARAMETERS = ("parameters", "guide_parameters")
+"""What `networks` calls those of networks that are not from a file."""
 
-    Of a network that is not from a file the shape of its samples is returned too, if it says one:
-    all that tells a function, whose SHA-256 is "", from another one.
+
+def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
+    """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1.
+
+    Of networks that are not from a file that of the parameters is returned too, and the shape of
+    the samples, as far as they are known: of a function only the shape tells it from another one.
     """
-    guide = None if guidance == 1 else _sha256(guide_model)
-    found = {"network": _sha256(model), "guide": guide}
-    if not getattr(model, "sha256", ""):
+    guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
+    found = {"network": getattr(model, "sha256", ""), "guide": guide}
+    if not found["network"]:
         with suppress(AttributeError, TypeError, ValueError):
             found["samples"] = str([int(size) for size in model.sample_shape])
-    return found
+    both = dict(zip(PARAMETERS, (model, None if guidance == 1 else guide_model), strict=True))
+    return found | {name: value for name, one in both.items() if (value := _parameters(one))}
 
 
-def _sha256(model: Any) -> str:
-    known = str(getattr(model, "sha256", ""))
-    return weights_sha256(model) if not known and isinstance(model, nn.Module) else known
+def _parameters(model: Any) -> str:
+    """Return the SHA-256 of a denoiser's parameters; "" if it is from a file or a function."""
+    if getattr(model, "sha256", ""):
+        return ""
+    if isinstance(model, Adapter):
+        return model.parameters_sha256
+    return parameters_sha256(model) if isinstance(model, nn.Module) else ""
 
 
 def _hash(tensors: Iterable[Tensor | None]) -> str:

@@ -168,7 +168,7 @@ def _sample(
             "take another sampler)."
         )
     if card is not None:
-        open_card(card).check(model, None)
+        open_card(card).check(model, None, wrapped=True)
         _check_levels(settings, sigmas)
     levels = sigmas.detach().cpu()  # comparing costs no GPU sync
     guidance: Guidance = unguided

@@ -32,7 +32,7 @@ for a function.
 Prediction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [B, ...], sigma, the network's answer [B, ...]) -> D [B, ...]; sigma broadcasts over x."""
 
-FEW = 64  # values of a weight that identify it
+FEW = 64  # values of a parameter that identify it
 
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": lambda x, sigma, answer: x - sigma * answer,
@@ -79,7 +79,7 @@ class Adapter:
     ):
         check_names(data, Data.__annotations__, "Adapter")
         label_dim = number("label_dim", data.get("label_dim", 0), int, least=0)
-        self._takes_labels = takes(model, 3)
+        self._takes_labels, self._needs_labels = takes(model, 3), not takes(model, 2)
         known = self._takes_labels or takes(model, 2) and label_dim == 0
         arguments = "(x, time, labels)" if label_dim else "(x, time) or (x, time, labels)"
         require(known, "model", f"a network or a function of {arguments}", model)
@@ -101,6 +101,11 @@ class Adapter:
         level = level_for(x, level)
         dtype = self.compute_dtype or x.dtype
         more = () if labels is None else (_in(dtype, labels),)
+        if not more and self._needs_labels:
+            raise ValueError(
+                "the network takes (x, time, labels), but gets no labels: give them, or label_dim, "
+                "its number of classes, so that erk.noise_and_labels draws them."
+            )
         if more and not self._takes_labels:
             raise ValueError("labels are given, but the network takes (x, time) alone: give none.")
         answer = call_network(self.model, (x * self._scale(level)).to(dtype), time, *more)
@@ -114,14 +119,15 @@ class Adapter:
         return self._denoised(x, level, answer.to(x.dtype))
 
     @property
-    def sha256(self) -> str:
-        """Digest of `weights_sha256` and of what D is made of; "" if the network is a function."""
+    def parameters_sha256(self) -> str:
+        """Digest of the network's parameters and of what makes D of it; "" if it is a function."""
         if not isinstance(self.model, nn.Module):
             return ""
         level = torch.tensor([0.1, 1.0, 10.0])
         parts = self._scale(level), self.sigma_inv(level), self._denoised(level, level, 1 + level)
         rounded = [[f"{value:.4g}" for value in part.tolist()] for part in parts]
-        content = [weights_sha256(self.model), rounded, self.sample_shape and [*self.sample_shape]]
+        shape = self.sample_shape and [*self.sample_shape]
+        content = [parameters_sha256(self.model), rounded, shape]
         return hashlib.sha256(str(content).encode()).hexdigest()
 
     @property
@@ -137,16 +143,16 @@ class Adapter:
         return PixelEncoder().decode(x)
 
 
-def weights_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of dtype, shape and first values of every weight.
+def parameters_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of dtype, shape and first values of every parameter and buffer.
 
     These tell networks apart; all values of a large one would take seconds.
     """
     content = hashlib.sha256()
-    for weight in network.state_dict().values():
-        if isinstance(weight, Tensor):
-            content.update(f"{weight.dtype} {[*weight.shape]}".encode())
-            content.update(weight.flatten()[:FEW].double().cpu().numpy().tobytes())
+    for one in network.state_dict().values():
+        if isinstance(one, Tensor):
+            content.update(f"{one.dtype} {[*one.shape]}".encode())
+            content.update(one.flatten()[:FEW].double().cpu().numpy().tobytes())
     return content.hexdigest()
 
 

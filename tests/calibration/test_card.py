@@ -123,7 +123,7 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"card.s guide: ffffffffffff, this one: \w{12}"):
         erk.sample(model, noise, labels, card=path, guide_model=other)
     with pytest.raises(ValueError, match="guide: ffffffffffff, this one: not from a file"):
-        erk.sample(model, noise, labels, card=path)
+        erk.sample(model, noise, labels, card=path, guide_model=lambda x, sigma, labels: x)
 
 
 def test_a_module_is_recognised_by_its_weights():
@@ -137,11 +137,11 @@ def test_a_module_is_recognised_by_its_weights():
         erk.from_epsilon(one, table[:500]), erk.from_epsilon(one, table, sample_shape=(1, 2, 2)),
         erk.from_flow(one), erk.from_flow(one, data_at=1), erk.from_denoiser(one), one, other,
     ]  # fmt: skip
-    names = [networks(model, None, 1.0)["network"] for model in adapted]
+    names = [networks(model, None, 1.0)["parameters"] for model in adapted]
     assert len({*names}) == len(names) and "" not in names
-    assert networks(erk.from_epsilon(same, table), None, 1.0)["network"] == names[0]
-    assert networks(torch.compile(same), None, 1.0)["network"] == names[8]
-    assert networks(erk.from_flow(lambda x, t: x), None, 1.0)["network"] == ""
+    assert networks(erk.from_epsilon(same, table), None, 1.0)["parameters"] == names[0]
+    assert networks(torch.compile(same), None, 1.0)["parameters"] == names[8]
+    assert "parameters" not in networks(erk.from_flow(lambda x, t: x), None, 1.0)
 
 
 def test_a_card_of_a_function_is_for_samples_of_its_shape():
@@ -248,3 +248,18 @@ def test_a_correction_for_other_levels_is_refused_when_it_is_used(tmp_path):
     path = written(tmp_path, setting(steps=4))
     with pytest.raises(ValueError, match="for other noise levels"):
         erk.sample(*start(), card=path)
+
+
+def test_a_card_and_a_guide_belong_together():
+    """A guide was ignored, or its absence called another network."""
+    model, noise, labels = start()
+    for guidance, given, message in (
+        (1.0, {"guide_model": model, "guide_labels": labels}, "guide_model has no effect: leave"),
+        (2.0, {}, "the card is for guidance 2: give the guide_model"),
+        (2.0, {"guide_labels": labels}, "the card is for guidance 2: give the guide_model"),
+    ):
+        card = setting(guidance=guidance)
+        card["networks"]["guide"] = None if guidance == 1 else "f" * 64
+        with pytest.raises(ValueError, match=message):
+            erk.sample(model, noise, labels, card=card, **given)
+    assert ", at most 5 evaluations, guidance 2\n" in str(open_card(card))

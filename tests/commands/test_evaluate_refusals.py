@@ -62,7 +62,7 @@ def test_one_image_of_another_shape_is_named_before_a_network_loads(
     Image.new(mode, (width, 8)).save(folders / odd / "3.png")
     monkeypatch.setattr("metrics.evaluator.download_weights", lambda *_: pytest.fail("downloaded"))
     monkeypatch.setattr("metrics.options.load_extractor", lambda *_, **__: pytest.fail("loaded"))
-    message = f"{odd}/3.png is {size} but the first image is 8x8 grey: measure images of one size"
+    message = f"{odd}/3.png is {size} but the first image is 8x8 grey: resize them"
     for words in (
         ["evaluate", "--images", "fake", "--real", "real", "--protocol", "edm"],
         ["evaluate", "--images", "fake", "--paired", "real", "--ref", "digits"],

@@ -52,10 +52,9 @@ def test_the_page_on_guidance():
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
 
     def network(x, t, labels):  # exact for Gaussian data of deviation 1
-        return x * (1 - table[t.round().long()]).sqrt()[:, None]
+        return x * (1 - table[t.round().long()]).sqrt()[:, None, None, None]
 
-    space = {"network": network, "labels": torch.ones(3, 1), "no_labels": torch.zeros(3, 1)}
-    space["noise"] = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    space = {"network": network}
     space["weaker"] = lambda x, sigma, labels: x / (1 + sigma**2) * 0.9
     run_page("docs/howto/guidance.md", space)
     assert all(space[name].isfinite().all() for name in ("x0", "apg", "cfg_pp"))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from erk.io import untrusted
-from metrics.images import BrokenImageError, open_images, read_image
+from metrics.images import BrokenImageError, load_images, open_images, read_image
 from metrics.npz import map_npz
 from metrics.selection import labels_of, seeds_of, subset
 
@@ -385,3 +385,10 @@ def test_archives_beside_images_and_capital_letters(tmp_path):
     assert len(open_images(tmp_path / "X.ZIP").names) == 3
     (note,) = open_images(tmp_path).notes
     assert note == "X.ZIP in it is not read: to measure an archive, name it"
+
+
+def test_images_of_two_sizes_are_named(tmp_path):
+    for name, size in (("a", 8), ("b", 8), ("c", 9)):
+        Image.new("L", (size, 8)).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="c.png is 9x8 grey but the first image is 8x8 grey"):
+        load_images(tmp_path)

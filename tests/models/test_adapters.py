@@ -199,3 +199,11 @@ def test_mistakes_have_one_sentence():
     advice = "such as lambda x, t: network(x, t).sample for a network of diffusers"
     with pytest.raises(ValueError, match=re.escape(advice)):
         erk.from_epsilon(lambda x, t: SimpleNamespace(sample=x), ALPHAS)(torch.ones(2, 3), 1.0)
+
+
+def test_a_network_that_needs_labels_says_so():
+    model = erk.from_flow(lambda x, t, labels: x * labels.sum(1)[:, None], sample_shape=(2,))
+    noise, labels = erk.noise_and_labels(range(2), model)
+    assert labels is None
+    with pytest.raises(ValueError, match="gets no labels: give them, or label_dim"):
+        erk.sample(model, noise, labels)
