@@ -1,4 +1,4 @@
-"""Sources of images: a folder, a zip, an npz or scikit-learn's, read as uint8 in seed order."""
+"""Sources of images: a folder, a zip or an npz, read as uint8 in seed order."""
 
 from __future__ import annotations
 

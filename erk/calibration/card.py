@@ -145,8 +145,8 @@ class Card(NamedTuple):
         ]
         if pairs:
             raise ValueError(
-                f"this card is for other networks ({'; '.join(pairs)}): calibrate for these "
-                "(erk calibrate), or leave the card out."
+                f"this card is for other networks, or for these in another precision ("
+                f"{'; '.join(pairs)}): calibrate for these (erk calibrate), or leave the card out."
             )
 
     def check_host(self, integration: str) -> None:

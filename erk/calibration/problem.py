@@ -1,7 +1,7 @@
 """The ODE that a solver's error is measured on: networks, settings, and noise from seeds."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -54,13 +54,13 @@ class Problem(NamedTuple):
 
     def drift(self, labels: Tensor | None) -> GuidedDrift:
         """Return the drift of the networks, with model guidance."""
-        return self.settings.drift(*self._networks(labels))
+        return self.settings.drift(*self.arguments(labels))
 
     def exact_drift(self, labels: Tensor | None) -> GuidedDrift:
         """Return the drift with model guidance and nothing else: the right side of the ODE."""
-        return self.settings.exact_drift(*self._networks(labels))
+        return self.settings.exact_drift(*self.arguments(labels))
 
-    def _networks(self, labels: Tensor | None) -> tuple[Any, ...]:
+    def arguments(self, labels: Tensor | None) -> tuple[Any, ...]:
         """Return the arguments of a drift, with a row of guide_labels for each of labels."""
         guided = self.guide_labels
         if guided is not None and labels is not None:
@@ -81,12 +81,13 @@ class Problem(NamedTuple):
         if self.settings.twin is not None:
             raise ValueError("results can be kept only for the solver's pair: leave out twin.")
         if "" in (identity["network"], identity["guide"]):
-            raise ValueError("results can be kept only for networks that have a sha256.")
+            raise ValueError("results can be kept only for networks of files, with a sha256.")
         scale = self.settings.erk_scale
         if scale != field("erk_scale").default:
             identity = identity | {"erk_scale": scale}
         if self.guide_labels is not None:
-            identity = identity | {"guide_labels": _hash([self.guide_labels])}
+            row = self.guide_labels
+            identity = identity | {"guide_labels": [str(row.dtype), row.double().tolist()]}
         return identity | {
             "dtype": str(self.settings.dtype),
             "batch": self.batch,
@@ -97,7 +98,11 @@ class Problem(NamedTuple):
 
     def _fingerprint(self, seeds: Sequence[int]) -> str:
         """Hash the noise and labels of the seeds."""
-        return _hash(tensor for group in self.batches(seeds) for tensor in self.draw(group))
+        content = hashlib.sha256()
+        for group in self.batches(seeds):
+            for tensor in self.draw(group):
+                content.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
+        return content.hexdigest()
 
     @torch.inference_mode()
     def run(
@@ -140,19 +145,12 @@ def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | N
 
 
 def _parameters(model: Any) -> str:
-    """Return the SHA-256 of a denoiser's parameters; "" if it is from a file or a function."""
+    """Return the SHA-256 of a denoiser's parameters; "" if it is from a file or says none."""
     if getattr(model, "sha256", ""):
         return ""
     if isinstance(model, Adapter):
         return model.parameters_sha256
     return parameters_sha256(model) if isinstance(model, nn.Module) else ""
-
-
-def _hash(tensors: Iterable[Tensor | None]) -> str:
-    content = hashlib.sha256()
-    for tensor in tensors:
-        content.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
-    return content.hexdigest()
 
 
 NOT_PLAIN = ("w_stiff", "w_con", "erk_scale", "erk_proj", "erk", "twin", "S_churn", "adaptive_tau",

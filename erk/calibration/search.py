@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erk.calibration.parts import Parts
 from erk.calibration.problem import Problem
-from erk.calibration.solver_error import Ratio, ends, ratio, reference_path
+from erk.calibration.solver_error import Ratio, converged, ratio
 from erk.method.guidance import erk_guid, memoryless
 from erk.method.point import Guidance, Step, norm, to_double
 from erk.method.stiffness import stiffness
@@ -161,9 +161,10 @@ def converged_ends(
     @torch.inference_mode()
     def end(group: Sequence[int]) -> Tensor:
         noise, labels = problem.draw(group)
-        start = noise.to(problem.settings.dtype)
-        path = reference_path(problem.exact_drift(labels), start, ends(problem.sigmas), evaluations)
-        return path[-1]
+        model, labels, guide, guide_labels = problem.arguments(labels)
+        return converged(
+            problem.settings, model, noise, labels, guide, evaluations, guide_labels
+        )
 
     groups = enumerate(problem.batches(seeds))
     return torch.cat([parts.keep(f"{name}-{i}", lambda g=g: end(g)) for i, g in groups])  # type: ignore[misc]

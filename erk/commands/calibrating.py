@@ -175,9 +175,8 @@ def is_done(path: Path, facts: dict[str, Any]) -> bool:
 def progress_bar(problem: Problem, most: int) -> Iterator[None]:
     """Show the evaluations of the network on stderr, of at most `most` samples."""
     network = getattr(problem.model, "network", None)  # the exact toy takes seconds
-    both = problem.guide_model is problem.model  # evaluated in one batch
     with tqdm(
-        total=most * (1 + both), desc="Calibrating", mininterval=0.5, disable=network is None,
+        total=most, desc="Calibrating", mininterval=0.5, disable=network is None,
         bar_format="{l_bar}{bar}| {n_fmt} of at most {total_fmt} evaluations [{elapsed}]",
     ) as bar:  # fmt: skip
         def count(_: Any, given: tuple[Tensor, ...], __: Any) -> None:

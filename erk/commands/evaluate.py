@@ -169,10 +169,9 @@ def _check_known_sizes(
     from metrics.sizes import check_same_size
 
     skip_corrupt = options["skip_corrupt"]
+    others = sizes_of(options["ref"], real, skip_corrupt)
     for source in sources:
-        size = size_of(source, skip_corrupt)
-        others = sizes_of(options["ref"], real, skip_corrupt)
-        check_same_size({str(source.path): size} | others)
+        check_same_size({str(source.path): size_of(source, skip_corrupt)} | others)
     for one in (*sources, real):
         if one is not None:
             check_headers(one, skip_corrupt)

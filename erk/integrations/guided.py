@@ -201,7 +201,7 @@ class Guided(SchedulerMixin):
         card.check_given({"steps": given.get("num_inference_steps")})
         if self._model is None and (card.networks["network"] or card.networks.get("guide")):
             raise ValueError(
-                "the card is for the networks of files, which a scheduler does not see: sample "
+                "the card is for networks from files, which a scheduler does not see: sample "
                 "with EDM2Pipeline, or call check_card(model, guide_model, guidance) first."
             )
         self._set_levels(self._card_levels(), given.get("device"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 
 class SlowError(OSError):
@@ -87,7 +87,8 @@ class BoundedSession(Session):
 def is_unreachable(error: Exception) -> bool:
     """Return whether no connection to the server, or to its proxy, could be opened."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(getattr(reason, "original_error", reason), NewConnectionError)
+    reason = getattr(reason, "original_error", reason)
+    return isinstance(reason, NewConnectionError | ConnectTimeoutError)
 
 
 class _Adapter(HTTPAdapter):

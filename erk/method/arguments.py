@@ -43,8 +43,11 @@ def takes(function: Any, count: int) -> bool:
     """Return whether this is a function or network that `count` positional arguments fit."""
     if not callable(function):
         return False
+    call = type(function).__call__  # that of torch's modules says nothing, their forward does
+    is_module = str(getattr(call, "__module__", "")).startswith("torch")
+    says = getattr(function, "forward", function) if is_module else function
     try:  # a decorator may change the arguments: its own count, not those of what it wraps
-        own = inspect.signature(getattr(function, "forward", function), follow_wrapped=False)
+        own = inspect.signature(says, follow_wrapped=False)
     except (TypeError, ValueError):  # it does not say
         return True
     try:
@@ -58,7 +61,7 @@ def call_network(network: Callable[..., Any], *arguments: Any) -> Any:
     """Return network(*arguments); an error of its code gets a note of what it was called with."""
     try:
         return network(*arguments)
-    except (IndexError, RuntimeError, TypeError) as error:
+    except Exception as error:
         if not hasattr(error, "__notes__"):  # of the network within an adapter
             given = ", ".join(_kind(argument) for argument in arguments)
             error.add_note(f"The network was called with ({given}).")
@@ -67,4 +70,5 @@ def call_network(network: Callable[..., Any], *arguments: Any) -> Any:
 
 def _kind(value: Any) -> str:
     """Return dtype and shape of a tensor, the repr of anything else."""
-    return f"{value.dtype} {[*value.shape]}" if hasattr(value, "shape") else shown(value)
+    known = hasattr(value, "dtype") and hasattr(value, "shape")
+    return f"{value.dtype} {[*value.shape]}" if known else shown(value)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from erk.method.arguments import call_network, check_names, require, takes
 from erk.method.point import level_for
@@ -120,14 +121,14 @@ class Adapter:
 
     @property
     def parameters_sha256(self) -> str:
-        """Digest of the network's parameters and of what makes D of it; "" if it is a function."""
-        if not isinstance(self.model, nn.Module):
+        """Digest of the network's parameters and of what makes D of it; "" if it says none."""
+        known = parameters_sha256(self.model) if isinstance(self.model, nn.Module) else ""
+        if not known:
             return ""
         level = torch.tensor([0.1, 1.0, 10.0])
         parts = self._scale(level), self.sigma_inv(level), self._denoised(level, level, 1 + level)
         rounded = [[f"{value:.4g}" for value in part.tolist()] for part in parts]
-        shape = self.sample_shape and [*self.sample_shape]
-        content = [parameters_sha256(self.model), rounded, shape]
+        content = [known, rounded, f"{self.sigma_min:.4g} {self.sigma_max:.4g}"]
         return hashlib.sha256(str(content).encode()).hexdigest()
 
     @property
@@ -144,15 +145,18 @@ class Adapter:
 
 
 def parameters_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of dtype, shape and first values of every parameter and buffer.
+    """Return the SHA-256 of dtype, shape and first values of every parameter; "" if it says none.
 
-    These tell networks apart; all values of a large one would take seconds.
+    These tell networks apart; all values of a large one would take seconds. A network without
+    parameters says none, nor does one whose parameters are elsewhere (offloaded) or not made yet.
     """
-    content = hashlib.sha256()
-    for one in network.state_dict().values():
-        if isinstance(one, Tensor):
-            content.update(f"{one.dtype} {[*one.shape]}".encode())
-            content.update(one.flatten()[:FEW].double().cpu().numpy().tobytes())
+    parameters, content = [*network.parameters()], hashlib.sha256()
+    if not parameters or any(one.is_meta or is_lazy(one) for one in parameters):
+        return ""
+    for one in parameters:
+        few = torch.atleast_1d(one.detach())[:FEW].flatten()[:FEW]  # not all of them contiguous
+        content.update(f"{one.dtype} {[*one.shape]}".encode())
+        content.update(few.double().cpu().numpy().tobytes())
     return content.hexdigest()
 
 

@@ -133,8 +133,8 @@ def download_weights(names: Iterable[str], offline: bool = False, trial: bool = 
         name_missing(urls.values(), offline)
         for url in missing_files(urls.values()).values():
             fetch(url, offline=offline)
-    except OSError as error:
-        if not trial:
+    except (ConnectionError, FileNotFoundError) as error:
+        if not trial or error.errno is not None:
             raise
         missing = missing_files(urls.values()).values()
         random = " ".join(f"--weights {name}=random:0" for name in urls if urls[name] in missing)

@@ -100,7 +100,7 @@ def test_a_card_without_medians_is_printed_too(card):
     assert "on seeds that" in lines[1] and lines[-1].startswith("ratio of the last two")
     assert lines[2].strip() == "mean ± standard error"
     plain = card._replace(settings=Settings("heun", "edm", steps=3))
-    assert str(plain).startswith("heun, edm schedule, 3 steps\n")
+    assert str(plain).startswith("heun, edm schedule, 3 steps, at most 5 evaluations\n")
 
 
 def test_a_written_card_is_the_returned_one(card, tmp_path):
@@ -366,6 +366,7 @@ def test_labels_of_the_guide_are_one_row_and_other_than_those_of_the_samples():
 
 def test_kept_results_are_for_these_labels_of_the_guide():
     model = labelled()
+    model.sha256 = "f" * 64  # as if it were from a file
     keys = [problem_for(model, Settings(guidance=2.0, steps=4), model, guide_labels=row).key([0])
             for row in (torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1, 3))]  # fmt: skip
     assert keys[0] == keys[2] != keys[1]

@@ -127,21 +127,23 @@ def test_a_card_of_another_network_or_guide_is_refused(tmp_path):
 
 
 def test_a_module_is_recognised_by_its_weights():
-    """Also within an adapter, together with what it predicts, its times and the sample's shape."""
+    """Also within an adapter, together with what it predicts, its times and noise levels."""
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     torch.manual_seed(0)
     one, other = torch.nn.Bilinear(2, 2, 2), torch.nn.Bilinear(2, 2, 2)
     same = copy.deepcopy(one)
     adapted = [
         erk.from_epsilon(one, table), erk.from_epsilon(other, table), erk.from_v(one, table),
-        erk.from_epsilon(one, table[:500]), erk.from_epsilon(one, table, sample_shape=(1, 2, 2)),
+        erk.from_epsilon(one, table[:500]), erk.from_denoiser(one, 0.002, 10.0),
         erk.from_flow(one), erk.from_flow(one, data_at=1), erk.from_denoiser(one), one, other,
     ]  # fmt: skip
     names = [networks(model, None, 1.0)["parameters"] for model in adapted]
     assert len({*names}) == len(names) and "" not in names
     assert networks(erk.from_epsilon(same, table), None, 1.0)["parameters"] == names[0]
     assert networks(torch.compile(same), None, 1.0)["parameters"] == names[8]
-    assert "parameters" not in networks(erk.from_flow(lambda x, t: x), None, 1.0)
+    meta, lazy = torch.nn.Bilinear(2, 2, 2, device="meta"), torch.nn.LazyLinear(2)
+    for silent in (erk.from_flow(lambda x, t: x), torch.nn.Identity(), meta, lazy):
+        assert "parameters" not in networks(silent, None, 1.0)
 
 
 def test_a_card_of_a_function_is_for_samples_of_its_shape():

@@ -10,6 +10,7 @@ import torch
 from cards import LEVELS, card_file, card_of
 
 import erk
+from erk.integrations.diffusers import ERKHeunScheduler
 from erk.integrations.kdiffusion import (
     SAMPLERS,
     card_sigmas,
@@ -273,6 +274,26 @@ def test_cards_for_something_else_are_refused(tmp_path):
     run(Guided(), card=guided)
     with pytest.raises(ValueError, match="needs a card: give card='FILE'"):
         sample_erk_card(Gaussian(), start(), sigmas)
+
+
+def test_a_card_of_a_module_is_for_what_a_host_makes_of_it(tmp_path):
+    """Hosts wrap networks in modules of their own, or do not show them."""
+    card = card_of()
+    known = card.networks | {"parameters": "a" * 64}
+    path = tmp_path / "module.card.json"
+    card._replace(networks=known).save(path)
+
+    class Wrapped(torch.nn.Linear):
+        def forward(self, x, sigma):
+            return Gaussian()(x, sigma)
+
+    levels = torch.tensor(LEVELS)
+    written = sample_erk_heun(Wrapped(1, 1), start(), levels, disable=True, card=path)
+    alone = sample_erk_heun(Gaussian(), start(), levels, disable=True, card=path)
+    assert torch.equal(written, alone)
+    scheduler = ERKHeunScheduler(card=str(path))
+    scheduler.set_timesteps()
+    assert scheduler.sigmas[0].item() == pytest.approx(LEVELS[0])
 
 
 @pytest.mark.parametrize(

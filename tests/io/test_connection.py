@@ -3,9 +3,17 @@
 import socket
 
 import pytest
+import requests
 from download_site import BODY, HASH
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    MaxRetryError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 
 from erk.io import download
+from erk.io.connection import is_unreachable
 from erk.io.download import fetch
 
 
@@ -51,6 +59,12 @@ def test_a_refused_connection_is_tried_once_more(site, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(ConnectionError, match=r"\(ProxyError\) \(2 tries\)"):
         fetch(site.url, cache=tmp_path)
+
+
+def test_a_host_that_drops_packets_is_unreachable_too():
+    reasons = ConnectTimeoutError(), NewConnectionError(None, ""), ReadTimeoutError(None, "", "")
+    failed = [requests.ConnectionError(MaxRetryError(None, "", reason)) for reason in reasons]
+    assert [*map(is_unreachable, failed)] == [True, True, False]
 
 
 @pytest.mark.parametrize("first", [503, "cut"])

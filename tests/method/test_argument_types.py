@@ -299,3 +299,33 @@ def test_the_signed_step_of_a_loop_of_numbers():
     pairs = [erk.Step(X, first, twin=second, h=h) for h in (0.5, torch.tensor(0.5))]
     ours = [erk_guid(step, 1.0, 0.0) for step in pairs]
     assert torch.equal(*ours) and not torch.equal(ours[0], X)
+
+
+def test_an_object_is_called_as_its_call_says():
+    """A callback with a method `forward` was asked for that one's arguments."""
+
+    class Player:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, state):
+            self.seen.append(state.index)
+
+        def forward(self):
+            pass
+
+    player = Player()
+    erk.sample(denoiser, X, steps=3, callback=player)
+    assert player.seen == [0, 1, 2]
+
+
+def test_the_note_of_a_failed_network_does_not_hide_its_error():
+    class Labels:
+        shape = (1,)
+
+    def network(x, sigma, labels):
+        raise AttributeError("its own")
+
+    with pytest.raises(AttributeError, match="its own") as error:
+        erk.sample(network, X, Labels(), steps=3)
+    assert "The network was called with (torch.float32" in error.value.__notes__[0]
