@@ -235,7 +235,7 @@ def test_beyond_says_what_the_verdicts_show():
         ),
         (
             [row for row in sum(guided, []) if row["NFE"] == 8],
-            "At 8 its distance is {} to {} of that of the best rival, UniPC or DPM++(2M)",
+            "At 8 the card's distance is {} to {} of that of the best rival, UniPC or DPM++(2M)",
             {"UniPC, levels", "DPM++(2M), levels"},
         ),
         (
