@@ -62,7 +62,7 @@ def _check_guide(card: Card, guide_model: Any) -> None:
     guidance = card.settings.guidance
     if guidance == 1 and guide_model is not None:
         raise ValueError(
-            "the card is for no model guidance, so guide_model has no effect: leave it out, or "
+            "the card is without model guidance, so guide_model has no effect: leave it out, or "
             "take a card that was calibrated with it."
         )
     if guidance != 1 and guide_model is None:

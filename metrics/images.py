@@ -128,7 +128,7 @@ def another_shape(
     """Return the error of an image that has another shape [H, W, C] than the first."""
     return ValueError(
         f"{image_name(source, index)} is {_described(actual)} but the first image is "
-        f"{_described(shape)}: resize them to one size once, in one mode, or measure them apart"
+        f"{_described(shape)}: resize them to one size in one mode, or measure them separately"
     )
 
 

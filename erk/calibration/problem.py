@@ -81,7 +81,7 @@ class Problem(NamedTuple):
         if self.settings.twin is not None:
             raise ValueError("results can be kept only for the solver's pair: leave out twin.")
         if "" in (identity["network"], identity["guide"]):
-            raise ValueError("results can be kept only for networks of files, with a sha256.")
+            raise ValueError("results can be kept only for networks from files, by their sha256.")
         scale = self.settings.erk_scale
         if scale != field("erk_scale").default:
             identity = identity | {"erk_scale": scale}
@@ -132,8 +132,8 @@ PARAMETERS = ("parameters", "guide_parameters")
 def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | None]:
     """Return the SHA-256 of the denoisers' files ("": not from a file); no guide at guidance 1.
 
-    Of networks that are not from a file that of the parameters is returned too, and the shape of
-    the samples, as far as they are known: of a function only the shape tells it from another one.
+    A network that is not from a file is identified by the SHA-256 of its parameters and the shape
+    of its samples, as far as they are known; a function by the shape alone.
     """
     guide = None if guidance == 1 else getattr(guide_model, "sha256", "")
     found = {"network": getattr(model, "sha256", ""), "guide": guide}
@@ -145,7 +145,7 @@ def networks(model: Any, guide_model: Any, guidance: float) -> dict[str, str | N
 
 
 def _parameters(model: Any) -> str:
-    """Return the SHA-256 of a denoiser's parameters; "" if it is from a file or says none."""
+    """Return the SHA-256 of a denoiser's parameters; "" if from a file or unknown."""
     if getattr(model, "sha256", ""):
         return ""
     if isinstance(model, Adapter):
@@ -187,12 +187,8 @@ def problem_for(
     be corrected.
     """
     is_row = isinstance(guide_labels, Tensor) and guide_labels.shape[:1] == (1,)
-    require(
-        guide_labels is None or is_row,
-        "guide_labels",
-        "one row, [1, ...], for all samples",
-        guide_labels,
-    )
+    expected = "one row, [1, ...], for all samples"
+    require(guide_labels is None or is_row, "guide_labels", expected, guide_labels)
     batch = number("batch", batch, int, least=1)
     draw = partial(noise_and_labels, model=model) if draw is None else draw
     problem = Problem(model, guide_model, settings, draw, batch, guide_labels)

@@ -39,7 +39,7 @@ MIN_RATE, WINDOW = 1000, 60.0  # bytes per second, and the seconds over which th
 class _TryAgainError(Exception): ...  # another try may succeed
 
 
-class _UnreachableError(_TryAgainError): ...  # an unknown host, or a refused connection
+class _UnreachableError(_TryAgainError): ...  # an unknown host, no connection, or none in time
 
 
 def fetch(

@@ -40,7 +40,7 @@ def check_names(names: Iterable[str], known: Collection[str], caller: str) -> No
 
 
 def takes(function: Any, count: int) -> bool:
-    """Return whether this is a function or network that `count` positional arguments fit."""
+    """Return whether this is a function or network that takes `count` positional arguments."""
     if not callable(function):
         return False
     call = type(function).__call__  # that of torch's modules says nothing, their forward does

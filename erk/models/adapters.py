@@ -121,7 +121,7 @@ class Adapter:
 
     @property
     def parameters_sha256(self) -> str:
-        """Digest of the network's parameters and of what makes D of it; "" if it says none."""
+        """SHA-256 of the network's parameters and of the rule that gives D; "" if unknown."""
         known = parameters_sha256(self.model) if isinstance(self.model, nn.Module) else ""
         if not known:
             return ""
@@ -145,10 +145,10 @@ class Adapter:
 
 
 def parameters_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of dtype, shape and first values of every parameter; "" if it says none.
+    """Return the SHA-256 of dtype, shape and first values of every parameter; "" if unknown.
 
-    These tell networks apart; all values of a large one would take seconds. A network without
-    parameters says none, nor does one whose parameters are elsewhere (offloaded) or not made yet.
+    These distinguish networks; hashing all values of a large one would take seconds. It is unknown
+    for a network without parameters, and while they are offloaded or not yet initialised.
     """
     parameters, content = [*network.parameters()], hashlib.sha256()
     if not parameters or any(one.is_meta or is_lazy(one) for one in parameters):
